@@ -1,0 +1,54 @@
+"""VGG networks: classify pictures with them, convert them, check them.
+
+    import vgg
+    classifier = vgg.load("vgg19.onnx")
+    for p in classifier.classify("cat.jpg", top=5):
+        print(p.label, p.score, p.wnid, p.index)
+
+Names are loaded when they are first used, so that `import vgg` costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import architectures, engines, formats, images, labels, preprocessing
+    from .architectures import Architecture
+    from .classifier import Classifier, Prediction, Result, load, postprocess
+    from .errors import Error, ImageError, ModelError, Notice
+    from .labels import Labels
+    from .network import Network, Provenance, Quantized
+    from .preprocessing import Preprocessing, preprocess
+
+_HOMES = {
+    "architectures": ("Architecture",),
+    "classifier": ("Classifier", "Prediction", "Result", "load", "postprocess"),
+    "errors": ("Error", "ImageError", "ModelError", "Notice"),
+    "labels": ("Labels",),
+    "network": ("Network", "Provenance", "Quantized"),
+    "preprocessing": ("Preprocessing", "preprocess"),
+}
+_ROOMS = ("architectures", "engines", "formats", "images", "labels", "preprocessing")
+
+__all__ = [
+    "Architecture", "Classifier", "Error", "ImageError", "Labels", "ModelError", "Network", "Notice", "Prediction",
+    "Preprocessing", "Provenance", "Quantized", "Result", "__version__", "architectures", "engines", "formats", "images",
+    "labels", "load", "postprocess", "preprocess", "preprocessing",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("vgg")
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f".{home}", __name__), name)
+    if name in _ROOMS:
+        return import_module(f".{name}", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

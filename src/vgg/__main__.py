@@ -1,0 +1,5 @@
+"""`python -m vgg` is `vgg`."""
+
+from .cli import main
+
+main()

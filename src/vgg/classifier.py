@@ -1,0 +1,262 @@
+"""The object that users hold: pictures in, predictions out."""
+
+import glob
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+from PIL import Image
+
+from . import engines
+from .errors import Error, ImageError
+from .images import SUFFIXES, Picture
+from .labels import Labels, imagenet
+from .network import Network
+from .preprocessing import Preprocessing, preset
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+BATCH_SIZE = 8
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One class that a picture may show."""
+
+    label: str  # `class 17` where the network's classes have no names
+    score: float  # probability, 0..1
+    index: int  # of the class, from 0
+    wnid: str | None  # WordNet id, such as n02123045
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of one picture: predictions, best first, or else why there are none."""
+
+    image: str
+    predictions: list[Prediction]
+    error: str | None = None
+
+
+class Classifier:
+    """A network on an engine, with its preprocessing and labels. Safe to use from several threads at once."""
+
+    def __init__(self, network: Network, engine: str = "auto", *, threads: int | None = None, name: str = "") -> None:
+        """Args: see `load`; `name` is what the model is called in output."""
+        self.network = network
+        self.engine = engines.open(network, engine, threads=threads)
+        self.name = name or network.provenance.published or network.architecture.name
+
+    @overload
+    def classify(self, images: bytes | Image.Image, top: int = 5) -> list[Prediction]: ...
+    @overload
+    def classify(self, images: str | Path | Array, top: int = 5) -> list[Any]: ...
+    @overload
+    def classify(self, images: Sequence[Picture], top: int = 5) -> list[list[Prediction]]: ...
+    def classify(self, images: Any, top: int = 5) -> list[Any]:
+        """What is in a picture, or in each of many.
+
+        Args:
+            images: one picture (a path, a file's bytes, a PIL image, or an array, uint8 [height, width, 3], 0..255), or
+                many: a list of them, a folder, which is walked, a glob, or an array [count, height, width, 3].
+            top: how many predictions a picture.
+
+        Returns:
+            The predictions, best first; for many pictures, a list of such lists in the pictures' order.
+
+        Raises:
+            ImageError: a picture can't be read. `results` goes on instead.
+        """
+        scores = self.scores(images)
+        found = [ranked(row, top, self.network.labels) for row in scores]
+        return found[0] if _is_one(images) else found
+
+    def scores(self, images: Any) -> Array:
+        """The probability of each class: float32 [batch, classes] for one picture or many, as `classify` takes them."""
+        return softmax(self.logits(images))
+
+    def logits(self, images: Any) -> Array:
+        """The network's raw output: float32 [batch, classes] for one picture or many, as `classify` takes them."""
+        rows = []
+        for batch in self._batches(find(images)):
+            for _, error in batch:
+                if isinstance(error, ImageError):
+                    raise error
+            rows.append(self.engine.logits(np.stack([value for _, value in batch])))
+        return np.concatenate(rows)
+
+    def results(self, images: Any, top: int = 5) -> Iterator[Result]:
+        """A `Result` for each picture, in order, as they come; a picture that can't be read gives one with an error.
+
+        Pictures are read and prepared by other threads while the engine works.
+        """
+        for batch in self._batches(find(images)):
+            good = [value for _, value in batch if not isinstance(value, ImageError)]
+            rows = iter(softmax(self.engine.logits(np.stack(good))) if good else ())
+            for name, value in batch:
+                if isinstance(value, ImageError):
+                    yield Result(name, [], str(value))
+                else:
+                    yield Result(name, ranked(next(rows), top, self.network.labels))
+
+    def preprocess(self, image: Picture, name: str | None = None) -> Array:
+        """One picture as the network's input, float32 [3, crop, crop]. Raises ImageError when it can't be read."""
+        return self.network.preprocessing(image, name)
+
+    def _batches(self, pictures: Iterable[tuple[str, Picture]]) -> Iterator[list[tuple[str, Any]]]:
+        """Names with inputs, or with errors, in batches; the next two batches are prepared meanwhile."""
+        prepared = self._prepared(pictures)
+        while batch := list(islice(prepared, BATCH_SIZE)):
+            yield batch
+
+    def _prepared(self, pictures: Iterable[tuple[str, Picture]]) -> Iterator[tuple[str, Any]]:
+        def prepare(name: str, picture: Picture) -> Array | ImageError:
+            try:
+                return self.preprocess(picture, name)
+            except ImageError as error:
+                return error
+
+        pool = ThreadPoolExecutor(min(os.cpu_count() or 1, BATCH_SIZE))
+        waiting: deque[tuple[str, Future[Any]]] = deque()
+        try:
+            for name, picture in pictures:
+                waiting.append((name, pool.submit(prepare, name, picture)))
+                if len(waiting) > 2 * BATCH_SIZE:
+                    name, future = waiting.popleft()
+                    yield name, future.result()
+            for name, future in waiting:
+                yield name, future.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def load(
+    model: str | Path | Network,
+    engine: str = "auto",
+    *,
+    threads: int | None = None,
+    preprocessing: Preprocessing | str | None = None,
+    labels: Labels | str | Path | None = None,
+) -> Classifier:
+    """A classifier from a model file.
+
+    Args:
+        model: a file that `Network.read` reads (ONNX by vgg, torch, safetensors, Keras), or a Network.
+        engine: see `vgg.engines.open`.
+        threads: how many the engine uses at most.
+        preprocessing: instead of the network's own; a `Preprocessing` or a preset's name.
+        labels: instead of the network's own; `Labels`, or a file for `Labels.read`.
+
+    Raises:
+        ModelError: the file can't be read or holds no VGG network.
+        Error: the labels or the preset can't be used.
+    """
+    network = model if isinstance(model, Network) else Network.read(model)
+    network = described(network, preprocessing, labels)
+    return Classifier(network, engine, threads=threads, name="" if isinstance(model, Network) else Path(model).name)
+
+
+def described(
+    network: Network, preprocessing: Preprocessing | str | None = None, labels: Labels | str | Path | None = None
+) -> Network:
+    """A network with another preprocessing or other labels, which its provenance then calls given."""
+    origin = network.provenance
+    if preprocessing is not None:
+        recipe = preset(preprocessing) if isinstance(preprocessing, str) else preprocessing
+        origin = replace(origin, preprocessing="given")
+        network = replace(network, preprocessing=recipe, provenance=origin)
+    if labels is not None:
+        origin = replace(origin, labels="given")
+        network = replace(network, labels=labels if isinstance(labels, Labels) else Labels.read(labels), provenance=origin)
+    return network
+
+
+def find(images: Any) -> list[tuple[str, Picture]]:
+    """Pictures with their names: `images` as `Classifier.classify` takes them, or a list with such pairs in it.
+
+    Raises ImageError when there are none.
+    """
+    if isinstance(images, np.ndarray) and images.ndim == 4:
+        return [(f"image {index}", image) for index, image in enumerate(images)]
+    if isinstance(images, str | Path):
+        return _files(images)
+    if isinstance(images, bytes | bytearray | memoryview | Image.Image | np.ndarray):
+        return [("image", images)]  # type: ignore[list-item]
+    found: list[tuple[str, Picture]] = []
+    for index, image in enumerate(images):
+        if isinstance(image, tuple):
+            found.append(image)
+        else:
+            found += _files(image) if isinstance(image, str | Path) else [(f"image {index}", image)]
+    if not found:
+        raise ImageError("there are no images to look at")
+    return found
+
+
+def _files(place: str | Path) -> list[tuple[str, Picture]]:
+    """The picture at a path, or those in a folder and below, or those that match a glob."""
+    path = Path(place)
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+        if not files:
+            raise ImageError(f"{path}: has no images in it")
+        return [(str(file), file) for file in files]
+    if not path.exists() and glob.has_magic(str(place)):
+        matches = sorted(glob.glob(str(place), recursive=True))
+        if not matches:
+            raise ImageError(f"{place}: matches no file")
+        return [pair for match in matches for pair in _files(match)]
+    return [(str(place), path)]
+
+
+def _is_one(images: Any) -> bool:
+    if isinstance(images, str | Path):
+        return Path(images).is_file()
+    return isinstance(images, bytes | bytearray | memoryview | Image.Image) or (
+        isinstance(images, np.ndarray) and images.ndim != 4
+    )
+
+
+def softmax(logits: Array) -> Array:
+    """Probabilities, float32, along the last axis; computed in float64."""
+    shifted = np.exp(logits.astype(np.float64) - logits.max(-1, keepdims=True))
+    return np.asarray(shifted / shifted.sum(-1, keepdims=True), np.float32)
+
+
+def ranked(scores: Array, top: int, labels: Labels | None) -> list[Prediction]:
+    """The `top` classes of one picture's scores [classes], best first; among equals, the lower index."""
+    if top < 1:
+        raise Error(f"top must be 1 or more, not {top}")
+    found = []
+    for index in np.argsort(-scores, kind="stable")[:top].tolist():
+        label = labels.names[index] if labels else f"class {index}"
+        wnid = labels.wnids[index] if labels and labels.wnids else None
+        found.append(Prediction(label, float(scores[index]), index, wnid))
+    return found
+
+
+def postprocess(logits: Array, top: int = 5, labels: Labels | None = None) -> list[list[Prediction]]:
+    """Predictions from a network's raw output.
+
+    Args:
+        logits: float [batch, classes], or [classes] for one picture.
+        top: how many predictions a picture.
+        labels: what the classes are called; ImageNet's when not given, and then there must be 1000 classes.
+
+    Returns:
+        For each picture of the batch, the best `top` classes, best first, with probabilities.
+
+    Raises:
+        Error: the labels are not as many as the classes.
+    """
+    labels = labels or imagenet()
+    logits = np.atleast_2d(logits)
+    if logits.shape[-1] != len(labels):
+        raise Error(f"{len(labels)} labels for logits of {logits.shape[-1]} classes")
+    return [ranked(row, top, labels) for row in softmax(logits)]

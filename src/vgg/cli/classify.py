@@ -1,0 +1,133 @@
+"""vgg classify"""
+
+import csv
+import io
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .common import LabelsOption, PresetOption
+
+if TYPE_CHECKING:
+    from ..classifier import Result
+
+BAR = 20  # characters of a bar that stands for 100%
+MANY = 8  # pictures that are worth a progress bar
+
+
+class Format(StrEnum):
+    table = "table"
+    json = "json"
+    jsonl = "jsonl"
+    csv = "csv"
+
+
+def classify(
+    images: Annotated[list[str], typer.Argument(help="Pictures, folders of them, globs, or - for standard input.")],
+    model: Annotated[str, typer.Option("--model", "-m", metavar="M", help="A model file; see `vgg models`.")],
+    top: Annotated[int, typer.Option("--top", "-k", min=1, metavar="K", help="How many predictions a picture.")] = 5,
+    format: Annotated[Format, typer.Option("--format", help="How to print the result.")] = Format.table,
+    labels: LabelsOption = None,
+    preset: PresetOption = None,
+) -> None:
+    """Say what is in pictures.
+
+    Example: `vgg classify examples/ cat.jpg --model vgg19.onnx --top 3`
+
+    Folders are walked. When some pictures can't be read, the others are still answered, and the exit code is 1.
+    """
+    from .. import classifier as library
+
+    pictures, failures = _pictures(images)
+    found = library.load(model, labels=labels, preprocessing=preset)
+    results = _counted(found.results(pictures, top), len(pictures), failures) if pictures else []
+    for text in {"table": _table, "json": _json, "jsonl": _jsonl, "csv": _csv}[format](results, found.name):
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    for failure in failures:
+        print(f"vgg: {failure}", file=sys.stderr)
+    if failures:
+        raise typer.Exit(1)
+
+
+def _pictures(images: list[str]) -> tuple[list[Any], list[str]]:
+    """The pictures that the arguments mean, and what is wrong with arguments that mean none."""
+    from ..classifier import find
+    from ..errors import ImageError
+
+    pictures: list[Any] = []
+    failures = []
+    for image in images:
+        try:
+            pictures += [("standard input", sys.stdin.buffer.read())] if image == "-" else find(image)
+        except ImageError as error:
+            failures.append(str(error))
+    return pictures, failures
+
+
+def _counted(results: Iterable["Result"], total: int, failures: list[str]) -> Iterator["Result"]:
+    """The results, with a progress bar on a terminal when there are many; their errors are gathered in `failures`."""
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress
+
+    shown = total > MANY and sys.stderr.isatty()
+    columns = (*Progress.get_default_columns(), MofNCompleteColumn())
+    console = Console(stderr=True)
+    # Where results scroll through the same terminal, the bar must know of them to stay below.
+    with Progress(*columns, console=console, transient=True, disable=not shown, redirect_stdout=sys.stdout.isatty()) as bar:
+        for result in bar.track(results, total=total, description="Classifying"):
+            if result.error:
+                failures.append(result.error)
+            yield result
+
+
+def _table(results: Iterable["Result"], model: str) -> Iterator[str]:
+    full, half = ("█", "▌") if (sys.stdout.encoding or "").lower().startswith("utf") else ("#", "")
+    for result in results:
+        if result.error:
+            continue
+        yield f"{result.image}\n"
+        for one in result.predictions:
+            halves = round(2 * BAR * one.score)
+            bar = full * (halves // 2) + half * (halves % 2)
+            yield f"  {one.score:6.1%}  {bar:<{BAR}}  {one.label}\n"
+
+
+def _record(result: "Result", model: str) -> dict[str, Any]:
+    if result.error:
+        return {"image": result.image, "error": result.error}
+    predictions = [
+        {"label": one.label, "score": round(one.score, 6), "index": one.index, "wnid": one.wnid} for one in result.predictions
+    ]
+    return {"image": result.image, "model": model, "predictions": predictions}
+
+
+def _json(results: Iterable["Result"], model: str) -> Iterator[str]:
+    before = "[\n"
+    for result in results:
+        yield before + json.dumps(_record(result, model), ensure_ascii=False, indent=2)
+        before = ",\n"
+    yield "\n]\n" if before == ",\n" else "[]\n"
+
+
+def _jsonl(results: Iterable["Result"], model: str) -> Iterator[str]:
+    for result in results:
+        yield json.dumps(_record(result, model), ensure_ascii=False) + "\n"
+
+
+def _csv(results: Iterable["Result"], model: str) -> Iterator[str]:
+    def line(*cells: Any) -> str:
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerow(cells)
+        return text.getvalue()
+
+    yield line("image", "model", "rank", "label", "score", "index", "wnid", "error")
+    for result in results:
+        if result.error:
+            yield line(result.image, model, *[""] * 5, result.error)
+        for rank, one in enumerate(result.predictions, 1):
+            yield line(result.image, model, rank, one.label, f"{one.score:.6f}", one.index, one.wnid, "")

@@ -1,0 +1,20 @@
+"""What can go wrong through no fault of ours, and what is worth a remark though nothing went wrong."""
+
+
+class Error(Exception):
+    """A user's mistake or a bad file: one line that says what is wrong, with which file, and what to do.
+
+    The command line prints the line and exits with 1; it never shows a traceback for one of these.
+    """
+
+
+class ImageError(Error):
+    """A picture that can't be read, or isn't one."""
+
+
+class ModelError(Error):
+    """A model file that can't be read, isn't a VGG network, or doesn't fit what is asked of it."""
+
+
+class Notice(UserWarning):
+    """Something that went well but that the user should know: a guess that was made, a format that was expanded."""

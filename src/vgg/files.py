@@ -1,0 +1,61 @@
+"""Files on disk: mapped for reading, replaced whole when written."""
+
+import errno
+import hashlib
+import mmap
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from .errors import Error, ModelError
+
+
+def map_file(path: Path) -> mmap.mmap:
+    """The bytes of a file, mapped read-only: nothing is read before it is looked at, nothing is copied."""
+    try:
+        with open(path, "rb") as file:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except ValueError:
+        raise ModelError(f"{path}: is empty") from None
+    except OSError as error:
+        raise ModelError(f"{path}: {reason(error)}") from None
+
+
+def digest(path: Path, algorithm: str = "sha256") -> str:
+    """The hexadecimal digest of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, algorithm).hexdigest()
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file open for writing that takes the place of `path` when the block ends well, and vanishes when it doesn't."""
+    try:
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    except OSError as error:
+        raise Error(f"{path}: can't be written: {reason(error)}") from None
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(name, 0o666 & ~mask)  # mkstemp is stricter than what a user expects of an ordinary file
+        os.replace(name, path)
+    except OSError as error:
+        raise Error(f"{path}: can't be written: {reason(error)}") from None
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def reason(error: OSError) -> str:
+    """Why the system said no, in a few plain words."""
+    plain = {
+        errno.ENOENT: "there is no such file or folder",
+        errno.EISDIR: "is a folder",
+        errno.EACCES: "no permission",
+        errno.ENOSPC: "the disk is full",
+    }
+    return plain.get(error.errno or 0, error.strerror or str(error))

