@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import takewhile
 from typing import Literal
 
 from .errors import ModelError
@@ -171,32 +172,28 @@ def recognise(convolutions: Sequence[Shape], linear: Sequence[Shape], *, batch_n
     if head == "fc" and linear and convolutions:
         side = math.isqrt(linear[0][1] // convolutions[-1][0])
         input_size = max(side, 1) * STRIDE
+    # The width is read off the widest layers, where rounding hides least of it; what fits none is held against the paper's.
+    widths = {1.0, *(shape[0] / HIDDEN for shape in linear[:1] if head == "fc")}
+    if convolutions:
+        widths.add(max(shape[0] for shape in convolutions) / CHANNELS[-1])
     nearest = Architecture(
         classes=linear[-1][0] if linear else Architecture.classes,
-        width=_width(convolutions),
         input_size=input_size,
         head=head,
         epsilon=epsilon if batch_norm else Architecture.epsilon,
     )
     names = [name for name, made in CONFIGURATIONS.items() if made.batch_norm == batch_norm and not made.lrn]
-    return max((replace(nearest, name=name) for name in names), key=lambda one: _agreement(one, convolutions))
+    candidates = [replace(nearest, name=name, width=width) for name in names for width in sorted(widths)]
 
+    def agreement(one: Architecture) -> tuple[float, ...]:
+        """How many convolutions fit from the first on, how little their number differs, whether fc6's units fit."""
+        expected = [layer.parameters["weight"] for layer in one.layers if layer.operation == "convolution"]
+        pairs = zip(expected, convolutions, strict=False)
+        fits = len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
+        units = linear[0][0] if linear else 0
+        return fits, -abs(len(expected) - len(convolutions)), one.hidden == units, one.width == 1
 
-def _width(convolutions: Sequence[Shape]) -> float:
-    """The width multiplier, from the widest layer, where rounding tells least."""
-    widest = max((shape[0] for shape in convolutions), default=0)
-    return widest / CHANNELS[-1] if widest else 1.0
-
-
-def _agreement(architecture: Architecture, convolutions: Sequence[Shape]) -> tuple[int, int]:
-    """How many convolutions fit from the first on; then, how little the number of them differs."""
-    expected = [layer.parameters["weight"] for layer in architecture.layers if layer.operation == "convolution"]
-    fits = 0
-    for ours, theirs in zip(expected, convolutions, strict=False):
-        if ours != theirs:
-            break
-        fits += 1
-    return fits, -abs(len(expected) - len(convolutions))
+    return max(candidates, key=agreement)
 
 
 def _scaled(units: int, width: float) -> int:

@@ -17,27 +17,10 @@ if TYPE_CHECKING:
 
 MAX_BYTES = 256 * 2**20
 MAX_PIXELS = 178_956_970  # where Pillow itself refuses: half a gibibyte of RGB
+# What counts as a picture in a folder.
 SUFFIXES = frozenset(
-    f".{name}"
-    for name in (
-        "avif",
-        "bmp",
-        "gif",
-        "jfif",
-        "jpe",
-        "jpeg",
-        "jpg",
-        "jp2",
-        "pbm",
-        "pgm",
-        "png",
-        "pnm",
-        "ppm",
-        "tga",
-        "tif",
-        "tiff",
-        "webp",
-    )
+    (".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga")
+    + (".tif", ".tiff", ".webp")
 )
 
 Picture = Union[str, Path, bytes, "Image.Image", "np.ndarray[Any, Any]"]

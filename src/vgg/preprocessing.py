@@ -176,10 +176,11 @@ def _two_taps(pixels: "Array", axis: int, count: int, wanted: "Array", by_area: 
     """
     import numpy as np
 
-    ratio = pixels.shape[axis] / count
+    inverse = count / pixels.shape[axis]
+    ratio = 1 / inverse  # in OpenCV's steps and its float32: where a place falls on a whole pixel, the last bit decides
     if by_area:
         low = np.floor(wanted * ratio)
-        share = (wanted + 1) - (low + 1) / ratio
+        share = ((wanted + 1) - (low + 1) * inverse).astype(np.float32)
         share = np.where(share <= 0, 0, share - np.floor(share))
     else:
         place = (wanted + 0.5) * ratio - 0.5

@@ -94,7 +94,7 @@ def _fitted(path: object, found: Found, name: str, shape: tuple[int, ...], chann
 # two linear layers are convolutions over the whole map, 7x7 and 1x1.
 _FEATURES = re.compile(r"features\.(\d+)\.(\w+)")
 _HEADS = {"classifier.0": 0, "classifier.3": 1, "classifier.6": 2, "pre_logits.fc1": 0, "pre_logits.fc2": 1, "head.fc": 2}
-_PAPER = re.compile(r"(conv|bn|fc)(\d)(?:_(\d))?\.(\w+)")
+_PAPER = re.compile(r"(conv|bn|fc)(\d)((?<!fc\d)_\d|(?<=fc\d))\.(\w+)")
 _NORM_ROLES = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "variance"}
 _WRAPPERS = ("module.", "model.", "_orig_mod.", "backbone.")
 
@@ -115,7 +115,7 @@ def from_state_dict(path: object, state: Mapping[str, Array]) -> tuple[Architect
             place = (1, _HEADS[layer])
             value = value.reshape(len(value), -1) if role == "weight" else value
         elif match := _PAPER.fullmatch(bare):
-            place = (match[1] == "fc", int(match[2]), int(match[3] or 0), match[1] == "bn")
+            place = (match[1] == "fc", int(match[2]), int(match[3][1:] or 0), match[1] == "bn")
             role = match[4]
             value = value.reshape(len(value), -1) if match[1] == "fc" and role == "weight" else value
         else:

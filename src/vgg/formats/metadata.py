@@ -5,7 +5,7 @@ classify rightly.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict
 from typing import Any, TypeVar
 
@@ -27,12 +27,15 @@ SHA256 = "vgg.parameters_sha256"
 T = TypeVar("T")
 
 
-def describe(network: Network) -> dict[str, str]:
-    """The text that goes with a network's numbers; the hash of the parameters is the writer's to add."""
+def describe(network: Network, expanded: Collection[str] = ()) -> dict[str, str]:
+    """The text that goes with a network's numbers; the hash of the parameters is the writer's to add.
+
+    `expanded` names quantized parameters that the file holds as floats.
+    """
     quantized = {
         name: {"axis": value.axis, "group": value.group}
         for name, value in network.parameters.items()
-        if isinstance(value, Quantized)
+        if isinstance(value, Quantized) and name not in expanded
     }
     text = {
         ARCHITECTURE: _json(asdict(network.architecture)),

@@ -4,6 +4,7 @@
 hands both to a session without a file between.
 """
 
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,11 +41,12 @@ class Initializer:
 
     @property
     def nbytes(self) -> int:
-        return int(np.prod(self.dims, dtype=np.int64)) * np.dtype(self.dtype).itemsize
+        size: int = np.dtype(self.dtype).itemsize
+        return math.prod(self.dims) * size
 
     @property
-    def data_type(self) -> onnx.TensorProto.DataType:
-        return helper.np_dtype_to_tensor_dtype(np.dtype(self.dtype))
+    def data_type(self) -> int:
+        return int(helper.np_dtype_to_tensor_dtype(np.dtype(self.dtype)))
 
 
 def graph(network: Network, opset: int, outputs: Sequence[str]) -> tuple[onnx.GraphProto, list[Initializer]]:
@@ -66,7 +68,7 @@ def graph(network: Network, opset: int, outputs: Sequence[str]) -> tuple[onnx.Gr
         inputs = [value]
         for role, shape in layer.parameters.items():
             name = f"{layer.name}.{role}"
-            dims = (shape[0], int(np.prod(shape[1:]))) if (layer.operation, role) == ("linear", "weight") else shape
+            dims = (shape[0], math.prod(shape[1:])) if (layer.operation, role) == ("linear", "weight") else shape
             inputs.append(_parameter(name, network.parameters[name], dims, opset, nodes, initializers))
         nodes.append(_node(architecture, layer, inputs))
         value = layer.value
@@ -102,7 +104,7 @@ def write(network: Network, path: Path, opset: int | None = None, outputs: Seque
             for block in blocks(one.value, one.dtype):
                 total.update(block)
                 file.write(block.view(np.uint8).data)
-        text = {**metadata.describe(network), **_image(network), metadata.SHA256: total.hexdigest()}
+        text = {**metadata.describe(network, expanded), **_image(network), metadata.SHA256: total.hexdigest()}
         for key, value in sorted(text.items()):
             file.write(field(14, field(1, key.encode()) + field(2, value.encode())))
 

@@ -1,0 +1,53 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vgg import Architecture, Labels, Network
+from vgg.preprocessing import PRESETS
+
+ROOT = Path(__file__).parent.parent
+SHARED = ROOT.parent / "shared"
+EXAMPLES = ROOT / "examples"
+
+
+def random_network(name: str = "vgg11", seed: int = 0, labels: Labels | None = None, **options) -> Network:
+    """A narrow network with random parameters."""
+    architecture = Architecture(name, **{"classes": 7, "width": 1 / 16, "input_size": 32, **options})
+    rng = np.random.default_rng(seed)
+    parameters = {}
+    for key, shape in architecture.parameters.items():
+        scale = (2 / np.prod(shape[1:])) ** 0.5 if len(shape) > 1 else 0.1
+        value = rng.normal(0, scale, shape)
+        parameters[key] = (np.abs(value) + 0.5 if key.endswith((".variance", ".scale")) else value).astype(np.float32)
+    return Network(architecture, parameters, PRESETS["torchvision"], labels)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    if not SHARED.exists():
+        pytest.skip("needs ../shared with real weights and pictures, which is not there")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def real_models(shared: Path) -> dict[str, Path]:
+    """The real VGG-19 (Keras layout) and VGG-16 (torchvision layout), made once into a cache folder."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "vgg-models"
+    subprocess.run([sys.executable, shared / "models" / "make_models.py", folder], check=True, stdout=subprocess.PIPE)
+    return {
+        "vgg19": folder / "vgg19_weights_tf_dim_ordering_tf_kernels.h5",
+        "vgg16": folder / "vgg16-imagenet.safetensors",
+    }
+
+
+@pytest.fixture(scope="session")
+def real_onnx(real_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The real models as our own ONNX files."""
+    folder = tmp_path_factory.mktemp("real")
+    for name, path in real_models.items():
+        Network.read(path).write(folder / f"{name}.onnx")
+    return {name: folder / f"{name}.onnx" for name in real_models}

@@ -1,0 +1,82 @@
+"""The safetensors package is the judge of what we write, and the producer of what we read."""
+
+import json
+import struct
+
+import numpy as np
+import pytest
+import safetensors.numpy
+import safetensors.torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from conftest import random_network
+from reference import timm_state, torchvision_like
+from vgg import ModelError, Network
+
+
+@pytest.mark.parametrize("name", ["vgg16", "vgg13-bn"])
+def test_both_layouts_give_the_same_network(tmp_path, name):
+    module = torchvision_like(name, 1 / 16, 7, 64)
+    safetensors.torch.save_file(module.state_dict(), tmp_path / "torchvision.safetensors")
+    safetensors.torch.save_file(timm_state(module), tmp_path / "timm.safetensors")
+    one, other = (Network.read(tmp_path / f"{layout}.safetensors") for layout in ("torchvision", "timm"))
+    assert (one.architecture.name, one.architecture) == (name, other.architecture)
+    assert one.sha256() == other.sha256()
+
+
+def test_what_we_write_the_package_reads(tmp_path):
+    network = random_network("vgg11-bn")
+    network.write(tmp_path / "n.safetensors")
+    found = safetensors.numpy.load_file(tmp_path / "n.safetensors")
+    assert set(found) == set(network.parameters)
+    assert all(np.array_equal(found[name], value) for name, value in network.parameters.items())
+
+
+def test_the_papers_names_need_no_description(tmp_path):
+    network = random_network("vgg16-bn")
+    safetensors.numpy.save_file(dict(network.parameters), tmp_path / "n.safetensors")
+    assert Network.read(tmp_path / "n.safetensors").sha256() == network.sha256()
+
+
+def file_of(header: bytes, data: bytes = b"") -> bytes:
+    return struct.pack("<Q", len(header)) + header + data
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        file_of(b"{broken"),
+        file_of(b"{" * 100_000),
+        file_of(json.dumps({"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}).encode(), b"short"),
+        file_of(json.dumps({"a": {"dtype": "F32", "shape": [2**62, 2**62], "data_offsets": [0, 16]}}).encode(), b"x" * 16),
+        file_of(json.dumps({"a": {"dtype": "F99", "shape": [4], "data_offsets": [0, 16]}}).encode(), b"x" * 16),
+        file_of(json.dumps({"a": {"dtype": "F32", "shape": [-4], "data_offsets": [16, 0]}}).encode(), b"x" * 16),
+        struct.pack("<Q", 99_000_000) + b"{",
+    ],
+)
+def test_a_damaged_file_is_one_clear_line(tmp_path, content):
+    (tmp_path / "n.safetensors").write_bytes(content)
+    with pytest.raises(
+        ModelError, match=r"n\.safetensors: is (a damaged or truncated safetensors file|no model file)"
+    ) as error:
+        Network.read(tmp_path / "n.safetensors")
+    assert "\n" not in str(error.value)
+
+
+@settings(deadline=None, max_examples=150)
+@given(data=st.data())
+def test_a_broken_file_is_one_clear_line(tmp_path_factory, data):
+    folder = tmp_path_factory.getbasetemp()
+    whole = folder / "whole.safetensors"
+    if not whole.exists():
+        random_network(width=1 / 64).write(whole)
+    content = bytearray(whole.read_bytes())
+    for place in data.draw(st.lists(st.integers(0, 4000), max_size=8)):
+        content[place] = data.draw(st.integers(0, 255))
+    (folder / "broken.safetensors").write_bytes(content[: data.draw(st.integers(1, len(content)))])
+    try:
+        Network.read(folder / "broken.safetensors")
+    except ModelError as error:
+        assert "broken.safetensors" in str(error)  # noqa: PT017
+        assert "\n" not in str(error)  # noqa: PT017

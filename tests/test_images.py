@@ -1,0 +1,176 @@
+import io
+import random
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from conftest import EXAMPLES
+from vgg import ImageError
+from vgg.images import open_image
+
+CAT = Image.open(EXAMPLES / "chelsea.png").convert("RGB")
+
+
+def saved(image: Image.Image, format: str, **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def far(one: Image.Image, other: Image.Image) -> float:
+    """The mean difference of two pictures, in levels of 0..255."""
+    return np.abs(np.asarray(one, float) - np.asarray(other, float)).mean()
+
+
+@pytest.mark.parametrize("format", ["PNG", "BMP", "TIFF", "PPM", "TGA"])
+def test_lossless_formats_come_through_unchanged(format):
+    assert np.array_equal(open_image(saved(CAT, format)), CAT)
+
+
+@pytest.mark.parametrize("format", ["JPEG", "WEBP", "JPEG2000", "AVIF"])
+def test_lossy_formats_come_through(format):
+    assert far(open_image(saved(CAT, format, quality=90) if format != "JPEG2000" else saved(CAT, format)), CAT) < 4
+
+
+def test_a_path_bytes_an_image_and_an_array_are_the_same(tmp_path):
+    path = tmp_path / "cat.png"
+    path.write_bytes(saved(CAT, "PNG"))
+    for source in (path, str(path), path.read_bytes(), Image.open(path), np.asarray(CAT)):
+        image = open_image(source)
+        assert image.mode == "RGB"
+        assert np.array_equal(image, CAT)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_picture_is_turned_as_its_exif_says(orientation):
+    turned = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_90, 7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }  # fmt: skip
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = CAT.transpose(turned[orientation]) if orientation in turned else CAT
+    assert far(open_image(saved(stored, "JPEG", quality=95, exif=exif)), CAT) < 3
+
+
+def test_cmyk_is_shown_in_its_colours():
+    assert far(open_image(saved(CAT.convert("CMYK"), "JPEG", quality=95)), CAT) < 4
+
+
+@pytest.mark.parametrize("format", ["PNG", "TIFF"])
+def test_sixteen_bits_are_scaled_not_cut(format):
+    grey = CAT.convert("L")
+    deep = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
+    assert far(open_image(saved(deep, format)), grey.convert("RGB")) == 0
+
+
+def test_grey_palette_and_one_bit_become_rgb():
+    grey = CAT.convert("L")
+    assert far(open_image(saved(grey, "PNG")), grey.convert("RGB")) == 0
+    palette = CAT.quantize(64)
+    assert far(open_image(saved(palette, "PNG")), palette.convert("RGB")) == 0
+    bits = CAT.convert("1")
+    assert far(open_image(saved(bits, "PNG")), bits.convert("RGB")) == 0
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_what_is_transparent_is_white(mode):
+    image = Image.new("RGBA", (40, 30), (255, 0, 0, 0))
+    image.paste((0, 0, 0, 255), (0, 0, 20, 30))
+    if mode == "P":
+        palette = Image.new("P", (40, 30), 1)
+        palette.putpalette([0, 0, 0, 255, 0, 0])
+        palette.paste(0, (0, 0, 20, 30))
+        data = saved(palette, "PNG", transparency=1)
+    else:
+        data = saved(image.convert(mode), "PNG")
+    opened = open_image(data)
+    assert opened.getpixel((5, 5)) == (0, 0, 0)
+    assert opened.getpixel((35, 5)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize("format", ["GIF", "WEBP", "TIFF"])
+def test_a_moving_picture_gives_its_first_frame(format):
+    frames = [Image.new("RGB", (32, 32), colour) for colour in ("red", "blue")]
+    opened = open_image(saved(frames[0], format, save_all=True, append_images=frames[1:]))
+    assert far(opened, frames[0]) < 3
+
+
+@pytest.mark.parametrize("shape", [(8, 9), (8, 9, 1), (8, 9, 2), (8, 9, 3), (8, 9, 4)])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_arrays_of_the_documented_shapes_are_pictures(shape, dtype):
+    image = open_image(np.full(shape, np.iinfo(dtype).max, dtype)[::-1])
+    assert (image.mode, image.size) == ("RGB", (9, 8))
+    assert image.getpixel((0, 0)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize("array", [np.zeros((8, 9), np.float32), np.zeros((3, 8, 9), np.uint8), np.zeros((0, 4, 3), np.uint8)])
+def test_other_arrays_are_refused(array):
+    with pytest.raises(ImageError, match="an array must be"):
+        open_image(array)
+
+
+def png_of(width: int, height: int) -> bytes:
+    """A PNG that claims a size, with no pixels to speak of."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"", "is empty"),
+        (b"hello, this is no picture", "is not an image that can be read"),
+        (saved(CAT, "JPEG")[:5000], "is damaged or cut short"),
+        (saved(CAT, "PNG")[:5000], "is damaged or cut short"),
+        (png_of(15_000, 15_000), "has more than 178,956,970 pixels"),
+        (png_of(60_000, 60_000), "has more than 178,956,970 pixels"),
+        (saved(Image.fromarray(np.zeros((4, 4), np.float32)), "TIFF"), "has floating-point pixels"),
+    ],
+)
+def test_what_cannot_be_shown_is_one_line_with_the_files_name(tmp_path, content, why):
+    path = tmp_path / "broken.jpg"
+    path.write_bytes(content)
+    with pytest.raises(ImageError) as error:
+        open_image(path)
+    assert str(error.value).startswith(f"{path}: {why}")
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_file_and_a_folder_are_named(tmp_path):
+    with pytest.raises(ImageError, match=r"nowhere\.png: there is no such file"):
+        open_image(tmp_path / "nowhere.png")
+    with pytest.raises(ImageError, match="is a folder"):
+        open_image(tmp_path)
+
+
+def test_a_file_that_is_too_large_is_not_read(tmp_path):
+    path = tmp_path / "large.png"
+    with open(path, "wb") as file:
+        file.truncate(300 * 2**20)
+    with pytest.raises(ImageError, match="is 300 MiB large"):
+        open_image(path)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "PPM", "TGA", "JPEG2000"])
+def test_mutated_files_give_a_picture_or_an_error_and_nothing_else(format):
+    rng = random.Random(format)
+    whole = saved(CAT.resize((60, 40)), format)
+    for _ in range(60):
+        broken = bytearray(whole)
+        for _ in range(rng.randint(1, 12)):
+            broken[rng.randrange(len(broken))] = rng.randrange(256)
+        try:
+            assert open_image(bytes(broken[: rng.randint(1, len(broken))] if rng.random() < 0.3 else broken)).mode == "RGB"
+        except ImageError as error:
+            assert "\n" not in str(error)  # noqa: PT017
