@@ -48,7 +48,7 @@ def test_torchvision(photo):
 @every_photo
 def test_zoo(photo):
     # onnx/models imagenet_preprocess.py: the long side rounded, the crop's start w // 2 - 112, arithmetic in float64.
-    image = np.array(short_side(photo, lambda side: int(round(side)), False))
+    image = np.array(short_side(photo, round, False))
     top, left = (side // 2 - 224 // 2 for side in image.shape[:2])
     cropped = image[top : top + 224, left : left + 224]
     expected = (cropped.transpose(2, 0, 1) / 255 - np.array(IMAGENET_MEAN)[:, None, None]) / np.array(IMAGENET_STD)[

@@ -19,8 +19,8 @@ MAX_BYTES = 256 * 2**20
 MAX_PIXELS = 178_956_970  # where Pillow itself refuses: half a gibibyte of RGB
 # What counts as a picture in a folder.
 SUFFIXES = frozenset(
-    (".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga")
-    + (".tif", ".tiff", ".webp")
+    f".{name}"
+    for name in "avif bmp gif jfif jp2 jpe jpeg jpg pbm pgm png pnm ppm tga tif tiff webp".split()  # noqa: SIM905
 )
 
 Picture = Union[str, Path, bytes, "Image.Image", "np.ndarray[Any, Any]"]

@@ -38,8 +38,12 @@ def build(name: str, gap: bool = False):
         layers.append(keras.layers.Dense(7, name="predictions"))
     model = keras.Sequential(layers)
     rng = np.random.default_rng(0)
-    model.set_weights([np.abs(rng.normal(0.1, 0.15, w.shape)) if w.ndim == 1 else rng.normal(0, (2 / np.prod(w.shape[:-1])) ** 0.5, w.shape)
-                       for w in model.get_weights()])  # fmt: skip
+
+    def random(shape):
+        fan_in = np.prod(shape[:-1])
+        return np.abs(rng.normal(0.1, 0.15, shape)) if len(shape) == 1 else rng.normal(0, (2 / fan_in) ** 0.5, shape)
+
+    model.set_weights([random(weight.shape) for weight in model.get_weights()])
     return model
 
 
