@@ -19,6 +19,7 @@ from .images import SUFFIXES, Picture
 from .labels import Labels, imagenet
 from .network import Network
 from .preprocessing import Preprocessing, preset
+from .published import EMBEDDED, EMBEDDED_FILE, locate
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -137,7 +138,7 @@ class Classifier:
 
 
 def load(
-    model: str | Path | Network,
+    model: str | Path | Network | None = None,
     engine: str = "auto",
     *,
     threads: int | None = None,
@@ -147,7 +148,8 @@ def load(
     """A classifier from a model file.
 
     Args:
-        model: a file that `Network.read` reads (ONNX by vgg, torch, safetensors, Keras), or a Network.
+        model: a file that `Network.read` reads (ONNX by vgg, torch, safetensors, Keras), or a Network; when not given, the
+            small network that ships inside the package, `vgg16-gap`.
         engine: see `vgg.engines.open`.
         threads: how many the engine uses at most.
         preprocessing: instead of the network's own; a `Preprocessing` or a preset's name.
@@ -157,9 +159,12 @@ def load(
         ModelError: the file can't be read or holds no VGG network.
         Error: the labels or the preset can't be used.
     """
-    network = model if isinstance(model, Network) else Network.read(model)
-    network = described(network, preprocessing, labels)
-    return Classifier(network, engine, threads=threads, name="" if isinstance(model, Network) else Path(model).name)
+    if isinstance(model, Network):
+        network, name = model, ""
+    else:
+        path = locate(model)
+        network, name = Network.read(path), EMBEDDED if path == EMBEDDED_FILE else path.name
+    return Classifier(described(network, preprocessing, labels), engine, threads=threads, name=name)
 
 
 def described(

@@ -83,6 +83,7 @@ class Provenance:
     published: str = ""  # the published model that the file's hash says it is
     preprocessing: Source = "guess"
     labels: Source = "guess"
+    licence: str = ""  # of the numbers
 
 
 @dataclass(frozen=True)
@@ -157,6 +158,10 @@ class Network:
                 parameters[f"conv{place}.weight"] = (weight * factor[:, None, None, None]).astype(np.float32)
                 parameters[f"conv{place}.bias"] = ((offset - mean) * factor + bias).astype(np.float32)
         return replace(self, architecture=plain, parameters=parameters)
+
+    def expanded(self) -> "Network":
+        """The same network with every quantized parameter as float32."""
+        return replace(self, parameters={name: expanded(value) for name, value in self.parameters.items()})
 
     def tensors(self) -> dict[str, Array]:
         """The stored arrays by name, in the architecture's order: a quantized parameter's scale is `NAME.scale`."""

@@ -1,9 +1,13 @@
-"""Model files whose publishers say what is in them, and how to tell one by its hash."""
+"""Model files whose publishers say what is in them, how to tell one by its hash, and the one that ships in the package."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
+from .architectures import Architecture
 from .files import digest
+
+EMBEDDED = "vgg16-gap"  # the network inside the package; see docs/embedded-model.md
+EMBEDDED_FILE = Path(__file__).parent / "embedded.onnx"
 
 
 @dataclass(frozen=True)
@@ -11,25 +15,27 @@ class Published:
     """A published file: where it is, how it is known, and what its publisher says of it."""
 
     name: str
-    architecture: str
+    architecture: Architecture
     preset: str
     algorithm: str  # of the digest
     digest: str  # hexadecimal, the whole or the head of it, as its publisher gives it
     address: str
-    top1: float | None  # accuracy on ImageNet's 50,000 validation images, percent, centre crop, by its publisher
-    top5: float | None
+    top1: float  # accuracy on ImageNet's 50,000 validation images, percent, centre crop, by its publisher
+    top5: float
 
 
 def _torchvision(file: str, top1: float, top5: float) -> Published:
     architecture, head = file.replace("_", "-").rsplit("-", 1)
     address = f"https://download.pytorch.org/models/{file}.pth"
-    return Published(f"torchvision/{architecture}", architecture, "torchvision", "sha256", head, address, top1, top5)
+    return Published(
+        f"torchvision/{architecture}", Architecture(architecture), "torchvision", "sha256", head, address, top1, top5
+    )
 
 
 def _keras(name: str, digest: str, top1: float, top5: float) -> Published:
     file = f"{name}_weights_tf_dim_ordering_tf_kernels.h5"
     address = f"https://storage.googleapis.com/tensorflow/keras-applications/{name}/{file}"
-    return Published(f"keras/{name}", name, "caffe", "md5", digest, address, top1, top5)
+    return Published(f"keras/{name}", Architecture(name), "caffe", "md5", digest, address, top1, top5)
 
 
 PUBLISHED = (
@@ -46,6 +52,11 @@ PUBLISHED = (
     _keras("vgg16", "64373286793e3c8b2b4e3219cbf3544b", 71.3, 90.1),
     _keras("vgg19", "cbe5617147190e668d6c5d5026f83318", 71.3, 90.0),
 )
+
+
+def locate(model: str | Path | None) -> Path:
+    """The file that a model's name means: the embedded one without a name or by its own, else the name as a path."""
+    return EMBEDDED_FILE if model is None or str(model) == EMBEDDED else Path(model)
 
 
 def recognise(path: Path, sha256: str) -> Published | None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..published import EMBEDDED
 from .common import LabelsOption, PresetOption
 
 if TYPE_CHECKING:
@@ -28,7 +29,12 @@ class Format(StrEnum):
 
 def classify(
     images: Annotated[list[str], typer.Argument(help="Pictures, folders of them, globs, or - for standard input.")],
-    model: Annotated[str, typer.Option("--model", "-m", metavar="M", help="A model file; see `vgg models`.")],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model", "-m", metavar="M", help=f"A model file; see `vgg models`.  [default: {EMBEDDED}, in the package]"
+        ),
+    ] = None,
     top: Annotated[int, typer.Option("--top", "-k", min=1, metavar="K", help="How many predictions a picture.")] = 5,
     format: Annotated[Format, typer.Option("--format", help="How to print the result.")] = Format.table,
     labels: LabelsOption = None,
@@ -36,7 +42,7 @@ def classify(
 ) -> None:
     """Say what is in pictures.
 
-    Example: `vgg classify examples/ cat.jpg --model vgg19.onnx --top 3`
+    Example: `vgg classify examples/ cat.jpg --top 3`
 
     Folders are walked. When some pictures can't be read, the others are still answered, and the exit code is 1.
     """
@@ -48,10 +54,16 @@ def classify(
     for text in {"table": _table, "json": _json, "jsonl": _jsonl, "csv": _csv}[format](results, found.name):
         sys.stdout.write(text)
         sys.stdout.flush()
+    if model is None and format is Format.table:
+        _dim(f"{EMBEDDED} answered, the small network in the package; `vgg models` says where to get a full VGG-16.")
     for failure in failures:
         print(f"vgg: {failure}", file=sys.stderr)
     if failures:
         raise typer.Exit(1)
+
+
+def _dim(text: str) -> None:
+    print(f"\x1b[2m{text}\x1b[0m" if sys.stderr.isatty() else text, file=sys.stderr)
 
 
 def _pictures(images: list[str]) -> tuple[list[Any], list[str]]:

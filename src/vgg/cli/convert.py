@@ -9,7 +9,7 @@ from .common import LabelsOption, PresetOption
 
 
 def convert(
-    source: Annotated[Path, typer.Argument(help="A model file: ONNX by vgg, torch, safetensors, Keras.")],
+    source: Annotated[Path, typer.Argument(help="A model file: ONNX by vgg, torch, safetensors, Keras; or vgg16-gap.")],
     to: Annotated[Path, typer.Option("-o", "--to", metavar="OUT", help="The file to write: .onnx or .safetensors.")],
     opset: Annotated[
         int | None, typer.Option("--opset", metavar="N", help="ONNX opset, 7 or newer.  [default: 17]", show_default=False)
@@ -33,9 +33,10 @@ def convert(
 
     from ..classifier import described
     from ..network import Network
+    from ..published import locate
 
     with warnings.catch_warnings(record=preset is not None and labels is not None):  # then nothing was left to a guess
-        network = Network.read(source)
+        network = Network.read(locate(source))
     network = described(network, preset, labels)
     if fold_batch_norm:
         network = network.fold_batch_norm()

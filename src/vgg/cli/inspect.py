@@ -19,7 +19,7 @@ class Format(StrEnum):
 
 
 def inspect(
-    file: Annotated[Path, typer.Argument(help="A model file: ONNX, torch, safetensors, Keras.")],
+    file: Annotated[Path, typer.Argument(help="A model file: ONNX, torch, safetensors, Keras; or vgg16-gap.")],
     format: Annotated[Format, typer.Option("--format", help="How to print the result.")] = Format.table,
 ) -> None:
     """Say what is in a model file, and how that is known.
@@ -30,7 +30,9 @@ def inspect(
 
     from .. import formats
     from ..errors import Notice
+    from ..published import locate
 
+    file = locate(file)
     kind = formats.recognise(file)
     facts: dict[str, Any] = {"file": str(file), "bytes": file.stat().st_size, "format": kind}
     onnx = None
@@ -109,6 +111,7 @@ def _table(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("labels", f"{facts['labels'] or 'none'} ({_known(facts['labels_source'], origin['labels'])})"),
         ("origin", f"{origin['source'] or 'unknown'}"
                    + (f", which is {origin['published']}" if origin["published"] else "")),
+        ("licence", origin["licence"] or "not said"),
         ("parameters", f"sha256 {facts['parameters_sha256']}"),
     ]  # fmt: skip
     if facts["parameters_intact"] is not None:

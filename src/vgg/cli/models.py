@@ -8,22 +8,25 @@ def models(format: FormatOption = Format.table) -> None:
 
     Example: `vgg models --format json`
 
-    Accuracies are their publishers', on ImageNet's 50,000 validation images, centre crop.
+    Accuracies are their publishers', on ImageNet's 50,000 validation images, centre crop. The network in this package has
+    not been measured on those; docs/embedded-model.md says how good it is.
     """
     from ..architectures import Architecture
-    from ..published import PUBLISHED
+    from ..published import EMBEDDED, PUBLISHED
 
+    embedded = (EMBEDDED, Architecture("vgg16", head="gap"), None, None, "torchvision", "in this package")
+    published = [(k.name, k.architecture, k.top1, k.top5, k.preset, k.address) for k in PUBLISHED]
     print_records(
         [
             {
-                "model": known.name,
-                "parameters": Architecture(known.architecture).parameter_count,
-                "top-1 %": known.top1,
-                "top-5 %": known.top5,
-                "preprocessing": known.preset,
-                "address": known.address,
+                "model": name,
+                "parameters": architecture.parameter_count,
+                "top-1 %": top1,
+                "top-5 %": top5,
+                "preprocessing": recipe,
+                "address": address,
             }
-            for known in PUBLISHED
+            for name, architecture, top1, top5, recipe, address in (embedded, *published)
         ],
         format,
     )

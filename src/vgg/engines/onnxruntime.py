@@ -51,7 +51,8 @@ class OnnxRuntimeEngine:
 
 
 def _session(network: Network, outputs: Sequence[str], threads: int | None) -> onnxruntime.InferenceSession:
-    graph, initializers = onnx_writer.graph(network, OPSET, outputs)
+    # Left to itself, ONNX Runtime would turn quantized weights into floats anew in every run.
+    graph, initializers = onnx_writer.graph(network.expanded(), OPSET, outputs)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or 0
     options.log_severity_level = 3  # errors only

@@ -1,0 +1,53 @@
+"""The network that ships inside the package."""
+
+from dataclasses import replace
+
+import onnx
+import pytest
+
+import vgg
+from conftest import EXAMPLES, ROOT
+from vgg import Network, Quantized
+from vgg.preprocessing import PRESETS
+from vgg.published import EMBEDDED, EMBEDDED_FILE
+
+
+def test_it_is_small_whole_and_described():
+    assert EMBEDDED_FILE.stat().st_size <= 16_000_000
+    onnx.checker.check_model(EMBEDDED_FILE, full_check=True)
+    network = Network.read(EMBEDDED_FILE)
+    assert (network.architecture.name, network.architecture.head, network.architecture.classes) == ("vgg16", "gap", 1000)
+    weights = [value for name, value in network.parameters.items() if name.endswith(".weight")]
+    assert all(isinstance(value, Quantized) and value.values.dtype == "int8" for value in weights)
+    assert network.labels == vgg.labels.imagenet()
+    assert network.preprocessing == PRESETS["torchvision"]
+    assert "Oxford" in network.provenance.licence
+    assert "CC-BY 4.0" in network.provenance.licence
+    facts = {entry.key: entry.value for entry in onnx.load(EMBEDDED_FILE).metadata_props}
+    assert facts["vgg.parameters_sha256"] == network.sha256()
+
+
+def test_it_is_what_load_loads_without_a_name():
+    for classifier in (vgg.load(), vgg.load(EMBEDDED)):
+        assert classifier.name == EMBEDDED
+        found = {path.stem: classifier.classify(path)[0].label for path in sorted(EXAMPLES.glob("*.*g"))}
+        assert found == {"chelsea": "Egyptian cat", "coffee": "espresso", "rocket": "missile"}
+
+
+@pytest.mark.parametrize("step", [5, pytest.param(1, marks=pytest.mark.full)])
+def test_it_is_as_good_as_its_card_says(shared, step):
+    pictures = sorted((shared / "images" / "validation").glob("*/*.JPEG"))[::step]
+    network = Network.read(EMBEDDED_FILE)
+    # The sample was squashed to 227x227 by its source: crop, do not resize.
+    classifier = vgg.Classifier(replace(network, preprocessing=replace(network.preprocessing, resize="none")))
+    found = [[one.wnid for one in result.predictions] for result in classifier.results(pictures)]
+    truth = [path.parent.name for path in pictures]
+    top1 = sum(wnids[0] == wnid for wnids, wnid in zip(found, truth, strict=True)) / len(pictures)
+    top5 = sum(wnid in wnids for wnids, wnid in zip(found, truth, strict=True)) / len(pictures)
+    slack = 0 if step == 1 else 0.06
+    assert top1 >= 0.66 - slack
+    assert top5 >= 0.89 - slack
+    if step == 1:
+        for document in ("src/vgg/embedded.md", "docs/embedded-model.md"):
+            assert f"{top1:.1%}" in (ROOT / document).read_text()
+            assert f"{top5:.1%}" in (ROOT / document).read_text()
