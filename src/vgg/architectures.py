@@ -5,7 +5,7 @@ the paper's authors gave them in Caffe: `conv1_1` … `conv5_3`, `pool5`, `fc6`,
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import takewhile
@@ -145,6 +145,37 @@ class Architecture:
     def values(self) -> tuple[str, ...]:
         """The names of what can be asked for as an output, from `conv1_1` to `logits`."""
         return tuple(layer.value for layer in self.layers if "." not in layer.value and layer.value != "flatten")
+
+    def shape(self, value: str, batch: int, height: int, width: int) -> Shape:
+        """The shape of a named value for a batch of `height` x `width` pixels.
+
+        With the `fc` head, pictures larger than `input_size` give maps: the linear layers at each place where fc6 fits, as
+        in the paper's dense evaluation, [batch, units, rows, columns].
+
+        Raises:
+            ModelError: there is no such value.
+        """
+        self.check_values([value])
+        channels, head = 3, False
+        for layer in self.layers:
+            weight = layer.parameters.get("weight")
+            if layer.operation == "max_pool":
+                height, width = height // 2, width // 2
+            elif layer.operation == "average_pool":
+                height, width, head = 1, 1, value != "pool6"
+            elif layer.operation == "linear" and weight:
+                side = weight[-1] if len(weight) == 4 else 1
+                height, width, head = height - side + 1, width - side + 1, True
+            channels = weight[0] if weight else channels
+            if layer.value == value:
+                break
+        return (batch, channels) if head and height == width == 1 else (batch, channels, height, width)
+
+    def check_values(self, names: Iterable[str]) -> None:
+        """Raises ModelError when one of the names is none of `values`."""
+        for name in names:
+            if name not in self.values:
+                raise ModelError(f"no value of {self.name} is called {name!r}; there are {', '.join(self.values)}")
 
     def multiply_adds(self, size: int | None = None) -> int:
         """Multiply-adds of the convolutions and linear layers for one image of `size` x `size` pixels."""

@@ -1,16 +1,18 @@
 """Engines: what computes a network. Each takes a Network and gives the named values for a batch."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from ..errors import Error
+from ..architectures import STRIDE, Architecture
+from ..errors import Error, ModelError
 from ..network import Network
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-ENGINES = ("onnxruntime",)
+ENGINES = ("native", "onnxruntime")
 
 
 class Engine(Protocol):
@@ -43,7 +45,7 @@ def open(network: Network, engine: str = "auto", *, threads: int | None = None) 
 
     Args:
         network: what to run.
-        engine: `auto` or a name from ENGINES; today ONNX Runtime is all there is.
+        engine: a name from ENGINES, or `auto`: the native engine, or ONNX Runtime where it was not built.
         threads: how many to use at most; as many as there are cores when not given.
 
     Raises:
@@ -53,6 +55,28 @@ def open(network: Network, engine: str = "auto", *, threads: int | None = None) 
         raise Error(f"no engine is called {engine!r}; there are auto, {', '.join(ENGINES)}")
     if threads is not None and threads < 1:
         raise Error(f"threads must be 1 or more, not {threads}")
+    if engine == "native" or (engine == "auto" and native_library()):
+        from .native import NativeEngine
+
+        return NativeEngine(network, threads)
     from .onnxruntime import OnnxRuntimeEngine
 
     return OnnxRuntimeEngine(network, threads)
+
+
+def native_library() -> Path | None:
+    """The compiled engine's file; None where this installation has none."""
+    return next((path for place in __path__ if (path := Path(place) / "libvgg.so").exists()), None)
+
+
+def check_batch(architecture: Architecture, batch: Array, *, dense: bool = False) -> None:
+    """Raises ModelError unless a batch has the shape and dtype that a network takes.
+
+    `dense`: whether the engine takes pictures larger than the paper's head was built for.
+    """
+    side = architecture.input_size if architecture.head == "fc" else STRIDE
+    fits = batch.ndim == 4 and batch.shape[1] == 3 and batch.dtype == np.float32 and min(batch.shape[2:]) >= side
+    fixed = architecture.head == "fc" and not dense
+    if not fits or (fixed and batch.shape[2:] != (side, side)):
+        size = f"{side}, {side}]" if fixed else f"height, width] of {side} pixels or more"
+        raise ModelError(f"{architecture.name} takes float32 [batch, 3, {size}, not {batch.dtype} {list(batch.shape)}")

@@ -3,16 +3,13 @@
 import threading
 from collections.abc import Sequence
 
-import numpy as np
 import onnx
 import onnxruntime
 from onnx import helper
 
-from ..architectures import STRIDE
-from ..errors import ModelError
 from ..formats import onnx_writer
 from ..network import Network, contiguous
-from . import Array
+from . import Array, check_batch
 
 OPSET = 17
 
@@ -29,13 +26,7 @@ class OnnxRuntimeEngine:
         self._session(("logits",))
 
     def run(self, batch: Array, outputs: Sequence[str] = ("logits",)) -> dict[str, Array]:
-        architecture = self._network.architecture
-        side = architecture.input_size
-        fits = batch.ndim == 4 and batch.shape[1] == 3 and batch.dtype == np.float32
-        fits = fits and (batch.shape[2:] == (side, side) if architecture.head == "fc" else min(batch.shape[2:]) >= STRIDE)
-        if not fits:
-            size = f"{side}, {side}]" if architecture.head == "fc" else f"height, width] of {STRIDE} pixels or more"
-            raise ModelError(f"{architecture.name} takes float32 [batch, 3, {size}, not {batch.dtype} {list(batch.shape)}")
+        check_batch(self._network.architecture, batch)
         session = self._session(tuple(sorted(set(outputs))))
         return dict(zip(outputs, session.run(list(outputs), {"data": batch}), strict=True))
 

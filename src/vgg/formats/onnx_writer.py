@@ -56,10 +56,7 @@ def graph(network: Network, opset: int, outputs: Sequence[str]) -> tuple[onnx.Gr
         ModelError: an output is unknown.
     """
     architecture = network.architecture
-    unknown = [name for name in outputs if name not in architecture.values]
-    if unknown:
-        known = ", ".join(architecture.values)
-        raise ModelError(f"no value of {architecture.name} is called {unknown[0]!r}; there are {known}")
+    architecture.check_values(outputs)
     wanted = [name for name in architecture.values if name in outputs]
     nodes: list[onnx.NodeProto] = []
     initializers: list[Initializer] = []

@@ -1,0 +1,396 @@
+// The arithmetic, compiled once for each instruction set; nothing here but loops over `vec`.
+#include "kernels.hpp"
+
+#include "simd.hpp"
+#include "winograd.hpp"
+
+namespace VGG_ISA {
+
+using vgg::Matrix;
+using vgg::Pixels;
+
+// --- Winograd -----------------------------------------------------------------------------------------------------------
+
+template <int PAIRS> void winograd_weights(const float *from, int out, int in, int first, int last, float *to) {
+    using W = Winograd<PAIRS>;
+    constexpr int N = W::N;
+    const int panels = (out + PANEL - 1) / PANEL;
+    const std::ptrdiff_t position = std::ptrdiff_t(panels) * in * PANEL;
+    for (int panel = first; panel < last; ++panel)
+        for (int i = 0; i < in; ++i)
+            for (int v = 0; v < VECTORS; ++v) {
+                const int begin = panel * PANEL + v * LANES;
+                float filters[9][LANES] = {};
+                for (int lane = 0; lane < LANES && begin + lane < out; ++lane) {
+                    float filter[9];
+                    std::memcpy(filter, from + (std::ptrdiff_t(begin + lane) * in + i) * 9, sizeof filter);
+                    for (int k = 0; k < 9; ++k) filters[k][lane] = filter[k];
+                }
+                wide half[3][N];
+                for (int x = 0; x < 3; ++x) {
+                    wide g[3], u[N];
+                    for (int y = 0; y < 3; ++y) g[y] = __builtin_convertvector(load(filters[3 * y + x]), wide);
+                    W::weight(g, u);
+                    for (int y = 0; y < N; ++y) half[x][y] = u[y];
+                }
+                float *target = to + (std::ptrdiff_t(panel) * in + i) * PANEL + v * LANES;
+                for (int y = 0; y < N; ++y) {
+                    const wide g[3] = {half[0][y], half[1][y], half[2][y]};
+                    wide u[N];
+                    W::weight(g, u);
+                    for (int x = 0; x < N; ++x) store(target + (y * N + x) * position, __builtin_convertvector(u[x], vec));
+                }
+            }
+}
+
+template <int PAIRS>
+void winograd_input(const float *from, std::ptrdiff_t row, std::ptrdiff_t pixel, int channels, float *to,
+                    std::ptrdiff_t position) {
+    using W = Winograd<PAIRS>;
+    constexpr int N = W::N;
+    for (int c = 0; c < channels; c += LANES) {
+        vec half[N][N];
+        for (int x = 0; x < N; ++x) {
+            vec d[N], v[N];
+#pragma GCC unroll 10
+            for (int y = 0; y < N; ++y) d[y] = load(from + y * row + x * pixel + c);
+            W::input(d, v);
+#pragma GCC unroll 10
+            for (int y = 0; y < N; ++y) half[y][x] = v[y];
+        }
+        for (int y = 0; y < N; ++y) {
+            vec v[N];
+            W::input(half[y], v);
+            float *target = to + y * N * position + c;
+#pragma GCC unroll 10
+            for (int x = 0; x < N; ++x) store(target + x * position, v[x]);
+        }
+    }
+}
+
+template <int PAIRS>
+void winograd_output(const float *from, std::ptrdiff_t position, const float *bias, int channels, bool pool, int height,
+                     int width, float *to, std::ptrdiff_t row, std::ptrdiff_t pixel) {
+    using W = Winograd<PAIRS>;
+    constexpr int M = W::M, N = W::N;
+    for (int c = 0; c < channels; c += LANES) {
+        vec half[M][N];
+        for (int x = 0; x < N; ++x) {
+            vec m[N], y[M];
+#pragma GCC unroll 10
+            for (int i = 0; i < N; ++i) m[i] = load(from + (i * N + x) * position + c);
+            W::output(m, y);
+#pragma GCC unroll 8
+            for (int i = 0; i < M; ++i) half[i][x] = y[i];
+        }
+        const vec offset = load(bias + c), zero{};
+        for (int i = 0; i < height; i += 1 + pool) {
+            vec line[M];
+            W::output(half[i], line);
+            if (pool) {
+                if (i + 1 >= height) break;
+                vec below[M];
+                W::output(half[i + 1], below);
+                float *target = to + (i / 2) * row + c;
+#pragma GCC unroll 4
+                for (int x = 0; x < M; x += 2)
+                    if (x + 1 < width) {
+                        vec best = larger(larger(line[x], line[x + 1]), larger(below[x], below[x + 1]));
+                        store(target + (x / 2) * pixel, larger(best + offset, zero));
+                    }
+            } else {
+                float *target = to + i * row + c;
+#pragma GCC unroll 8
+                for (int x = 0; x < M; ++x)
+                    if (x < width) store(target + x * pixel, larger(line[x] + offset, zero));
+            }
+        }
+    }
+}
+
+// --- Matrix products ----------------------------------------------------------------------------------------------------
+
+void plain_weights(const float *from, int out, int k, float *to) {
+    for (int begin = 0; begin < out; begin += PANEL)
+        for (int i = 0; i < k; ++i)
+            for (int lane = 0; lane < PANEL; ++lane)
+                *to++ = begin + lane < out ? from[std::ptrdiff_t(begin + lane) * k + i] : 0.0f;
+}
+
+// R rows times a panel. `at(row, k)` gives an element, `finish` stores a row's sums.
+template <int R, class At, class Finish>
+inline void block(int k, const float *panel, const float *next, const At &at, const Finish &finish) {
+    vec sums[R][VECTORS] = {};
+    for (int i = 0; i < k; ++i) {
+        vec right[VECTORS];
+#pragma GCC unroll 4
+        for (int v = 0; v < VECTORS; ++v) right[v] = load(panel + i * PANEL + v * LANES);
+        __builtin_prefetch(panel + i * PANEL + 16 * PANEL);
+        if (next && i % 8 == 0) __builtin_prefetch(next + i * 2, 0, 2);
+#pragma GCC unroll 12
+        for (int r = 0; r < R; ++r) {
+            const vec left = splat(at(r, i));
+#pragma GCC unroll 4
+            for (int v = 0; v < VECTORS; ++v) sums[r][v] += left * right[v];
+        }
+    }
+#pragma GCC unroll 12
+    for (int r = 0; r < R; ++r) finish(r, sums[r]);
+}
+
+// `count` rows in blocks of nearly the same height, ROWS at most: `with(height, first row, number of the block)`.
+template <class With> inline void in_blocks(int count, const With &with) {
+    const int blocks = (count + ROWS - 1) / ROWS;
+    int row = 0;
+    for (int b = 0; b < blocks; ++b) {
+        const int rows = count / blocks + (b < count % blocks);
+        with(rows, row, b);
+        row += rows;
+    }
+}
+
+template <int R, class At, class Finish>
+inline void sized(int rows, int k, const float *panel, const float *next, const At &at, const Finish &finish) {
+    if constexpr (R > 0) {
+        if (rows == R)
+            block<R>(k, panel, next, at, finish);
+        else
+            sized<R - 1>(rows, k, panel, next, at, finish);
+    }
+}
+
+void product(const float *rows, std::ptrdiff_t stride, int count, int k, const float *panel, const float *next, float *to,
+             std::ptrdiff_t to_stride) {
+    const int blocks = (count + ROWS - 1) / ROWS;
+    in_blocks(count, [&](int height, int row, int number) {
+        const float *from = rows + row * stride;
+        float *target = to + row * to_stride;
+        sized<ROWS>(
+            height, k, panel, next ? next + std::ptrdiff_t(k) * PANEL * number / blocks : nullptr,
+            [&](int r, int i) { return from[r * stride + i]; },
+            [&](int r, const vec(&sums)[VECTORS]) {
+#pragma GCC unroll 4
+                for (int v = 0; v < VECTORS; ++v) store(target + r * to_stride + v * LANES, sums[v]);
+            });
+    });
+}
+
+void convolution(const Pixels &pixels, int count, int k, const float *panel, const float *bias, float *to,
+                 std::ptrdiff_t to_stride) {
+    in_blocks(count, [&](int height, int row, int) {
+        const float *from = pixels.data + row * pixels.stride;
+        float *target = to + row * to_stride;
+        sized<ROWS>(
+            height, k, panel, nullptr, [&](int r, int i) { return from[r * pixels.stride + pixels.offsets[i]]; },
+            [&](int r, const vec(&sums)[VECTORS]) {
+#pragma GCC unroll 4
+                for (int v = 0; v < VECTORS; ++v)
+                    store(target + r * to_stride + v * LANES, larger(sums[v] + load(bias + v * LANES), vec{}));
+            });
+    });
+}
+
+// --- Linear layers ------------------------------------------------------------------------------------------------------
+
+// LANES numbers of a row from the index on, as floats, without their scale.
+template <vgg::Kind> inline vec numbers(const void *row, std::int64_t index);
+
+template <> inline vec numbers<vgg::FLOAT32>(const void *row, std::int64_t index) {
+    return load(static_cast<const float *>(row) + index);
+}
+typedef std::uint16_t half_vec __attribute__((vector_size(LANES * 2)));
+typedef std::uint32_t uvec __attribute__((vector_size(LANES * 4)));
+inline uvec halves(const void *row, std::int64_t index) {
+    half_vec bits;
+    std::memcpy(&bits, static_cast<const std::uint16_t *>(row) + index, sizeof bits);
+    return __builtin_convertvector(bits, uvec);
+}
+template <> inline vec numbers<vgg::FLOAT16>(const void *row, std::int64_t index) {
+    const uvec bits = halves(row, index);
+    const uvec magnitude = (bits & 0x7fff) << 13, sign = (bits & 0x8000) << 16;
+    const vec value = vec(magnitude) * 0x1p112f;  // moves the exponent's bias, subnormal numbers included
+    return vec(uvec(value) | sign);
+}
+template <> inline vec numbers<vgg::BFLOAT16>(const void *row, std::int64_t index) { return vec(halves(row, index) << 16); }
+template <> inline vec numbers<vgg::INT8>(const void *row, std::int64_t index) {
+    typedef std::int8_t bytes __attribute__((vector_size(LANES)));
+    bytes value;
+    std::memcpy(&value, static_cast<const std::int8_t *>(row) + index, sizeof value);
+    return __builtin_convertvector(__builtin_convertvector(value, ivec), vec);
+}
+template <> inline vec numbers<vgg::INT4>(const void *row, std::int64_t index) {
+    // Two a byte, the lower half first: every lane takes the word of its eight and shifts its own four bits to the top.
+    constexpr int COUNT = LANES < 8 ? 1 : LANES / 8;
+    std::uint32_t words[COUNT] = {};
+    std::memcpy(words, static_cast<const char *>(row) + index / 2, LANES / 2);
+    uvec bits;
+    for (int i = 0; i < LANES; ++i) bits[i] = words[i / 8];
+    uvec shift;
+    for (int i = 0; i < LANES; ++i) shift[i] = 28 - 4 * (i % 8);
+    return __builtin_convertvector(ivec(bits << shift) >> 28, vec);
+}
+
+constexpr int BITS[] = {32, 16, 16, 8, 4};  // of a number of each kind
+
+// R rows of the matrix times B rows of inputs, over the columns from `begin` to `end`.
+template <vgg::Kind K, int R, int B>
+inline void dots(const Matrix &matrix, std::int64_t row, const float *inputs, std::int64_t begin, std::int64_t end,
+                 float (&to)[R][B]) {
+    const char *rows[R];
+    for (int r = 0; r < R; ++r) rows[r] = static_cast<const char *>(matrix.values) + (row + r) * (matrix.inputs * BITS[K] / 8);
+    vec sums[R][B] = {};
+    std::int64_t i = begin;
+    for (; i + LANES <= end; i += LANES) {
+        vec right[B];
+#pragma GCC unroll 4
+        for (int b = 0; b < B; ++b) right[b] = load(inputs + b * matrix.inputs + i);
+#pragma GCC unroll 4
+        for (int r = 0; r < R; ++r) {
+            const vec left = numbers<K>(rows[r], i);
+#pragma GCC unroll 4
+            for (int b = 0; b < B; ++b) sums[r][b] += left * right[b];
+        }
+    }
+    if (i < end) {  // what fills no vector, with zeros after it
+        float right[B][LANES] = {};
+        for (int b = 0; b < B; ++b) std::memcpy(right[b], inputs + b * matrix.inputs + i, (end - i) * 4);
+        for (int r = 0; r < R; ++r) {
+            char left[LANES * 4] = {};
+            std::memcpy(left, rows[r] + i * BITS[K] / 8, ((end - i) * BITS[K] + 7) / 8);
+            for (int b = 0; b < B; ++b) sums[r][b] += numbers<K>(left, 0) * load(right[b]);
+        }
+    }
+    for (int r = 0; r < R; ++r)
+        for (int b = 0; b < B; ++b) to[r][b] = sum(sums[r][b]);
+}
+
+// Adds R rows of the matrix times B rows of inputs, over some columns, all of one group where there are groups.
+template <vgg::Kind K, int R, int B>
+inline void add_dots(const Matrix &matrix, std::int64_t row, const float *inputs, std::int64_t begin, std::int64_t end,
+                     float *to) {
+    float part[R][B];
+    dots<K, R, B>(matrix, row, inputs, begin, end, part);
+    for (int r = 0; r < R; ++r) {
+        float scale = 1;
+        if constexpr (K == vgg::INT8 || K == vgg::INT4) {
+            const std::int64_t groups = (matrix.inputs + matrix.group - 1) / matrix.group;
+            scale = matrix.scale[(row + r) * groups + begin / matrix.group];
+        }
+        for (int b = 0; b < B; ++b) to[b * matrix.outputs + row + r] += scale * part[r][b];
+    }
+}
+
+template <vgg::Kind K>
+void linear_of(const Matrix &matrix, std::int64_t first, std::int64_t last, const float *inputs, std::int64_t count,
+               const float *bias, bool relu, float *to) {
+    for (std::int64_t b = 0; b < count; ++b)
+        std::memcpy(to + b * matrix.outputs + first, bias + first, (last - first) * sizeof(float));
+    // One row of inputs streams the matrix; of several, only as many columns are taken at once as stay in the cache.
+    constexpr std::int64_t COLUMNS = 2048;
+    const bool grouped = (K == vgg::INT8 || K == vgg::INT4) && matrix.group < matrix.inputs;
+    const std::int64_t step = grouped ? matrix.group : count == 1 ? matrix.inputs : COLUMNS;
+    const std::int64_t span = count == 1 ? matrix.inputs : grouped ? (COLUMNS + step - 1) / step * step : step;
+    for (std::int64_t column = 0; column < matrix.inputs; column += span) {
+        const std::int64_t stop = column + span < matrix.inputs ? column + span : matrix.inputs;
+        for (std::int64_t row = first, rows; row < last; row += rows) {
+            rows = row + 4 <= last ? 4 : 1;
+            for (std::int64_t begin = column; begin < stop; begin += step) {
+                const std::int64_t end = begin + step < stop ? begin + step : stop;
+                std::int64_t b = 0;
+                for (; b + 4 <= count; b += 4) {
+                    const float *from = inputs + b * matrix.inputs;
+                    float *target = to + b * matrix.outputs;
+                    if (rows == 4) {
+                        add_dots<K, 2, 4>(matrix, row, from, begin, end, target);
+                        add_dots<K, 2, 4>(matrix, row + 2, from, begin, end, target);
+                    } else {
+                        add_dots<K, 1, 4>(matrix, row, from, begin, end, target);
+                    }
+                }
+                for (; b < count; ++b) {
+                    const float *from = inputs + b * matrix.inputs;
+                    float *target = to + b * matrix.outputs;
+                    if (rows == 4)
+                        add_dots<K, 4, 1>(matrix, row, from, begin, end, target);
+                    else
+                        add_dots<K, 1, 1>(matrix, row, from, begin, end, target);
+                }
+            }
+        }
+    }
+    if (relu)
+        for (std::int64_t b = 0; b < count; ++b)
+            for (std::int64_t row = first; row < last; ++row) {
+                float &value = to[b * matrix.outputs + row];
+                value = value > 0 ? value : 0;
+            }
+}
+
+void linear(const Matrix &matrix, std::int64_t first, std::int64_t last, const float *inputs, std::int64_t count,
+            const float *bias, bool relu, float *to) {
+    switch (matrix.kind) {
+        case vgg::FLOAT32: return linear_of<vgg::FLOAT32>(matrix, first, last, inputs, count, bias, relu, to);
+        case vgg::FLOAT16: return linear_of<vgg::FLOAT16>(matrix, first, last, inputs, count, bias, relu, to);
+        case vgg::BFLOAT16: return linear_of<vgg::BFLOAT16>(matrix, first, last, inputs, count, bias, relu, to);
+        case vgg::INT8: return linear_of<vgg::INT8>(matrix, first, last, inputs, count, bias, relu, to);
+        case vgg::INT4: return linear_of<vgg::INT4>(matrix, first, last, inputs, count, bias, relu, to);
+    }
+}
+
+// --- The rest -----------------------------------------------------------------------------------------------------------
+
+void max_pool(const float *upper, std::ptrdiff_t row, int channels, int width, float *to) {
+    for (int x = 0; x < width; ++x)
+        for (int c = 0; c < channels; c += LANES) {
+            const float *from = upper + 2 * x * std::ptrdiff_t(channels) + c;
+            const vec above = larger(load(from), load(from + channels));
+            const vec below = larger(load(from + row), load(from + row + channels));
+            store(to + x * std::ptrdiff_t(channels) + c, larger(above, below));
+        }
+}
+
+std::int64_t peak(std::int64_t rounds, float *result) {
+    constexpr int CHAINS = 10;
+    vec sums[CHAINS];
+    for (int i = 0; i < CHAINS; ++i) sums[i] = splat(float(i) * *result);
+    vec left = splat(1.0f + *result), right = splat(*result);
+    for (std::int64_t n = 0; n < rounds; ++n) {
+#pragma GCC unroll 10
+        for (int i = 0; i < CHAINS; ++i) sums[i] = sums[i] * left + right;
+        asm volatile("" : "+m"(*result));
+    }
+    vec total{};
+    for (int i = 0; i < CHAINS; ++i) total += sums[i];
+    *result = sum(total);
+    return std::int64_t(CHAINS) * LANES;
+}
+
+float read(const float *from, std::int64_t count) {
+    vec sums[8] = {};
+    for (std::int64_t i = 0; i + 8 * LANES <= count; i += 8 * LANES)
+#pragma GCC unroll 8
+        for (int v = 0; v < 8; ++v) sums[v] += load(from + i + v * LANES);
+    vec total{};
+    for (int v = 0; v < 8; ++v) total += sums[v];
+    return sum(total);
+}
+
+void weights_for(int tile, const float *from, int out, int in, int first, int last, float *to) {
+    (tile == 8 ? winograd_weights<4> : winograd_weights<2>)(from, out, in, first, last, to);
+}
+void input_for(int tile, const float *from, std::ptrdiff_t row, std::ptrdiff_t pixel, int channels, float *to,
+               std::ptrdiff_t position) {
+    (tile == 8 ? winograd_input<4> : winograd_input<2>)(from, row, pixel, channels, to, position);
+}
+void output_for(int tile, const float *from, std::ptrdiff_t position, const float *bias, int channels, bool pool, int height,
+                int width, float *to, std::ptrdiff_t row, std::ptrdiff_t pixel) {
+    (tile == 8 ? winograd_output<4> : winograd_output<2>)(from, position, bias, channels, pool, height, width, to, row, pixel);
+}
+
+#define VGG_TEXT_(name) #name
+#define VGG_TEXT(name) VGG_TEXT_(name)
+
+extern const vgg::Kernels table{VGG_TEXT(VGG_ISA), PANEL,   weights_for, plain_weights, input_for, output_for,
+                                product,           convolution, linear,  max_pool,      peak,      read};
+
+}  // namespace VGG_ISA

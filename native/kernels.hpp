@@ -1,0 +1,61 @@
+// What an instruction set has to offer: one table of functions each, filled by kernels.cpp.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace vgg {
+
+// How numbers are stored, as vgg.engines.native numbers them.
+enum Kind : int { FLOAT32, FLOAT16, BFLOAT16, INT8, INT4 };
+
+// A matrix of a linear layer, used where it lies: [outputs, inputs], row after row, any alignment.
+struct Matrix {
+    const void *values;
+    Kind kind;
+    const float *scale;  // of INT8 and INT4: [outputs, inputs / group]
+    std::int64_t outputs, inputs, group;
+};
+
+// Pixels of one line as rows of a matrix: the element (row, k) is at data[row * stride + offsets[k]].
+struct Pixels {
+    const float *data;
+    std::ptrdiff_t stride;
+    const std::int32_t *offsets;
+};
+
+struct Kernels {
+    const char *name;
+    int panel;  // output channels that are computed together; channels are padded to a multiple of it
+
+    // Weights [out, in, 3, 3] -> [(tile + 2)^2, out / panel, in, panel] for F(tile x tile), panels `first` to `last`.
+    void (*winograd_weights)(int tile, const float *from, int out, int in, int first, int last, float *to);
+    // Weights [out, k] -> [out / panel, k, panel].
+    void (*plain_weights)(const float *from, int out, int k, float *to);
+    // A tile's patch, (tile + 2)^2 pixels of `channels`, `row` and `channels` floats apart -> (tile + 2)^2 positions.
+    void (*winograd_input)(int tile, const float *from, std::ptrdiff_t row, std::ptrdiff_t pixel, int channels, float *to,
+                           std::ptrdiff_t position);
+    // (tile + 2)^2 positions -> `height` x `width` pixels with bias and ReLU; with `pool`, half of that, the larger of 2x2.
+    void (*winograd_output)(int tile, const float *from, std::ptrdiff_t position, const float *bias, int channels, bool pool,
+                            int height, int width, float *to, std::ptrdiff_t row, std::ptrdiff_t pixel);
+    // Rows of `k` floats, `stride` apart, times a panel -> `panel` sums a row, `to_stride` apart. `next` is fetched ahead.
+    void (*product)(const float *rows, std::ptrdiff_t stride, int count, int k, const float *panel, const float *next, float *to,
+                    std::ptrdiff_t to_stride);
+    // The same for the pixels of a line, with bias and ReLU.
+    void (*convolution)(const Pixels &pixels, int count, int k, const float *panel, const float *bias, float *to,
+                        std::ptrdiff_t to_stride);
+    // `count` rows of inputs times matrix rows `first` to `last`, plus bias -> [count, outputs].
+    void (*linear)(const Matrix &matrix, std::int64_t first, std::int64_t last, const float *inputs, std::int64_t count,
+                   const float *bias, bool relu, float *to);
+    // The larger of 2x2 pixels for a line of `width` results.
+    void (*max_pool)(const float *upper, std::ptrdiff_t row, int channels, int width, float *to);
+    // Multiply-adds in registers: `rounds` times 2 * the number returned; for measuring the peak.
+    std::int64_t (*peak)(std::int64_t rounds, float *result);
+    // The sum of `count` floats; for measuring the bandwidth.
+    float (*read)(const float *from, std::int64_t count);
+};
+
+// The table for an instruction set, or none where this processor lacks it. `auto`: the best of those that were tested.
+const Kernels *kernels(const char *name);
+
+}  // namespace vgg

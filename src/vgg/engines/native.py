@@ -1,0 +1,154 @@
+"""Our own engine: native/ in C++, called through its C interface (native/vgg.h)."""
+
+import ctypes
+import os
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from ..architectures import LRN_ALPHA, LRN_BETA, LRN_K, LRN_SIZE, Layer
+from ..errors import Error
+from ..network import Network, Parameter, Quantized, contiguous
+from . import Array, check_batch, native_library
+
+OPERATIONS = ("convolution", "lrn", "max_pool", "average_pool", "linear")  # as native/vgg.h numbers them
+KINDS = {np.dtype(dtype): kind for kind, dtype in enumerate((np.float32, np.float16, ml_dtypes.bfloat16, np.int8))}
+INT4 = 4
+
+
+class _Layer(ctypes.Structure):
+    _fields_ = (
+        ("operation", ctypes.c_int32), ("relu", ctypes.c_int32), ("inputs", ctypes.c_int32), ("outputs", ctypes.c_int32),
+        ("kernel", ctypes.c_int32), ("kind", ctypes.c_int32), ("weight", ctypes.c_void_p), ("bias", ctypes.c_void_p),
+        ("scale", ctypes.c_void_p), ("group", ctypes.c_int64), ("lrn", ctypes.c_double * 4),
+    )  # fmt: skip
+
+
+class _Output(ctypes.Structure):
+    _fields_ = (("step", ctypes.c_int32), ("values", ctypes.c_void_p))
+
+
+class NativeEngine:
+    """A network on vgg's own kernels; see `vgg.engines.Engine`.
+
+    Convolutions are transformed once, when the engine is made; linear layers are read where they lie in the file.
+    """
+
+    name = "native"
+
+    def __init__(self, network: Network, threads: int | None = None) -> None:
+        self._library, self._handle = library(), None
+        network = network.fold_batch_norm()
+        self._architecture = network.architecture
+        self._threads = threads or os.cpu_count() or 1
+        self._kept: list[Array] = []  # what the engine reads in place
+        self._steps: dict[str, int] = {}  # of each named value
+        instructions = chosen_instructions()
+        self._handle = self._library.vgg_open(instructions, self._threads, self._architecture.input_size)
+        if not self._handle:
+            raise MemoryError("there is no memory for the network")
+        layers = self._architecture.layers
+        for layer, following in zip(layers, (*layers[1:], None), strict=True):
+            if layer.operation in OPERATIONS:
+                relu = following is not None and following.operation == "relu"
+                self._add(network.parameters, layer, relu)
+                self._steps[following.value if relu and following else layer.value] = len(self._steps)
+
+    def __del__(self) -> None:
+        if getattr(self, "_handle", None):
+            self._library.vgg_close(self._handle)
+
+    def run(self, batch: Array, outputs: Sequence[str] = ("logits",)) -> dict[str, Array]:
+        check_batch(self._architecture, batch, dense=True)
+        batch = np.ascontiguousarray(batch)
+        count, _, height, width = batch.shape
+        found = {name: np.empty(self._architecture.shape(name, count, height, width), np.float32) for name in outputs}
+        wanted = (_Output * len(found))(*((self._steps[name], array.ctypes.data) for name, array in found.items()))
+        if count and self._library.vgg_run(self._handle, batch.ctypes.data, count, height, width, wanted, len(found)):
+            raise MemoryError(f"there is no memory for {count} pictures of {width}x{height}")
+        return found
+
+    def logits(self, batch: Array) -> Array:
+        return self.run(batch)["logits"]
+
+    def times(self) -> dict[str, float]:
+        """Seconds that each layer took in the last run; a convolution's pooling counts as its own."""
+        seconds = (ctypes.c_double * len(self._steps))()
+        self._library.vgg_times(self._handle, seconds)
+        return dict(zip(self._steps, seconds, strict=True))
+
+    def _add(self, parameters: Mapping[str, Parameter], layer: Layer, relu: bool) -> None:
+        entry = _Layer(operation=OPERATIONS.index(layer.operation), relu=relu, kernel=1, group=1)
+        held: list[Array] = []  # until the engine has copied it
+        if layer.operation == "lrn":
+            entry.lrn = (LRN_SIZE, LRN_ALPHA, LRN_BETA, LRN_K)
+        shape = layer.parameters.get("weight")
+        if shape:
+            entry.outputs, entry.inputs, entry.kernel = shape[0], shape[1], shape[-1] if len(shape) == 4 else 1
+            weight, bias = parameters[f"{layer.name}.weight"], contiguous(parameters[f"{layer.name}.bias"], np.float32)
+            if layer.operation == "linear":
+                values, entry.kind, scale, entry.group = _in_place(weight)
+                self._kept.append(values)
+                held += [scale] if scale is not None else []
+                entry.scale = None if scale is None else scale.ctypes.data
+            else:
+                values = contiguous(weight, np.float32)
+            held += [values, bias]
+            entry.weight, entry.bias = values.ctypes.data, bias.ctypes.data
+        if self._library.vgg_add(self._handle, ctypes.byref(entry)):
+            raise MemoryError(f"there is no memory for {layer.name}")
+
+
+def _in_place(weight: Parameter) -> tuple[Array, int, Array | None, int]:
+    """A linear layer's numbers as the engine reads them: values, their kind, scales, numbers that share a scale."""
+    inputs = int(np.prod(weight.shape[1:]))
+    if isinstance(weight, np.ndarray):
+        values = contiguous(weight, None if weight.dtype in KINDS else np.float32)
+        return values, KINDS[values.dtype], None, inputs
+    plain = weight.zero_point is None or not weight.zero_point.any()
+    grouped = weight.group and weight.axis == 1 and weight.values.ndim == 2
+    by_row = not weight.group and weight.axis == 0
+    if plain and (grouped or by_row):
+        group = weight.group if grouped else inputs
+        scale = contiguous(weight.scale, np.float32)
+        if weight.values.dtype == np.int8:
+            return contiguous(weight.values), KINDS[np.dtype(np.int8)], scale, group
+        if weight.values.dtype == ml_dtypes.int4 and inputs % 2 == group % 2 == 0:
+            bits = weight.values.astype(np.int8).reshape(weight.shape[0], -1).view(np.uint8) & 15
+            return np.ascontiguousarray(bits[:, ::2] | bits[:, 1::2] << 4), INT4, scale, group
+    return weight.dequantize(), KINDS[np.dtype(np.float32)], None, inputs
+
+
+@cache
+def library() -> Any:
+    """The compiled engine. Raises Error where this installation has none."""
+    found = native_library()
+    if found is None:
+        raise Error("this installation of vgg has no native engine: it was built without a C++ compiler; use onnxruntime")
+    loaded = ctypes.CDLL(str(found))
+    pointer, integer, text = ctypes.c_void_p, ctypes.c_int, ctypes.c_char_p
+    for name, result, *arguments in (
+        ("vgg_instructions", text, text),
+        ("vgg_open", pointer, text, integer, integer),
+        ("vgg_add", integer, pointer, pointer),
+        ("vgg_close", None, pointer),
+        ("vgg_run", integer, pointer, pointer, integer, integer, integer, pointer, integer),
+        ("vgg_times", None, pointer, pointer),
+        ("vgg_peak", ctypes.c_double, text, integer, ctypes.c_double),
+        ("vgg_bandwidth", ctypes.c_double, text, integer, pointer, ctypes.c_int64),
+    ):
+        function = getattr(loaded, str(name))
+        function.restype, function.argtypes = result, arguments
+    return loaded
+
+
+def chosen_instructions() -> bytes:
+    """The instruction set that the kernels use: the best that is tested, or the one that VGG_INSTRUCTIONS asks for."""
+    asked = os.environ.get("VGG_INSTRUCTIONS", "auto")
+    found = library().vgg_instructions(asked.encode())
+    if found is None:
+        raise Error(f"VGG_INSTRUCTIONS={asked}: this processor or this build doesn't have it; there are auto, avx2, portable")
+    return bytes(found)
