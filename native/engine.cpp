@@ -30,7 +30,7 @@ using Clock = std::chrono::steady_clock;
 
 constexpr int LARGE = 32;     // maps of this side and more use F(8x8), smaller ones F(4x4), whose weights are a third
 constexpr int TOGETHER = 16;  // images that share a pass over the weights of the deep layers and of the head
-constexpr int LARGE_BLOCK = 24, SMALL_BLOCK = 64;  // tiles of F(8x8) and of F(4x4) that are in work at once
+constexpr int LARGE_BLOCK = 64, SMALL_BLOCK = 24;  // tiles that are in work at once
 constexpr std::size_t HUGE_PAGE = 2 << 20;
 
 int up_to_multiple(int value, int of) { return (value + of - 1) / of * of; }
@@ -350,9 +350,11 @@ void vgg_network::winograd(const Layer &layer, bool pooled, Place from, Place to
     const int down = (from.map.height + tile - 1) / tile, across = (from.map.width + tile - 1) / tile;
     const int tiles = from.count * down * across, threads = pool.threads();
 
-    // A block of tiles at a time. Where there are few, or their weights are many, threads share a block, else each has one.
-    const int most = tile == 8 ? LARGE_BLOCK : SMALL_BLOCK;
-    const bool shared = threads > 1 && (tile != 8 || tiles < threads * most);
+    // A block of tiles at a time: large where the weights are many and pass by once a block, small where they stay in the
+    // cache. Threads share a large block, which keeps them on the same weights, and have small ones of their own.
+    const bool large = tile == 4 || tiles <= LARGE_BLOCK;
+    const bool shared = threads > 1 && (large || tiles < threads * SMALL_BLOCK);
+    const int most = large ? LARGE_BLOCK : SMALL_BLOCK;
     int blocks = (tiles + most - 1) / most;
     if (!shared) blocks = up_to_multiple(blocks, threads);
     const int block = (tiles + blocks - 1) / blocks;

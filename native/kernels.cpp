@@ -117,23 +117,29 @@ void plain_weights(const float *from, int out, int k, float *to) {
                 *to++ = begin + lane < out ? from[std::ptrdiff_t(begin + lane) * k + i] : 0.0f;
 }
 
-// R rows times a panel. `at(row, k)` gives an element, `finish` stores a row's sums.
+// R rows times a panel. `at(row, k)` gives an element, `finish` stores a row's sums. For every eight k, so many cache lines
+// from `next` on are fetched ahead: weights come from memory, and the processor's own prefetching stops at each page.
 template <int R, class At, class Finish>
-inline void block(int k, const float *panel, const float *next, const At &at, const Finish &finish) {
+inline void block(int k, const float *panel, const float *next, int lines, const At &at, const Finish &finish) {
     vec sums[R][VECTORS] = {};
-    for (int i = 0; i < k; ++i) {
+    const auto step = [&](int i) __attribute__((always_inline)) {
         vec right[VECTORS];
 #pragma GCC unroll 4
         for (int v = 0; v < VECTORS; ++v) right[v] = load(panel + i * PANEL + v * LANES);
-        __builtin_prefetch(panel + i * PANEL + 16 * PANEL);
-        if (next && i % 8 == 0) __builtin_prefetch(next + i * 2, 0, 2);
 #pragma GCC unroll 12
         for (int r = 0; r < R; ++r) {
             const vec left = splat(at(r, i));
 #pragma GCC unroll 4
             for (int v = 0; v < VECTORS; ++v) sums[r][v] += left * right[v];
         }
+    };
+    int i = 0;
+    for (; i + 8 <= k; i += 8) {
+        for (int line = 0; line < lines; ++line, next += 16) __builtin_prefetch(next, 0, 2);
+#pragma GCC unroll 2
+        for (int j = 0; j < 8; ++j) step(i + j);
     }
+    for (; i < k; ++i) step(i);
 #pragma GCC unroll 12
     for (int r = 0; r < R; ++r) finish(r, sums[r]);
 }
@@ -150,12 +156,12 @@ template <class With> inline void in_blocks(int count, const With &with) {
 }
 
 template <int R, class At, class Finish>
-inline void sized(int rows, int k, const float *panel, const float *next, const At &at, const Finish &finish) {
+inline void sized(int rows, int k, const float *panel, const float *next, int lines, const At &at, const Finish &finish) {
     if constexpr (R > 0) {
         if (rows == R)
-            block<R>(k, panel, next, at, finish);
+            block<R>(k, panel, next, lines, at, finish);
         else
-            sized<R - 1>(rows, k, panel, next, at, finish);
+            sized<R - 1>(rows, k, panel, next, lines, at, finish);
     }
 }
 
@@ -166,7 +172,7 @@ void product(const float *rows, std::ptrdiff_t stride, int count, int k, const f
         const float *from = rows + row * stride;
         float *target = to + row * to_stride;
         sized<ROWS>(
-            height, k, panel, next ? next + std::ptrdiff_t(k) * PANEL * number / blocks : nullptr,
+            height, k, panel, next + std::ptrdiff_t(k) * PANEL * number / blocks, (8 * PANEL / 16 + blocks - 1) / blocks,
             [&](int r, int i) { return from[r * stride + i]; },
             [&](int r, const vec(&sums)[VECTORS]) {
 #pragma GCC unroll 4
@@ -181,7 +187,7 @@ void convolution(const Pixels &pixels, int count, int k, const float *panel, con
         const float *from = pixels.data + row * pixels.stride;
         float *target = to + row * to_stride;
         sized<ROWS>(
-            height, k, panel, nullptr, [&](int r, int i) { return from[r * pixels.stride + pixels.offsets[i]]; },
+            height, k, panel, nullptr, 0, [&](int r, int i) { return from[r * pixels.stride + pixels.offsets[i]]; },
             [&](int r, const vec(&sums)[VECTORS]) {
 #pragma GCC unroll 4
                 for (int v = 0; v < VECTORS; ++v)
@@ -357,7 +363,6 @@ std::int64_t peak(std::int64_t rounds, float *result) {
     for (std::int64_t n = 0; n < rounds; ++n) {
 #pragma GCC unroll 10
         for (int i = 0; i < CHAINS; ++i) sums[i] = sums[i] * left + right;
-        asm volatile("" : "+m"(*result));
     }
     vec total{};
     for (int i = 0; i < CHAINS; ++i) total += sums[i];
@@ -366,12 +371,17 @@ std::int64_t peak(std::int64_t rounds, float *result) {
 }
 
 float read(const float *from, std::int64_t count) {
-    vec sums[8] = {};
-    for (std::int64_t i = 0; i + 8 * LANES <= count; i += 8 * LANES)
-#pragma GCC unroll 8
-        for (int v = 0; v < 8; ++v) sums[v] += load(from + i + v * LANES);
+    // Four streams, as the linear layers have: more than one keeps more of the memory's channels busy.
+    constexpr int STREAMS = 4;
+    vec sums[STREAMS][2] = {};
+    const std::int64_t each = count / STREAMS;
+    for (std::int64_t i = 0; i + 2 * LANES <= each; i += 2 * LANES)
+#pragma GCC unroll 4
+        for (int s = 0; s < STREAMS; ++s)
+#pragma GCC unroll 2
+            for (int v = 0; v < 2; ++v) sums[s][v] += load(from + s * each + i + v * LANES);
     vec total{};
-    for (int v = 0; v < 8; ++v) total += sums[v];
+    for (int s = 0; s < STREAMS; ++s) total += sums[s][0] + sums[s][1];
     return sum(total);
 }
 

