@@ -62,6 +62,13 @@ class Memory {
     std::size_t count_ = 0;
 };
 
+// Floats that may lie anywhere, with zeros after them up to `size`.
+std::vector<float> copied(const float *from, std::size_t count, std::size_t size) {
+    std::vector<float> values(size);
+    std::memcpy(values.data(), from, count * sizeof(float));
+    return values;
+}
+
 struct Layer {
     vgg_layer what;
     int channels;  // of its value in memory: `out`, padded
@@ -135,8 +142,7 @@ void vgg_network::add(const vgg_layer &what) {
     layer.what.out = channels;
     if (what.operation == VGG_AVERAGE_POOL) layer.what.in = channels;
     if (what.operation == VGG_CONVOLUTION) {
-        layer.bias.assign(layer.channels, 0.0f);
-        std::copy(what.bias, what.bias + what.out, layer.bias.begin());
+        layer.bias = copied(what.bias, what.out, layer.channels);
         const float *from = static_cast<const float *>(what.weight);
         if (what.kernel == 3 && !layers.empty()) {
             layer.tile = side >= LARGE ? 8 : 4;
@@ -151,10 +157,11 @@ void vgg_network::add(const vgg_layer &what) {
             kernels.plain_weights(from, what.out, k, layer.weight.get());
         }
     } else if (what.operation == VGG_LINEAR) {
-        layer.bias.assign(what.bias, what.bias + what.out);
+        layer.bias = copied(what.bias, what.out, what.out);
         if (what.scale) {
-            const std::int64_t inputs = std::int64_t(what.in) * what.kernel * what.kernel;
-            layer.scale.assign(what.scale, what.scale + what.out * ((inputs + what.group - 1) / what.group));
+            const std::size_t inputs = std::size_t(what.in) * what.kernel * what.kernel;
+            const std::size_t scales = what.out * ((inputs + what.group - 1) / what.group);
+            layer.scale = copied(what.scale, scales, scales);
         }
     } else if (what.operation == VGG_MAX_POOL) {
         side /= 2;

@@ -113,8 +113,10 @@ void winograd_output(const float *from, std::ptrdiff_t position, const float *bi
 void plain_weights(const float *from, int out, int k, float *to) {
     for (int begin = 0; begin < out; begin += PANEL)
         for (int i = 0; i < k; ++i)
-            for (int lane = 0; lane < PANEL; ++lane)
-                *to++ = begin + lane < out ? from[std::ptrdiff_t(begin + lane) * k + i] : 0.0f;
+            for (int lane = 0; lane < PANEL; ++lane, ++to) {
+                *to = 0;
+                if (begin + lane < out) std::memcpy(to, from + std::ptrdiff_t(begin + lane) * k + i, sizeof *to);
+            }
 }
 
 // R rows times a panel. `at(row, k)` gives an element, `finish` stores a row's sums. For every eight k, so many cache lines

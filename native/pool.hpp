@@ -8,27 +8,30 @@
 #if defined(__x86_64__) || defined(__i386__)
 #include <immintrin.h>
 #endif
+#if !defined(_WIN32)
+#include <unistd.h>
+#endif
 
 namespace vgg {
 
 class Pool {
   public:
-    explicit Pool(int threads) {
-        for (int worker = 1; worker < threads; ++worker) workers_.emplace_back([this, worker] { serve(worker); });
-    }
+    explicit Pool(int threads) : threads_(threads) { start(); }
     Pool(const Pool &) = delete;
     ~Pool() {
-        stop_ = true;
-        epoch_.fetch_add(1, std::memory_order_release);
-        epoch_.notify_all();
-        for (auto &worker : workers_) worker.join();
+        if (process_ == process()) stop();
+        else forget();
     }
 
-    int threads() const { return int(workers_.size()) + 1; }
+    int threads() const { return threads_; }
 
     // Calls `body(index, worker)` for each index below `count`, on any thread, and returns when all are done. No two calls
     // overlap on the same worker. `body` must not throw. One caller at a time.
     template <class Body> void run(int count, const Body &body) {
+        if (process_ != process()) {  // a fork has our memory, but not our threads
+            forget();
+            start();
+        }
         call_ = [](const void *body, int index, int worker) { (*static_cast<const Body *>(body))(index, worker); };
         body_ = &body;
         count_ = count;
@@ -55,12 +58,41 @@ class Pool {
         value.wait(old, std::memory_order_acquire);
     }
 
+    static long process() {
+#if defined(_WIN32)
+        return 0;
+#else
+        return getpid();
+#endif
+    }
+
+    void start() {
+        process_ = process();
+        const unsigned seen = epoch_.load();
+        try {
+            for (int worker = 1; worker < threads_; ++worker) workers_.emplace_back([this, worker, seen] { serve(worker, seen); });
+        } catch (...) {
+            stop();
+            throw;
+        }
+    }
+
+    void stop() {
+        stop_ = true;
+        epoch_.fetch_add(1, std::memory_order_release);
+        epoch_.notify_all();
+        for (auto &worker : workers_) worker.join();
+    }
+
+    // Threads of another process can be neither joined nor dropped; what describes them stays where it is.
+    void forget() { new std::vector<std::thread>(std::move(workers_)); }
+
     void work(int worker) {
         for (int index; (index = next_.fetch_add(1, std::memory_order_relaxed)) < count_;) call_(body_, index, worker);
     }
 
-    void serve(int worker) {
-        for (unsigned seen = 0;;) {
+    void serve(int worker, unsigned seen) {
+        for (;;) {
             wait(epoch_, seen);
             seen = epoch_.load(std::memory_order_acquire);
             if (stop_) return;
@@ -69,6 +101,8 @@ class Pool {
         }
     }
 
+    const int threads_;
+    long process_ = 0;
     std::vector<std::thread> workers_;
     std::atomic<unsigned> epoch_{0};
     std::atomic<int> next_{0}, busy_{0};

@@ -144,7 +144,8 @@ class Architecture:
     @cached_property
     def values(self) -> tuple[str, ...]:
         """The names of what can be asked for as an output, from `conv1_1` to `logits`."""
-        return tuple(layer.value for layer in self.layers if "." not in layer.value and layer.value != "flatten")
+        hidden = ("batch_norm", "flatten")  # what an engine may fold into its neighbours
+        return tuple(layer.value for layer in self.layers if "." not in layer.value and layer.operation not in hidden)
 
     def shape(self, value: str, batch: int, height: int, width: int) -> Shape:
         """The shape of a named value for a batch of `height` x `width` pixels.

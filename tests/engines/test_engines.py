@@ -1,0 +1,95 @@
+"""What every engine promises; the `engine` fixture goes through those that are installed with the package itself."""
+
+import threading
+
+import numpy as np
+import pytest
+
+from conftest import random_network
+from vgg import Error, ModelError, engines
+
+
+def images(count=2, size=32, seed=0):
+    return np.random.default_rng(seed).normal(size=(count, 3, size, size)).astype(np.float32)
+
+
+@pytest.fixture(params=["native", "onnxruntime"])
+def engine(request):
+    return request.param
+
+
+def test_named_values_come_in_any_combination(engine):
+    opened = engines.open(random_network("vgg16-bn"), engine)
+    found = opened.run(images(), ("fc7", "logits", "conv5_3", "pool1"))
+    assert {name: value.shape for name, value in found.items()} == {
+        "fc7": (2, 256), "logits": (2, 7), "conv5_3": (2, 32, 2, 2), "pool1": (2, 4, 16, 16),
+    }  # fmt: skip
+    assert found["fc7"].min() == 0  # after the ReLU
+    np.testing.assert_allclose(found["logits"], opened.logits(images()), rtol=1e-5, atol=1e-6)
+
+
+def test_the_gap_head_takes_any_size(engine):
+    opened = engines.open(random_network(head="gap"), engine)
+    for size in (32, 64, 100):
+        assert opened.logits(images(1, size)).shape == (1, 7)
+
+
+@pytest.mark.parametrize("batch", [images()[0], images().astype(np.float64), images()[:, :1], images(size=16)])
+def test_what_a_network_does_not_take_is_refused(engine, batch):
+    with pytest.raises(ModelError, match=r"vgg11 takes float32 \[batch, 3, "):
+        engines.open(random_network(), engine).logits(batch)
+
+
+def test_an_unknown_output_is_said(engine):
+    with pytest.raises(ModelError, match="no value of vgg11 is called 'fc9'"):
+        engines.open(random_network(), engine).run(images(), ["fc9"])
+
+
+def test_several_threads_share_an_engine(engine):
+    opened = engines.open(random_network(), engine, threads=1)
+    batches = [images(seed=seed) for seed in range(8)]
+    expected = [opened.logits(batch) for batch in batches]
+    found: dict[int, np.ndarray] = {}
+
+    def work(index):
+        found[index] = opened.run(batches[index], ("fc6", "logits"))["logits"]
+
+    workers = [threading.Thread(target=work, args=(index,)) for index in range(8)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    for index, logits in enumerate(expected):
+        np.testing.assert_allclose(found[index], logits, rtol=1e-5, atol=1e-6)
+
+
+def test_the_best_engine_there_is_gets_chosen():
+    assert engines.open(random_network()).name == "native"
+    assert engines.installed()[:2] == ("native", "onnxruntime")
+
+
+def test_a_model_is_opened_by_its_path(tmp_path):
+    random_network().write(tmp_path / "tiny.onnx")
+    assert engines.open(tmp_path / "tiny.onnx").logits(images()).shape == (2, 7)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"engine": "abacus"}, "no engine is called 'abacus'; there are auto, native, "),
+        ({"threads": 0}, "threads must be 1 or more"),
+        ({"device": "tpu"}, "no device is called 'tpu'"),
+        ({"engine": "native", "device": "cuda"}, "native runs on the CPU only"),
+    ],
+)
+def test_what_there_is_not_is_said(options, message):
+    with pytest.raises(Error, match=message):
+        engines.open(random_network(), **options)
+
+
+def test_an_engine_that_is_not_installed_says_how_to_get_it(monkeypatch):
+    monkeypatch.setattr(engines, "installed", lambda: ("onnxruntime",))
+    with pytest.raises(Error, match=r"openvino is not installed; `pip install 'vgg\[openvino\]'`"):
+        engines.open(random_network(), "openvino")
+    with pytest.raises(Error, match="has no native engine"):
+        engines.open(random_network(), "native")

@@ -1,0 +1,248 @@
+"""The native engine against ONNX Runtime, torch and float64, and what it does when something goes wrong."""
+
+import os
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional
+
+from conftest import random_network
+from vgg import Architecture, Error, Quantized, engines
+from vgg.architectures import CONFIGURATIONS
+from vgg.engines.native import NativeEngine
+
+INSTRUCTIONS = ["auto", "portable"]
+
+
+def images(count=2, height=32, width=None, seed=0):
+    return np.random.default_rng(seed).normal(size=(count, 3, height, width or height)).astype(np.float32)
+
+
+def assert_close(found, expected, tolerance=1e-4):
+    """Within a share of the largest value: Winograd's transforms round by the size of their sums, not of each result."""
+    assert found.shape == expected.shape
+    assert found.dtype == np.float32
+    assert np.abs(found - expected).max() <= tolerance * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("instructions", INSTRUCTIONS)
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_every_architecture_gives_what_onnx_runtime_gives(name, instructions, monkeypatch):
+    monkeypatch.setenv("VGG_INSTRUCTIONS", instructions)
+    for head, size in (("fc", 32), ("fc", 96), ("gap", 64)):
+        network = random_network(name, head=head, input_size=size)
+        batch = images(3, size)
+        native, judge = (engines.open(network, engine, threads=2) for engine in ("native", "onnxruntime"))
+        for value in network.architecture.values:  # one by one, so that pooling is fused where it can be
+            assert_close(native.run(batch, [value])[value], judge.run(batch, [value])[value])
+        together = native.run(batch, network.architecture.values)
+        for value, expected in judge.run(batch, network.architecture.values).items():
+            assert_close(together[value], expected)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    name=st.sampled_from(list(CONFIGURATIONS)),
+    width=st.floats(0.02, 0.3),
+    height=st.integers(32, 150),
+    width_of_image=st.integers(32, 150),
+    batch=st.integers(1, 18),
+    classes=st.integers(1, 40),
+    threads=st.integers(1, 5),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_any_network_any_batch_any_size(name, width, height, width_of_image, batch, classes, threads, seed):
+    network = random_network(name, seed, head="gap", width=width, classes=classes)
+    pictures = images(batch, height, width_of_image, seed)
+    found = engines.open(network, "native", threads=threads).run(pictures, ["pool3", "logits"])
+    for value, expected in engines.open(network, "onnxruntime", threads=1).run(pictures, ["pool3", "logits"]).items():
+        assert_close(found[value], expected)
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (96, 64), (101, 200)])
+def test_larger_pictures_give_a_map_of_scores(height, width):
+    network = random_network("vgg13", input_size=64)
+    found = engines.open(network, "native").run(images(3, height, width), ["pool5", "fc6", "logits"])
+    value = torch.from_numpy(found["pool5"])
+    for layer in ("fc6", "fc7", "fc8"):
+        weight, bias = (torch.from_numpy(network.parameters[f"{layer}.{role}"]) for role in ("weight", "bias"))
+        value = functional.conv2d(value, weight if weight.ndim == 4 else weight[:, :, None, None], bias)
+        value = value if layer == "fc8" else value.relu()
+        if layer == "fc6":
+            assert_close(np.atleast_1d(found["fc6"].reshape(value.shape)), value.numpy())
+    assert_close(found["logits"].reshape(value.shape), value.numpy())
+    assert found["logits"].ndim == (2 if (height, width) == (64, 64) else 4)
+
+
+def stored(value: np.ndarray, kind: str):
+    """A parameter as it might be stored; what it means then is the judge's to say, by its float32 form."""
+    if kind in ("float16", "bfloat16"):
+        return value.astype({"float16": np.float16, "bfloat16": ml_dtypes.bfloat16}[kind])
+    flat = value.reshape(len(value), -1)
+    limit, dtype = (7, ml_dtypes.int4) if kind == "int4" else (127, np.int8)
+    if kind == "int4" and value.ndim == 2:
+        group = 16
+        padded = np.pad(flat, ((0, 0), (0, -flat.shape[1] % group)))
+        scale = (np.abs(padded).reshape(len(flat), -1, group).max(2) / limit + 1e-6).astype(np.float32)
+        spread = np.repeat(scale, group, 1)[:, : flat.shape[1]]
+        return Quantized(np.rint(flat / spread).astype(dtype), scale, axis=1, group=group)
+    scale = (np.abs(flat).max(1) / 127).astype(np.float32)
+    zero = (np.arange(len(flat)) % 3).astype(np.int8) if kind == "int8 with zero points" else None
+    return Quantized(np.rint(flat / scale[:, None]).clip(-120, 120).astype(np.int8).reshape(value.shape), scale, zero)
+
+
+@pytest.mark.parametrize("instructions", INSTRUCTIONS)
+@pytest.mark.parametrize("kind", ["float16", "bfloat16", "int8", "int8 with zero points", "int4"])
+def test_parameters_may_be_stored_in_fewer_bits(kind, instructions, monkeypatch):
+    monkeypatch.setenv("VGG_INSTRUCTIONS", instructions)
+    for width in (1 / 16, 0.07):
+        network = random_network("vgg11", width=width, input_size=64)
+        parameters = {name: stored(v, kind) if name.endswith("weight") else v for name, v in network.parameters.items()}
+        network = replace(network, parameters=parameters)
+        plain = {name: np.asarray(value, np.float32) for name, value in network.expanded().parameters.items()}
+        for count in (1, 2, 5):
+            found = NativeEngine(network, 2).logits(images(count, 64))
+            expected = engines.open(replace(network, parameters=plain), "onnxruntime").logits(images(count, 64))
+            assert_close(found, expected)
+
+
+def test_half_precision_is_exact_for_every_number():
+    """Each float16 and bfloat16 as the only weight of a class: subnormal numbers, both zeros, the largest."""
+    every = np.arange(2**16, dtype=np.uint16)
+    for dtype in (np.float16, ml_dtypes.bfloat16):
+        numbers = every.view(dtype)
+        numbers = numbers[np.isfinite(numbers.astype(np.float32))]
+        network = random_network(head="gap", classes=len(numbers))
+        features = network.parameters["fc8.weight"].shape[1]
+        weight = np.zeros((len(numbers), features), dtype)
+        weight[:, -1] = numbers
+        parameters = {**network.parameters, "fc8.weight": weight, "fc8.bias": np.zeros(len(numbers), np.float32)}
+        found = NativeEngine(replace(network, parameters=parameters)).run(images(1), ["pool6", "logits"])
+        np.testing.assert_array_equal(found["logits"][0], numbers.astype(np.float32) * found["pool6"][0, -1, 0, 0])
+
+
+def test_a_hundred_thousand_classes():
+    network = random_network(head="gap", classes=100_000)
+    assert_close(engines.open(network, "native").logits(images()), engines.open(network, "onnxruntime").logits(images()))
+
+
+def test_numbers_may_lie_anywhere():
+    network = random_network("vgg11")
+
+    def shifted(value):
+        room = np.zeros(value.nbytes + 1, np.uint8)
+        return np.frombuffer(room.data, np.float32, value.size, 1).reshape(value.shape), room
+
+    parameters = {}
+    for name, value in network.parameters.items():
+        place, room = shifted(value)
+        room[1:] = np.ascontiguousarray(value).view(np.uint8).reshape(-1)
+        parameters[name] = place
+    found = NativeEngine(replace(network, parameters=parameters)).logits(images())
+    np.testing.assert_array_equal(found, NativeEngine(network).logits(images()))
+
+
+def test_a_batch_may_have_any_strides_and_no_pictures():
+    engine = engines.open(random_network(), "native")
+    batch = images(4).transpose(0, 1, 3, 2)
+    np.testing.assert_array_equal(engine.logits(batch), engine.logits(np.ascontiguousarray(batch)))
+    assert engine.logits(images(0)).shape == (0, 7)
+
+
+def test_the_same_numbers_on_any_number_of_threads():
+    network = random_network("vgg16", input_size=64)
+    expected = NativeEngine(network, 1).logits(images(5, 64))
+    for threads in (2, 3, 8):
+        np.testing.assert_allclose(NativeEngine(network, threads).logits(images(5, 64)), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_several_engines_at_once():
+    networks = [random_network(name) for name in ("vgg11", "vgg16", "vgg19-bn")]
+    expected = [NativeEngine(network, 1).logits(images()) for network in networks]
+    found: list[list[np.ndarray]] = [[] for _ in networks]
+
+    def work(index):
+        for _ in range(10):
+            found[index].append(NativeEngine(networks[index], 3).logits(images()))
+
+    workers = [threading.Thread(target=work, args=(index,)) for index in range(len(networks))]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    for runs, logits in zip(found, expected, strict=True):
+        assert len(runs) == 10
+        for run in runs:
+            np.testing.assert_allclose(run, logits, rtol=1e-5, atol=1e-6)
+
+
+def test_times_are_of_each_layer():
+    engine = NativeEngine(random_network())
+    engine.logits(images())
+    times = engine.times()
+    assert list(times) == list(Architecture("vgg11").values)
+    assert times["conv1_1"] > 0
+    assert times["fc7"] > 0
+
+
+def test_an_instruction_set_that_is_not_there_is_said(monkeypatch):
+    monkeypatch.setenv("VGG_INSTRUCTIONS", "mmx")
+    with pytest.raises(Error, match=r"VGG_INSTRUCTIONS=mmx: .* there are auto, "):
+        engines.open(random_network(), "native")
+
+
+FORK = """
+import os, numpy as np
+from conftest import random_network
+from vgg import engines
+engine = engines.open(random_network(), "native", threads=3)
+batch = np.ones((2, 3, 32, 32), np.float32)
+expected = engine.logits(batch)
+child = os.fork()
+found = engine.logits(batch)
+del engine
+if child:
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    print(code, np.array_equal(found, expected))
+os._exit(0 if np.array_equal(found, expected) else 1) if not child else None
+"""
+
+MEMORY = """
+import resource, numpy as np
+from conftest import random_network
+from vgg import engines
+engine = engines.open(random_network(head="gap"), "native", threads=1)
+small, large = (np.zeros((1, 3, side, side), np.float32) for side in (32, 4096))
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 2**28, used + 2**28))
+try:
+    engine.logits(large)
+except MemoryError as error:
+    print(error)
+print(engine.logits(small).shape)
+"""
+
+
+def python(code: str) -> str:
+    environment = {**os.environ, "PYTHONPATH": os.path.dirname(os.path.dirname(__file__))}
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment, timeout=60
+    ).stdout
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_forked_process_goes_on_by_itself():
+    assert python(FORK) == "0 True\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's limit of address space")
+def test_too_little_memory_is_an_exception_and_the_engine_lives_on():
+    assert python(MEMORY) == "there is no memory for 1 pictures of 4096x4096\n(1, 7)\n"
