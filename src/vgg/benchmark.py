@@ -7,16 +7,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
-import ml_dtypes
 import numpy as np
 
 from . import engines
 from .errors import Error
-from .files import reason, replacing
 from .network import Network, Parameter
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -27,7 +24,6 @@ PAUSE = 0.05  # seconds before each measurement: some engines' threads go on spi
 REFERENCE = "onnxruntime"  # what the others are compared with
 MEMORY = 256 * 2**20  # bytes read to find the bandwidth, much more than the caches hold
 PEAK_SECONDS = 0.05  # of each measurement of the peak
-PLOT_SUFFIXES = (".png", ".svg")
 
 
 @dataclass(frozen=True)
@@ -69,7 +65,8 @@ def work(network: Network) -> dict[str, Work]:
 def _stored_bytes(weight: Parameter) -> float:
     if isinstance(weight, np.ndarray):
         return weight.nbytes
-    return weight.values.size * ml_dtypes.iinfo(weight.values.dtype).bits / 8 + weight.scale.nbytes
+    bits = 4 if weight.values.dtype.name.endswith("int4") else 8
+    return weight.values.size * bits / 8 + weight.scale.nbytes
 
 
 @dataclass(frozen=True)
@@ -150,39 +147,37 @@ class Comparison:
         return float(np.median(np.divide(timing.seconds, other.seconds))) if other else None
 
     def record(self, timing: Timing) -> dict[str, Any]:
-        """What is worth saying of an engine's times, as flat data."""
-        least, low, median, high, most = (self._milliseconds(timing.quantile(share)) for share in (0, 0.25, 0.5, 0.75, 1))
+        """An engine's times as plain data: milliseconds an image, quartiles, and what they are to be held against."""
+        least, low, median, high, most = (timing.quantile(quarter / 4) for quarter in range(5))
         ratio, limit, machine = self.ratio(timing), self.limit, self.machine
         return {
             "engine": timing.engine,
             "batch": self.batch,
             "threads": self.threads,
             "rounds": len(timing.seconds),
-            "ms_per_image": median,
-            "first_quartile": low,
-            "third_quartile": high,
-            "min": least,
-            "max": most,
-            "vs_onnxruntime": ratio if ratio is None else round(ratio, 4),
-            "limit_ms_per_image": limit and self._milliseconds(limit),
-            "share_of_limit": limit and round(limit / timing.quantile(0.5), 4),
+            "ms": self.milliseconds(median),
+            "ms_min": self.milliseconds(least),
+            "ms_q1": self.milliseconds(low),
+            "ms_q3": self.milliseconds(high),
+            "ms_max": self.milliseconds(most),
+            "vs_onnxruntime": None if ratio is None else round(ratio, 4),
+            "ms_limit": limit and self.milliseconds(limit),
+            "of_limit": limit and round(limit / median, 4),
             "gflops": machine and round(machine.flops / 1e9, 1),
-            "gigabytes_per_second": machine and round(machine.bandwidth / 1e9, 1),
+            "gb_per_s": machine and round(machine.bandwidth / 1e9, 1),
         }
 
-    def layers(self, timing: Timing) -> dict[str, dict[str, float | None]]:
-        """By value: milliseconds an image, and the limit as a share of that; without what another layer did on the way."""
-        found: dict[str, dict[str, float | None]] = {}
+    def layers(self, timing: Timing) -> dict[str, tuple[float, float | None]]:
+        """By value: milliseconds an image, and the layer's limit divided by its time; without the layers fused into others."""
+        found: dict[str, tuple[float, float | None]] = {}
         for name, seconds in timing.layers.items():
             if seconds:
                 limit = self.machine.limit(self.work[name], self.batch) if self.machine and name in self.work else None
-                found[name] = {
-                    "ms_per_image": self._milliseconds(seconds),
-                    "share_of_limit": limit and round(limit / seconds, 4),
-                }
+                found[name] = self.milliseconds(seconds), limit and round(limit / seconds, 4)
         return found
 
-    def _milliseconds(self, seconds: float) -> float:
+    def milliseconds(self, seconds: float) -> float:
+        """Milliseconds an image for seconds a batch."""
         return round(1000 * seconds / self.batch, 4)
 
 
@@ -190,6 +185,11 @@ class Runner(Protocol):
     """What can be timed: an `Engine`, or anything else that has its `logits`."""
 
     def logits(self, batch: Array) -> Array: ...
+
+
+@runtime_checkable
+class _LayerTimes(Protocol):
+    def times(self) -> dict[str, float]: ...
 
 
 def compare(
@@ -239,24 +239,19 @@ def side_by_side(
     if meter:
         runs["machine"] = meter.measure
     seconds: dict[str, list[float]] = {name: [] for name in runs}
-    layers: dict[str, list[float]] = {}
+    layers: dict[str, list[dict[str, float]]] = {name: [] for name in runs}
     for name, took in _interleaved(runs, rounds):
         seconds[name].append(took)
-        times = getattr(runners.get(name), "times", None)
-        if times:
-            for value, part in times().items():
-                layers.setdefault(value, []).append(part)
         if name in runners:
+            if isinstance(runner := runners[name], _LayerTimes):
+                layers[name].append(runner.times())
             progress(name)
-    timings = tuple(
-        Timing(
-            name,
-            tuple(seconds[name]),
-            {value: float(np.median(parts)) for value, parts in layers.items()} if hasattr(runner, "times") else {},
-        )
-        for name, runner in runners.items()
-    )
+    timings = tuple(Timing(name, tuple(seconds[name]), _medians(layers[name])) for name in runners)
     return Comparison(len(batch), threads, timings, work, meter.machine if meter else None)
+
+
+def _medians(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {name: float(np.median([row[name] for row in rows])) for name in rows[0]} if rows else {}
 
 
 def _interleaved(runs: Mapping[str, Callable[[], object]], rounds: int) -> Iterator[tuple[str, float]]:

@@ -1,0 +1,174 @@
+// The engine against plain loops in double, for builds with sanitizers and for other processors, where no Python is needed:
+// `scripts/sanitize` runs it. Exits with 1 when a value is off. Python's tests compare with ONNX Runtime and torch.
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstdio>
+#include <random>
+#include <thread>
+#include <vector>
+
+#include "vgg.h"
+
+namespace {
+
+struct Values {
+    int channels, height, width;
+    std::vector<double> data;  // [channels, height, width]
+    double at(int c, int y, int x) const {
+        return y < 0 || x < 0 || y >= height || x >= width ? 0 : data[(std::size_t(c) * height + y) * width + x];
+    }
+};
+
+struct Layer {
+    vgg_layer what{};
+    std::vector<float> weight, bias, scale;
+    std::vector<signed char> integers;
+};
+
+Values expected(const Layer &layer, const Values &from) {
+    const vgg_layer &what = layer.what;
+    Values to{what.out ? what.out : from.channels, from.height, from.width, {}};
+    if (what.operation == VGG_MAX_POOL) to.height /= 2, to.width /= 2;
+    if (what.operation == VGG_AVERAGE_POOL) to.height = to.width = 1;
+    if (what.operation == VGG_LINEAR) to.height -= what.kernel - 1, to.width -= what.kernel - 1;
+    for (int c = 0; c < to.channels; ++c)
+        for (int y = 0; y < to.height; ++y)
+            for (int x = 0; x < to.width; ++x) {
+                double value = 0;
+                if (what.operation == VGG_MAX_POOL) {
+                    value = std::max(std::max(from.at(c, 2 * y, 2 * x), from.at(c, 2 * y, 2 * x + 1)),
+                                     std::max(from.at(c, 2 * y + 1, 2 * x), from.at(c, 2 * y + 1, 2 * x + 1)));
+                } else if (what.operation == VGG_AVERAGE_POOL) {
+                    for (int i = 0; i < from.height; ++i)
+                        for (int j = 0; j < from.width; ++j) value += from.at(c, i, j) / (from.height * from.width);
+                } else if (what.operation == VGG_LRN) {
+                    const int reach = int(what.lrn[0]) / 2;
+                    for (int d = std::max(0, c - reach); d <= std::min(from.channels - 1, c + reach); ++d)
+                        value += from.at(d, y, x) * from.at(d, y, x);
+                    value = from.at(c, y, x) * std::pow(what.lrn[3] + what.lrn[1] / what.lrn[0] * value, -what.lrn[2]);
+                } else {
+                    const int edge = what.operation == VGG_CONVOLUTION ? what.kernel / 2 : 0;
+                    const float *weight = layer.weight.data() + std::size_t(c) * what.in * what.kernel * what.kernel;
+                    for (int d = 0; d < what.in; ++d)
+                        for (int i = 0; i < what.kernel; ++i)
+                            for (int j = 0; j < what.kernel; ++j) value += *weight++ * from.at(d, y + i - edge, x + j - edge);
+                    value += layer.bias[c];
+                    if (what.operation == VGG_CONVOLUTION || what.relu) value = std::max(value, 0.0);
+                }
+                to.data.push_back(value);
+            }
+    return to;
+}
+
+Layer made(int operation, int in, int out, int kernel, std::mt19937 &random, bool relu = false, bool integers = false) {
+    Layer layer;
+    layer.what.operation = operation, layer.what.in = in, layer.what.out = out, layer.what.kernel = kernel;
+    layer.what.relu = relu, layer.what.group = 1;
+    const double lrn[] = {5, 5e-4, 0.75, 2};
+    std::copy(lrn, lrn + 4, layer.what.lrn);
+    const std::size_t inputs = std::size_t(in) * kernel * kernel;
+    std::normal_distribution<float> normal(0, inputs ? std::sqrt(2.0f / inputs) : 1);
+    for (std::size_t i = 0; i < inputs * out; ++i) layer.weight.push_back(normal(random));
+    for (int i = 0; i < out; ++i) layer.bias.push_back(0.1f * normal(random));
+    if (integers) {
+        layer.what.kind = 3;
+        layer.what.group = std::int64_t(inputs);
+        layer.scale.assign(out, 0.02f);
+        for (float &value : layer.weight) {
+            layer.integers.push_back((signed char)(std::lround(value / 0.02f)));
+            value = 0.02f * layer.integers.back();
+        }
+    }
+    return layer;
+}
+
+// A network with everything in it, run for a few batches; whether each layer's value is as expected.
+bool agrees(const char *instructions, int threads, int batch, int height, int width, bool average, unsigned seed) {
+    std::mt19937 random(seed);
+    const int side = std::min(height, width) / 8;
+    std::vector<Layer> layers;
+    layers.push_back(made(VGG_CONVOLUTION, 3, 6, 3, random));
+    layers.push_back(made(VGG_LRN, 0, 0, 0, random));
+    layers.push_back(made(VGG_CONVOLUTION, 6, 21, 3, random));
+    layers.push_back(made(VGG_MAX_POOL, 0, 0, 0, random));
+    layers.push_back(made(VGG_CONVOLUTION, 21, 16, 1, random));
+    layers.push_back(made(VGG_CONVOLUTION, 16, 33, 3, random));
+    layers.push_back(made(VGG_MAX_POOL, 0, 0, 0, random));
+    layers.push_back(made(VGG_CONVOLUTION, 33, 18, 3, random));
+    layers.push_back(made(VGG_MAX_POOL, 0, 0, 0, random));
+    if (average) layers.push_back(made(VGG_AVERAGE_POOL, 0, 0, 0, random));
+    layers.push_back(made(VGG_LINEAR, 18, 29, average ? 1 : side, random, true, seed % 2));
+    layers.push_back(made(VGG_LINEAR, 29, 11, 1, random, false));
+
+    vgg_network *network = vgg_open(instructions, threads, std::min(height, width));
+    if (!network) return false;
+    for (Layer &layer : layers) {
+        layer.what.weight = layer.integers.empty() ? (const void *)layer.weight.data() : layer.integers.data();
+        layer.what.bias = layer.bias.data();
+        layer.what.scale = layer.scale.empty() ? nullptr : layer.scale.data();
+        if (vgg_add(network, &layer.what)) return false;
+    }
+    std::normal_distribution<float> normal;
+    std::vector<float> data(std::size_t(batch) * 3 * height * width);
+    for (float &value : data) value = normal(random);
+
+    std::vector<std::vector<float>> found(layers.size());
+    std::vector<std::vector<double>> wanted(layers.size());
+    std::vector<vgg_output> outputs;
+    for (int n = 0; n < batch; ++n) {
+        const float *picture = data.data() + std::size_t(n) * 3 * height * width;
+        Values value{3, height, width, std::vector<double>(picture, picture + 3 * height * width)};
+        for (std::size_t i = 0; i < layers.size(); ++i) {
+            value = expected(layers[i], value);
+            wanted[i].insert(wanted[i].end(), value.data.begin(), value.data.end());
+        }
+    }
+    for (std::size_t i = 0; i < layers.size(); ++i) {
+        found[i].resize(wanted[i].size());
+        outputs.push_back({std::int32_t(i), found[i].data()});
+    }
+    bool fine = true;
+    // All values, then the last alone, when pooling is done within the convolutions.
+    for (std::size_t first : {std::size_t(0), layers.size() - 1}) {
+        for (std::size_t i = first; i < layers.size(); ++i) std::fill(found[i].begin(), found[i].end(), NAN);
+        if (vgg_run(network, data.data(), batch, height, width, outputs.data() + first, int(layers.size() - first))) return false;
+        for (std::size_t i = first; i < layers.size(); ++i) {
+            double largest = 0, off = 0;
+            for (std::size_t k = 0; k < wanted[i].size(); ++k) {
+                largest = std::max(largest, std::abs(wanted[i][k]));
+                const double difference = std::abs(found[i][k] - wanted[i][k]);
+                off = difference <= off ? off : difference;  // keeps a NaN
+            }
+            if (!(off <= 1e-4 * largest)) {
+                std::printf("%s, %d threads, batch %d, %dx%d: layer %zu is off by %g of %g\n", instructions, threads, batch, height,
+                            width, i, off, largest);
+                fine = false;
+            }
+        }
+    }
+    vgg_close(network);
+    return fine;
+}
+
+}  // namespace
+
+int main() {
+    int passed = 0, failed = 0;
+    for (const char *instructions : {"portable", "avx2", "avx512"}) {
+        if (!vgg_instructions(instructions)) continue;
+        for (int threads : {1, 2, 5})
+            for (auto [batch, height, width] : {std::array{1, 64, 64}, {3, 71, 96}, {18, 40, 33}}) {
+                const bool average = height % 8 || width % 8;
+                agrees(instructions, threads, batch, height, width, average, threads + batch) ? ++passed : ++failed;
+            }
+        std::vector<std::thread> callers;  // several engines at once
+        std::vector<int> fine(4);
+        for (int i = 0; i < 4; ++i)
+            callers.emplace_back([&, i] { fine[i] = agrees(instructions, 3, 2, 48, 64, true, i); });
+        for (auto &caller : callers) caller.join();
+        for (int one : fine) one ? ++passed : ++failed;
+    }
+    std::printf("%d passed, %d failed\n", passed, failed);
+    return failed ? 1 : 0;
+}
