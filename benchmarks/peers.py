@@ -1,8 +1,193 @@
-"""VGG side by side with its peers, in one run: vgg's engines, and ncnn and MNN where they are installed.
+"""VGG beside its peers, in one run: vgg's engines, and ncnn and MNN where they are installed.
 
-    pip install 'vgg[openvino,torch]' ncnn pnnx MNN
     python benchmarks/peers.py vgg16.onnx vgg19.onnx
 
-Everything computes in float32, on the same batches, in the same rounds, and its logits are held against the native engine's before
-it is timed.
+benchmarks/README.md says what to install and how to read the result.
 """
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from importlib.util import find_spec
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vgg import Error, Network, engines
+from vgg.benchmark import REFERENCE, Array, Runner, processor, side_by_side, work
+from vgg.cli.common import Format, print_records
+
+BATCH_SIZES = (1, 8)
+TOLERANCE = 1e-3  # of the largest logit
+
+
+class Ncnn:
+    """ncnn in float32. It takes one image at a time, so a batch is a loop."""
+
+    def __init__(self, stem: Path, threads: int) -> None:
+        import ncnn
+
+        self._mat, self._net = ncnn.Mat, ncnn.Net()
+        self._net.opt.num_threads = threads
+        for option in ("fp16_packed", "fp16_storage", "fp16_arithmetic", "bf16_storage"):
+            setattr(self._net.opt, f"use_{option}", False)
+        if self._net.load_param(f"{stem}.ncnn.param") or self._net.load_model(f"{stem}.ncnn.bin"):
+            raise Error(f"{stem}.ncnn.param: ncnn can't read it")
+
+    def logits(self, batch: Array) -> Array:
+        return np.stack([self._one(image) for image in batch])
+
+    def _one(self, image: Array) -> Array:
+        extractor = self._net.create_extractor()
+        extractor.input("in0", self._mat(image))
+        return np.array(extractor.extract("out0")[1])
+
+
+def convert_to_ncnn(network: Network, folder: Path) -> Callable[[int], Runner]:
+    """Write the network for ncnn by way of torch and pnnx; the result opens it with a number of threads."""
+    import pnnx
+    import torch
+
+    size, stem = network.architecture.input_size, folder / "peer"
+    torch.jit.trace(torch_module(network), torch.zeros(1, 3, size, size)).save(f"{stem}.pt")
+    subprocess.run([pnnx.EXEC_PATH, f"{stem}.pt", "fp16=0"], capture_output=True, check=False)
+    if not Path(f"{stem}.ncnn.bin").exists():
+        raise Error("pnnx made nothing")
+    return lambda threads: Ncnn(stem, threads)
+
+
+def torch_module(network: Network) -> Any:
+    """The network as a torch module."""
+    import torch
+    from torch import nn
+
+    parts: list[nn.Module] = []
+    for layer in network.architecture.layers:
+        shape = layer.parameters.get("weight", ())
+        match layer.operation:
+            case "convolution":
+                parts.append(nn.Conv2d(shape[1], shape[0], shape[2], padding=shape[2] // 2))
+            case "linear":
+                parts.append(nn.Linear(prod(shape[1:]), shape[0]))
+            case "relu":
+                parts.append(nn.ReLU())
+            case "max_pool":
+                parts.append(nn.MaxPool2d(2))
+            case "average_pool":
+                parts.append(nn.AdaptiveAvgPool2d(1))
+            case "flatten":
+                parts.append(nn.Flatten())
+            case other:
+                raise Error(f"there is no {other} in this script, which {network.architecture.name} has")
+        with torch.no_grad():
+            for role, parameter in parts[-1].named_parameters():
+                value = np.array(network.parameters[f"{layer.name}.{role}"], np.float32)
+                parameter.copy_(torch.from_numpy(value).reshape(parameter.shape))
+    return nn.Sequential(*parts).eval()
+
+
+class Mnn:
+    """MNN in float32."""
+
+    def __init__(self, path: Path, threads: int) -> None:
+        import MNN.expr
+        import MNN.nn
+
+        settings = ({"backend": "CPU", "precision": "high", "numThread": threads},)
+        self._expr, runtime = MNN.expr, MNN.nn.create_runtime_manager(settings)
+        self._net = MNN.nn.load_module_from_file(str(path), ["data"], ["logits"], runtime_manager=runtime)
+
+    def logits(self, batch: Array) -> Array:
+        given = self._expr.const(batch, list(batch.shape), self._expr.NCHW, self._expr.float)
+        return np.array(self._net.forward(given).read())
+
+
+def convert_to_mnn(network: Network, folder: Path) -> Callable[[int], Runner]:
+    """Write the network for MNN by its converter for ONNX; the result opens it with a number of threads."""
+    source, path = folder / "peer.onnx", folder / "peer.mnn"
+    network.write(source)
+    converter = [sys.executable, "-c", "import sys, _tools; _tools.mnnconvert(sys.argv)"]
+    arguments = ["-f", "ONNX", "--modelFile", str(source), "--MNNModel", str(path), "--bizCode", "vgg"]
+    subprocess.run([*converter, *arguments], capture_output=True, check=False)
+    if not path.exists():
+        raise Error("MNN's converter made nothing")
+    return lambda threads: Mnn(path, threads)
+
+
+# Each peer's converter, and the packages that it needs.
+PEERS = {"ncnn": (convert_to_ncnn, ("ncnn", "pnnx", "torch")), "mnn": (convert_to_mnn, ("MNN", "_tools"))}
+
+
+def converted(network: Network, folder: Path) -> dict[str, Callable[[int], Runner]]:
+    """Those peers that are installed and take the network."""
+    found = {}
+    for name, (convert, packages) in PEERS.items():
+        missing = [package for package in packages if find_spec(package) is None]
+        try:
+            if missing:
+                raise Error(f"{' and '.join(missing)} not installed")
+            found[name] = convert(network, folder)
+        except Error as error:
+            print(f"without {name}: {error}", file=sys.stderr)
+    return found
+
+
+def check(runners: dict[str, Runner], batch: Array) -> None:
+    """Raises Error unless all runners' logits agree with the first one's."""
+    judge, expected = next((name, runner.logits(batch)) for name, runner in runners.items())
+    for name, runner in runners.items():
+        off = float(np.abs(runner.logits(batch) - expected).max() / np.abs(expected).max())
+        if not off <= TOLERANCE:
+            raise Error(f"{name} is off from {judge} by {off:.1e} of the largest logit, so its times mean nothing")
+        print(f"{name}: logits within {off:.0e} of {judge}'s", file=sys.stderr)
+
+
+def records(file: Path, counts: list[int], rounds: int) -> list[dict[str, Any]]:
+    """What was measured on a model file, one record for each number of threads, batch size and engine."""
+    network = Network.read(file).fold_batch_norm().expanded()
+    size, rng = network.architecture.input_size, np.random.default_rng(0)
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        peers = converted(network, Path(folder))
+        for threads in counts:
+            runners: dict[str, Runner] = {name: engines.open(network, name, threads=threads) for name in engines.installed()}
+            runners |= {name: opened(threads) for name, opened in peers.items()}
+            check(runners, rng.standard_normal((2, 3, size, size), np.float32))
+            for batch_size in BATCH_SIZES:
+                print(f"{file}: batch {batch_size}, {threads} threads", file=sys.stderr)
+                batch = rng.standard_normal((batch_size, 3, size, size), np.float32)
+                one = side_by_side(runners, batch, work(network), threads, rounds)
+                for timing in one.timings:
+                    record = {"model": file.name, **one.record(timing), "vs_native": one.ratio(timing, "native")}
+                    found.append({name: record[name] for name in COLUMNS})
+            del runners
+    return found
+
+
+COLUMNS = (
+    "model", "batch", "threads", "engine", "ms", "ms_q1", "ms_q3", f"vs_{REFERENCE}", "vs_native", "ms_limit", "of_limit",
+)  # fmt: skip
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("models", nargs="+", type=Path, help="VGG files that vgg reads")
+    options.add_argument("--rounds", type=int, default=10)
+    options.add_argument("--format", type=Format, choices=list(Format), default=Format.table)
+    given = options.parse_args()
+    counts = sorted({1, os.cpu_count() or 1})
+    try:
+        found = [record for model in given.models for record in records(model, counts, given.rounds)]
+    except Error as error:
+        sys.exit(str(error))
+    print(f"{processor()}, milliseconds an image", file=sys.stderr)
+    print_records(found, given.format)
+
+
+if __name__ == "__main__":
+    main()

@@ -14,6 +14,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from torch.nn import functional
 
 import vgg
 from conftest import EXAMPLES
@@ -96,8 +97,67 @@ def test_the_real_networks_give_what_torchs_own_modules_give(real_onnx, name):
     images = np.stack([network.preprocessing(path) for path in sorted(EXAMPLES.glob("*.*g"))])
     with torch.no_grad():
         expected = module(torch.from_numpy(images)).numpy()
-    for logits in (vgg.engines.open(network).logits(images), run(real_onnx[name], images)):
+    for logits in (vgg.engines.open(network, "onnxruntime").logits(images), run(real_onnx[name], images)):
         np.testing.assert_allclose(logits, expected, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("name", ACCURACY)
+def test_the_native_engine_comes_near_to_float64(real_onnx, name):
+    network = vgg.Network.read(real_onnx[name])
+    images = np.stack([network.preprocessing(path) for path in sorted(EXAMPLES.glob("*.*g"))])
+    value = torch.from_numpy(images).double()
+    for layer in network.architecture.layers:
+        arrays = [torch.from_numpy(np.array(network.parameters[f"{layer.name}.{role}"])).double() for role in layer.parameters]
+        if layer.operation == "convolution":
+            value = functional.conv2d(value, *arrays, padding=1)
+        elif layer.operation == "linear":
+            value = functional.linear(value, arrays[0].flatten(1), arrays[1])
+        else:
+            value = {"relu": torch.relu, "max_pool": lambda v: functional.max_pool2d(v, 2), "flatten": lambda v: v.flatten(1)}[
+                layer.operation
+            ](value)
+    expected = value.numpy()
+    for threads in (1, 2):
+        found = vgg.engines.open(network, "native", threads=threads).logits(images)
+        share = np.abs(found - expected).max(1) / np.abs(expected).max(1)
+        assert share.max() <= 2e-5, share
+
+
+LOAD = """
+import sys, time, vgg, vgg.engines.native, vgg.formats.onnx_reader
+def anonymous():
+    return int(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("RssAnon"))) * 1024
+before, start = anonymous(), time.perf_counter()
+engine = vgg.engines.open(sys.argv[1], "native", threads=1)
+print(time.perf_counter() - start, anonymous() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's account of a process's memory")
+def test_loading_the_native_engine_takes_little_time_and_memory(real_onnx):
+    arguments = [sys.executable, "-c", LOAD, real_onnx["vgg16"]]
+    runs = [subprocess.run(arguments, capture_output=True, text=True, check=True).stdout.split() for _ in range(5)]
+    assert min(float(took) for took, _ in runs) <= 0.5
+    # F(8x8) makes 100 numbers of 9, F(4x4) 36: conv1_2 to conv3_3, then conv4_1 to conv5_3.
+    transformed = sum(
+        int(np.prod(shape)) // 9 * (100 if name[4] < "4" else 36) * 4
+        for name, shape in vgg.Architecture("vgg16").parameters.items()
+        if name.startswith("conv") and name.endswith("weight") and not name.startswith("conv1_1")
+    )
+    assert max(int(memory) for _, memory in runs) <= 1.2 * transformed + 64e6
+
+
+@pytest.mark.parametrize("step", [20, pytest.param(1, marks=pytest.mark.full)])
+@pytest.mark.parametrize("name", ACCURACY)
+def test_the_native_engine_says_what_onnx_runtime_says(real_onnx, shared, name, step):
+    pictures = sorted((shared / "images" / "validation").glob("*/*.JPEG"))[::step]
+    network = vgg.Network.read(real_onnx[name])
+    network = replace(network, preprocessing=replace(network.preprocessing, resize="none"))
+    native, judge = (vgg.Classifier(network, engine).scores(pictures) for engine in ("native", "onnxruntime"))
+    best = np.sort(judge)
+    tie = best[:, -1] - best[:, -2] < 1e-4
+    assert ((native.argmax(1) == judge.argmax(1)) | tie).all()
+    assert tie.sum() < 3
 
 
 @pytest.mark.parametrize("name", ACCURACY)
