@@ -24,6 +24,9 @@ from vgg.cli.common import Format, print_records
 
 BATCH_SIZES = (1, 8)
 TOLERANCE = 1e-3  # of the largest logit
+COLUMNS = (
+    "model", "batch", "threads", "engine", "ms", "ms_q1", "ms_q3", f"vs_{REFERENCE}", "vs_native", "ms_limit", "of_limit",
+)  # fmt: skip
 
 
 class Ncnn:
@@ -54,7 +57,7 @@ def convert_to_ncnn(network: Network, folder: Path) -> Callable[[int], Runner]:
     import torch
 
     size, stem = network.architecture.input_size, folder / "peer"
-    torch.jit.trace(torch_module(network), torch.zeros(1, 3, size, size)).save(f"{stem}.pt")
+    torch.jit.trace(torch_module(network), torch.zeros(1, 3, size, size)).save(f"{stem}.pt")  # type: ignore[no-untyped-call]
     subprocess.run([pnnx.EXEC_PATH, f"{stem}.pt", "fp16=0"], capture_output=True, check=False)
     if not Path(f"{stem}.ncnn.bin").exists():
         raise Error("pnnx made nothing")
@@ -163,15 +166,11 @@ def records(file: Path, counts: list[int], rounds: int) -> list[dict[str, Any]]:
                 batch = rng.standard_normal((batch_size, 3, size, size), np.float32)
                 one = side_by_side(runners, batch, work(network), threads, rounds)
                 for timing in one.timings:
-                    record = {"model": file.name, **one.record(timing), "vs_native": one.ratio(timing, "native")}
+                    ratio = one.ratio(timing, "native")
+                    record = {"model": file.name, **one.record(timing), "vs_native": ratio and round(ratio, 4)}
                     found.append({name: record[name] for name in COLUMNS})
             del runners
     return found
-
-
-COLUMNS = (
-    "model", "batch", "threads", "engine", "ms", "ms_q1", "ms_q3", f"vs_{REFERENCE}", "vs_native", "ms_limit", "of_limit",
-)  # fmt: skip
 
 
 def main() -> None:
@@ -180,6 +179,8 @@ def main() -> None:
     options.add_argument("--rounds", type=int, default=10)
     options.add_argument("--format", type=Format, choices=list(Format), default=Format.table)
     given = options.parse_args()
+    sys.stdout = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # some peers' libraries talk on standard output, which is for the result
     counts = sorted({1, os.cpu_count() or 1})
     try:
         found = [record for model in given.models for record in records(model, counts, given.rounds)]

@@ -34,7 +34,7 @@ from vgg.published import EMBEDDED_FILE
 
 # How many pictures of each source are taken, and how many views of each. The first view is the whole picture, squashed;
 # the others are random crops, and every second view is mirrored at random.
-SOURCES = {"calibration": (1000, 8), "imagen": (1000, 2), "imagewoof": (800, 1), "imagenette": (600, 1), "tiny": (2000, 1)}
+SOURCES = {"calibration": (1000, 6), "imagen": (1000, 2), "imagewoof": (800, 1), "imagenette": (600, 1), "tiny": (2000, 1)}
 NEAR = 6  # bits of a 64-bit perceptual hash by which two pictures of the same thing may differ
 BATCH = 16
 SIZE = 224
@@ -178,7 +178,11 @@ class Tail(nn.Module):
         return self.layers["fc8"](functional.dropout(self.pooled(values), dropout, self.training))
 
     def parameters_by_name(self) -> dict[str, np.ndarray]:
-        return {f"{name}.{role}": getattr(self.layers[name], role).detach().numpy() for name in FITTED for role in ("weight", "bias")}
+        return {
+            f"{name}.{role}": getattr(self.layers[name], role).detach().numpy()
+            for name in FITTED
+            for role in ("weight", "bias")
+        }
 
 
 def closed_form(features: np.ndarray, logits: np.ndarray, strength: float) -> tuple[torch.Tensor, torch.Tensor]:

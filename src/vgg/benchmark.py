@@ -218,11 +218,12 @@ def compare(
         raise Error("a benchmark needs batches of 1 image or more, and 1 round or more")
     size, rng = network.architecture.input_size, np.random.default_rng(0)
     for count in threads or (os.cpu_count() or 1,):
-        runners = {name: engines.open(network, name, threads=count) for name in names or engines.installed()}
+        opened = [engines.open(network, name, threads=count) for name in names or engines.installed()]
+        runners = {engine.name: engine for engine in opened}
         for batch_size in batch_sizes:
             batch = rng.standard_normal((batch_size, 3, size, size), np.float32)
             yield side_by_side(runners, batch, work(network), count, rounds, progress)
-        del runners  # before the next ones take as much memory
+        del opened, runners  # before the next ones take as much memory
 
 
 def side_by_side(

@@ -48,10 +48,12 @@ class Result:
 class Classifier:
     """A network on an engine, with its preprocessing and labels. Safe to use from several threads at once."""
 
-    def __init__(self, network: Network, engine: str = "auto", *, threads: int | None = None, name: str = "") -> None:
+    def __init__(
+        self, network: Network, engine: str = "auto", *, threads: int | None = None, device: str = "cpu", name: str = ""
+    ) -> None:
         """Args: see `load`; `name` is what the model is called in output."""
         self.network = network
-        self.engine = engines.open(network, engine, threads=threads)
+        self.engine = engines.open(network, engine, threads=threads, device=device)
         self.name = name or network.provenance.published or network.architecture.name
 
     @overload
@@ -142,6 +144,7 @@ def load(
     engine: str = "auto",
     *,
     threads: int | None = None,
+    device: str = "cpu",
     preprocessing: Preprocessing | str | None = None,
     labels: Labels | str | Path | None = None,
 ) -> Classifier:
@@ -152,19 +155,21 @@ def load(
             small network that ships inside the package, `vgg16-gap`.
         engine: see `vgg.engines.open`.
         threads: how many the engine uses at most.
+        device: `cpu`, or `cuda` for a GPU, which needs torch.
         preprocessing: instead of the network's own; a `Preprocessing` or a preset's name.
         labels: instead of the network's own; `Labels`, or a file for `Labels.read`.
 
     Raises:
         ModelError: the file can't be read or holds no VGG network.
-        Error: the labels or the preset can't be used.
+        Error: the labels, the preset, the engine or the device can't be used.
     """
     if isinstance(model, Network):
         network, name = model, ""
     else:
         path = locate(model)
         network, name = Network.read(path), EMBEDDED if path == EMBEDDED_FILE else path.name
-    return Classifier(described(network, preprocessing, labels), engine, threads=threads, name=name)
+    network = described(network, preprocessing, labels)
+    return Classifier(network, engine, threads=threads, device=device, name=name)
 
 
 def described(

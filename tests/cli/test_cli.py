@@ -68,6 +68,28 @@ def test_every_format_tells_the_same(model):
     assert all(record["predictions"][0]["label"] in table for record in expected)
 
 
+def test_engines_agree(model):
+    found = [
+        json.loads(ok("classify", *PHOTOS, "-m", model, "--format", "json", "--engine", engine, "--threads", 1))
+        for engine in ("native", "onnxruntime")
+    ]
+    labels = [[[one["label"] for one in record["predictions"]] for record in records] for records in found]
+    assert labels[0] == labels[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (["--engine", "abacus"], "vgg: no engine is called 'abacus'; there are auto, native, onnxruntime, openvino, torch\n"),
+        (["--device", "tpu"], "vgg: no device is called 'tpu'; there are cpu, cuda\n"),
+        (["--device", "cuda", "--engine", "native"], "vgg: native runs on the CPU only; on a GPU there is torch\n"),
+    ],
+)
+def test_an_engine_or_device_that_there_is_not_is_one_line_and_exit_1(model, options, line):
+    result = vgg("classify", PHOTOS[0], "-m", model, *options)
+    assert (result.returncode, result.stdout, result.stderr.decode()) == (1, b"", line)
+
+
 def test_standard_input_is_a_picture(model):
     piped = json.loads(ok("classify", "-", "-m", model, "--format", "json", input=Path(PHOTOS[0]).read_bytes()))
     direct = json.loads(ok("classify", PHOTOS[0], "-m", model, "--format", "json"))

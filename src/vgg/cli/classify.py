@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..engines import DEVICES, ENGINES
 from ..published import EMBEDDED
 from .common import LabelsOption, PresetOption
 
@@ -27,6 +28,14 @@ class Format(StrEnum):
     csv = "csv"
 
 
+def _engines(incomplete: str) -> list[str]:
+    return [name for name in ("auto", *ENGINES) if name.startswith(incomplete)]
+
+
+def _devices(incomplete: str) -> list[str]:
+    return [name for name in DEVICES if name.startswith(incomplete)]
+
+
 def classify(
     images: Annotated[list[str], typer.Argument(help="Pictures, folders of them, globs, or - for standard input.")],
     model: Annotated[
@@ -39,6 +48,19 @@ def classify(
     format: Annotated[Format, typer.Option("--format", help="How to print the result.")] = Format.table,
     labels: LabelsOption = None,
     preset: PresetOption = None,
+    engine: Annotated[
+        str,
+        typer.Option(
+            "--engine", "-e", metavar="NAME", autocompletion=_engines, help=f"What computes: auto, {', '.join(ENGINES)}."
+        ),
+    ] = "auto",
+    threads: Annotated[
+        int | None,
+        typer.Option("--threads", min=1, metavar="N", help="How many at most.  [default: as many as there are cores]"),
+    ] = None,
+    device: Annotated[
+        str, typer.Option("--device", metavar="D", autocompletion=_devices, help=f"Where: {', '.join(DEVICES)}.")
+    ] = "cpu",
 ) -> None:
     """Say what is in pictures.
 
@@ -49,7 +71,7 @@ def classify(
     from .. import classifier as library
 
     pictures, failures = _pictures(images)
-    found = library.load(model, labels=labels, preprocessing=preset)
+    found = library.load(model, engine, threads=threads, device=device, labels=labels, preprocessing=preset)
     results = _counted(found.results(pictures, top), len(pictures), failures) if pictures else []
     for text in {"table": _table, "json": _json, "jsonl": _jsonl, "csv": _csv}[format](results, found.name):
         sys.stdout.write(text)

@@ -51,9 +51,7 @@ class Engine(Protocol):
         ...
 
 
-def open(
-    model: Network | str | Path, engine: str = "auto", *, threads: int | None = None, device: str = "cpu"
-) -> Engine:
+def open(model: Network | str | Path, engine: str = "auto", *, threads: int | None = None, device: str = "cpu") -> Engine:
     """A network on an engine.
 
     Args:

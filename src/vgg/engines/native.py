@@ -11,7 +11,7 @@ import numpy as np
 
 from ..architectures import LRN_ALPHA, LRN_BETA, LRN_K, LRN_SIZE, Layer
 from ..errors import Error
-from ..network import Network, Parameter, Quantized, contiguous
+from ..network import Network, Parameter, contiguous
 from . import Array, check_batch, native_library
 
 OPERATIONS = ("convolution", "lrn", "max_pool", "average_pool", "linear")  # as native/vgg.h numbers them

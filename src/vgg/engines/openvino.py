@@ -78,9 +78,14 @@ class OpenVinoEngine:
 
 
 def _lent(value: Parameter) -> Parameter:
-    """A parameter as OpenVINO takes it, copied once if at all; scales in groups must lie along a matrix."""
-    if isinstance(value, Quantized) and not (value.group and len(value.shape) > 2):
-        return value
+    """A parameter as OpenVINO takes it: integers with a scale a row or in whole groups along a matrix's rows, else float32.
+
+    OpenVINO 2026.4 refuses other groups, and computes something else when there is a scale a column.
+    """
+    if isinstance(value, Quantized):
+        grouped = value.group and value.axis == 1 and len(value.shape) == 2 and value.shape[1] % value.group == 0
+        if grouped or (not value.group and value.axis == 0):
+            return value
     return contiguous(value, np.float32)
 
 

@@ -36,6 +36,7 @@ class TorchEngine:
     """
 
     name = "torch"
+    _gpu = threading.Lock()  # one for all engines: torch captures one graph at a time
 
     def __init__(self, network: Network, threads: int | None = None, device: str = "cpu") -> None:
         if device == "cuda" and not torch.cuda.is_available():
@@ -56,7 +57,6 @@ class TorchEngine:
                 self._parameters[layer.value] = weight[..., None, None] if weight.ndim == 2 else weight, bias
         self._graphs: dict[tuple[tuple[int, ...], tuple[str, ...]], _Graph] = {}
         self._pool = None if device == "cpu" else torch.cuda.graph_pool_handle()
-        self._lock = threading.Lock()
 
     def run(self, batch: Array, outputs: Sequence[str] = ("logits",)) -> dict[str, Array]:
         self._architecture.check_values(outputs)
@@ -87,7 +87,7 @@ class TorchEngine:
         """The same on the GPU by a CUDA graph, copied to the CPU."""
         names = tuple(sorted(set(outputs)))
         key = (tuple(batch.shape), names)
-        with self._lock:
+        with self._gpu:
             if key not in self._graphs:
                 if len(self._graphs) == GRAPHS:
                     del self._graphs[next(iter(self._graphs))]
