@@ -142,9 +142,10 @@ def converted(network: Network, folder: Path) -> dict[str, Callable[[int], Runne
 
 def check(runners: dict[str, Runner], batch: Array) -> None:
     """Raises Error unless all runners' logits agree with the first one's."""
-    judge, expected = next((name, runner.logits(batch)) for name, runner in runners.items())
-    for name, runner in runners.items():
-        off = float(np.abs(runner.logits(batch) - expected).max() / np.abs(expected).max())
+    judge, *others = runners
+    expected = runners[judge].logits(batch)
+    for name in others:
+        off = float(np.abs(runners[name].logits(batch) - expected).max() / np.abs(expected).max())
         if not off <= TOLERANCE:
             raise Error(f"{name} is off from {judge} by {off:.1e} of the largest logit, so its times mean nothing")
         print(f"{name}: logits within {off:.0e} of {judge}'s", file=sys.stderr)

@@ -9,7 +9,7 @@ from conftest import ROOT
 
 ORDER = [
     "errors", "files", "architectures", "labels", "images", "preprocessing", "network", "published", "formats", "engines",
-    "classifier", "cli",
+    "classifier", "benchmark", "cli",
 ]  # fmt: skip
 
 

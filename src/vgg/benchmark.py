@@ -214,7 +214,7 @@ def compare(
     Raises:
         Error: an engine is unknown or not installed, or a number is below 1.
     """
-    if min(rounds, *batch_sizes) < 1:
+    if min((rounds, *batch_sizes)) < 1:
         raise Error("a benchmark needs batches of 1 image or more, and 1 round or more")
     size, rng = network.architecture.input_size, np.random.default_rng(0)
     for count in threads or (os.cpu_count() or 1,):

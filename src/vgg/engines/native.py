@@ -66,7 +66,7 @@ class NativeEngine:
         batch = np.ascontiguousarray(batch)
         count, _, height, width = batch.shape
         found = {name: np.empty(self._architecture.shape(name, count, height, width), np.float32) for name in outputs}
-        wanted = (_Output * len(found))(*((self._steps[name], array.ctypes.data) for name, array in found.items()))
+        wanted = (_Output * len(found))(*[_Output(self._steps[name], array.ctypes.data) for name, array in found.items()])
         if count and self._library.vgg_run(self._handle, batch.ctypes.data, count, height, width, wanted, len(found)):
             raise MemoryError(f"there is no memory for {count} pictures of {width}x{height}")
         return found
