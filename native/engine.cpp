@@ -31,21 +31,22 @@ using Clock = std::chrono::steady_clock;
 constexpr int LARGE = 32;     // maps of this side and more use F(8x8), smaller ones F(4x4), whose weights are a third
 constexpr int TOGETHER = 16;  // images that share a pass over the weights of the deep layers and of the head
 constexpr int LARGE_BLOCK = 64, SMALL_BLOCK = 24;  // tiles that are in work at once
-constexpr std::size_t HUGE_PAGE = 2 << 20;
+constexpr std::size_t CACHE_LINE = 64, HUGE_PAGE = 2 << 20;  // bytes
 
 int up_to_multiple(int value, int of) { return (value + of - 1) / of * of; }
 
-// Zeroed floats on huge pages, where the system gives them: the transformed weights span hundreds of megabytes.
+// Zeroed floats, on huge pages where there are many: the transformed weights span hundreds of megabytes.
 class Memory {
   public:
     Memory() = default;
     explicit Memory(std::size_t count) : count_(count) {
         if (count == 0) return;
-        const std::size_t bytes = (count * sizeof(float) + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
-        data_.reset(static_cast<float *>(std::aligned_alloc(HUGE_PAGE, bytes)));
+        const std::size_t page = count * sizeof(float) < HUGE_PAGE ? CACHE_LINE : HUGE_PAGE;
+        const std::size_t bytes = (count * sizeof(float) + page - 1) / page * page;
+        data_.reset(static_cast<float *>(std::aligned_alloc(page, bytes)));
         if (!data_) throw std::bad_alloc();
 #if defined(__linux__)
-        madvise(data_.get(), bytes, MADV_HUGEPAGE);
+        if (page == HUGE_PAGE) madvise(data_.get(), bytes, MADV_HUGEPAGE);
 #endif
         std::memset(data_.get(), 0, count * sizeof(float));
     }
@@ -264,10 +265,10 @@ void vgg_network::classify(int end, Place from, int first, const vgg_output *out
     const int rows = average ? 1 : from.map.height - kernel + 1, columns = average ? 1 : from.map.width - kernel + 1;
     const int windows = rows * columns;
     // Row n * windows + w: what the linear layers see of image n at window w.
-    Memory values(std::size_t(from.count) * windows * features);
+    std::vector<float> values(std::size_t(from.count) * windows * features);
     time(step, [&] {
         pool.run(from.count * windows, [&](int index, int) {
-            float *to = values.get() + std::ptrdiff_t(index) * features;
+            float *to = values.data() + std::ptrdiff_t(index) * features;
             const int n = from.first + index / windows, top = index % windows / columns, left = index % windows % columns;
             if (average) {
                 const float share = 1.0f / (from.map.height * from.map.width);
@@ -291,21 +292,21 @@ void vgg_network::classify(int end, Place from, int first, const vgg_output *out
                     for (int w = 0; w < windows; ++w)
                         for (int c = 0; c < channels; ++c)
                             outputs[i].values[(std::ptrdiff_t(first + n) * channels + c) * windows + w] =
-                                values.get()[(std::ptrdiff_t(n) * windows + w) * channels + c];
+                                values[(std::size_t(n) * windows + w) * channels + c];
     };
     if (average) record(step++);
     for (; step < end; ++step) {
         const Layer &layer = layers[step];
         const std::int64_t outputs_count = layer.what.out;
-        Memory results(std::size_t(from.count) * windows * outputs_count);
+        std::vector<float> results(std::size_t(from.count) * windows * outputs_count);
         const Matrix matrix{layer.what.weight, Kind(layer.what.kind), layer.scale.data(), outputs_count,
                             std::int64_t(layer.what.in) * layer.what.kernel * layer.what.kernel, layer.what.group};
         time(step, [&] {
             const int parts = int(std::min<std::int64_t>(outputs_count, 8 * pool.threads()));
             pool.run(parts, [&](int part, int) {
                 const std::int64_t begin = outputs_count * part / parts, end = outputs_count * (part + 1) / parts;
-                kernels.linear(matrix, begin, end, values.get(), std::int64_t(from.count) * windows, layer.bias.data(),
-                               layer.what.relu, results.get());
+                kernels.linear(matrix, begin, end, values.data(), std::int64_t(from.count) * windows, layer.bias.data(),
+                               layer.what.relu, results.data());
             });
         });
         values = std::move(results);

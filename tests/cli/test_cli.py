@@ -43,7 +43,7 @@ def model(tmp_path_factory) -> Path:
 def test_version_and_help():
     assert ok("--version").startswith("vgg 0.")
     assert shutil.which("vgg") is None or subprocess.run(["vgg", "--version"], check=True, capture_output=True).stdout
-    for verb in ("classify", "convert", "inspect", "models"):
+    for verb in ("classify", "convert", "inspect", "models", "bench"):
         assert f"Example: vgg {verb}" in ok(verb, "--help")
 
 
@@ -138,7 +138,7 @@ def test_a_users_mistake_is_one_line_and_exit_1(arguments, line):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["classify"], ["classify", "x.png"], ["convert", "x"], ["dance"], ["inspect", "--top", "3"]]
+    "arguments", [["classify"], ["classify", "x.png", "--top"], ["convert", "x"], ["dance"], ["inspect", "--top", "3"]]
 )
 def test_wrong_usage_is_exit_2(arguments):
     result = vgg(*arguments)
