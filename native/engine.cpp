@@ -43,7 +43,11 @@ class Memory {
         if (count == 0) return;
         const std::size_t page = count * sizeof(float) < HUGE_PAGE ? CACHE_LINE : HUGE_PAGE;
         const std::size_t bytes = (count * sizeof(float) + page - 1) / page * page;
+#if defined(_WIN32)
+        data_.reset(static_cast<float *>(_aligned_malloc(bytes, page)));
+#else
         data_.reset(static_cast<float *>(std::aligned_alloc(page, bytes)));
+#endif
         if (!data_) throw std::bad_alloc();
 #if defined(__linux__)
         if (page == HUGE_PAGE) madvise(data_.get(), bytes, MADV_HUGEPAGE);
@@ -57,7 +61,11 @@ class Memory {
 
   private:
     struct Free {
+#if defined(_WIN32)
+        void operator()(float *memory) const { _aligned_free(memory); }
+#else
         void operator()(float *memory) const { std::free(memory); }
+#endif
     };
     std::unique_ptr<float, Free> data_;
     std::size_t count_ = 0;

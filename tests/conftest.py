@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vgg import Architecture, Labels, Network
+from vgg import Architecture, Labels, Network, engines
 from vgg.preprocessing import PRESETS
 
 ROOT = Path(__file__).parent.parent
@@ -24,6 +24,12 @@ def random_network(name: str = "vgg11", seed: int = 0, labels: Labels | None = N
         value = rng.normal(0, scale, shape)
         parameters[key] = (np.abs(value) + 0.5 if key.endswith((".variance", ".scale")) else value).astype(np.float32)
     return Network(architecture, parameters, PRESETS["torchvision"], labels)
+
+
+# Where the extension couldn't be built, its tests are skipped; but not in CI, which must have it.
+needs_native = pytest.mark.skipif(
+    engines.native_library() is None and "CI" not in os.environ, reason="this installation of vgg has no native engine"
+)
 
 
 @pytest.fixture(scope="session")

@@ -4,13 +4,13 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from conftest import random_network
+from conftest import needs_native, random_network
 from vgg import Architecture, Error, Network, Quantized, engines
 from vgg.benchmark import WARM_UP, Comparison, Machine, Timing, Work, compare, processor, side_by_side, work
 from vgg.preprocessing import PRESETS
 
 ENGINES = ("native", "onnxruntime") if engines.native_library() else ("onnxruntime",)
-native = pytest.mark.skipif(not engines.native_library(), reason="needs the native engine, which was not built here")
+
 
 # By hand: multiply-adds an image with a quarter of those of every 3x3 convolution but the first, bytes of linear weights in
 # float32, and of convolution weights at 36 float32 for nine weights, but for the first one's 1,728 plain ones.
@@ -124,7 +124,7 @@ def test_engines_are_compared_for_each_batch_size_and_number_of_threads():
         assert all(timing.seconds[0] > 0 for timing in one.timings)
 
 
-@native
+@needs_native
 def test_the_native_engine_tells_its_layers_and_the_machine_is_measured():
     (one,) = compare(random_network(), ENGINES, threads=(1,), rounds=2)
     ours, theirs = one.timings

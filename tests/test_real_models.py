@@ -17,7 +17,7 @@ import torch
 from torch.nn import functional
 
 import vgg
-from conftest import EXAMPLES
+from conftest import EXAMPLES, needs_native
 from reference import torchvision_like
 from vgg.labels import imagenet
 from vgg.preprocessing import PRESETS
@@ -101,6 +101,7 @@ def test_the_real_networks_give_what_torchs_own_modules_give(real_onnx, name):
         np.testing.assert_allclose(logits, expected, atol=1e-5 * np.abs(expected).max())
 
 
+@needs_native
 @pytest.mark.parametrize("name", ACCURACY)
 def test_the_native_engine_comes_near_to_float64(real_onnx, name):
     network = vgg.Network.read(real_onnx[name])
@@ -133,6 +134,7 @@ print(time.perf_counter() - start, anonymous() - before)
 """
 
 
+@needs_native
 @pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's account of a process's memory")
 def test_loading_the_native_engine_takes_little_time_and_memory(real_onnx):
     arguments = [sys.executable, "-c", LOAD, real_onnx["vgg16"]]
@@ -147,6 +149,7 @@ def test_loading_the_native_engine_takes_little_time_and_memory(real_onnx):
     assert max(int(memory) for _, memory in runs) <= 1.2 * transformed + 64e6
 
 
+@needs_native
 @pytest.mark.parametrize("step", [20, pytest.param(1, marks=pytest.mark.full)])
 @pytest.mark.parametrize("name", ACCURACY)
 def test_the_native_engine_says_what_onnx_runtime_says(real_onnx, shared, name, step):

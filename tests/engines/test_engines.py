@@ -5,7 +5,7 @@ import threading
 import numpy as np
 import pytest
 
-from conftest import random_network
+from conftest import needs_native, random_network
 from vgg import Error, ModelError, engines
 
 
@@ -13,7 +13,7 @@ def images(count=2, size=32, seed=0):
     return np.random.default_rng(seed).normal(size=(count, 3, size, size)).astype(np.float32)
 
 
-@pytest.fixture(params=["native", "onnxruntime"])
+@pytest.fixture(params=[pytest.param("native", marks=needs_native), "onnxruntime"])
 def engine(request):
     return request.param
 
@@ -63,6 +63,7 @@ def test_several_threads_share_an_engine(engine):
         np.testing.assert_allclose(found[index], logits, rtol=1e-5, atol=1e-6)
 
 
+@needs_native
 def test_the_best_engine_there_is_gets_chosen():
     assert engines.open(random_network()).name == "native"
     assert engines.installed()[:2] == ("native", "onnxruntime")

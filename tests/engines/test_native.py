@@ -14,11 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from conftest import random_network
+from conftest import needs_native, random_network
 from vgg import Architecture, Error, Quantized, engines
 from vgg.architectures import CONFIGURATIONS
 from vgg.engines.native import NativeEngine
 
+pytestmark = needs_native
 INSTRUCTIONS = ["auto", "portable"]
 
 
@@ -201,7 +202,7 @@ def test_an_instruction_set_that_is_not_there_is_said(monkeypatch):
 
 FORK = """
 import os, numpy as np
-from conftest import random_network
+from conftest import needs_native, random_network
 from vgg import engines
 engine = engines.open(random_network(), "native", threads=3)
 batch = np.ones((2, 3, 32, 32), np.float32)
@@ -217,7 +218,7 @@ os._exit(0 if np.array_equal(found, expected) else 1) if not child else None
 
 MEMORY = """
 import resource, numpy as np
-from conftest import random_network
+from conftest import needs_native, random_network
 from vgg import engines
 engine = engines.open(random_network(head="gap"), "native", threads=1)
 small, large = (np.zeros((1, 3, side, side), np.float32) for side in (32, 4096))

@@ -1,6 +1,7 @@
 import warnings
 from dataclasses import replace
 
+import ml_dtypes
 import numpy as np
 import onnx
 import onnxruntime
@@ -157,6 +158,22 @@ def test_quantized_weights_are_kept_from_opset_13_and_expanded_before(tmp_path, 
     images = IMAGES[:, :, :32, :32].copy()
     (expected,), (logits,) = run(tmp_path / "plain.onnx", images), run(path, images)
     np.testing.assert_allclose(logits, expected, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("kind", ["int4", "groups within a map", "a scale a column"])
+def test_quantized_weights_that_the_operator_cannot_say_are_expanded(tmp_path, kind):
+    network = random_network(input_size=64)
+    rng, shape = np.random.default_rng(0), network.parameters["fc6.weight"].shape
+    values = rng.integers(-7, 8, shape).astype(ml_dtypes.int4 if kind == "int4" else np.int8)
+    scales = {"int4": shape[:1], "groups within a map": (shape[0], 2, *shape[2:]), "a scale a column": shape[1:2]}[kind]
+    scale = rng.uniform(0.01, 0.02, scales).astype(np.float32)
+    options = {"int4": {}, "groups within a map": {"axis": 1, "group": 16}, "a scale a column": {"axis": 1}}[kind]
+    stored = Quantized(values, scale, **options)
+    network = replace(network, parameters={**network.parameters, "fc6.weight": stored})
+    with pytest.warns(Notice, match="1 quantized weights were expanded"):
+        network.write(tmp_path / "n.onnx", opset=21)
+    again = Network.read(tmp_path / "n.onnx")
+    np.testing.assert_array_equal(again.parameters["fc6.weight"], stored.dequantize())
 
 
 @pytest.mark.parametrize("opset", [0, 6, NEWEST + 1])

@@ -85,10 +85,11 @@ def write(network: Network, path: Path, opset: int | None = None, outputs: Seque
     made, initializers = graph(network, opset, ("logits", *outputs))
     expanded = [one.name for one in initializers if isinstance(one.value, Quantized)]
     if expanded:
-        needed = BLOCKED if any(isinstance(p, Quantized) and p.group for p in network.parameters.values()) else PER_AXIS
         warnings.warn(
-            Notice(f"{path}: opset {opset} can't hold quantized weights; {len(expanded)} were expanded to float32 "
-                   f"(opset {needed} keeps them)"), stacklevel=2,
+            Notice(
+                f"{path}: {len(expanded)} quantized weights were expanded to float32; opset {PER_AXIS} keeps those of 8 bits "
+                f"with scales along an axis, opset {BLOCKED} those in groups"
+            ), stacklevel=2,
         )  # fmt: skip
     head, heads = _layout(made, initializers, opset)
     total = ParametersHash()
@@ -142,7 +143,7 @@ def _parameter(
     name: str, value: Parameter, dims: Shape, opset: int, nodes: list[onnx.NodeProto], initializers: list[Initializer]
 ) -> str:
     """Add a parameter's tensors; the name of what a node reads."""
-    if not isinstance(value, Quantized) or opset < (BLOCKED if value.group else PER_AXIS):
+    if not isinstance(value, Quantized) or not _kept(value, dims, opset):
         initializers.append(Initializer(name, value, np.float32, dims))
         return name
     initializers.append(Initializer(name, value.values, value.values.dtype, dims))
@@ -154,6 +155,12 @@ def _parameter(
     attributes: dict[str, Any] = {"axis": value.axis, "block_size": value.group} if value.group else {"axis": value.axis}
     nodes.append(helper.make_node("DequantizeLinear", inputs, [f"{name}.float"], f"{name}.float", **attributes))
     return f"{name}.float"
+
+
+def _kept(value: Quantized, dims: Shape, opset: int) -> bool:
+    """Whether DequantizeLinear can say what a quantized parameter says, in this opset and with these dimensions."""
+    as_it_is = dims == value.shape or (value.axis == 0 and not value.group)  # scales within a map don't outlive its flattening
+    return as_it_is and value.values.dtype.name in ("int8", "uint8") and opset >= (BLOCKED if value.group else PER_AXIS)
 
 
 def _node(architecture: Architecture, layer: Layer, inputs: list[str]) -> onnx.NodeProto:
