@@ -19,7 +19,7 @@ from .images import SUFFIXES, Picture
 from .labels import Labels, imagenet
 from .network import Network
 from .preprocessing import Preprocessing, preset
-from .published import EMBEDDED, EMBEDDED_FILE, locate
+from .zoo import EMBEDDED, EMBEDDED_FILE, locate
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

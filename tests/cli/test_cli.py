@@ -211,7 +211,7 @@ def test_inspect_tells_what_it_can_of_another_programs_file():
 
 
 def test_a_published_file_is_known_by_its_hash(tmp_path, monkeypatch):
-    from vgg import formats, published
+    from vgg import formats
 
     save_tiny(str(tmp_path / "n.pth"))
     known = published.Published(

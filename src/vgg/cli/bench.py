@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..published import EMBEDDED
+from ..zoo import EMBEDDED
 from .common import Format, FormatOption, print_records
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def bench(
     from ..benchmark import processor
     from ..errors import Error, Notice
     from ..network import Network
-    from ..published import locate
+    from ..zoo import locate
 
     names = tuple(dict.fromkeys(engine or engines.installed()))
     if layers and engine and "native" not in names:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..engines import DEVICES, ENGINES
-from ..published import EMBEDDED
+from ..zoo import EMBEDDED
 from .common import LabelsOption, PresetOption
 
 if TYPE_CHECKING:
