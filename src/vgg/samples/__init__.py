@@ -17,12 +17,12 @@ import numpy as np
 
 from .. import engines
 from ..classifier import find, softmax
-from ..errors import Error, ModelError
+from ..errors import Error, ModelError, one_line
 from ..files import replacing
 from ..formats import recognise
 from ..network import Network
 from ..zoo import locate
-from .reading import Set, line, opened
+from .reading import Set, opened
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -164,7 +164,7 @@ def _graph(path: Path) -> Callable[[Array], dict[str, bytes]]:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its errors have no common base
         raise ModelError(
-            f"{path}: ONNX Runtime can't run it; `vgg convert` makes an old file current ({line(error)})"
+            f"{path}: ONNX Runtime can't run it; `vgg convert` makes an old file current ({one_line(error)})"
         ) from None
     given, outputs = session.get_inputs(), session.get_outputs()
     if [port.type for port in given] != ["tensor(float)"]:
@@ -174,7 +174,7 @@ def _graph(path: Path) -> Callable[[Array], dict[str, bytes]]:
         try:
             values = session.run(None, {given[0].name: batch})
         except Exception as error:
-            raise ModelError(f"{path}: ONNX Runtime can't run it ({line(error)})") from None
+            raise ModelError(f"{path}: ONNX Runtime can't run it ({one_line(error)})") from None
         tensors = {"input_0": numpy_helper.from_array(batch, given[0].name)}
         for index, (port, value) in enumerate(zip(outputs, values, strict=True)):
             tensors[f"output_{index}"] = numpy_helper.from_array(value, port.name)

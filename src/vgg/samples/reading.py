@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, cast
 
 import numpy as np
 
-from ..errors import Error
+from ..errors import Error, one_line
 from ..files import reason
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -61,7 +61,7 @@ def opened(place: Path, *, wanted: bool) -> Iterator[tuple[list[Set], Path | Non
                 elif wanted:
                     models.append(_on_disk(content, Path(folder) / PurePosixPath(name).name))
         except (tarfile.TarError, zlib.error, EOFError, ValueError, OverflowError, RecursionError) as error:
-            raise Error(f"{place}: is damaged, cut short, or no tarball ({line(error)})") from None
+            raise Error(f"{place}: is damaged, cut short, or no tarball ({one_line(error)})") from None
         except OSError as error:
             raise Error(f"{place}: can't be unpacked: {reason(error)}") from None
         if len(models) > 1:
@@ -148,7 +148,7 @@ def _take(sets: dict[str, Set], found: re.Match[str], data: bytes, name: str) ->
             else:
                 one.outputs[int(index)] = title, value
     except Exception as error:  # protobuf, zip and NumPy raise nearly anything on damaged bytes
-        raise Error(f"{name}: is damaged, or no sample data ({line(error)})") from None
+        raise Error(f"{name}: is damaged, or no sample data ({one_line(error)})") from None
 
 
 def _tensor(data: bytes) -> tuple[str, Array]:
@@ -176,8 +176,3 @@ def _npy(data: bytes, name: str) -> Array:
         raise ValueError(f"{name} holds {dtype}, not floats")
     values = np.frombuffer(content.getbuffer(), dtype, offset=content.tell())
     return np.ascontiguousarray(values.reshape(shape, order="F" if by_columns else "C"), np.float32)
-
-
-def line(error: Exception) -> str:
-    """What an error says, on one line."""
-    return " ".join(str(error).split())

@@ -12,12 +12,13 @@ import ssl
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any, BinaryIO
+from typing import IO, Any
 from urllib.error import HTTPError, URLError
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
-from ..errors import Error, Notice
+from ..errors import Error, Notice, one_line
 from ..files import digest, reason
 from .manifest import Published
 
@@ -70,6 +71,8 @@ def download(known: Published, to: Path, progress: Progress) -> None:
         try:
             if not verified(to, known):
                 _bring(known, to, part, progress)
+            with suppress(OSError):  # whoever still waits for it finds the file, and so does who makes a new one
+                locked.unlink()
         finally:
             lock.release()
     except OSError as error:
@@ -77,58 +80,62 @@ def download(known: Published, to: Path, progress: Progress) -> None:
 
 
 def _bring(known: Published, to: Path, part: Path, progress: Progress) -> None:
-    with open(part, "ab") as file:
-        if known.digest is None or file.tell() > known.max_bytes:
-            file.truncate(0)  # without a digest, nothing would tell if the server had another version by now
-        transfer = Transfer(known, file, progress)
-        transfer.run()
-        if transfer.resumed and not verified(part, known):
-            file.truncate(0)  # the file on the server may be another than the one that was begun
-            transfer = Transfer(known, file, progress)
-            transfer.run()
-    if not verified(part, known):
-        found = f"{known.digest[0]} {digest(part, known.digest[0])}" if known.digest else f"{part.stat().st_size:,} bytes"
-        wanted = f"{known.digest[0]} {known.digest[1]}" if known.digest else f"{known.bytes:,} bytes"
+    resumed = Transfer(known, part, progress).run()
+    fine = verified(part, known)
+    if resumed and not fine:  # the file on the server may be another than the one that was begun
+        part.unlink()
+        Transfer(known, part, progress).run()
+        fine = verified(part, known)
+    if not fine:
+        found, wanted = f"{part.stat().st_size:,} bytes", f"{known.bytes or 0:,} bytes"
+        if known.digest:
+            algorithm, wanted = known.digest
+            found = f"{algorithm} {digest(part, algorithm)}"
         part.unlink()
         raise Error(f"{known.address}: is not the file that was published: {found}, not {wanted}; it was not kept")
     os.replace(part, to)
-    if known.digest is None:
+    if not known.digest:
         warnings.warn(Notice(f"nobody publishes a hash of {known.name}; the sha256 of what came is {digest(to)}"), stacklevel=6)
 
 
 class Transfer:
     """The bytes of one address, appended to a file in as many attempts as it takes."""
 
-    def __init__(self, known: Published, file: BinaryIO, progress: Progress) -> None:
-        self.known, self.file, self.progress = known, file, progress
-        self.done = file.seek(0, os.SEEK_END)
-        self.resumed = self.done > 0
+    def __init__(self, known: Published, part: Path, progress: Progress) -> None:
+        self.known, self.progress = known, progress
+        self.file = open(part, "ab")  # noqa: SIM115 (closed by `run`)
+        self.done = self.file.tell()
+        self.resumed = self.done > 0  # whether what is there may be of two versions of the file
         self.reached = False  # whether the server has answered at all
-        self.validator = ""  # what the server calls this version of the file
+        self.validator = ""  # what the server calls its version of the file
         self.opener = build_opener(_SafeRedirects)
 
-    def run(self) -> None:
-        """Ask until everything is there. Raises Error when that won't come about."""
-        failures = 0
-        for _ in range(ATTEMPTS):
-            before = self.done
-            try:
-                if self.done != self.known.bytes:
-                    self.attempt()
-                self.file.flush()
-                return
-            except Cut as cut:
-                failures = failures + 1 if self.done <= before else 0
-                why = cut
-            if failures >= FAILURES:
-                break
-            if failures:
-                time.sleep(PAUSE * 2**failures)
+    def run(self) -> bool:
+        """Ask until everything is there; whether it may be of two versions. Raises Error when it won't come."""
+        with self.file:
+            if self.done > self.known.max_bytes:
+                self.restart()
+            failures = 0
+            for _ in range(ATTEMPTS):
+                before = self.done
+                try:
+                    if self.done != self.known.bytes:
+                        self.attempt()
+                    return self.resumed
+                except Cut as cut:
+                    failures = failures + 1 if self.done <= before else 0
+                    why = cut
+                if failures >= FAILURES:
+                    break
+                if failures:
+                    time.sleep(PAUSE * 2**failures)
         raise Error(f"{self.known.address}: {why}; what came is kept, and the next attempt goes on from there")
 
     def attempt(self) -> None:
         """Ask for what is missing, once. Raises Cut when not all of it came."""
         headers = {"User-Agent": "vgg", "Accept-Encoding": "identity"}
+        if self.done and not self.known.digest and not self.validator:
+            self.restart()  # nothing would tell if the server had another version by now
         if self.done:
             headers["Range"] = f"bytes={self.done}-"
             if self.validator:
@@ -147,13 +154,13 @@ class Transfer:
         except HTTPError as error:
             error.close()
             self.reached = True
-            answer = " ".join(f"the server answers {error.code} {error.reason}".split())
+            answer = one_line(f"the server answers {error.code} {error.reason}")
             if error.code == 416:  # what we have is longer than what there is: begin again
                 self.restart()
             if error.code in RETRIED or error.code >= 500:
                 raise Cut(answer) from None
             raise Error(f"{self.known.address}: {answer}") from None
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, http.client.HTTPException, ValueError) as error:  # urllib lets ValueError through on a bad address
             cause = error.reason if isinstance(error, URLError) else error
             if isinstance(cause, FileNotFoundError | IsADirectoryError | PermissionError):
                 raise Error(f"{self.known.address}: {reason(cause)}") from None
@@ -167,16 +174,18 @@ class Transfer:
 
     def begin(self, response: Any) -> int | None:
         """Get ready for the body of an answer; the file's whole length, where the server gives one."""
-        length = response.headers.get("Content-Length", "")
-        remaining = int(length) if length.isdecimal() else None
-        if self.done:
-            place = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
-            if response.status == 206 and (not place or int(place[1]) != self.done):
+        length = re.fullmatch(r"\d{1,18}", response.headers.get("Content-Length", ""))
+        remaining = int(length[0]) if length else None
+        validator = _validator(response.headers)
+        if self.done and response.status == 206:
+            place = re.fullmatch(r"bytes (\d{1,18})-\d+/(?:\d+|\*)", response.headers.get("Content-Range", ""))
+            if not place or int(place[1]) != self.done or (self.validator and validator != self.validator):
                 self.restart()
                 raise Cut("the server sends another part than it was asked for")
-            if response.status != 206:
-                self.restart()  # it doesn't do ranges, or the file has changed
-        self.validator = _validator(response.headers)
+            self.resumed = True
+        elif self.done:
+            self.restart()  # the server doesn't do ranges, or has another version
+        self.validator = validator
         total = None if remaining is None else self.done + remaining
         if None not in (total, self.known.bytes) and total != self.known.bytes:
             raise Error(f"{self.known.address}: is not the file that was published: {total:,} bytes, not {self.known.bytes:,}")
@@ -228,4 +237,4 @@ def _why(error: object) -> str:
         return f"nothing came for {TIMEOUT} seconds"
     if isinstance(error, OSError):
         return reason(error)
-    return str(error) or type(error).__name__
+    return one_line(error) or type(error).__name__
