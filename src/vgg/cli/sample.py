@@ -1,5 +1,6 @@
 """vgg sample"""
 
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -63,8 +64,8 @@ def check(
 
     A difference may be 1e-7 + 1e-3 of the value + 2e-5 of the largest value. Where one is larger, the exit code is 1.
     """
-    import math
     import warnings
+    from dataclasses import asdict
 
     from rich.console import Console
 
@@ -75,12 +76,15 @@ def check(
         warnings.simplefilter("ignore", Notice)  # guesses about preprocessing and labels make no difference here
         found = samples.check(place, model, engine, threads=threads, device=device)
 
-    def number(value: float) -> str | float | None:
-        return f"{value:.1e}" if format is Format.table else value if math.isfinite(value) else None
-
-    print_records(
-        [{"set": one.name, "error": number(one.error), "of allowed": number(one.share), "passed": one.passed} for one in found],
-        format,
-    )
+    if format is Format.table:
+        rows = [(one.set, f"{one.error:.1e}", f"{one.share:.1%}", "yes" if one.passed else "NO") for one in found]
+        print_records([dict(zip(("set", "error", "of allowed", "passed"), row, strict=True)) for row in rows], format)
+    else:
+        print_records([{name: _number(value) for name, value in asdict(one).items()} for one in found], format)
     if not all(one.passed for one in found):
         raise typer.Exit(1)
+
+
+def _number(value: object) -> object:
+    """A value that JSON can hold."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -36,7 +36,7 @@ ROUNDING = 2e-5
 class Checked:
     """How near a model came to the outputs of one set."""
 
-    name: str  # of the set
+    set: str  # its name
     error: float  # the largest difference
     share: float  # the largest of difference / allowed difference
     passed: bool

@@ -148,7 +148,7 @@ def _take(sets: dict[str, Set], found: re.Match[str], data: bytes, name: str) ->
             else:
                 one.outputs[int(index)] = title, value
     except Exception as error:  # protobuf, zip and NumPy raise nearly anything on damaged bytes
-        raise Error(f"{name}: is damaged, or no sample data ({one_line(error)})") from None
+        raise Error(f"{name} is damaged, or no sample data ({one_line(error)})") from None
 
 
 def _tensor(data: bytes) -> tuple[str, Array]:
