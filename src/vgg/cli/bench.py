@@ -24,7 +24,7 @@ def bench(
     model: Annotated[
         str | None,
         typer.Option(
-            "--model", "-m", metavar="M", help=f"A model file; see `vgg models`.  [default: {EMBEDDED}, in the package]"
+            "--model", "-m", metavar="M", help=f"A model file or name; see `vgg models`.  [default: {EMBEDDED}]"
         ),
     ] = None,
     engine: Annotated[

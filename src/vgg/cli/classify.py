@@ -41,7 +41,7 @@ def classify(
     model: Annotated[
         str | None,
         typer.Option(
-            "--model", "-m", metavar="M", help=f"A model file; see `vgg models`.  [default: {EMBEDDED}, in the package]"
+            "--model", "-m", metavar="M", help=f"A model file or name; see `vgg models`.  [default: {EMBEDDED}]"
         ),
     ] = None,
     top: Annotated[int, typer.Option("--top", "-k", min=1, metavar="K", help="How many predictions a picture.")] = 5,
@@ -77,7 +77,7 @@ def classify(
         sys.stdout.write(text)
         sys.stdout.flush()
     if model is None and format is Format.table:
-        _dim(f"{EMBEDDED} answered, the small network in the package; `vgg models` says where to get a full VGG-16.")
+        _dim(f"{EMBEDDED} answered, the small network in the package; `--model torchvision/vgg16` fetches a full VGG-16.")
     for failure in failures:
         print(f"vgg: {failure}", file=sys.stderr)
     if failures:
