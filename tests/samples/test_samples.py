@@ -75,6 +75,13 @@ def test_the_layout_is_the_zoos_and_its_own_test_passes(tarball, model, folder):
         np.testing.assert_allclose(found, numpy_helper.to_array(wanted), rtol=RTOL, atol=ATOL)
 
 
+def test_a_long_name_in_any_script_does_no_harm(model, tmp_path):
+    path = tmp_path / ("модель " * 18 + ".onnx")
+    path.write_bytes(model.read_bytes())
+    samples.make(path, tmp_path / "s.tar.gz", sets=1)
+    assert samples.check(tmp_path / "s.tar.gz")[0].passed
+
+
 def test_the_same_call_writes_the_same_bytes(tarball, model, tmp_path):
     samples.make(model, tmp_path / "again.tgz")
     assert (tmp_path / "again.tgz").read_bytes() == tarball.read_bytes()

@@ -80,7 +80,7 @@ def test_names_mean_what_people_mean_by_them(name, meaning):
 def test_a_name_that_nobody_published_is_one_line():
     with pytest.raises(Error, match="no published model is called 'vgg19-cafe2'; did you mean vgg19-caffe2"):
         zoo.info("vgg19-cafe2")
-    with pytest.raises(Error, match="no published model is called 'resnet50'; `vgg models` lists them"):
+    with pytest.raises(Error, match="resnet50: there is no such file, and no published model is called 'resnet50'; `vgg"):
         vgg.load("resnet50")
 
 
@@ -126,6 +126,18 @@ def test_a_file_of_that_name_comes_first_and_a_folder_does_not(classes, tmp_path
     (tmp_path / "tiny-7").rmdir()
     (tmp_path / "tiny-7").write_bytes(classes)
     assert vgg.load("tiny-7").network.architecture.name == "vgg11"
+
+
+@pytest.mark.parametrize("digest", ["sha256", "head", "md5"])
+def test_a_file_is_recognised_by_its_hash_and_its_size(known, model, tmp_path, monkeypatch, digest):
+    (tmp_path / "any.bin").write_bytes(model)
+    sha256, md5 = known.sha256, hashlib.md5(model).hexdigest()
+    said = {"sha256": {"sha256": sha256}, "head": {"sha256": sha256[:8]}, "md5": {"sha256": None, "md5": md5}}[digest]
+    row = replace(known, **said)
+    unknown = replace(known, sha256=None)
+    for one, fits in ((row, True), (replace(row, bytes=None), True), (replace(row, bytes=1), False), (unknown, False)):
+        monkeypatch.setattr(zoo, "PUBLISHED", (one,))
+        assert zoo.recognise(tmp_path / "any.bin", sha256) == (one if fits else None)
 
 
 def test_pull_of_the_embedded_network_has_nothing_to_do():

@@ -23,9 +23,7 @@ OURS, OTHERS, LIMIT, QUIET = "#4c9fc4", "#c3cdd3", "#b3261e", "#4f5b63"  # colou
 def bench(
     model: Annotated[
         str | None,
-        typer.Option(
-            "--model", "-m", metavar="M", help=f"A model file or name; see `vgg models`.  [default: {EMBEDDED}]"
-        ),
+        typer.Option("--model", "-m", metavar="M", help=f"A model file or name; see `vgg models`.  [default: {EMBEDDED}]"),
     ] = None,
     engine: Annotated[
         list[str] | None,

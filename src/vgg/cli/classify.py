@@ -40,9 +40,7 @@ def classify(
     images: Annotated[list[str], typer.Argument(help="Pictures, folders of them, globs, or - for standard input.")],
     model: Annotated[
         str | None,
-        typer.Option(
-            "--model", "-m", metavar="M", help=f"A model file or name; see `vgg models`.  [default: {EMBEDDED}]"
-        ),
+        typer.Option("--model", "-m", metavar="M", help=f"A model file or name; see `vgg models`.  [default: {EMBEDDED}]"),
     ] = None,
     top: Annotated[int, typer.Option("--top", "-k", min=1, metavar="K", help="How many predictions a picture.")] = 5,
     format: Annotated[Format, typer.Option("--format", help="How to print the result.")] = Format.table,

@@ -36,9 +36,11 @@ def make(
     from rich.console import Console
 
     from .. import samples
+    from ..zoo import locate
 
+    path = locate(model)
     with Console(stderr=True).status("Writing"):
-        count = samples.make(model, to, images or None, sets=sets, seed=seed)
+        count = samples.make(path, to, images or None, sets=sets, seed=seed)
     typer.echo(f"{to}: {count} set{'s' * (count > 1)}, {to.stat().st_size / 1e6:,.1f} MB", err=True)
 
 
@@ -71,10 +73,12 @@ def check(
 
     from .. import samples
     from ..errors import Notice
+    from ..zoo import locate
 
+    path = locate(model) if model else None
     with warnings.catch_warnings(), Console(stderr=True).status("Checking"):
         warnings.simplefilter("ignore", Notice)  # guesses about preprocessing and labels make no difference here
-        found = samples.check(place, model, engine, threads=threads, device=device)
+        found = samples.check(place, path, engine, threads=threads, device=device)
 
     if format is Format.table:
         rows = [(one.set, f"{one.error:.1e}", f"{one.share:.1%}", "yes" if one.passed else "NO") for one in found]

@@ -60,9 +60,10 @@ def make(model: str | Path, to: str | Path, images: Any = None, *, sets: int = 3
     Raises:
         ImageError: a picture can't be read; ModelError: the model can't; Error: the tarball can't be written.
     """
-    to, path = Path(to), locate(model)
+    to = Path(to)
     if not to.name.endswith((".tar.gz", ".tgz")):
         raise Error(f"{to}: sample data is written as .tar.gz")
+    path = locate(model)
     network = Network.read(path)
     recipe = network.preprocessing
     if images is None:
@@ -79,7 +80,7 @@ def make(model: str | Path, to: str | Path, images: Any = None, *, sets: int = 3
         # Weights hardly shrink, however hard one tries: hence the fastest level.
         with (
             gzip.GzipFile("", "wb", 1, file, mtime=0) as zipped,
-            tarfile.open(fileobj=zipped, mode="w|", format=tarfile.USTAR_FORMAT) as tar,
+            tarfile.open(fileobj=zipped, mode="w|", format=tarfile.GNU_FORMAT, encoding="utf-8") as tar,
         ):
             for index, batch in enumerate(batches):
                 for name, content in run(batch).items():

@@ -114,10 +114,10 @@ def locate(model: str | Path | None) -> Path:
         return path
     try:
         known = info(str(model))
-    except Error:
+    except Error as error:
         if path.suffix or path.exists() or isinstance(model, Path):
             return path
-        raise
+        raise Error(f"{model}: there is no such file, and {error}") from None
     if found := cached(known):
         return found
     size = f", {known.bytes / 1e6:,.1f} MB" if known.bytes else ""
