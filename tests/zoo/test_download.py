@@ -6,6 +6,8 @@ import subprocess
 import sys
 import threading
 from dataclasses import replace
+from urllib.error import HTTPError
+from urllib.request import Request
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 
 from loopback import serving
 from vgg import Error, Notice, zoo
+from vgg.zoo import download
 
 FILE = "zoo/tiny-7.onnx"
 
@@ -129,6 +132,16 @@ def test_what_can_not_be_mended_is_one_line(known, model, tmp_path, monkeypatch,
 def test_a_redirect_to_no_address_is_one_line(known, model, monkeypatch, target):
     with serving({FILE: model}, [f"redirect {target}"]) as server, pytest.raises(Error, match="there is no connection to"):
         pulled(monkeypatch, server)
+
+
+def test_a_redirect_from_https_to_http_is_not_followed():
+    handler, request = download._SafeRedirects(), Request("https://models.invalid/x")
+    assert (
+        handler.redirect_request(request, None, 302, "Found", {}, "https://cdn.invalid/x").full_url == "https://cdn.invalid/x"
+    )
+    with pytest.raises(HTTPError, match="redirects to http://cdn.invalid/x, which is not safe") as caught:
+        handler.redirect_request(request, None, 302, "Found", {}, "http://cdn.invalid/x")
+    caught.value.close()
 
 
 @pytest.mark.parametrize("content", [b"", b"short", b"<html>Please log in</html>"])
