@@ -139,7 +139,7 @@ def test_a_redirect_from_https_to_http_is_not_followed():
     assert (
         handler.redirect_request(request, None, 302, "Found", {}, "https://cdn.invalid/x").full_url == "https://cdn.invalid/x"
     )
-    with pytest.raises(HTTPError, match="redirects to http://cdn.invalid/x, which is not safe") as caught:
+    with pytest.raises(HTTPError, match=r"redirects to http://cdn\.invalid/x, which is not safe") as caught:
         handler.redirect_request(request, None, 302, "Found", {}, "http://cdn.invalid/x")
     caught.value.close()
 
