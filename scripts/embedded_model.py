@@ -30,7 +30,7 @@ from torch.nn import functional
 
 import vgg
 from vgg.images import SUFFIXES, open_image
-from vgg.published import EMBEDDED_FILE
+from vgg.zoo import EMBEDDED_FILE
 
 # How many pictures of each source are taken, and how many views of each. The first view is the whole picture, squashed;
 # the others are random crops, and every second view is mirrored at random.

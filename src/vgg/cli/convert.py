@@ -33,7 +33,7 @@ def convert(
 
     from ..classifier import described
     from ..network import Network
-    from ..published import locate
+    from ..zoo import locate
 
     with warnings.catch_warnings(record=preset is not None and labels is not None):  # then nothing was left to a guess
         network = Network.read(locate(source))

@@ -30,7 +30,7 @@ def inspect(
 
     from .. import formats
     from ..errors import Notice
-    from ..published import locate
+    from ..zoo import locate
 
     file = locate(file)
     kind = formats.recognise(file)

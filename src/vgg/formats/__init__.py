@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from .. import labels, published
+from .. import labels, zoo
 from ..errors import ModelError, Notice
 from ..files import digest, reason
 from ..network import Network, Provenance, Source
@@ -61,7 +61,7 @@ def read(path: str | Path) -> Network:
         return found
     architecture, parameters = found
     sha256 = digest(path)
-    known = published.recognise(path, sha256)
+    known = zoo.recognise(path, sha256)
     source: Source = "known hash" if known else "guess"
     recipe = known.preset if known else _USUAL[format]
     classes = labels.imagenet() if architecture.classes == IMAGENET_CLASSES else None
