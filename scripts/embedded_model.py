@@ -47,7 +47,8 @@ RIDGE = 0.03  # of the closed form, as a share of the features' variance
 EPOCHS = 2
 LICENCE = (
     "CC-BY 4.0. VGG weights by Karen Simonyan and Andrew Zisserman, Visual Geometry Group, University of Oxford "
-    "(arXiv 1409.1556); changed: the last three convolutions and the classifier were fitted anew, all weights rounded to 8 bits."
+    "(arXiv 1409.1556); changed: the last three convolutions and the classifier were fitted anew, and all weights rounded "
+    "to 8 bits."
 )
 
 
