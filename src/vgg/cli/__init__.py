@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import Error, Notice
-from . import bench, classify, convert, inspect, models
+from . import bench, classify, convert, evaluate, inspect, models
 
 app = typer.Typer(
     name="vgg",
@@ -22,6 +22,7 @@ app.command()(classify.classify)
 app.command()(convert.convert)
 app.command()(inspect.inspect)
 app.command()(models.models)
+app.command()(evaluate.evaluate)
 app.command()(bench.bench)
 
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..engines import DEVICES, ENGINES
 from ..preprocessing import PRESETS
 
 
@@ -23,6 +24,14 @@ def _presets(incomplete: str) -> list[str]:
     return [name for name in PRESETS if name.startswith(incomplete)]
 
 
+def _engines(incomplete: str) -> list[str]:
+    return [name for name in ("auto", *ENGINES) if name.startswith(incomplete)]
+
+
+def _devices(incomplete: str) -> list[str]:
+    return [name for name in DEVICES if name.startswith(incomplete)]
+
+
 FormatOption = Annotated[Format, typer.Option("--format", help="How to print the result.")]
 PresetOption = Annotated[
     str | None,
@@ -32,6 +41,18 @@ PresetOption = Annotated[
 ]
 LabelsOption = Annotated[
     Path | None, typer.Option("--labels", metavar="FILE", help="Names of the classes, one a line, or JSON.")
+]
+
+EngineOption = Annotated[
+    str,
+    typer.Option("--engine", "-e", metavar="NAME", autocompletion=_engines, help=f"What computes: auto, {', '.join(ENGINES)}."),
+]
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option("--threads", min=1, metavar="N", help="How many the engine uses.  [default: as many as there are cores]"),
+]
+DeviceOption = Annotated[
+    str, typer.Option("--device", metavar="D", autocompletion=_devices, help=f"Where: {', '.join(DEVICES)}.")
 ]
 
 
