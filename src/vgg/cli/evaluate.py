@@ -23,7 +23,8 @@ from .common import (
 
 if TYPE_CHECKING:
     from ..classifier import Classifier
-    from ..evaluation import Run
+    from ..datasets import Dataset
+    from ..evaluation import Protocol, Run
 
 PROTOCOLS = ("center", "ten-crop", "dense", "multi-crop", "dense+multi-crop")
 
@@ -78,6 +79,7 @@ def evaluate(
     """
     from dataclasses import replace
 
+    from .. import datasets
     from ..classifier import described, load
     from ..errors import Error
     from ..evaluation import Protocol, read_real, records
@@ -86,14 +88,16 @@ def evaluate(
         if not path.parent.is_dir():
             raise Error(f"{path}: can't be written: there is no folder {path.parent}")
     look = Protocol(protocol, _numbers(scales), flip)
-    relabelled = read_real(real) if real else None
     if fuse and len(model or ()) < 2:
         raise Error("--fuse takes the mean of several models; give --model more than once")
     files: list[str | None] = list(model) if model else [None]
     models = [load(one, engine, threads=threads, device=device, labels=labels, preprocessing=preset) for one in files]
     for one in models if no_resize else ():
         one.network = described(one.network, replace(one.network.preprocessing, resize="none"))
-    run = _run(models, data, look, fuse=fuse, batch_size=batch_size, workers=workers, resume=resume)
+    network = models[0].network
+    dataset = datasets.open(data, network.architecture.classes, network.labels)
+    relabelled = read_real(real, dataset, network.architecture.classes) if real else None
+    run = _run(models, dataset, look, fuse=fuse, batch_size=batch_size, workers=workers, resume=resume)
     found = records(run, relabelled)
     if format is Format.table:
         _table(found)
@@ -120,16 +124,13 @@ def _numbers(text: str | None) -> tuple[int, ...]:
         raise Error(f"--scales takes whole numbers with commas between them, such as 256,384,512, not {text!r}") from None
 
 
-def _run(models: "Sequence[Classifier]", data: Path, protocol: Any, **options: Any) -> "Run":
+def _run(models: "Sequence[Classifier]", dataset: "Dataset", protocol: "Protocol", **options: Any) -> "Run":
     """The evaluation, with a progress bar on a terminal."""
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress
 
-    from .. import datasets
     from ..evaluation import evaluate
 
-    network = models[0].network
-    dataset = datasets.open(data, network.architecture.classes, network.labels)
     columns = (*Progress.get_default_columns(), MofNCompleteColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task("Evaluating", total=len(dataset))

@@ -16,24 +16,38 @@ from .metrics import calibration, mcnemar, wilson
 from .run import Run
 
 Array = np.ndarray[Any, np.dtype[Any]]
-Real = Sequence[Sequence[int]]  # the classes that each of ImageNet's 50,000 validation pictures shows
+Real = Sequence[frozenset[int]]  # the classes that each picture of a dataset shows
 
 _VALIDATION = re.compile(r"ILSVRC2012_val_(\d{8})")
 
 
-def read_real(path: str | Path) -> Real:
-    """The ReaL labels, `real.json` as published: a list of lists of classes, one for each validation picture in order.
+def read_real(path: str | Path, dataset: Dataset, classes: int) -> Real:
+    """The classes that each picture of a dataset shows, by the ReaL labels, `real.json` as published.
+
+    That is a list of lists of classes, one for each of ImageNet's 50,000 validation pictures in order; a picture's place on it
+    is the number in its name. Pictures without one, or whose list is empty, show nothing and don't count.
 
     L. Beyer et al., "Are we done with ImageNet?", arXiv 2006.07159; github.com/google-research/reassessed-imagenet.
+
+    Raises Error where the file has another form, or says nothing about any of the pictures.
     """
     try:
-        found = json.loads(Path(path).read_text())
+        listed = json.loads(Path(path).read_text())
     except OSError as error:
         raise Error(f"{path}: {reason(error)}") from None
     except ValueError:
-        found = None
-    if not isinstance(found, list) or not all(isinstance(one, list) and all(type(n) is int for n in one) for one in found):
-        raise Error(f"{path}: ReaL labels must be a JSON list with a list of classes for each validation picture")
+        listed = None
+    if not isinstance(listed, list) or not all(
+        isinstance(one, list) and all(type(n) is int and 0 <= n < classes for n in one) for one in listed
+    ):
+        raise Error(f"{path}: ReaL labels must be a JSON list with a list of classes, below {classes}, for each picture")
+    found: list[frozenset[int]] = []
+    for sample in dataset:
+        named = _VALIDATION.search(sample.name)
+        number = int(named[1]) if named else 0
+        found.append(frozenset(listed[number - 1]) if 1 <= number <= len(listed) else frozenset())
+    if not any(found):
+        raise Error(f"{path}: has labels for ImageNet's validation pictures, ILSVRC2012_val_00000001 and so on; none is here")
     return found
 
 
@@ -46,14 +60,13 @@ def records(run: Run, real: Real | None = None) -> list[dict[str, Any]]:
     read = run.read()
     targets = np.array([sample.target for sample in run.dataset])[read]
     tops = [answers.top[read] for answers in run.answers]
-    truth = None if real is None else _truth(run.dataset, read, real, run.models[0].network.architecture.classes)
     found = []
     for index, (name, answers, top) in enumerate(zip(run.names, run.answers, tops, strict=True)):
         right, right5 = top[:, 0] == targets, (top == targets[:, None]).any(1)
         model = run.models[index] if index < len(run.models) else None
         record: dict[str, Any] = {"model": name, "images": int(read.sum()), "failed": len(run.errors)}
         record |= _accuracy("top1", right) | _accuracy("top5", right5)
-        record |= _real(top[:, 0], truth)
+        record |= _real(top[:, 0], np.flatnonzero(read), real)
         record["cross_entropy"] = round(float(answers.losses[read].mean(dtype=np.float64)), 4)
         record["calibration_error"] = _percent(calibration(answers.scores[read, 0], right)[0])
         first = tops[0][:, 0]
@@ -96,24 +109,10 @@ def _percent(share: float) -> float:
     return round(100 * share, 3)
 
 
-def _truth(dataset: Dataset, read: Array, real: Real, classes: int) -> list[frozenset[int]]:
-    """The classes that each picture that could be read shows; none where ReaL has dropped it."""
-    found = []
-    for sample, there in zip(dataset, read, strict=True):
-        number = _VALIDATION.search(sample.name)
-        if number is None or not 1 <= int(number[1]) <= len(real):
-            raise Error(f"{sample.name}: ReaL labels are for ImageNet's validation pictures, ILSVRC2012_val_00000001 and so on")
-        if there:
-            found.append(frozenset(real[int(number[1]) - 1]))
-    if any(max(one, default=0) >= classes for one in found):
-        raise Error(f"ReaL labels name ImageNet's 1000 classes; the model has {classes}")
-    return found
-
-
-def _real(best: Array, truth: list[frozenset[int]] | None) -> dict[str, Any]:
-    if truth is None:
+def _real(best: Array, places: Array, real: Real | None) -> dict[str, Any]:
+    if real is None:
         return {"real": None, "real_images": None}
-    right = [one in shown for one, shown in zip(best.tolist(), truth, strict=True) if shown]
+    right = [one in real[place] for one, place in zip(best.tolist(), places.tolist(), strict=True) if real[place]]
     return {"real": _percent(sum(right) / max(len(right), 1)), "real_images": len(right)}
 
 
