@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import Error, Notice
-from . import bench, classify, convert, evaluate, inspect, models
+from . import bench, classify, convert, evaluate, inspect, models, prepare
 
 app = typer.Typer(
     name="vgg",
@@ -23,6 +23,7 @@ app.command()(convert.convert)
 app.command()(inspect.inspect)
 app.command()(models.models)
 app.command()(evaluate.evaluate)
+app.add_typer(prepare.app, name="prepare")
 app.command()(bench.bench)
 
 

@@ -56,16 +56,17 @@ DeviceOption = Annotated[
 ]
 
 
-def print_records(records: Sequence[dict[str, Any]], format: Format) -> None:
-    """Print records of the same keys as JSON, CSV, or columns with a heading."""
+def print_records(records: Sequence[dict[str, Any]], format: Format, keys: Sequence[str] = ()) -> None:
+    """Print records of the same keys as JSON, CSV, or columns with a heading; `keys` are needed where there may be none."""
+    keys = keys or list(records[0])
     if format is Format.json:
         print(json.dumps(records, indent=2, ensure_ascii=False))
     elif format is Format.csv:
-        writer = csv.DictWriter(sys.stdout, list(records[0]), lineterminator="\n")
+        writer = csv.DictWriter(sys.stdout, keys, lineterminator="\n")
         writer.writeheader()
         writer.writerows(records)
-    else:
-        rows = [list(records[0]), *([_cell(value) for value in record.values()] for record in records)]
+    elif records:
+        rows = [list(keys), *([_cell(value) for value in record.values()] for record in records)]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         numeric = [isinstance(value, int | float) for value in records[-1].values()]
         for row in rows:

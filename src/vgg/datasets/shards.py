@@ -12,6 +12,7 @@ from typing import BinaryIO
 from ..errors import Error
 from ..images import SUFFIXES
 from . import Resolve, Sample
+from .tars import members
 
 LONGEST_LABEL = 256  # bytes
 
@@ -27,29 +28,22 @@ def read(paths: Sequence[Path], resolve: Resolve) -> list[Sample]:
 def _samples(path: Path, resolve: Resolve) -> Iterable[Sample]:
     pictures: dict[str, tuple[str, int, int]] = {}
     targets: dict[str, int] = {}
-    try:
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                if not member.isreg():
-                    continue
-                folder, slash, file = member.name.rpartition("/")
-                stem, _, suffix = file.partition(".")
-                key = folder + slash + stem
-                if suffix.lower() == "cls":
-                    content = tar.extractfile(member)
-                    label = content.read(LONGEST_LABEL).decode("utf-8", "replace").strip() if content else ""
-                    if key in targets:
-                        raise Error(f"{path}: {member.name} is there twice")
-                    targets[key] = resolve(label)
-                elif f".{suffix.lower()}" in SUFFIXES:
-                    if key in pictures:
-                        raise Error(f"{path}: {key} has two pictures, {pictures[key][0]} and {member.name}")
-                    pictures[key] = member.name, member.offset_data, member.size
-                tar.members = []  # type: ignore[attr-defined]  # tarfile would keep them all
-    except (tarfile.TarError, EOFError) as error:
-        raise Error(f"{path}: is damaged or no tar file ({error})") from None
-    except ValueError as error:
-        raise Error(f"{path}: {error}") from None
+    for member, shard in members(path):
+        folder, slash, file = member.name.rpartition("/")
+        stem, _, suffix = file.partition(".")
+        key, suffix = folder + slash + stem, suffix.lower()
+        if not member.isreg() or (suffix != "cls" and f".{suffix}" not in SUFFIXES):
+            continue
+        if key in (targets if suffix == "cls" else pictures):
+            raise Error(f"{path}: {key} has two {'classes' if suffix == 'cls' else 'pictures'}, the second as {member.name}")
+        if suffix == "cls":
+            shard.seek(member.offset_data)
+            try:
+                targets[key] = resolve(shard.read(min(member.size, LONGEST_LABEL)).decode("utf-8", "replace").strip())
+            except ValueError as error:
+                raise Error(f"{path}: {member.name}: {error}") from None
+        else:
+            pictures[key] = member.name, member.offset_data, member.size
     for key, (name, offset, size) in pictures.items():
         if key not in targets:
             raise Error(f"{path}: {name} has no class beside it ({key}.cls)")
