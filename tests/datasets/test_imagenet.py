@@ -68,6 +68,7 @@ def test_shards_hold_the_same_pictures_mixed_and_are_read_as_a_dataset(tmp_path,
     assert len({sample.target for sample in list(dataset)[:5]}) > 1
 
 
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")  # it closes no file
 def test_shards_are_what_webdataset_reads(tmp_path):
     webdataset = pytest.importorskip("webdataset")
     prepare(tmp_path / "out", val=val_tar(tmp_path), as_shards=True)

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -82,14 +83,14 @@ class Run:
     def restore(self, path: Path) -> None:
         """Go on from what was saved; a damaged file counts as none."""
         try:
-            with np.load(path) as saved:  # which unpickles nothing
+            with path.open("rb") as file, np.load(file) as saved:  # which unpickles nothing
                 state = json.loads(str(saved["state"]))
                 for index, one in enumerate(self.answers):
                     for role in ROLES:
                         getattr(one, role)[:] = saved[f"{role}_{index}"]
                     one.seconds = state["seconds"][index]
                 self.errors, self.done = {int(place): text for place, text in state["errors"].items()}, state["done"]
-        except (OSError, ValueError, KeyError, EOFError):
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile):
             return
 
 
