@@ -12,7 +12,9 @@ from vgg.formats import metadata
 from vgg.preprocessing import PRESETS
 
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-COMMANDS = typer.main.get_command(app).commands
+COMMANDS = {}  # by name, `prepare imagenet` among them
+for _name, _verb in typer.main.get_command(app).commands.items():
+    COMMANDS |= {f"{_name} {name}": command for name, command in getattr(_verb, "commands", {}).items()} or {_name: _verb}
 
 
 @pytest.mark.parametrize("verb", COMMANDS)
@@ -33,7 +35,9 @@ def test_every_link_leads_somewhere(document):
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_every_command_is_one_that_exists(document):
-    for verb, rest in re.findall(r"^\$ (?:.*[|&] )?(?:\.venv/bin/)?vgg (\w+)(.*)$", document.read_text(), re.MULTILINE):
+    for verb, rest in re.findall(
+        r"^\$ (?:.*[|&] )?(?:\.venv/bin/)?vgg ((?:prepare )?\w+)(.*)$", document.read_text(), re.MULTILINE
+    ):
         known = {option for parameter in COMMANDS[verb].params for option in parameter.opts}
         assert set(re.findall(r"(?<=\s)--?[a-z-]+", rest)) <= known
 
