@@ -35,9 +35,8 @@ def test_every_link_leads_somewhere(document):
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_every_command_is_one_that_exists(document):
-    for verb, rest in re.findall(
-        r"^\$ (?:.*[|&] )?(?:\.venv/bin/)?vgg ((?:prepare )?\w+)(.*)$", document.read_text(), re.MULTILINE
-    ):
+    pattern = r"^\$ (?:.*[|&] )?(?:\.venv/bin/)?vgg ((?:prepare )?\w+)(.*)$"
+    for verb, rest in re.findall(pattern, document.read_text(), re.MULTILINE):
         known = {option for parameter in COMMANDS[verb].params for option in parameter.opts}
         assert set(re.findall(r"(?<=\s)--?[a-z-]+", rest)) <= known
 
