@@ -3,6 +3,7 @@
 import json
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
@@ -15,7 +16,7 @@ import numpy as np
 from ..classifier import Classifier, softmax
 from ..datasets import Dataset
 from ..engines import Engine
-from ..errors import Error, ImageError
+from ..errors import Error, ImageError, Notice
 from ..files import replacing
 from ..images import open_image
 from ..parallel import ahead
@@ -74,11 +75,15 @@ class Run:
         return found
 
     def save(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        """Keep what has been done; where that can't be written, the run goes on all the same, with a notice."""
         arrays = {f"{role}_{i}": getattr(one, role) for i, one in enumerate(self.answers) for role in ROLES}
         state = {"done": self.done, "errors": self.errors, "seconds": [one.seconds for one in self.answers]}
-        with replacing(path) as file:
-            np.savez(file, state=np.array(json.dumps(state)), **arrays)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(path) as file:
+                np.savez(file, state=np.array(json.dumps(state)), **arrays)
+        except (OSError, Error) as error:
+            warnings.warn(Notice(f"what is done so far can't be saved for --resume: {error}"), stacklevel=2)
 
     def restore(self, path: Path) -> None:
         """Go on from what was saved; a damaged file counts as none."""
