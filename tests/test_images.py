@@ -174,3 +174,32 @@ def test_mutated_files_give_a_picture_or_an_error_and_nothing_else(format):
             assert open_image(bytes(broken[: rng.randint(1, len(broken))] if rng.random() < 0.3 else broken)).mode == "RGB"
         except ImageError as error:
             assert "\n" not in str(error)  # noqa: PT017
+
+
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_simplejpeg_and_pillow_agree_on_every_pixel(monkeypatch, subsampling, orientation, mode):
+    pytest.importorskip("simplejpeg")
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for options in ({}, {"progressive": True}, {"quality": 30}):
+        content = saved(CAT.resize((331, 217)).convert(mode), "JPEG", subsampling=subsampling, exif=exif, **options)
+        found = [_decoded(monkeypatch, content, fast) for fast in (True, False)]
+        assert found[0].shape == ((331, 217, 3) if orientation == 6 else (217, 331, 3))
+        assert np.array_equal(*found)
+
+
+def test_with_simplejpeg_a_damaged_file_is_what_pillow_says_it_is(monkeypatch):
+    pytest.importorskip("simplejpeg")
+    errors = []
+    for fast in (True, False):
+        with pytest.raises(ImageError) as raised:
+            _decoded(monkeypatch, saved(CAT, "JPEG")[:-2000], fast)
+        errors.append(str(raised.value))
+    assert errors[0] == errors[1]
+
+
+def _decoded(monkeypatch, content, fast):
+    monkeypatch.setattr("vgg.images._has_simplejpeg", lambda: fast)
+    return np.asarray(open_image(content))

@@ -2,9 +2,7 @@
 
 import glob
 import os
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -18,6 +16,7 @@ from .errors import Error, ImageError
 from .images import SUFFIXES, Picture
 from .labels import Labels, imagenet
 from .network import Network
+from .parallel import ahead
 from .preprocessing import Preprocessing, preset
 from .zoo import EMBEDDED, EMBEDDED_FILE, locate
 
@@ -114,29 +113,17 @@ class Classifier:
 
     def _batches(self, pictures: Iterable[tuple[str, Picture]]) -> Iterator[list[tuple[str, Any]]]:
         """Names with inputs, or with errors, in batches; the next two batches are prepared meanwhile."""
-        prepared = self._prepared(pictures)
+
+        def prepare(named: tuple[str, Picture]) -> tuple[str, Array | ImageError]:
+            name, picture = named
+            try:
+                return name, self.preprocess(picture, name)
+            except ImageError as error:
+                return name, error
+
+        prepared = ahead(prepare, pictures, min(os.cpu_count() or 1, BATCH_SIZE), 2 * BATCH_SIZE)
         while batch := list(islice(prepared, BATCH_SIZE)):
             yield batch
-
-    def _prepared(self, pictures: Iterable[tuple[str, Picture]]) -> Iterator[tuple[str, Any]]:
-        def prepare(name: str, picture: Picture) -> Array | ImageError:
-            try:
-                return self.preprocess(picture, name)
-            except ImageError as error:
-                return error
-
-        pool = ThreadPoolExecutor(min(os.cpu_count() or 1, BATCH_SIZE))
-        waiting: deque[tuple[str, Future[Any]]] = deque()
-        try:
-            for name, picture in pictures:
-                waiting.append((name, pool.submit(prepare, name, picture)))
-                if len(waiting) > 2 * BATCH_SIZE:
-                    name, future = waiting.popleft()
-                    yield name, future.result()
-            for name, future in waiting:
-                yield name, future.result()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def load(

@@ -1,10 +1,13 @@
 """Pictures of any kind, opened safely, as RGB.
 
-Files are read by Pillow. What it hands over is brought to 8-bit RGB the way a viewer would show it: turned upright, laid
-on white where it is transparent, the first frame of a moving one. A file that can't be shown gives one `ImageError`.
+Files are read by Pillow, the pixels of ordinary JPEG files by simplejpeg where it is installed, which gives the same in half
+the time. What comes is brought to 8-bit RGB the way a viewer would show it: turned upright, laid on white where it is
+transparent, the first frame of a moving one. A file that can't be shown gives one `ImageError`.
 """
 
 import io
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Union
 
@@ -65,7 +68,7 @@ def _decode(file: BinaryIO, size: int, name: str) -> "Image.Image":
         width, height = image.size
         if width * height > MAX_PIXELS:
             raise Image.DecompressionBombError
-        return _rgb(image, name)
+        return _rgb(_fast_jpeg(image, file) or image, name)
     except UnidentifiedImageError:
         raise ImageError(f"{name}: is not an image that can be read") from None
     except Image.DecompressionBombError:
@@ -76,6 +79,32 @@ def _decode(file: BinaryIO, size: int, name: str) -> "Image.Image":
         raise
     except Exception as error:  # Pillow's readers raise nearly anything on a broken file
         raise ImageError(f"{name}: is damaged or cut short ({error})") from None
+
+
+def _fast_jpeg(image: "Image.Image", file: BinaryIO) -> "Image.Image | None":
+    """The image of an opened JPEG file by simplejpeg; None where it is not installed, or Pillow has to look at the file.
+
+    The same libjpeg-turbo with the same slow transform and smooth upsampling decides every pixel, so none differs from
+    Pillow's. Decoding at a reduced scale would be faster still, but it is off by more than any preset's tolerance.
+    """
+    if image.format != "JPEG" or image.mode not in ("RGB", "L") or not _has_simplejpeg():
+        return None
+    import simplejpeg
+    from PIL import Image
+
+    file.seek(0)
+    try:
+        fast = Image.fromarray(simplejpeg.decode_jpeg(file.read(), "RGB", fastdct=False, fastupsample=False, strict=True))
+    except ValueError:  # damaged or unusual: what Pillow makes of it counts
+        file.seek(0)
+        return None
+    fast.info = image.info  # with the orientation
+    return fast
+
+
+@cache
+def _has_simplejpeg() -> bool:
+    return find_spec("simplejpeg") is not None
 
 
 def _rgb(image: "Image.Image", name: str) -> "Image.Image":

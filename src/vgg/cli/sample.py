@@ -6,8 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ..engines import DEVICES, ENGINES
-from .common import Format, FormatOption, print_records
+from .common import DeviceOption, EngineOption, Format, FormatOption, ThreadsOption, print_records
 
 app = typer.Typer(
     name="sample",
@@ -50,14 +49,9 @@ def check(
     model: Annotated[
         str | None, typer.Option("--model", "-m", metavar="M", help="A model file or name, instead of the one with the data.")
     ] = None,
-    engine: Annotated[
-        str, typer.Option("--engine", "-e", metavar="NAME", help=f"What computes: auto, {', '.join(ENGINES)}.")
-    ] = "auto",
-    threads: Annotated[
-        int | None,
-        typer.Option("--threads", min=1, metavar="N", help="How many at most.  [default: as many as there are cores]"),
-    ] = None,
-    device: Annotated[str, typer.Option("--device", metavar="D", help=f"Where: {', '.join(DEVICES)}.")] = "cpu",
+    engine: EngineOption = "auto",
+    threads: ThreadsOption = None,
+    device: DeviceOption = "cpu",
     format: FormatOption = Format.table,
 ) -> None:
     """Run a model on its sample data, and say how near it comes to the outputs there.

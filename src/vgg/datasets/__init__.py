@@ -1,0 +1,121 @@
+"""Labelled pictures: a folder of class folders, a list file, or WebDataset shards, all as one list of samples.
+
+A dataset is a list of places, not of pictures: nothing is read before it is asked for, and any sample at any time.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import Error, ImageError
+from ..files import reason
+from ..images import MAX_BYTES
+from ..labels import Labels
+
+Resolve = Callable[[str], int]  # a class's name as the dataset has it -> its index
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One labelled picture: a file, or a part of one."""
+
+    name: str  # what it is called in results; relative to the dataset
+    target: int  # the index of its class
+    path: str
+    offset: int = 0  # bytes
+    size: int = -1  # bytes; -1: to the end of the file
+
+    def read(self) -> bytes:
+        """The picture's file as bytes. Raises ImageError where it can't be read, or is larger than 256 MiB."""
+        try:
+            with Path(self.path).open("rb") as file:
+                size = os.fstat(file.fileno()).st_size - self.offset if self.size < 0 else self.size
+                if size > MAX_BYTES:
+                    raise ImageError(f"{self.name}: is {size / 2**20:.0f} MiB large; at most {MAX_BYTES // 2**20} are read")
+                file.seek(self.offset)
+                content = file.read(size)
+        except OSError as error:
+            raise ImageError(f"{self.name}: {reason(error)}") from None
+        if len(content) < size:
+            raise ImageError(f"{self.name}: {self.path} is cut short")
+        return content
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Labelled pictures in a fixed order."""
+
+    name: str
+    samples: Sequence[Sample]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __iter__(self) -> Iterator[Sample]:
+        return iter(self.samples)
+
+    def digest(self) -> str:
+        """SHA-256 over names, classes and sizes: two datasets with the same one are taken for the same."""
+        total = hashlib.sha256()
+        for one in self.samples:
+            size = one.size if one.size >= 0 or not os.path.exists(one.path) else os.path.getsize(one.path)
+            total.update(f"{one.name}\0{one.target}\0{size}\n".encode(errors="surrogateescape"))
+        return total.hexdigest()
+
+
+def open(place: str | Path, classes: int = 1000, labels: Labels | None = None) -> Dataset:
+    """The labelled pictures at a place.
+
+    Args:
+        place: a folder with a folder of pictures for each class, named by WordNet id or by the class's name; a text file with
+            a picture and its class on each line; a `.tar` shard, or a folder of them.
+        classes: how many the network has.
+        labels: their names. Without them, class folders stand for 0, 1, 2 … in the order of their names, as in torchvision's
+            ImageFolder, and lists and shards must give numbers.
+
+    Raises:
+        Error: there is nothing there, no pictures are in it, or a class is unknown, has two meanings, or is there twice.
+    """
+    from . import folders, shards
+
+    path = Path(place)
+    if labels is not None and len(labels) != classes:
+        raise Error(f"{len(labels)} labels for a network of {classes} classes")
+    try:
+        if path.is_dir():
+            tars = sorted(path.glob("*.tar"))
+            read = shards.read(tars, resolver(classes, labels)) if tars else folders.class_folders(path, classes, labels)
+        elif path.suffix == ".tar":
+            read = shards.read([path], resolver(classes, labels))
+        else:
+            read = folders.list_file(path, resolver(classes, labels))
+    except OSError as error:
+        raise Error(f"{error.filename or path}: {reason(error)}") from None
+    if not read:
+        raise Error(f"{path}: has no pictures in it")
+    return Dataset(str(place), read)
+
+
+def resolver(classes: int, labels: Labels | None) -> Resolve:
+    """A function from a class's number, WordNet id or name to its index.
+
+    It raises ValueError, with the reason, for what is no class, or the name of several.
+    """
+    known: dict[str, list[int]] = {}
+    for index in range(classes):
+        given = {str(index), *(() if labels is None else (labels.names[index],))}
+        given |= set() if labels is None or labels.wnids is None else {labels.wnids[index]}
+        for name in given:
+            known.setdefault(name, []).append(index)
+
+    def resolve(name: str) -> int:
+        found = known.get(name, [])
+        if not found:
+            raise ValueError(f"{name!r} is no class of the model's {classes}")
+        if len(found) > 1:
+            raise ValueError(f"{name!r} is the name of {len(found)} classes, {' and '.join(map(str, found))}")
+        return found[0]
+
+    return resolve

@@ -1,0 +1,86 @@
+"""What is computed from predictions: intervals, tests, calibration. Plain arithmetic, each with its source."""
+
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+Z95 = 1.959963984540054  # the normal distribution's 97.5% quantile
+BINS = 15  # of the calibration error, as in Guo et al.
+
+
+def wilson(right: int, total: int, z: float = Z95) -> tuple[float, float]:
+    """The interval that holds a proportion, by default at 95%: low and high, 0..1; for none of none, all of it.
+
+    E. B. Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22 (1927).
+    """
+    if not total:
+        return 0.0, 1.0
+    share, square = right / total, z * z / total
+    centre, spread = share + square / 2, z * math.sqrt(share * (1 - share) / total + square / (4 * total))
+    low, high = (centre - spread) / (1 + square), (centre + spread) / (1 + square)
+    return (0.0 if right == 0 else low), (1.0 if right == total else high)  # exact where rounding would miss
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """The two-sided p-value of McNemar's exact test: are two models equally often right?
+
+    The arguments count the pictures that only the one and only the other model has right; where the models are equally
+    good, each such picture is a toss of a coin. Exact, by whole numbers.
+
+    Q. McNemar, "Note on the sampling error of the difference between correlated proportions", Psychometrika 12 (1947).
+    """
+    total = only_first + only_second
+    ways = term = 1
+    for heads in range(min(only_first, only_second)):
+        term = term * (total - heads) // (heads + 1)
+        ways += term
+    return min(1.0, float(Fraction(2 * ways, 2**total)))
+
+
+@dataclass(frozen=True)
+class Bin:
+    """The pictures whose best class has a probability in a range."""
+
+    low: float
+    high: float
+    count: int
+    confidence: float  # mean probability of the best class, 0..1
+    accuracy: float  # share of them that is right, 0..1
+
+
+def calibration(confidence: Array, right: Array, bins: int = BINS) -> tuple[float, list[Bin]]:
+    """The expected calibration error, 0..1, and the bins of equal width, (low, high], that it is computed from.
+
+    C. Guo et al., "On calibration of modern neural networks", ICML 2017: the mean over all pictures of
+    |accuracy - confidence| of the bin that the picture is in.
+
+    Args:
+        confidence: [images], the probability of each picture's best class, 0..1.
+        right: bool [images], whether that class is the picture's.
+        bins: how many.
+    """
+    places = np.clip(np.ceil(confidence.astype(np.float64) * bins).astype(int) - 1, 0, bins - 1)
+    counts = np.bincount(places, minlength=bins)
+    sums = np.bincount(places, confidence, bins), np.bincount(places, right, bins)
+    found = [
+        Bin(index / bins, (index + 1) / bins, int(n), float(sure / max(n, 1)), float(hits / max(n, 1)))
+        for index, (n, sure, hits) in enumerate(zip(counts, *sums, strict=True))
+    ]
+    return sum(one.count * abs(one.accuracy - one.confidence) for one in found) / max(len(confidence), 1), found
+
+
+def confusions(targets: Array, predicted: Array) -> list[tuple[int, int, Array]]:
+    """Class, class that it was taken for, and the places of those pictures; the most frequent first.
+
+    Args:
+        targets, predicted: int [images], classes; equal ones are no confusion.
+    """
+    places = np.flatnonzero(targets != predicted)
+    pairs, which = np.unique(np.stack([targets[places], predicted[places]]), axis=1, return_inverse=True)
+    found = [(int(a), int(b), places[which.reshape(-1) == index]) for index, (a, b) in enumerate(pairs.T)]
+    return sorted(found, key=lambda one: -len(one[2]))

@@ -1,0 +1,272 @@
+"""Models over a dataset, side by side: what each answered for each picture."""
+
+import json
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+
+from .. import zoo
+from ..classifier import Classifier, softmax
+from ..datasets import Dataset
+from ..engines import Engine
+from ..errors import Error, ImageError, Notice
+from ..files import replacing
+from ..images import open_image
+from ..parallel import ahead
+from ..preprocessing import Preprocessing
+from .protocols import Protocol
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+BATCH_SIZE = 16
+TOP = 5  # best classes that are kept of each picture
+ROLES = ("top", "scores", "losses")  # the arrays of Answers
+VIEWS = 64  # about as many views are prepared together, so that those of the same size share a batch
+SAVE_SECONDS = 30.0  # between two savings of what has been done
+DENSE_ENGINES = ("native", "torch")  # they take pictures larger than the paper's head was built for
+
+
+@dataclass
+class Answers:
+    """What a model answered for each picture of a dataset; rows of pictures that couldn't be read are -1, 0 and nan."""
+
+    top: Array  # int32 [images, TOP]: the best classes, best first
+    scores: Array  # float32 [images, TOP]: their probabilities
+    losses: Array  # float32 [images]: cross-entropy, -ln of the right class's probability, at most 87
+    seconds: float = 0.0  # waiting for pictures, and computing
+
+    @classmethod
+    def empty(cls, images: int, classes: int) -> "Answers":
+        top = min(TOP, classes)
+        best, scores = np.full((images, top), -1, np.int32), np.zeros((images, top), np.float32)
+        return cls(best, scores, np.full(images, np.nan, np.float32))
+
+    def put(self, places: Sequence[int], probabilities: Array, targets: Sequence[int]) -> None:
+        """Keep what is needed of the probabilities [batch, classes] of the pictures at some places."""
+        self.top[places] = best = np.argsort(-probabilities, axis=-1, kind="stable")[:, : self.top.shape[1]]
+        self.scores[places] = np.take_along_axis(probabilities, best, -1)
+        right = probabilities[np.arange(len(targets)), targets]
+        self.losses[places] = -np.log(right.clip(np.finfo(np.float32).tiny))
+
+
+@dataclass
+class Run:
+    """An evaluation under way, or done: as far as `done`, every model has answered."""
+
+    models: Sequence[Classifier]
+    dataset: Dataset
+    protocol: Protocol
+    names: list[str]  # of the models, and of their fusion
+    answers: list[Answers]  # of each
+    errors: dict[int, str] = field(default_factory=dict)  # of pictures that couldn't be read, by their place in the dataset
+    done: int = 0  # pictures, from the first on
+
+    def read(self) -> Array:
+        """bool [images]: which pictures could be read."""
+        found = np.arange(len(self.dataset)) < self.done
+        found[list(self.errors)] = False
+        return found
+
+    def save(self, path: Path) -> None:
+        """Keep what has been done; where that can't be written, the run goes on all the same, with a notice."""
+        arrays = {f"{role}_{i}": getattr(one, role) for i, one in enumerate(self.answers) for role in ROLES}
+        state = {"done": self.done, "errors": self.errors, "seconds": [one.seconds for one in self.answers]}
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(path) as file:
+                np.savez(file, state=np.array(json.dumps(state)), **arrays)
+        except (OSError, Error) as error:
+            warnings.warn(Notice(f"what is done so far can't be saved for --resume: {error}"), stacklevel=2)
+
+    def restore(self, path: Path) -> None:
+        """Go on from what was saved; a damaged file counts as none."""
+        try:
+            with path.open("rb") as file, np.load(file) as saved:  # which unpickles nothing
+                state = json.loads(str(saved["state"]))
+                for index, one in enumerate(self.answers):
+                    for role in ROLES:
+                        getattr(one, role)[:] = saved[f"{role}_{index}"]
+                    one.seconds = state["seconds"][index]
+                self.errors, self.done = {int(place): text for place, text in state["errors"].items()}, state["done"]
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile):
+            return
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Views of the same size, ready for the engine."""
+
+    inputs: Array  # float32 [views, 3, height, width]
+    owners: list[int]  # of each view: its picture, by its place in the window
+    weights: Array  # of each view in its picture's mean
+
+
+@dataclass(frozen=True)
+class _Window:
+    """Some pictures of the dataset, decoded and cut into views for each preprocessing."""
+
+    places: list[int]  # of those that could be read
+    targets: list[int]
+    batches: Mapping[Preprocessing, list[_Batch]]
+    errors: Mapping[int, str]
+    end: int  # the place after the last
+
+
+def evaluate(
+    models: Sequence[Classifier],
+    dataset: Dataset,
+    protocol: Protocol | None = None,
+    *,
+    fuse: bool = False,
+    batch_size: int = BATCH_SIZE,
+    workers: int | None = None,
+    resume: bool = False,
+    progress: Callable[[int], object] = lambda done: None,
+) -> Run:
+    """Run models over a dataset; each picture is decoded once for all of them, by other threads while the engines work.
+
+    Args:
+        models: with the same classes.
+        dataset: whose targets are these classes.
+        protocol: how the pictures are looked at; the centre crop when not given.
+        fuse: also score the mean of the models' probabilities.
+        batch_size: views that an engine gets at once; larger ones count for as many as their pixels.
+        workers: threads that decode and prepare; as many as there are cores when not given.
+        resume: go on where a run with the same models, dataset and protocol was cut.
+        progress: called with the number of pictures done.
+
+    Returns:
+        Each model's answers, and those of their fusion. Pictures that couldn't be read are in `errors`.
+
+    Raises:
+        Error: the models have different classes, a scale or the engine doesn't fit, or no picture could be read.
+    """
+    protocol = protocol or Protocol()
+    _check(models, protocol)
+    names = [one.name for one in models] + ([" + ".join(one.name for one in models)] if fuse else [])
+    classes = models[0].network.architecture.classes
+    run = Run(models, dataset, protocol, names, [Answers.empty(len(dataset), classes) for _ in names])
+    path = _state_path(models, dataset, protocol, names)
+    if resume:
+        run.restore(path)
+    recipes = list(dict.fromkeys(one.network.preprocessing for one in models))
+    size = max(1, min(batch_size, VIEWS // protocol.views))
+    windows = (range(start, min(start + size, len(dataset))) for start in range(run.done, len(dataset), size))
+    workers = workers or os.cpu_count() or 1
+
+    def prepare(places: range) -> _Window:
+        return _prepared(dataset, places, recipes, protocol, batch_size)
+
+    saved = time.monotonic()
+    prepared = ahead(prepare, windows, workers, workers + 1)
+    try:
+        for window, waited in _timed(prepared):
+            _answer(run, window, waited)
+            progress(run.done)
+            if time.monotonic() - saved > SAVE_SECONDS:
+                run.save(path)
+                saved = time.monotonic()
+    except BaseException:
+        run.save(path)
+        raise
+    path.unlink(missing_ok=True)
+    if len(run.errors) == len(dataset):
+        raise Error(f"{dataset.name}: none of its {len(dataset):,} pictures could be read; {next(iter(run.errors.values()))}")
+    return run
+
+
+def _check(models: Sequence[Classifier], protocol: Protocol) -> None:
+    first = models[0].network
+    for one in models:
+        labels = first.labels and one.network.labels and (first.labels.wnids or first.labels.names)
+        same = not labels or labels in (one.network.labels.wnids, one.network.labels.names)  # type: ignore[union-attr]
+        if one.network.architecture.classes != first.architecture.classes or not same:
+            raise Error(f"{one.name} has other classes than {models[0].name}; models side by side need the same")
+        protocol.recipes(one.network.preprocessing)
+        if protocol.dense and one.network.architecture.head == "fc" and one.engine.name not in DENSE_ENGINES:
+            raise Error(f"{one.engine.name} takes no whole pictures; `{protocol.name}` needs the engine native or torch")
+
+
+def _state_path(models: Sequence[Classifier], dataset: Dataset, protocol: Protocol, names: Sequence[str]) -> Path:
+    """Where a run's partial results are: a file in the user's cache, named by all that decides the result."""
+    networks = [(one.network.sha256(), asdict(one.network.preprocessing)) for one in models]
+    key = json.dumps([networks, dataset.digest(), asdict(protocol), names], sort_keys=True)
+    return zoo.home() / "evaluations" / f"{sha256(key.encode()).hexdigest()[:32]}.npz"
+
+
+def _prepared(
+    dataset: Dataset, places: range, recipes: Sequence[Preprocessing], protocol: Protocol, batch_size: int
+) -> _Window:
+    good: list[int] = []
+    errors: dict[int, str] = {}
+    views: dict[Preprocessing, dict[tuple[int, ...], list[tuple[int, float, Array]]]] = {recipe: {} for recipe in recipes}
+    for place in places:
+        sample = dataset.samples[place]
+        try:
+            image = open_image(sample.read(), sample.name)
+            looks = [(recipe, list(protocol.look(image, recipe, sample.name))) for recipe in recipes]
+        except ImageError as error:
+            errors[place] = str(error)
+            continue
+        for recipe, look in looks:
+            for weight, view in look:
+                views[recipe].setdefault(view.shape, []).append((len(good), weight, view))
+        good.append(place)
+    batches = {recipe: list(_batches(found, batch_size * recipe.crop**2)) for recipe, found in views.items()}
+    return _Window(good, [dataset.samples[place].target for place in good], batches, errors, places.stop)
+
+
+def _batches(views: Mapping[tuple[int, ...], list[tuple[int, float, Array]]], pixels: int) -> Iterator[_Batch]:
+    """Views by shape as batches of at most so many pixels, but one view at least."""
+    for (_, height, width), found in views.items():
+        count = max(1, pixels // (height * width))
+        for start in range(0, len(found), count):
+            owners, weights, arrays = zip(*found[start : start + count], strict=True)
+            yield _Batch(np.stack(arrays), list(owners), np.array(weights))
+
+
+def _answer(run: Run, window: _Window, waited: float) -> None:
+    """Let every model answer for a window of pictures, and their fusion where there is one."""
+    everyone, took = [], []
+    for model in run.models:
+        started = time.perf_counter()
+        batches = window.batches[model.network.preprocessing]
+        everyone.append(_scored(model.engine, batches, len(window.places), model.network.architecture.classes))
+        took.append(time.perf_counter() - started)
+    if len(run.answers) > len(run.models):
+        everyone.append(np.mean(everyone, 0))
+        took.append(sum(took))
+    for answers, probabilities, seconds in zip(run.answers, everyone, took, strict=True):
+        answers.put(window.places, probabilities, window.targets)
+        answers.seconds += waited + seconds
+    run.errors.update(window.errors)
+    run.done = window.end
+
+
+def _scored(engine: Engine, batches: Sequence[_Batch], count: int, classes: int) -> Array:
+    """The pictures' probabilities, [count, classes]: the weighted mean over their views."""
+    total = np.zeros((count, classes))
+    for batch in batches:
+        logits = engine.logits(batch.inputs)
+        if logits.ndim == 4:  # a map of class scores
+            logits = logits.mean((2, 3), np.float64)
+        np.add.at(total, batch.owners, batch.weights[:, None] * softmax(logits))
+    return total
+
+
+def _timed(windows: Iterator[_Window]) -> Iterator[tuple[_Window, float]]:
+    """Each window with the seconds that it was waited for."""
+    while True:
+        started = time.perf_counter()
+        window = next(windows, None)
+        if window is None:
+            return
+        yield window, time.perf_counter() - started

@@ -1,0 +1,189 @@
+"""`vgg evaluate` and `vgg prepare` as a user runs them."""
+
+import csv
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from conftest import random_network
+from miniature import CLASSES, train_tar, val_tar
+from vgg import Labels
+from vgg.preprocessing import PRESETS
+
+VGG = [sys.executable, "-m", "vgg"]
+LABELS = Labels(("ant", "bee", "cat", "dog", "eel", "fox", "gnu <& \"'>"))
+COUNT = 20
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with two small models, pictures in class folders, and one that is broken."""
+    root = tmp_path_factory.mktemp("evaluate")
+    recipe = replace(PRESETS["torchvision"], size=36, crop=32)
+    for seed in range(2):
+        replace(random_network(seed=seed, labels=LABELS), preprocessing=recipe).write(root / f"tiny-{seed}.onnx")
+    rng = np.random.default_rng(0)
+    for index in range(COUNT):
+        folder = root / "data" / LABELS.names[index % 6]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (40, 50, 3), np.uint8)).save(folder / f"{index}.png")
+    (root / "data/ant/broken <b>.jpg").write_bytes(b"no picture")
+    for split in ("train", "val"):
+        (root / "prepared" / split).mkdir(parents=True)
+    return root
+
+
+def vgg(place, *arguments, code=0):
+    plain = {"COLUMNS": "200", "NO_COLOR": "1", "PYTHONUTF8": "1"}
+    environment = {**os.environ, **plain, "VGG_HOME": str(place / "cache")}
+    found = subprocess.run(
+        [*VGG, *map(str, arguments)], capture_output=True, text=True, cwd=place, env=environment, timeout=120
+    )
+    assert found.returncode == code, found.stderr
+    return found
+
+
+def test_every_format_tells_the_same(place):
+    arguments = ("evaluate", "data", "-m", "tiny-0.onnx", "-m", "tiny-1.onnx", "--fuse", "-e", "onnxruntime")
+    found = vgg(place, *arguments, "--format", "json", code=1)
+    assert found.stderr == "vgg: ant/broken <b>.jpg: is not an image that can be read\n"
+    records = json.loads(found.stdout)
+    assert [one["model"] for one in records] == ["tiny-0.onnx", "tiny-1.onnx", "tiny-0.onnx + tiny-1.onnx"]
+    first = ["model", "images", "failed", "top1", "top1_err", "top1_low", "top1_high", "top5", "top5_err"]
+    assert list(records[0])[:9] == first
+    assert {"img_size", "crop_pct", "interpolation", "images_per_second", "cross_entropy", "calibration_error"} <= set(
+        records[0]
+    )
+    assert (records[0]["images"], records[0]["failed"], records[0]["img_size"]) == (COUNT, 1, 32)
+    assert 0 <= records[0]["top1_low"] <= records[0]["top1"] <= records[0]["top1_high"] <= 100
+    rows = list(csv.DictReader(io.StringIO(vgg(place, *arguments, "--format", "csv", code=1).stdout)))
+    assert [(row["model"], row["top1"], row["top5_low"]) for row in rows] == [
+        (one["model"], str(one["top1"]), str(one["top5_low"])) for one in records
+    ]
+    table = vgg(place, *arguments, code=1).stdout
+    assert f"{records[0]['top1']:.2f} ({records[0]['top1_low']:.1f}–{records[0]['top1_high']:.1f})" in table
+    assert "McNemar's p" in table
+    assert "ReaL" not in table
+
+
+def test_predictions_are_the_ones_that_were_counted(place):
+    arguments = ("evaluate", "data", "-m", "tiny-0.onnx", "--format", "json", "--predictions", "out.csv")
+    [record] = json.loads(vgg(place, *arguments, code=1).stdout)
+    rows = list(csv.DictReader(io.StringIO((place / "out.csv").read_text())))
+    assert len(rows) == COUNT + 1
+    right = [row["right"] for row in rows if not row["error"]]
+    assert record["top1"] == round(100 * right.count("1") / COUNT, 3)
+    assert all((row["class"] == row["class_1"]) == (row["right"] == "1") for row in rows if not row["error"])
+    hits = [row["class"] in [row[f"class_{rank}"] for rank in range(1, 6)] for row in rows if not row["error"]]
+    assert record["top5"] == round(100 * sum(hits) / COUNT, 3)
+    loss = np.mean([float(row["cross_entropy"]) for row in rows if not row["error"]])
+    assert record["cross_entropy"] == pytest.approx(loss, abs=1e-4)
+
+
+class Page(HTMLParser):
+    """What a page asks for, and whether its tags are balanced enough for a browser."""
+
+    def __init__(self):
+        super().__init__()
+        self.addresses, self.tags = [], []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.addresses += [value for name, value in attributes if name in ("src", "href", "action", "srcset", "data")]
+
+
+def test_the_report_is_one_page_with_everything_in_it(place):
+    vgg(place, "evaluate", "data", "-m", "tiny-0.onnx", "-m", "tiny-1.onnx", "--report", "report.html", code=1)
+    text = (place / "report.html").read_text()
+    page = Page()
+    page.feed(text)
+    assert all(one.startswith(("data:image/jpeg;base64,", "#")) for one in page.addresses)
+    assert not re.findall(r"https?://|url\(|@import", text)
+    assert page.tags.count("svg") == 4
+    assert page.tags.count("script") == 1
+    assert page.tags.count("img") >= 2 * 10
+    for heading in ("Reliability", "Each class", "Most often confused", "Worst mistakes"):
+        assert f"<h3>{heading}</h3>" in text
+    assert "broken &lt;b&gt;.jpg: is not an image" in text  # nothing from outside becomes markup
+    assert "<b>.jpg" not in text
+
+
+def test_an_interrupted_run_resumes(place):
+    """One of the pictures is a pipe, at which the run waits until it can be interrupted."""
+    pipe = place / "pipe.jpg"
+    os.mkfifo(pipe)
+    names = [f"{'./' * copy}data/{LABELS.names[i % 6]}/{i}.png {i % 6}" for copy in range(60) for i in range(COUNT)]
+    (place / "many.txt").write_text("\n".join([*names[:40], "pipe.jpg 0", *names[40:]]))
+    arguments = ["evaluate", "many.txt", "-m", "tiny-0.onnx", "-b", "4", "--format", "json"]
+    environment = {**os.environ, "VGG_HOME": str(place / "cache")}
+    with subprocess.Popen([*VGG, *arguments], cwd=place, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        while True:
+            try:
+                os.close(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK))  # there is someone who reads
+                break
+            except OSError:
+                time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        error = process.communicate()[1]
+    assert process.returncode == 130
+    assert "--resume goes on from here" in error
+    assert "Traceback" not in error
+    pipe.unlink()
+    pipe.touch()
+    [resumed] = json.loads(vgg(place, *arguments, "--resume", code=1).stdout)
+    [whole] = json.loads(vgg(place, *arguments, code=1).stdout)
+    assert (resumed["images"], resumed["failed"]) == (60 * COUNT, 1)
+    assert {**resumed, "images_per_second": 0} == {**whole, "images_per_second": 0}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere"], "nowhere: there is no such file or folder"),
+        (["data", "--fuse"], "--fuse takes the mean of several models; give --model more than once"),
+        (["data", "--scales", "big"], "--scales takes whole numbers with commas between them"),
+        (["data", "--scales", "16"], "a scale of 16 pixels is smaller than the network's crop of 32"),
+        (["data", "--protocol", "half"], "no protocol is called 'half'; there are center, ten-crop, dense"),
+        (["data", "--report", "no/where.html"], "no/where.html: can't be written: there is no folder no"),
+        (["data", "--real", "data/ant/0.png"], "ReaL labels must be"),
+        (["data", "-e", "onnxruntime", "-p", "dense"], "onnxruntime takes no whole pictures"),
+        (["tiny-0.onnx"], "a list of pictures must be UTF-8 text"),
+        (["prepared"], "prepared/train: 'train' is no class of the model's 7; did you mean prepared/val?"),
+    ],
+)
+def test_mistakes_are_one_clear_line(place, arguments, message):
+    found = vgg(place, "evaluate", *arguments, "-m", "tiny-0.onnx", code=1)
+    assert message in found.stderr
+    assert found.stderr.count("\n") == 1
+    assert found.stdout == ""
+
+
+def test_prepare_then_check_then_evaluate(place, tmp_path):
+    train, val = train_tar(tmp_path), val_tar(tmp_path)
+    refused = vgg(place, "prepare", "imagenet", "--val", val, "-o", tmp_path / "out", code=1)
+    assert "is not the published archive, or damaged" in refused.stderr
+    assert refused.stderr.count("\n") == 1
+    made = vgg(place, "prepare", "imagenet", "--train", train, "--val", val, "-o", tmp_path / "out", "--no-verify")
+    assert made.stdout == made.stderr == ""
+    assert sorted(path.name for path in (tmp_path / "out/train").iterdir()) == sorted(CLASSES)
+    checked = vgg(place, "prepare", "check", tmp_path / "out", "--format", "json", code=1)
+    problems = json.loads(checked.stdout)
+    assert {tuple(one) for one in problems} == {("path", "problem")}
+    assert "vgg: train 12 pictures, val 12 pictures;" in checked.stderr
+    assert vgg(place, "prepare", "imagenet", "-o", tmp_path / "out", code=1).stderr.startswith("vgg: nothing to prepare")
+
+
+def test_help_shows_examples(place):
+    for verb in (["evaluate"], ["prepare"], ["prepare", "imagenet"], ["prepare", "check"]):
+        assert "Example: vgg " + verb[0] in vgg(place, *verb, "--help").stdout

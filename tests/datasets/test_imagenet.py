@@ -1,0 +1,248 @@
+import hashlib
+import io
+import json
+import os
+import tarfile
+import threading
+
+import pytest
+from PIL import Image
+
+import vgg.datasets
+from miniature import CLASSES, class_tar, pack, picture, train_tar, val_class, val_tar
+from vgg import Error
+from vgg.datasets import imagenet
+from vgg.datasets.check import check
+from vgg.labels import imagenet as labels
+
+
+def files(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def pictures(folder):
+    return {name: content for name, content in files(folder).items() if not name.startswith(".")}
+
+
+def prepare(to, train=None, val=None, **options):
+    archives = {split: path for split, path in (("train", train), ("val", val)) if path}
+    return imagenet.prepare(to, archives, verify=False, **options)
+
+
+def test_the_validation_list_is_that_of_the_field(shared):
+    lines = (shared / "labels/caffe_val.txt").read_text().split()
+    assert tuple(map(int, lines[1::2])) == imagenet.validation_targets()
+
+
+def test_every_picture_lands_in_its_class_unchanged(tmp_path):
+    assert prepare(tmp_path / "out", train_tar(tmp_path), val_tar(tmp_path)) == []
+    expected = {f"train/{wnid}/{wnid}_{n}.JPEG": picture(n) for wnid in CLASSES for n in range(1, 5)}
+    for number in range(1, 13):
+        expected[f"val/{val_class(number)}/ILSVRC2012_val_{number:08d}.JPEG"] = picture(number - 1, 60, 50)
+    assert pictures(tmp_path / "out") == expected
+
+
+def test_smaller_pictures_are_what_pillow_makes_of_them(tmp_path):
+    prepare(tmp_path / "out", val=val_tar(tmp_path), short_side=25)
+    for name, content in pictures(tmp_path / "out").items():
+        original = Image.open(io.BytesIO(picture(int(name[-13:-5]) - 1, 60, 50)))
+        smaller = io.BytesIO()
+        original.resize((30, 25), Image.Resampling.BILINEAR).save(smaller, "JPEG", quality=95)
+        assert content == smaller.getvalue()
+    prepare(tmp_path / "small", train_tar(tmp_path), short_side=30)
+    assert pictures(tmp_path / "small")[f"train/{CLASSES[0]}/{CLASSES[0]}_1.JPEG"] == picture(1)  # small enough already
+
+
+def test_shards_hold_the_same_pictures_mixed_and_are_read_as_a_dataset(tmp_path, monkeypatch):
+    monkeypatch.setattr(imagenet, "SHARD", 5)
+    archive = train_tar(tmp_path)
+    assert prepare(tmp_path / "out", archive, as_shards=True) == []
+    again = files(tmp_path / "out")
+    assert prepare(tmp_path / "again", archive, as_shards=True) == []
+    assert files(tmp_path / "again") == again
+    shards = sorted((tmp_path / "out/train").iterdir())
+    assert [path.name for path in shards] == ["000000.tar", "000001.tar", "000002.tar"]
+    dataset = vgg.datasets.open(tmp_path / "out/train", 1000, labels())
+    found = {sample.name.split("/")[1]: (sample.read(), labels().wnids[sample.target]) for sample in dataset}
+    assert found == {f"{wnid}_{n}.jpg": (picture(n), wnid) for wnid in CLASSES for n in range(1, 5)}
+    assert len({sample.target for sample in list(dataset)[:5]}) > 1
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")  # it closes no file
+def test_shards_are_what_webdataset_reads(tmp_path):
+    webdataset = pytest.importorskip("webdataset")
+    prepare(tmp_path / "out", val=val_tar(tmp_path), as_shards=True)
+    url = str(tmp_path / "out/val/000000.tar")
+    found = {sample["__key__"]: sample for sample in webdataset.WebDataset(url, shardshuffle=False)}
+    assert len(found) == 12
+    for number in range(1, 13):
+        sample = found[f"ILSVRC2012_val_{number:08d}"]
+        assert sample["jpg"] == picture(number - 1, 60, 50)
+        assert labels().wnids[int(sample["cls"])] == val_class(number)
+
+
+def test_what_is_finished_is_kept_and_what_was_cut_is_made_anew(tmp_path):
+    archive, out = train_tar(tmp_path), tmp_path / "out"
+    prepare(out, archive)
+    whole = pictures(out)
+    finished = out / "train" / CLASSES[1]
+    (finished / "mark").write_text("kept")
+    (out / "train" / CLASSES[0]).rename(out / "train" / f".{CLASSES[0]}.part")
+    next((out / "train" / f".{CLASSES[0]}.part").iterdir()).unlink()
+    prepare(out, archive)
+    assert (finished / "mark").read_text() == "kept"
+    (finished / "mark").unlink()
+    assert pictures(out) == whole
+
+
+def test_a_cut_run_leaves_whole_classes_only(tmp_path):
+    archive, out = train_tar(tmp_path), tmp_path / "out"
+
+    def stop(what, done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare(out, archive, workers=1, progress=stop)
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and thread.name.startswith("ThreadPool"):
+            thread.join()
+    made = [path for path in (out / "train").iterdir() if not path.name.startswith(".")]
+    assert made
+    assert all(len(list(path.iterdir())) == 4 for path in made)
+    prepare(out, archive)
+    assert len(pictures(out)) == 12
+
+
+def test_other_options_than_before_are_refused(tmp_path):
+    archive = val_tar(tmp_path)
+    prepare(tmp_path / "out", val=archive, short_side=25)
+    with pytest.raises(Error, match="was begun with --short-side 25; go on like that"):
+        prepare(tmp_path / "out", val=archive)
+    with pytest.raises(Error, match="was begun with --short-side 25"):
+        prepare(tmp_path / "out", val=archive, short_side=25, as_shards=True)
+
+
+def test_only_the_published_archives_are_taken_and_hashed_once(tmp_path, monkeypatch):
+    archive = val_tar(tmp_path)
+    with pytest.raises(Error, match=r"is not the published archive, or damaged: SHA1 \w{40}, published 5f3f73da"):
+        imagenet.prepare(tmp_path / "out", {"val": archive})
+    assert pictures(tmp_path / "out") == {}
+    monkeypatch.setitem(imagenet.SHA1, "val", hashlib.sha1(archive.read_bytes()).hexdigest())
+    seen = []
+    for _ in range(2):
+        imagenet.prepare(tmp_path / "out", {"val": archive}, progress=lambda what, done, total: seen.append(what))
+    assert seen.count("Checking ILSVRC2012_img_val.tar") == 1
+    assert len(pictures(tmp_path / "out")) == 12
+
+
+def evil(kind, name="n01440764_9.JPEG", link=""):
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, link
+    return info
+
+
+GOOD = ("n01440764_1.JPEG", picture(1))
+HOSTILE = {
+    "a path up": pack([GOOD, ("../../evil.JPEG", b"x")]),
+    "an absolute path": pack([GOOD, ("/tmp/vgg-evil.JPEG", b"x")]),
+    "a symbolic link": pack([GOOD, (evil(tarfile.SYMTYPE, link="/etc/passwd"), b"")]),
+    "a hard link": pack([GOOD, (evil(tarfile.LNKTYPE, link="/etc/passwd"), b"")]),
+    "a device": pack([GOOD, (evil(tarfile.CHRTYPE), b"")]),
+    "a folder": pack([GOOD, (evil(tarfile.DIRTYPE), b"")]),
+    "another class's picture": pack([GOOD, ("n01443537_1.JPEG", picture(2))]),
+    "the same picture twice": pack([GOOD, GOOD]),
+    "no tar file": b"not a tar file at all" * 100,
+    "nothing": b"",
+    "an end before its end": class_tar("n01440764")[:-11000],
+    "a damaged header": class_tar("n01440764")[:2048].replace(b"ustar", b"rusta") + class_tar("n01440764")[2048:].replace(
+        b"n01440764_3", b"n0144\xff764_3"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+@pytest.mark.parametrize("as_shards", [False, True])
+def test_a_class_with_anything_odd_in_it_is_refused_whole_and_the_others_are_made(tmp_path, kind, as_shards):
+    archive = train_tar(tmp_path, n01440764=HOSTILE[kind])
+    problems = prepare(tmp_path / "out", archive, as_shards=as_shards)
+    assert len(problems) == 1
+    assert problems[0].startswith("train/n01440764: ")
+    assert "\n" not in problems[0]
+    assert not any("n01440764" in name for name in files(tmp_path / "out"))
+    assert not (tmp_path / "evil.JPEG").exists()
+    if not as_shards:
+        assert len(pictures(tmp_path / "out")) == 8
+        assert not list((tmp_path / "out").rglob("*.part"))
+
+
+def test_what_does_not_belong_in_an_archive_is_passed_over_and_named(tmp_path):
+    link = tarfile.TarInfo("ILSVRC2012_val_00000005.JPEG")
+    link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+    members = [("ILSVRC2012_val_00000001.JPEG", picture(1)), ("../up.JPEG", b"x"), (link, b"")]
+    archive = tmp_path / "val.tar"
+    archive.write_bytes(pack([*members, ("ILSVRC2012_val_00050001.JPEG", picture(1)), members[0]]))
+    problems = prepare(tmp_path / "out", val=archive)
+    assert len(problems) == 4
+    assert all("doesn't belong in it" in problem for problem in problems)
+    assert list(pictures(tmp_path / "out")) == [f"val/{val_class(1)}/ILSVRC2012_val_00000001.JPEG"]
+
+
+def test_an_archive_that_is_cut_short_is_refused(tmp_path):
+    archive = train_tar(tmp_path)
+    os.truncate(archive, archive.stat().st_size - 20_000)
+    with pytest.raises(Error, match=r"img_train\.tar: is damaged, cut short, or no tar file"):
+        prepare(tmp_path / "out", archive)
+    with pytest.raises(Error, match="there is no such file"):
+        prepare(tmp_path / "out", tmp_path / "nothing.tar")
+
+
+def test_a_broken_picture_is_left_out_where_it_must_be_decoded(tmp_path):
+    broken = {"ILSVRC2012_val_00000003.JPEG": picture(3)[:-200]}
+    archive = val_tar(tmp_path, **broken)
+    [problem] = prepare(tmp_path / "out", val=archive, short_side=25)
+    assert "ILSVRC2012_val_00000003.JPEG: is damaged or cut short" in problem
+    assert len(pictures(tmp_path / "out")) == 11
+    assert prepare(tmp_path / "whole", val=archive) == []
+
+
+def test_check_finds_what_is_missing_broken_or_misplaced(tmp_path):
+    out = tmp_path / "out"
+    prepare(out, train_tar(tmp_path), val_tar(tmp_path))
+    places = {n: out / "val" / val_class(n) / f"ILSVRC2012_val_{n:08d}.JPEG" for n in range(1, 13)}
+    places[1].write_bytes(places[1].read_bytes()[:-100])
+    places[2].rename(out / "val" / val_class(3) / places[2].name)
+    (out / "train/n00000000").mkdir()
+    (out / "train" / CLASSES[0] / "notes.txt").write_text("hello")
+    counts, problems = check(out)
+    assert counts == {"train": 13, "val": 12}
+    found = {one.path: one.problem for one in problems}
+    assert "damaged or cut short" in found[f"val/{val_class(1)}/{places[1].name}"]
+    assert found[f"val/{val_class(3)}/{places[2].name}"] == f"belongs into {val_class(2)}"
+    assert found["train/n00000000"] == "is no class of ImageNet's"
+    assert f"train/{CLASSES[0]}/notes.txt" in found
+    assert found["train"] == "has 13 pictures; published are 1,281,167"
+    assert sum(problem == "is missing" for problem in found.values()) == 997
+    assert sum(problem.startswith("lacks ILSVRC2012_val_") for problem in found.values()) == 1000
+
+
+def test_check_reads_shards_and_finds_broken_ones(tmp_path, monkeypatch):
+    monkeypatch.setattr(imagenet, "SHARD", 5)
+    out = tmp_path / "out"
+    prepare(out, val=val_tar(tmp_path), as_shards=True)
+    counts, problems = check(out)
+    assert counts == {"val": 12}
+    assert len(problems) == 1000
+    os.truncate(out / "val/000001.tar", 3000)
+    counts, problems = check(out)
+    assert counts == {"val": 7}
+    assert any(one.path == "val/000001.tar" and "cut short" in one.problem for one in problems)
+    with pytest.raises(Error, match="has neither train nor val in it"):
+        check(tmp_path / "nowhere")
+
+
+def test_the_journal_survives_damage(tmp_path):
+    archive = val_tar(tmp_path)
+    prepare(tmp_path / "out", val=archive)
+    (tmp_path / "out" / imagenet.JOURNAL).write_text("{")
+    assert prepare(tmp_path / "out", val=archive) == []
+    assert json.loads((tmp_path / "out" / imagenet.JOURNAL).read_text())["options"] == {"short_side": None, "shards": False}

@@ -1,0 +1,62 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from vgg.evaluation.metrics import calibration, confusions, mcnemar, wilson
+
+
+@settings(max_examples=50)
+@given(st.integers(1, 100_000), st.data())
+def test_intervals_are_scipys(total, data):
+    right = data.draw(st.integers(0, total))
+    expected = stats.binomtest(right, total).proportion_ci(method="wilson")
+    assert wilson(right, total) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+def test_intervals_at_the_ends():
+    assert wilson(0, 0) == (0.0, 1.0)
+    assert wilson(0, 10)[0] == 0.0
+    assert wilson(10, 10)[1] == 1.0
+
+
+@settings(max_examples=50)
+@given(st.integers(0, 400), st.integers(0, 400))
+def test_mcnemars_test_is_scipys_binomial_test(first, second):
+    expected = stats.binomtest(first, first + second).pvalue if first + second else 1.0
+    assert mcnemar(first, second) == pytest.approx(expected, rel=1e-9)
+
+
+def test_mcnemars_test_is_exact_where_floats_end():
+    assert mcnemar(0, 3000) == 0.0  # 2^-2999 is below the smallest float
+    assert mcnemar(2400, 2600) == pytest.approx(stats.binomtest(2400, 5000).pvalue, rel=1e-9)
+
+
+def test_the_calibration_error_is_the_mean_distance_from_the_diagonal():
+    confidence = np.array([0.95, 0.95, 0.55, 0.55, 0.05, 1.0, 0.0], np.float32)
+    right = np.array([1, 1, 1, 0, 0, 1, 0], bool)
+    error, bins = calibration(confidence, right, 10)
+    # Bins: (0.9, 1] has 0.95, 0.95, 1; (0.5, 0.6] has 0.55 twice; [0, 0.1] has 0.05 and 0.
+    expected = (3 * abs(1 - (0.95 + 0.95 + 1) / 3) + 2 * abs(0.5 - 0.55) + 2 * abs(0 - 0.025)) / 7
+    assert error == pytest.approx(expected, abs=1e-6)
+    assert sum(one.count for one in bins) == 7
+    assert [one.count for one in bins if one.count] == [2, 2, 3]
+    assert math.isclose(bins[5].confidence, 0.55, abs_tol=1e-6)
+
+
+def test_perfect_calibration_has_no_error():
+    rng = np.random.default_rng(0)
+    confidence = rng.random(200_000)
+    right = rng.random(200_000) < confidence
+    assert calibration(confidence, right)[0] < 0.01
+    assert calibration(np.zeros(0), np.zeros(0, bool))[0] == 0
+
+
+def test_confusions_are_counted_the_most_frequent_first():
+    targets, predicted = np.array([0, 0, 1, 2, 0, 1]), np.array([1, 1, 0, 2, 2, 1])
+    found = [(a, b, places.tolist()) for a, b, places in confusions(targets, predicted)]
+    assert found == [(0, 1, [0, 1]), (0, 2, [4]), (1, 0, [2])]
+    assert confusions(targets, targets) == []
