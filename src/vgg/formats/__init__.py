@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 from .. import labels, published
@@ -12,7 +13,9 @@ from ..network import Network, Provenance, Source
 from ..preprocessing import preset
 
 IMAGENET_CLASSES = 1000
-# The recipe that goes with a format's usual files, where nothing better is known.
+# Each format's home.
+_READERS = {"onnx": "onnx_reader", "keras": "keras", "torch": "torch", "safetensors": "safetensors"}
+# The recipe that goes with a format's usual files, where nothing better is known; an ONNX file's depends on its producer.
 _USUAL = {"keras": "caffe", "torch": "torchvision", "safetensors": "torchvision"}
 
 
@@ -49,21 +52,15 @@ def read(path: str | Path) -> Network:
     """
     path = Path(path)
     format = recognise(path)
-    if format == "onnx":
-        from . import onnx_reader
-
-        return onnx_reader.read(path)
-    from . import keras, safetensors, torch
-
-    read = {"keras": keras.read, "torch": torch.read, "safetensors": safetensors.read}[format]
-    found = read(path)
+    reader = import_module(f".{_READERS[format]}", __name__)
+    found = reader.read(path)
     if isinstance(found, Network):
         return found
     architecture, parameters = found
     sha256 = digest(path)
     known = published.recognise(path, sha256)
     source: Source = "known hash" if known else "guess"
-    recipe = known.preset if known else _USUAL[format]
+    recipe = known.preset if known else _USUAL.get(format) or reader.recipe(path)
     classes = labels.imagenet() if architecture.classes == IMAGENET_CLASSES else None
     if not known:
         named = "ImageNet's labels" if classes else f"no labels for its {architecture.classes} classes"

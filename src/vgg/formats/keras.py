@@ -11,17 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from ..architectures import Architecture
 from ..errors import ModelError
 from ..files import map_file
-from .layouts import Found, Layer, assemble
+from .layouts import Bare, Found, Layer, assemble
 
 MAGIC = b"\x89HDF\r\n\x1a\n"
 EPSILON = 1e-3  # Keras's own, where a file doesn't say
 _NORM_ROLES = {"gamma": "scale", "beta": "bias", "moving_mean": "mean", "moving_variance": "variance"}
 
 
-def read(path: Path) -> tuple[Architecture, dict[str, np.ndarray[Any, Any]]]:
+def read(path: Path) -> Bare:
     """The parameters in a file: views of it where its data lie in one piece, as Keras writes them."""
     import h5py
 

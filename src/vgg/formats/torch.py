@@ -17,10 +17,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from ..architectures import Architecture
 from ..errors import ModelError
 from ..files import map_file
-from .layouts import from_state_dict
+from .layouts import Bare, from_state_dict
 
 Array = np.ndarray[Any, Any]
 
@@ -99,7 +98,7 @@ class _Unpickler(pickle.Unpickler):
         return self._storage(str(key), count, _STORAGES[storage])
 
 
-def read(path: Path) -> tuple[Architecture, dict[str, Array]]:
+def read(path: Path) -> Bare:
     """The parameters in a file with torchvision's or timm's keys, or a checkpoint that holds such a state dictionary."""
     mapped = map_file(path)
     load = _from_zip if mapped[:4] == ZIP_MAGIC else _from_stream
