@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import random_network
+from onnx_judge import error
 from reference import torchvision_like
 from test_network import quantized
 from vgg import Labels, ModelError, Network, Notice, Provenance, Quantized
@@ -45,20 +46,17 @@ def test_every_architecture_at_every_opset_gives_what_torchs_own_modules_give(tm
     network = as_network(name, module)
     with torch.no_grad():
         expected = module(torch.from_numpy(IMAGES)).numpy()
-    first = None
     for opset in OPSETS:
         path = tmp_path / f"{opset}.onnx"
         network.write(path, opset=opset)
-        onnx.checker.check_model(path, full_check=True)
         model = scan(path)
         assert model.opset == opset
-        assert model.ir_version == max(4, onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", opset)]))
+        newest = onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", max(opset, 7))])
+        assert model.ir_version == (3 if opset < 7 else max(4, newest))
         assert [(port.name, port.shape[0]) for port in model.inputs] == [("data", "batch")]
         assert [(port.name, port.shape) for port in model.outputs] == [("logits", ["batch", 9])]
-        (logits,) = run(path)
-        first = logits if first is None else first
-        np.testing.assert_allclose(logits, first, atol=1e-5 * np.abs(first).max())
-    np.testing.assert_allclose(first, expected, atol=1e-5 * np.abs(expected).max())
+        assert error(path, IMAGES, expected) < 1e-5, opset
+        path.unlink()
 
 
 @pytest.mark.parametrize("name", CONFIGURATIONS)
@@ -176,9 +174,9 @@ def test_quantized_weights_that_the_operator_cannot_say_are_expanded(tmp_path, k
     np.testing.assert_array_equal(again.parameters["fc6.weight"], stored.dequantize())
 
 
-@pytest.mark.parametrize("opset", [0, 6, NEWEST + 1])
+@pytest.mark.parametrize("opset", [0, 2, NEWEST + 1])
 def test_an_opset_that_cannot_be_written_is_said(tmp_path, opset):
-    with pytest.raises(ModelError, match=rf"opset {opset} can't be written: 7 to {NEWEST} can"):
+    with pytest.raises(ModelError, match=rf"opset {opset} can't be written: 3 to {NEWEST} can"):
         random_network().write(tmp_path / "n.onnx", opset=opset)
     assert not list(tmp_path.iterdir())
 

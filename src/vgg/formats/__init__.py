@@ -1,7 +1,6 @@
 """Model files of every kind, to and from a Network."""
 
 import warnings
-from collections.abc import Sequence
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -11,6 +10,7 @@ from ..errors import ModelError, Notice
 from ..files import digest, reason
 from ..network import Network, Provenance, Source
 from ..preprocessing import preset
+from .onnx_options import OnnxOptions
 
 IMAGENET_CLASSES = 1000
 # Each format's home.
@@ -72,18 +72,18 @@ def read(path: str | Path) -> Network:
     return Network(architecture, parameters, preprocessing, classes, origin)
 
 
-def write(network: Network, path: str | Path, *, opset: int | None = None, outputs: Sequence[str] = ()) -> None:
+def write(network: Network, path: str | Path, options: OnnxOptions) -> None:
     """Write a network to `.onnx` or `.safetensors`; see `Network.write`."""
     path = Path(path)
     if path.suffix == ".onnx":
         from . import onnx_writer
 
-        onnx_writer.write(network, path, opset, outputs)
-    elif path.suffix == ".safetensors" and opset is None and not outputs:
+        onnx_writer.write(network, path, options)
+    elif path.suffix == ".safetensors" and options == OnnxOptions():
         from . import safetensors
 
         safetensors.write(network, path)
     elif path.suffix == ".safetensors":
-        raise ModelError(f"{path}: only an ONNX file has an opset and further outputs")
+        raise ModelError(f"{path}: only an ONNX file has an opset, further outputs and a form")
     else:
         raise ModelError(f"{path}: a network is written to .onnx or .safetensors")

@@ -19,10 +19,10 @@ from ..architectures import Architecture
 from ..errors import ModelError, Notice
 from ..files import map_file
 from ..network import Network, Parameter
-from . import graph, metadata, onnx_wire
-from .graph import Node
+from . import metadata, onnx_wire, walk
 from .layouts import Bare
 from .onnx_wire import Buffer, Tensor, Value, fields, span, text
+from .walk import Node
 
 # TensorProto.DataType
 DTYPES: Mapping[int, Any] = {
@@ -113,7 +113,7 @@ def read(path: Path) -> Network | Bare:
     try:
         if said and said.parameters.keys() <= model.tensors.keys():
             return metadata.build(path, model.metadata, {name: model.array(name) for name in model.tensors})
-        architecture, parameters, softmax = _walk(model)
+        architecture, parameters, softmax = _walk(model, said is not None)
     except (ValueError, KeyError, TypeError, IndexError, OverflowError) as error:
         raise ModelError(f"{path}: is a damaged ONNX file ({error})") from None
     if said:
@@ -135,7 +135,10 @@ def recipe(path: Path) -> str:
     return "torchvision"
 
 
-def _walk(model: OnnxFile) -> tuple[Architecture, dict[str, Parameter], bool]:
+def _walk(model: OnnxFile, ours: bool) -> tuple[Architecture, dict[str, Parameter], bool]:
+    start = model.inputs[0].name if model.inputs else ""
+    if ours:  # which may begin with preprocessing
+        start = next((name for node in model.nodes for name in node.outputs if name in ("data", "data_0")), start)
     if len(model.inputs) != 1:
         found = ", ".join(port.name for port in model.inputs) or "none"
         raise ModelError(f"{model.path}: is not a VGG network: expected one input, found {found}")
@@ -144,7 +147,7 @@ def _walk(model: OnnxFile) -> tuple[Architecture, dict[str, Parameter], bool]:
     for node in model.nodes:
         held = {key: model.array(value) for key, value in node.attributes.items() if isinstance(value, Tensor)}
         nodes.append(replace(node, attributes={**node.attributes, **held}))
-    return graph.recognise(model.path, nodes, constants, model.inputs[0].name, [port.name for port in model.outputs])
+    return walk.recognise(model.path, nodes, constants, start, [port.name for port in model.outputs])
 
 
 def _model(model: OnnxFile) -> None:
