@@ -138,15 +138,17 @@ OPERATORS: dict[str, Callable[..., Array]] = {
 def error(path: str | Path, data: Array, expected: Array) -> float:
     """The largest error of a file's first output, as a share of the largest value, after onnx's checker has passed it.
 
-    Judged in NumPy here, and by ONNX Runtime too from opset 7 on, where it promises something.
+    ONNX Runtime judges from opset 7 on, where it promises something; `run` does below 13, and where ONNX Runtime is behind.
     """
     import onnxruntime
 
     onnx.checker.check_model(path, full_check=True)
     model = onnx.load(path, load_external_data=False)
+    opset = model.opset_import[0].version
     name = next(port.name for port in model.graph.input if port.name not in {one.name for one in model.graph.initializer})
-    found = [run(path, {name: data})[0]]
-    if model.opset_import[0].version >= 7:
+    quantized = any(node.op_type == "DequantizeLinear" for node in model.graph.node)
+    found = [run(path, {name: data})[0]] if opset < 13 or quantized else []
+    if opset >= 7 and not (quantized and opset > 25):  # ONNX Runtime 1.32 runs DequantizeLinear of opset 25, not yet of 28
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])

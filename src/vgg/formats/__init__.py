@@ -7,21 +7,29 @@ from pathlib import Path
 
 from .. import labels, published
 from ..errors import ModelError, Notice
-from ..files import digest, reason
+from ..files import digest, map_file, reason
 from ..network import Network, Provenance, Source
 from ..preprocessing import preset
 from .onnx_options import OnnxOptions
 
 IMAGENET_CLASSES = 1000
 # Each format's home.
-_READERS = {"onnx": "onnx_reader", "keras": "keras", "torch": "torch", "safetensors": "safetensors"}
+_READERS = {
+    "onnx": "onnx_reader", "keras": "keras", "torch": "torch", "safetensors": "safetensors", "mxnet": "mxnet",
+    "caffe": "caffe", "caffe2": "caffe2",
+}  # fmt: skip
 # The recipe that goes with a format's usual files, where nothing better is known; an ONNX file's depends on its producer.
-_USUAL = {"keras": "caffe", "torch": "torchvision", "safetensors": "torchvision"}
+_USUAL = {
+    "keras": "caffe", "torch": "torchvision", "safetensors": "torchvision", "mxnet": "zoo", "caffe": "caffe", "caffe2": "caffe",
+}  # fmt: skip
 
 
 def recognise(path: Path) -> str:
-    """The format of a file by its first bytes: keras, torch, safetensors or onnx. Raises ModelError when it is none."""
-    from . import keras, safetensors, torch
+    """The format of a file by its content: onnx, torch, safetensors, keras, mxnet, caffe or caffe2.
+
+    Raises ModelError when it is none of them.
+    """
+    from . import caffe, caffe2, keras, mxnet, safetensors, torch
 
     try:
         with open(path, "rb") as file:
@@ -30,15 +38,25 @@ def recognise(path: Path) -> str:
         raise ModelError(f"{path}: {reason(error)}") from None
     if not head:
         raise ModelError(f"{path}: is empty")
-    if head.startswith(keras.MAGIC):
+    if head.startswith(keras.MAGIC) or (head.startswith(torch.ZIP_MAGIC) and keras.is_archive(path)):
         return "keras"
     if head.startswith((torch.ZIP_MAGIC, torch.LEGACY_MAGIC)):
         return "torch"
+    if head.startswith(mxnet.MAGIC):
+        return "mxnet"
     if safetensors.matches(head):
         return "safetensors"
     if head[0] == 0x08:  # ModelProto's first field, ir_version
         return "onnx"
-    raise ModelError(f"{path}: is no model file that vgg reads: those are ONNX, torch (.pth, .pt), safetensors, Keras (.h5)")
+    if head[0] in (0x0A, 0x12):  # a name or the first layer; the files of both Caffes begin so
+        mapped = map_file(path)
+        for name, format in (("caffe", caffe), ("caffe2", caffe2)):
+            if format.matches(mapped):
+                return name
+    raise ModelError(
+        f"{path}: is no model file that vgg reads: those are ONNX, torch (.pth, .pt), safetensors, Keras (.h5, .keras), MXNet "
+        "(.params), Caffe (.caffemodel) and Caffe2 (init_net.pb)"
+    )
 
 
 def read(path: str | Path) -> Network:
