@@ -40,7 +40,8 @@ def conv(opset: int, attributes: dict, x: Array, weight: Array, bias: Array | No
     top, left, bottom, right = attributes.get("pads", [0, 0, 0, 0])
     padded = np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right)))
     assert attributes.get("kernel_shape", list(weight.shape[2:])) == list(weight.shape[2:])
-    assert set(attributes) <= {"kernel_shape", "pads"}
+    assert attributes.get("strides", [1, 1]) == attributes.get("dilations", [1, 1]) == [1, 1]
+    assert attributes.get("group", 1) == 1
     windows = np.lib.stride_tricks.sliding_window_view(padded, weight.shape[2:], axis=(2, 3))
     result = np.tensordot(windows, weight, ((1, 4, 5), (1, 2, 3))).transpose(0, 3, 1, 2)
     return result if bias is None else result + bias[:, None, None]
@@ -66,7 +67,8 @@ def lrn(opset: int, attributes: dict, x: Array) -> Array:
 
 
 def max_pool(opset: int, attributes: dict, x: Array) -> Array:
-    assert attributes == {"kernel_shape": [2, 2], "strides": [2, 2]}
+    assert attributes["kernel_shape"] == attributes["strides"] == [2, 2]
+    assert not any(attributes.get("pads", []))
     height, width = (side // 2 for side in x.shape[2:])
     return x[:, :, : height * 2, : width * 2].reshape(*x.shape[:2], height, 2, width, 2).max((3, 5))
 

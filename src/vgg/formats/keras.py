@@ -67,7 +67,7 @@ def is_archive(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return _WEIGHTS in archive.NameToInfo
-    except (zipfile.BadZipFile, OSError, ValueError):
+    except Exception:  # zipfile raises nearly anything on a broken file
         return False
 
 

@@ -75,6 +75,7 @@ class _Graph:
         self.dtype: Any = np.float16 if options.bits == 16 else np.float32
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[Initializer] = []
+        self.types: list[onnx.ValueInfoProto] = []  # of values whose type the old Cast doesn't tell
         self.value = "data"
         if options.preprocessing:
             self.nodes += onnx_preprocessing.nodes(network.preprocessing)
@@ -87,6 +88,8 @@ class _Graph:
 
     def cast(self, value: str, output: str, to: int) -> None:
         self.node("Cast", [value], output, to=to if self.opset >= 6 else TensorProto.DataType.Name(to))
+        if self.opset < 6:
+            self.types.append(_port(output, to, None))
 
     def add(self, layer: Layer) -> None:
         """A layer's operator, with its parameters."""
@@ -177,10 +180,9 @@ class _Graph:
         inputs = [port]
         if self.opset < 7:  # IR 3 knows no initializer that is not an input
             inputs += [_port(one.title, one.data_type, one.dims) for one in self.initializers]
-        made = helper.make_graph(
-            self.nodes, architecture.name, inputs, [_port(name, TensorProto.FLOAT, shape) for name, shape in outputs.items()]
-        )
-        for one in (*made.input, *made.output):
+        ports = [_port(name, TensorProto.FLOAT, shape) for name, shape in outputs.items()]
+        made = helper.make_graph(self.nodes, architecture.name, inputs, ports, value_info=self.types)
+        for one in (*made.input, *made.output, *made.value_info):
             one.name = titles.get(one.name, one.name)
         for node in made.node:
             node.name = titles.get(node.name, node.name)
@@ -195,7 +197,7 @@ def _kept(value: Quantized, dims: Shape, opset: int) -> bool:
     return as_it_is and value.values.dtype.name in ("int8", "uint8") and opset >= (BLOCKED if value.group else PER_AXIS)
 
 
-def _port(name: str, data_type: int, shape: Sequence[int | str], axes: str = "") -> onnx.ValueInfoProto:
+def _port(name: str, data_type: int, shape: Sequence[int | str] | None, axes: str = "") -> onnx.ValueInfoProto:
     """An input or output; `axes` says of an image what its axes are: batch, channel, feature."""
     words = {"B": "DATA_BATCH", "C": "DATA_CHANNEL", "F": "DATA_FEATURE"}
     denotation = [words[axis] for axis in axes] if axes else None

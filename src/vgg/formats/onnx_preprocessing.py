@@ -38,15 +38,19 @@ def nodes(recipe: Preprocessing) -> list[onnx.NodeProto]:
     sides = add("Shape", [planes], "image.sides", start=2, end=4)
     if recipe.resize != "none":
         sides = _resized(recipe, sides, add, constant)
-        antialias = int(recipe.interpolation == "antialias")
-        pixels = add(
-            "Resize", [pixels, "", "", sides], "image.resized", axes=[2, 3], mode="linear", antialias=antialias,
-            coordinate_transformation_mode="half_pixel",
-        )  # fmt: skip
-        if recipe.interpolation != "float":
-            pixels = add("Round", [pixels], "image.rounded")
-            limits = [constant(limit, np.float32, f"image.{limit}") for limit in (0, 255)]
-            pixels = add("Clip", [pixels, *limits], "image.clipped")
+        antialias = recipe.interpolation == "antialias"
+        rounds = recipe.interpolation != "float"
+        limits = [constant(limit, np.float32, f"image.{limit}") for limit in (0, 255)] if rounds else []
+        # Pillow, whose bilinear is the antialiased one, resizes across, rounds to 8 bits, and then resizes down.
+        for step, axes in (("across", [3]), ("down", [2])) if antialias else (("both", [2, 3]),):
+            places = constant([axis - 2 for axis in axes], np.int64, f"{step}.axes")
+            side = add("Gather", [sides, places], f"{step}.sides")
+            pixels = add(
+                "Resize", [pixels, "", "", side], f"{step}.resized", axes=axes, mode="linear", antialias=int(antialias),
+                coordinate_transformation_mode="half_pixel",
+            )  # fmt: skip
+            if rounds:
+                pixels = add("Clip", [add("Round", [pixels], f"{step}.rounded"), *limits], f"{step}.clipped")
     crop = constant([recipe.crop] * 2, np.int64, "crop")
     if recipe.resize == "short-floor":  # rounded half to even, as Python does
         room = add("Cast", [add("Sub", [sides, crop], "crop.room")], "crop.room.float", to=TensorProto.FLOAT)

@@ -29,7 +29,10 @@ def write(network: Network, path: Path, options: OnnxOptions) -> None:
         what = " with preprocessing" if options.preprocessing else ""
         able = f"{oldest} to {NEWEST} can, with onnx {onnx.__version__}"
         raise ModelError(f"{path}: opset {opset} can't be written{what}: {able}")
-    made, initializers = onnx_graph.build(network, opset, ("logits", *options.outputs), options)
+    try:
+        made, initializers = onnx_graph.build(network, opset, ("logits", *options.outputs), options)
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from None
     expanded = [one.name for one in initializers if isinstance(one.value, Quantized)]
     if expanded:
         warnings.warn(

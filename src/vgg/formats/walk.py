@@ -229,7 +229,7 @@ class _Walk:
         self.operations.append("softmax")
 
     def _transpose(self, node: Node) -> None:
-        if node.attributes.get("perm") == [0, 2, 3, 1] and self.operations:
+        if node.attributes.get("perm") == [0, 2, 3, 1] and self.operations and "linear" not in self.operations:
             self.channels_last = True
 
     # Quantized operators. A ReLU before an unsigned or saturating value is left out by those who make them.
@@ -300,7 +300,11 @@ def _transposed(value: Parameter) -> Parameter:
         return value.T
     if value.group or value.values.ndim != 2:
         return value.dequantize().T
-    return Quantized(value.values.T, value.scale, value.zero_point, 1 - value.axis)
+    turned = value.values.T
+    if all((along == along[0]).all() for along in (value.scale, value.zero_point) if along is not None and len(along)):
+        zero_point = None if value.zero_point is None else value.zero_point[0]
+        return _quantized(turned, value.scale[:1], zero_point, 0)  # one scale for all may run along any axis
+    return Quantized(turned, value.scale, value.zero_point, 1 - value.axis)
 
 
 def _quantized(values: Array, scale: Array, zero_point: Array | None, axis: int, group: int = 0) -> Parameter:
