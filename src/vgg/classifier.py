@@ -151,8 +151,8 @@ def load(
     """A classifier from a model file.
 
     Args:
-        model: a file that `Network.read` reads (ONNX by vgg, torch, safetensors, Keras), or a Network; when not given, the
-            small network that ships inside the package, `vgg16-gap`.
+        model: a file of any kind that `Network.read` reads, or a Network; when not given, the small network that ships
+            inside the package, `vgg16-gap`.
         engine: see `vgg.engines.open`.
         threads: how many the engine uses at most.
         device: `cpu`, or `cuda` for a GPU, which needs torch.

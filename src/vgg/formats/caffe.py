@@ -14,9 +14,9 @@ import numpy as np
 from ..errors import ModelError
 from ..files import map_file
 from . import onnx_wire, walk
+from .constants import Node
 from .layouts import Array, Bare
 from .onnx_wire import Buffer, Value, fields, span, text
-from .walk import Node
 
 EPSILON = 1e-5  # of BatchNorm, where a layer doesn't say
 _V1_TYPES = {

@@ -12,9 +12,9 @@ import numpy as np
 from ..errors import ModelError
 from ..files import map_file
 from . import onnx_wire, walk
+from .constants import Node
 from .layouts import Array, Bare
 from .onnx_wire import Buffer, fields, span, text
-from .walk import Node
 
 EPSILON = 1e-5  # of SpatialBN, where an operator doesn't say
 _FLOAT = 5 << 3 | 5  # what stands before each number of `floats`, which are not packed: a byte

@@ -20,9 +20,9 @@ from ..errors import ModelError, Notice
 from ..files import map_file
 from ..network import Network, Parameter
 from . import metadata, onnx_wire, walk
+from .constants import Node
 from .layouts import Bare
 from .onnx_wire import Buffer, Tensor, Value, fields, span, text
-from .walk import Node
 
 # TensorProto.DataType
 DTYPES: Mapping[int, Any] = {

@@ -6,27 +6,18 @@ is one that changes nothing at inference; what else it reads is constant. Operat
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from ..architectures import LRN_ALPHA, LRN_BETA, LRN_K, LRN_SIZE, Architecture
 from ..errors import ModelError
-from ..network import Array, Parameter, Quantized, expanded
+from ..network import Array, Parameter, expanded
+from .constants import Node, folded, quantized, transposed
 from .layouts import Found, Layer, assemble, shaped
 
 BLOCKS = 5  # of convolutions, each with a pooling at its end
-
-
-@dataclass(frozen=True)
-class Node:
-    """An operator of a graph. Its attributes are numbers, text, lists of numbers, or arrays."""
-
-    operator: str
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    attributes: Mapping[str, Any]
 
 
 def recognise(
@@ -79,7 +70,7 @@ class _Walk:
                 step(node)
             self.value = node.outputs[0]
         elif all(name in self.constants for name in read):
-            made = _folded(node, [self.constants[name] if name else None for name in node.inputs])
+            made = folded(node, [self.constants[name] if name else None for name in node.inputs])
             if made is not None:
                 self.constants[node.outputs[0]] = made
         elif node.outputs and node.operator in _PARAMETRIC:
@@ -164,10 +155,10 @@ class _Walk:
         self.wanted(node, alpha=1.0, beta=1.0, transA=0)
         weight = self.constant(node, 1)
         bias = self.array(node, 2) if self.has(node, 2) else None
-        self.linear(node, weight if node.attributes.get("transB") else _transposed(weight), bias)
+        self.linear(node, weight if node.attributes.get("transB") else transposed(weight), bias)
 
     def _matmul(self, node: Node) -> None:
-        self.linear(node, _transposed(self.constant(node, 1)), None)
+        self.linear(node, transposed(self.constant(node, 1)), None)
 
     def _add(self, node: Node) -> None:
         place = 1 if node.inputs[0] == self.value else 0
@@ -246,7 +237,7 @@ class _Walk:
     def weight(self, node: Node, place: int, axis: int) -> Parameter:
         """Quantized numbers, their scale and zero point, which a node reads from its input number `place` on."""
         values, scale, zero_point = (self.array(node, place + offset) for offset in range(3))
-        return _quantized(values, scale, zero_point, axis)
+        return quantized(values, scale, zero_point, axis)
 
     def _qlinearconv(self, node: Node) -> None:
         bias = None
@@ -256,7 +247,7 @@ class _Walk:
         self.quantize(self.array(node, 7))
 
     def _qlinearmatmul(self, node: Node) -> None:
-        self.linear(node, _transposed(self.weight(node, 3, 1)), None)
+        self.linear(node, transposed(self.weight(node, 3, 1)), None)
         self.quantize(self.array(node, 7))
 
     def _qlinearadd(self, node: Node) -> None:
@@ -271,7 +262,7 @@ class _Walk:
         bias = None
         if self.has(node, 6):
             bias = (self.array(node, 6) * (self.array(node, 1) * self.array(node, 4))).astype(np.float32)
-        self.linear(node, weight if turned else _transposed(weight), bias)
+        self.linear(node, weight if turned else transposed(weight), bias)
         if self.has(node, 8):
             self.quantize(self.array(node, 8))
 
@@ -293,63 +284,3 @@ def _named(node: Node) -> str:
 def _weight_name(node: Node) -> str:
     place = 3 if node.operator.startswith("Q") else 1
     return node.inputs[place] if place < len(node.inputs) else node.outputs[0]
-
-
-def _transposed(value: Parameter) -> Parameter:
-    if not isinstance(value, Quantized):
-        return value.T
-    if value.group or value.values.ndim != 2:
-        return value.dequantize().T
-    turned = value.values.T
-    if all((along == along[0]).all() for along in (value.scale, value.zero_point) if along is not None and len(along)):
-        zero_point = None if value.zero_point is None else value.zero_point[0]
-        return _quantized(turned, value.scale[:1], zero_point, 0)  # one scale for all may run along any axis
-    return Quantized(turned, value.scale, value.zero_point, 1 - value.axis)
-
-
-def _quantized(values: Array, scale: Array, zero_point: Array | None, axis: int, group: int = 0) -> Parameter:
-    """Integers with their scales along an axis, or one for all; as floats where they aren't of 8 bits."""
-    if values.ndim == 0:
-        raise ValueError("a number stands where a tensor should")
-    axis %= values.ndim
-    if not group:
-        spread = (values.shape[axis],)
-        scale = np.broadcast_to(scale.reshape(-1), spread)
-        zero_point = None if zero_point is None else np.broadcast_to(zero_point.reshape(-1), spread)
-    if zero_point is not None:
-        zero_point = zero_point.astype(values.dtype) if zero_point.any() else None
-    made = Quantized(values, scale.astype(np.float32), zero_point, axis, group)
-    return made if values.dtype.name in ("int8", "uint8") else made.dequantize()
-
-
-def _folded(node: Node, inputs: list[Parameter | None]) -> Parameter | None:
-    """What a node makes of constants; None where it makes nothing that a layer could read."""
-    attributes = node.attributes
-    if node.operator == "Constant":
-        found = next((value for key, value in attributes.items() if key.startswith("value") and value is not None), None)
-        return None if found is None or isinstance(found, str) else np.asarray(found)
-    first, *others = inputs or [None]
-    if node.operator in ("Identity", "Cast") or first is None:
-        return first
-    if node.operator == "ConstantOfShape":
-        value = np.asarray(attributes.get("value", np.zeros(1, np.float32)))
-        return np.broadcast_to(value.reshape(()), expanded(first).tolist())
-    if node.operator == "Transpose":
-        permutation = attributes.get("perm") or list(range(len(first.shape)))[::-1]
-        return _transposed(first) if permutation == [1, 0] else expanded(first).transpose(permutation)
-    arrays = [None if value is None else expanded(value) for value in (first, *others)]
-    if node.operator == "Reshape" and isinstance(first, np.ndarray) and len(arrays) == 2 and arrays[1] is not None:
-        return first.reshape(arrays[1].tolist())
-    if node.operator in ("DequantizeLinear", "QuantizeLinear"):
-        values, scale, zero_point = (*arrays, None)[:3]
-        axis = int(attributes.get("axis", 1)) if scale is not None and scale.ndim else 0
-        if values is None or scale is None:
-            return None
-        if node.operator == "DequantizeLinear":
-            return _quantized(values, scale, zero_point, axis, int(attributes.get("block_size", 0)))
-        zero_point = np.zeros((), np.uint8) if zero_point is None else zero_point
-        along = [-1 if place == axis % values.ndim else 1 for place in range(values.ndim)]
-        limits = np.iinfo(zero_point.dtype)
-        rounded = np.rint(values / scale.reshape(along)) + zero_point.reshape(along)
-        return np.asarray(rounded.clip(limits.min, limits.max).astype(zero_point.dtype))
-    return None
