@@ -138,9 +138,9 @@ def load(
     """A classifier from a model's file or name.
 
     Args:
-        model: a file that `Network.read` reads (ONNX by vgg, torch, safetensors, Keras); a published name, such as
-            `torchvision/vgg16`, whose file is downloaded on first use, see `vgg.zoo`; or a Network. When not given, the small
-            network that ships inside the package, `vgg16-gap`.
+        model: a file of any kind that `Network.read` reads; a published name, such as `torchvision/vgg16`, whose file is
+            downloaded on first use, see `vgg.zoo`; or a Network. When not given, the small network that ships inside the
+            package, `vgg16-gap`.
         engine: see `vgg.engines.open`.
         threads: how many the engine uses at most.
         device: `cpu`, or `cuda` for a GPU, which needs torch.
