@@ -102,6 +102,7 @@ class Network:
     preprocessing: Preprocessing
     labels: Labels | None = None
     provenance: Provenance = Provenance()
+    graph: Path | None = None  # the ONNX file that it was read from, when that quantizes activations too
 
     def __post_init__(self) -> None:
         expected = self.architecture.parameters
@@ -180,11 +181,11 @@ class Network:
                 offset = expanded(parameters[f"conv{place}.bias"]).astype(np.float64)
                 parameters[f"conv{place}.weight"] = (weight * factor[:, None, None, None]).astype(np.float32)
                 parameters[f"conv{place}.bias"] = ((offset - mean) * factor + bias).astype(np.float32)
-        return replace(self, architecture=plain, parameters=parameters)
+        return replace(self, architecture=plain, parameters=parameters, graph=None)
 
     def expanded(self) -> "Network":
         """The same network with every quantized parameter as float32."""
-        return replace(self, parameters={name: expanded(value) for name, value in self.parameters.items()})
+        return replace(self, parameters={name: expanded(value) for name, value in self.parameters.items()}, graph=None)
 
     def tensors(self) -> dict[str, Array]:
         """The stored arrays by name, in the architecture's order: a quantized parameter's scale is `NAME.scale`."""

@@ -57,7 +57,8 @@ def open(model: Network | str | Path, engine: str = "auto", *, threads: int | No
     Args:
         model: what to run; a Network, or a file or name that `vgg.load` takes.
         engine: a name from ENGINES, or `auto`: on a GPU torch, else the native engine, or ONNX Runtime where the native one
-            was not built. docs/performance.md has the measurements behind this.
+            was not built. docs/performance.md has the measurements behind this. An ONNX file that quantizes activations
+            runs on ONNX Runtime as it is; the other engines take its weights and compute in float.
         threads: how many to use at most; as many as there are cores when not given.
         device: `cpu`, or `cuda` for a GPU, which only torch uses.
 
@@ -70,15 +71,18 @@ def open(model: Network | str | Path, engine: str = "auto", *, threads: int | No
         raise Error(f"no device is called {device!r}; there are {', '.join(DEVICES)}")
     if threads is not None and threads < 1:
         raise Error(f"threads must be 1 or more, not {threads}")
+    network = model if isinstance(model, Network) else Network.read(locate(model))
     if engine == "auto":
-        engine = "torch" if device == "cuda" else "native" if native_library() else "onnxruntime"
+        as_it_is = network.graph is not None or native_library() is None
+        engine = "torch" if device == "cuda" else "onnxruntime" if as_it_is else "native"
     if device == "cuda" and engine != "torch":
         raise Error(f"{engine} runs on the CPU only; on a GPU there is torch")
     if engine not in installed():
         raise Error(_missing(engine))
     home, name, _ = _HOMES[engine]
+    if engine == "onnxruntime" and network.graph:
+        name = "OnnxGraphEngine"
     made = getattr(import_module(f".{home}", __name__), name)
-    network = model if isinstance(model, Network) else Network.read(locate(model))
     opened: Engine = made(network, threads, device) if engine == "torch" else made(network, threads)
     return opened
 

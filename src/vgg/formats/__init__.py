@@ -72,8 +72,9 @@ def read(path: str | Path) -> Network:
     format = recognise(path)
     reader = import_module(f".{_READERS[format]}", __name__)
     found = reader.read(path)
+    graph = path if format == "onnx" and reader.quantizes_activations(path) else None
     if isinstance(found, Network):
-        return found
+        return replace(found, graph=graph)
     architecture, parameters = found
     sha256 = digest(path)
     known = zoo.recognise(path, sha256)
@@ -87,7 +88,7 @@ def read(path: str | Path) -> Network:
         )
     origin = Provenance(path.name, format, sha256, known.name if known else "", source, source)
     preprocessing = replace(preset(recipe), crop=architecture.input_size) if architecture.head == "fc" else preset(recipe)
-    return Network(architecture, parameters, preprocessing, classes, origin)
+    return Network(architecture, parameters, preprocessing, classes, origin, graph)
 
 
 def write(network: Network, path: str | Path, options: OnnxOptions) -> None:

@@ -29,6 +29,7 @@ DTYPES: Mapping[int, Any] = {
     1: np.float32, 2: np.uint8, 3: np.int8, 6: np.int32, 7: np.int64, 9: np.bool_, 10: np.float16, 11: np.float64,
     16: ml_dtypes.bfloat16,
 }  # fmt: skip
+_QUANTIZING = ("QuantizeLinear", "DynamicQuantizeLinear", "QLinear", "QGemm", "ConvInteger", "MatMulInteger")
 _DOMAINS = ("", "ai.onnx", "com.microsoft")  # whose operators are known by their bare names
 
 
@@ -122,6 +123,16 @@ def read(path: Path) -> Network | Bare:
     if softmax:
         warnings.warn(Notice(f"{path}: ends in a softmax, which was taken off; writing can put it back"), stacklevel=2)
     return architecture, parameters
+
+
+def quantizes_activations(path: Path) -> bool:
+    """Whether an ONNX file computes with integers: it has operators that quantize what flows through the graph."""
+    return any(node.operator.startswith(_QUANTIZING) for node in scan(path).nodes)
+
+
+def ends_in_softmax(path: Path) -> bool:
+    """Whether an ONNX file gives probabilities."""
+    return any(node.operator.endswith("Softmax") for node in scan(path).nodes[-3:])
 
 
 def recipe(path: Path) -> str:

@@ -219,6 +219,8 @@ class _Walk:
     def _softmax(self, node: Node) -> None:
         self.operations.append("softmax")
 
+    _qlinearsoftmax = _softmax
+
     def _transpose(self, node: Node) -> None:
         if node.attributes.get("perm") == [0, 2, 3, 1] and self.operations and "linear" not in self.operations:
             self.channels_last = True

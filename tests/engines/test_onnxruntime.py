@@ -1,0 +1,89 @@
+"""Files that quantize activations run on ONNX Runtime as they are; other engines take their weights."""
+
+import warnings
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+import vgg
+from conftest import needs_native, random_network
+from vgg import ModelError, engines
+
+IMAGES = np.random.default_rng(0).normal(size=(5, 3, 64, 64)).astype(np.float32)
+
+
+class Pictures(CalibrationDataReader):
+    def __init__(self):
+        self._left = iter([{"data": image[None]} for image in IMAGES])
+
+    def get_next(self):
+        return next(self._left, None)
+
+
+@pytest.fixture(params=[QuantFormat.QDQ, QuantFormat.QOperator], ids=["qdq", "qoperator"])
+def quantized(request, tmp_path):
+    def make(**form):
+        source, path = tmp_path / "float.onnx", tmp_path / "int8.onnx"
+        random_network("vgg16", input_size=64).write(source, opset=13, **form)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what the quantizer warns of its own dependencies
+            quantize_static(
+                source, path, Pictures(), quant_format=request.param, per_channel=True,
+                activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
+            )  # fmt: skip
+        return path
+
+    return make
+
+
+def bare(path, batch):
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return session.run(None, {session.get_inputs()[0].name: batch})[0]
+
+
+def test_it_runs_as_it_is(quantized):
+    path = quantized()
+    network = vgg.Network.read(path)
+    opened = engines.open(network)
+    assert (network.graph, opened.name) == (path, "onnxruntime")
+    assert np.array_equal(opened.logits(IMAGES), bare(path, IMAGES))
+    assert opened.logits(IMAGES[:0]).shape == (0, 7)
+    with pytest.raises(ModelError, match="gives its logits only"):
+        opened.run(IMAGES, ["fc7"])
+    with pytest.raises(ModelError, match="no value of vgg16 is called 'fc9'"):
+        opened.run(IMAGES, ["fc9"])
+
+
+def test_a_fixed_batch_is_filled_up(quantized):
+    path = quantized(batch=1)
+    expected = np.concatenate([bare(path, image[None]) for image in IMAGES])
+    assert np.array_equal(engines.open(path).logits(IMAGES), expected)
+
+
+def test_probabilities_count_as_logits(quantized):
+    path = quantized(softmax=True)
+    np.testing.assert_allclose(np.exp(engines.open(path).logits(IMAGES)), bare(path, IMAGES), rtol=1e-5, atol=1e-30)
+
+
+@needs_native
+def test_other_engines_take_the_weights(quantized):
+    path = quantized()
+    network = vgg.Network.read(path)
+    native = engines.open(network, "native").logits(IMAGES)
+    floats = engines.open(network.expanded(), "onnxruntime").logits(IMAGES)
+    np.testing.assert_allclose(native, floats, atol=1e-4 * np.abs(floats).max())
+    assert not np.array_equal(floats, bare(path, IMAGES))
+
+
+def test_a_graph_that_cannot_run_is_one_line(quantized):
+    path = quantized()
+    network = vgg.Network.read(path)
+    model = onnx.load(path)
+    for entry in model.opset_import:
+        entry.version = 999
+    onnx.save(model, path)
+    with pytest.raises(ModelError, match=r"int8.onnx: ONNX Runtime can't run it .*; the engine native takes"):
+        engines.open(network)
