@@ -206,25 +206,17 @@ template <vgg::Kind> inline vec numbers(const void *row, std::int64_t index);
 template <> inline vec numbers<vgg::FLOAT32>(const void *row, std::int64_t index) {
     return load(static_cast<const float *>(row) + index);
 }
-typedef std::uint16_t half_vec __attribute__((vector_size(LANES * 2)));
-typedef std::uint32_t uvec __attribute__((vector_size(LANES * 4)));
-inline uvec halves(const void *row, std::int64_t index) {
-    half_vec bits;
-    std::memcpy(&bits, static_cast<const std::uint16_t *>(row) + index, sizeof bits);
-    return __builtin_convertvector(bits, uvec);
-}
 template <> inline vec numbers<vgg::FLOAT16>(const void *row, std::int64_t index) {
-    const uvec bits = halves(row, index);
+    const uvec bits = widened(static_cast<const std::uint16_t *>(row) + index);
     const uvec magnitude = (bits & 0x7fff) << 13, sign = (bits & 0x8000) << 16;
     const vec value = vec(magnitude) * 0x1p112f;  // moves the exponent's bias, subnormal numbers included
     return vec(uvec(value) | sign);
 }
-template <> inline vec numbers<vgg::BFLOAT16>(const void *row, std::int64_t index) { return vec(halves(row, index) << 16); }
+template <> inline vec numbers<vgg::BFLOAT16>(const void *row, std::int64_t index) {
+    return vec(widened(static_cast<const std::uint16_t *>(row) + index) << 16);
+}
 template <> inline vec numbers<vgg::INT8>(const void *row, std::int64_t index) {
-    typedef std::int8_t bytes __attribute__((vector_size(LANES)));
-    bytes value;
-    std::memcpy(&value, static_cast<const std::int8_t *>(row) + index, sizeof value);
-    return __builtin_convertvector(__builtin_convertvector(value, ivec), vec);
+    return __builtin_convertvector(widened(static_cast<const std::int8_t *>(row) + index), vec);
 }
 template <> inline vec numbers<vgg::INT4>(const void *row, std::int64_t index) {
     // Two a byte, the lower half first: every lane takes the word of its eight and shifts its own four bits to the top.

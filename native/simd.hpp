@@ -5,6 +5,10 @@
 #include <cstdint>
 #include <cstring>
 
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
 #if defined(__AVX512F__)
 #define VGG_LANES 16
 #elif defined(__AVX2__)
@@ -30,6 +34,7 @@ constexpr int PANEL = VECTORS * LANES;
 typedef float vec __attribute__((vector_size(LANES * 4)));
 typedef double wide __attribute__((vector_size(LANES * 8)));
 typedef std::int32_t ivec __attribute__((vector_size(LANES * 4)));
+typedef std::uint32_t uvec __attribute__((vector_size(LANES * 4)));
 
 inline vec load(const float *from) {
     vec value;
@@ -40,6 +45,33 @@ inline vec load(const float *from) {
 inline void store(float *to, vec value) { std::memcpy(to, &value, sizeof value); }
 
 inline vec splat(float value) { return value - vec{}; }
+
+// LANES numbers of 8 or 16 bits as ones of 32. Compilers make a detour through scalar registers of it, unless told how.
+inline ivec widened(const std::int8_t *from) {
+#if defined(__AVX512F__)
+    return ivec(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(from))));
+#elif defined(__AVX2__)
+    return ivec(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(from))));
+#else
+    typedef std::int8_t bytes __attribute__((vector_size(LANES)));
+    bytes value;
+    std::memcpy(&value, from, sizeof value);
+    return __builtin_convertvector(value, ivec);
+#endif
+}
+
+inline uvec widened(const std::uint16_t *from) {
+#if defined(__AVX512F__)
+    return uvec(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(from))));
+#elif defined(__AVX2__)
+    return uvec(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(from))));
+#else
+    typedef std::uint16_t halves __attribute__((vector_size(LANES * 2)));
+    halves value;
+    std::memcpy(&value, from, sizeof value);
+    return __builtin_convertvector(value, uvec);
+#endif
+}
 
 inline vec larger(vec a, vec b) { return a > b ? a : b; }
 
