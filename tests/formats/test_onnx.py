@@ -44,8 +44,9 @@ def as_network(name: str, module: torch.nn.Module, **options) -> Network:
 def test_every_architecture_at_every_opset_gives_what_torchs_own_modules_give(tmp_path, name, gap):
     module = torchvision_like(name, 1 / 16, 9, 64, gap)
     network = as_network(name, module)
+    image = IMAGES[:1]
     with torch.no_grad():
-        expected = module(torch.from_numpy(IMAGES)).numpy()
+        expected = module(torch.from_numpy(image)).numpy()
     for opset in (3, 5, 6, 7, 9, 13, NEWEST) if gap else OPSETS:
         path = tmp_path / f"{opset}.onnx"
         network.write(path, opset=opset)
@@ -55,7 +56,7 @@ def test_every_architecture_at_every_opset_gives_what_torchs_own_modules_give(tm
         assert model.ir_version == (3 if opset < 7 else max(4, newest))
         assert [(port.name, port.shape[0]) for port in model.inputs] == [("data", "batch")]
         assert [(port.name, port.shape) for port in model.outputs] == [("logits", ["batch", 9])]
-        assert error(path, IMAGES, expected) < 1e-5, opset
+        assert error(path, image, expected) < 1e-5, opset
         path.unlink()
 
 
