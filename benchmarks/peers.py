@@ -1,4 +1,4 @@
-"""VGG beside its peers, in one run: vgg's engines, and ncnn and MNN where they are installed.
+"""VGG beside its peers, in one run: vgg's engines, and ncnn, MNN and OpenVINO in int8 where they are installed.
 
     python benchmarks/peers.py vgg16.onnx vgg19.onnx
 
@@ -24,6 +24,7 @@ from vgg.cli.common import Format, print_records
 
 BATCH_SIZES = (1, 8)
 TOLERANCE = 1e-3  # of the largest logit
+TOLERANCE_INT8 = 0.2  # where activations are int8 as well
 COLUMNS = (
     "model", "batch", "threads", "engine", "ms", "ms_q1", "ms_q3", f"vs_{REFERENCE}", "vs_native", "ms_limit", "of_limit",
 )  # fmt: skip
@@ -122,8 +123,51 @@ def convert_to_mnn(network: Network, folder: Path) -> Callable[[int], Runner]:
     return lambda threads: Mnn(path, threads)
 
 
+class OpenVinoInt8:
+    """OpenVINO on a network whose weights and activations are int8."""
+
+    def __init__(self, path: Path, threads: int) -> None:
+        import openvino
+
+        options = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+        self._compiled = openvino.Core().compile_model(path, "CPU", options)
+
+    def logits(self, batch: Array) -> Array:
+        return np.array(self._compiled([batch])[0])
+
+
+class _Random:
+    """A few pictures of noise, which is what is timed, for ONNX Runtime's calibration."""
+
+    def __init__(self, size: int) -> None:
+        rng = np.random.default_rng(0)
+        self._batches = iter([rng.standard_normal((1, 3, size, size), np.float32) for _ in range(4)])
+
+    def get_next(self) -> dict[str, Array] | None:
+        return next(({"data": batch} for batch in self._batches), None)
+
+
+def convert_to_openvino_int8(network: Network, folder: Path) -> Callable[[int], Runner]:
+    """Quantize weights, per channel, and activations by ONNX Runtime; the result opens it in OpenVINO."""
+    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
+
+    source, path = folder / "peer-float.onnx", folder / "peer-int8.onnx"
+    network.write(source)
+    calibration: Any = _Random(network.architecture.input_size)
+    quantize_static(
+        source, path, calibration, quant_format=QuantFormat.QDQ, per_channel=True,
+        activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
+    )  # fmt: skip
+    source.unlink()
+    return lambda threads: OpenVinoInt8(path, threads)
+
+
 # Each peer's converter, and the packages that it needs.
-PEERS = {"ncnn": (convert_to_ncnn, ("ncnn", "pnnx", "torch")), "mnn": (convert_to_mnn, ("MNN", "_tools"))}
+PEERS = {
+    "ncnn": (convert_to_ncnn, ("ncnn", "pnnx", "torch")),
+    "mnn": (convert_to_mnn, ("MNN", "_tools")),
+    "openvino-int8": (convert_to_openvino_int8, ("openvino",)),
+}
 
 
 def converted(network: Network, folder: Path) -> dict[str, Callable[[int], Runner]]:
@@ -146,18 +190,18 @@ def check(runners: dict[str, Runner], batch: Array) -> None:
     expected = runners[judge].logits(batch)
     for name in others:
         off = float(np.abs(runners[name].logits(batch) - expected).max() / np.abs(expected).max())
-        if not off <= TOLERANCE:
+        if not off <= (TOLERANCE_INT8 if name.endswith("int8") else TOLERANCE):
             raise Error(f"{name} is off from {judge} by {off:.1e} of the largest logit, so its times mean nothing")
         print(f"{name}: logits within {off:.0e} of {judge}'s", file=sys.stderr)
 
 
 def records(file: Path, counts: list[int], rounds: int) -> list[dict[str, Any]]:
     """What was measured on a model file, one record for each number of threads, batch size and engine."""
-    network = Network.read(file).fold_batch_norm().expanded()
+    network = Network.read(file).fold_batch_norm()
     size, rng = network.architecture.input_size, np.random.default_rng(0)
     found = []
     with tempfile.TemporaryDirectory() as folder:
-        peers = converted(network, Path(folder))
+        peers = converted(network.expanded(), Path(folder))
         for threads in counts:
             runners: dict[str, Runner] = {name: engines.open(network, name, threads=threads) for name in engines.installed()}
             runners |= {name: opened(threads) for name, opened in peers.items()}

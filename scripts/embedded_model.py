@@ -5,8 +5,8 @@
         --tiny DIR --teacher vgg19.onnx --convolutions vgg16.ckpt --exclude VALIDATION_DIR --cache CACHE_DIR
 
 Three steps, of which the first, which takes long, goes on where it was cut:
-  1. views of unlabelled pictures, with the teacher's logits and what the student's first twelve convolutions make of them;
-  2. the head in closed form, then the last convolution and the head fitted to the teacher by gradient descent;
+  1. views of unlabelled pictures, with the teacher's logits and what the student's first ten convolutions make of them;
+  2. the head in closed form, then the last block of convolutions and the head fitted to the teacher by gradient descent;
   3. int8, and the ONNX file.
 No picture of ImageNet's validation set is used: files called ILSVRC2012_val_* are passed over, and a picture that looks like
 one in --exclude, by perceptual hash, is left out.
@@ -30,7 +30,7 @@ from torch.nn import functional
 
 import vgg
 from vgg.images import SUFFIXES, open_image
-from vgg.published import EMBEDDED_FILE
+from vgg.zoo import EMBEDDED_FILE
 
 # How many pictures of each source are taken, and how many views of each. The first view is the whole picture, squashed;
 # the others are random crops, and every second view is mirrored at random.
@@ -41,13 +41,14 @@ SOURCES = {
 NEAR = 6  # bits of a 64-bit perceptual hash by which two pictures of the same thing may differ
 BATCH = 16
 SIZE = 224
-CUT = "conv5_2"  # what stands before the layers that are fitted
-FITTED = ("conv5_3", "fc8")
+CUT = "pool4"  # what stands before the layers that are fitted
+FITTED = ("conv5_1", "conv5_2", "conv5_3", "fc8")
 RIDGE = 0.03  # of the closed form, as a share of the features' variance
 EPOCHS = 2
 LICENCE = (
     "CC-BY 4.0. VGG weights by Karen Simonyan and Andrew Zisserman, Visual Geometry Group, University of Oxford "
-    "(arXiv 1409.1556); changed: conv5_3 and the classifier were fitted anew, all weights rounded to 8 bits."
+    "(arXiv 1409.1556); changed: the last three convolutions and the classifier were fitted anew, and all weights rounded "
+    "to 8 bits."
 )
 
 
@@ -166,7 +167,7 @@ def held_out(chosen: list[View], judge: bool) -> tuple[np.ndarray, np.ndarray]:
 
 
 class Tail(nn.Module):
-    """What is fitted: conv5_3 and, after pool5 and global average pooling, fc8."""
+    """What is fitted: the convolutions of block 5 and, after pool5 and global average pooling, fc8."""
 
     def __init__(self, network: vgg.Network) -> None:
         super().__init__()
@@ -227,7 +228,7 @@ def distil(
     tail: Tail, cut: np.ndarray, logits: np.ndarray, fitted: np.ndarray, judges: np.ndarray, epochs: int,
     rate: float = 1e-4, temperature: float = 4.0, dropout: float = 0.1,
 ) -> None:  # fmt: skip
-    """Fit conv5_3 and the head to the teacher's softened scores: AdamW, cosine schedule with a short warm-up."""
+    """Fit block 5 and the head to the teacher's softened scores: AdamW, cosine schedule with a short warm-up."""
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
     optimiser = torch.optim.AdamW(tail.parameters(), rate, weight_decay=1e-2)
@@ -273,7 +274,7 @@ def shipped(student: vgg.Network, tail: Tail) -> vgg.Network:
     parameters = {**student.parameters, **tail.parameters_by_name()}
     stored = {name: quantized(value) if name.endswith(".weight") else value for name, value in parameters.items()}
     origin = vgg.Provenance(
-        source="VGG-16's published convolutions, conv5_3 and a new head distilled from VGG-19; docs/embedded-model.md",
+        source="VGG-16's published convolutions, the last three and a new head distilled from VGG-19; docs/embedded-model.md",
         format="distilled", preprocessing="given", labels="given", licence=LICENCE,
     )  # fmt: skip
     return replace(student, parameters=stored, labels=vgg.labels.imagenet(), provenance=origin)

@@ -12,6 +12,7 @@ from vgg.preprocessing import PRESETS
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
 EXAMPLES = ROOT / "examples"
+FIXTURES = ROOT / "tests/fixtures"
 
 
 def random_network(name: str = "vgg11", seed: int = 0, labels: Labels | None = None, **options) -> Network:

@@ -12,9 +12,15 @@ from vgg.formats import metadata
 from vgg.preprocessing import PRESETS
 
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-COMMANDS = {}  # by name, `prepare imagenet` among them
-for _name, _verb in typer.main.get_command(app).commands.items():
-    COMMANDS |= {f"{_name} {name}": command for name, command in getattr(_verb, "commands", {}).items()} or {_name: _verb}
+
+
+def verbs(group, before=""):
+    """The commands by what is typed for them: `classify`, `sample make`."""
+    for name, command in group.commands.items():
+        yield from verbs(command, f"{before}{name} ") if hasattr(command, "commands") else [(before + name, command)]
+
+
+COMMANDS = dict(verbs(typer.main.get_command(app)))
 
 
 @pytest.mark.parametrize("verb", COMMANDS)
@@ -35,8 +41,9 @@ def test_every_link_leads_somewhere(document):
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_every_command_is_one_that_exists(document):
-    pattern = r"^\$ (?:.*[|&] )?(?:\.venv/bin/)?vgg ((?:prepare )?\w+)(.*)$"
-    for verb, rest in re.findall(pattern, document.read_text(), re.MULTILINE):
+    for words in re.findall(r"^\$ (?:.*[|&] )?(?:\.venv/bin/)?vgg (\w+.*)$", document.read_text(), re.MULTILINE):
+        verb = next(verb for verb in COMMANDS if f"{words} ".startswith(f"{verb} "))
+        rest = words.removeprefix(verb)
         known = {option for parameter in COMMANDS[verb].params for option in parameter.opts}
         assert set(re.findall(r"(?<=\s)--?[a-z-]+", rest)) <= known
 

@@ -9,7 +9,7 @@ import vgg
 from conftest import EXAMPLES, ROOT
 from vgg import Network, Quantized
 from vgg.preprocessing import PRESETS
-from vgg.published import EMBEDDED, EMBEDDED_FILE
+from vgg.zoo import EMBEDDED, EMBEDDED_FILE
 
 
 def test_it_is_small_whole_and_described():

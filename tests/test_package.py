@@ -8,9 +8,10 @@ import vgg
 from conftest import ROOT
 
 ORDER = [
-    "errors", "files", "parallel", "architectures", "labels", "images", "preprocessing", "network", "published", "formats",
-    "engines", "classifier", "datasets", "evaluation", "benchmark", "cli",
+    "errors", "files", "parallel", "architectures", "labels", "images", "preprocessing", "network", "zoo", "formats", "engines",
+    "classifier", "datasets", "evaluation", "samples", "benchmark", "cli",
 ]  # fmt: skip
+FOLDERS = ("zoo", "formats", "engines", "datasets", "evaluation", "samples", "cli")
 
 
 def test_importing_is_quick_and_light():
@@ -42,7 +43,7 @@ def test_an_import_only_points_to_something_listed_above_it():
         room = path.relative_to(ROOT / "src/vgg").parts[0].removesuffix(".py")
         if room not in ORDER:
             continue
-        prefix = r"\.\." if path.parent.name in ("formats", "engines", "datasets", "evaluation", "cli") else r"\."
+        prefix = r"\.\." if path.parent.name in FOLDERS else r"\."
         for line in path.read_text().splitlines():
             for match in re.finditer(rf"^from {prefix}(\w+|) ?(?:\.\w+)* ?import (.+)", line):
                 targets = [match[1]] if match[1] else [name.strip() for name in match[2].split(",")]

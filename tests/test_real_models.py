@@ -187,3 +187,27 @@ def test_reading_maps_and_copies_nothing(real_onnx):
     assert time.perf_counter() - start < 0.5
     assert not network.parameters["fc6.weight"].flags.owndata
     assert network.labels == imagenet()
+
+
+@pytest.mark.parametrize("name", ACCURACY)
+def test_preprocessing_in_the_graph_sees_what_python_sees(real_onnx, tmp_path, name):
+    network = vgg.Network.read(real_onnx[name])
+    network.write(tmp_path / "n.onnx", preprocessing=True)
+    session = onnxruntime.InferenceSession(tmp_path / "n.onnx", providers=["CPUExecutionProvider"])
+    for path in sorted(EXAMPLES.glob("*.*g")):
+        pixels = np.asarray(vgg.images.open_image(path))[None]
+        expected = run(real_onnx[name], network.preprocessing(path)[None])
+        logits = session.run(None, {"image": pixels})[0]
+        assert np.abs(logits - expected).max() < 0.01 * np.abs(expected).max()
+        assert logits.argmax() == expected.argmax()
+
+
+@pytest.mark.parametrize("name", ACCURACY)
+def test_16_bits_say_what_32_say(real_onnx, tmp_path, name):
+    network = vgg.Network.read(real_onnx[name])
+    network.write(tmp_path / "half.onnx", bits=16)
+    assert (tmp_path / "half.onnx").stat().st_size < 0.51 * real_onnx[name].stat().st_size
+    images = np.stack([network.preprocessing(path) for path in sorted(EXAMPLES.glob("*.*g"))])
+    expected, logits = run(real_onnx[name], images), run(tmp_path / "half.onnx", images)
+    assert np.abs(logits - expected).max() < 0.01 * np.abs(expected).max()
+    assert (logits.argmax(1) == expected.argmax(1)).all()

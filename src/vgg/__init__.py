@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import architectures, datasets, engines, evaluation, formats, images, labels, preprocessing
+    from . import architectures, datasets, engines, evaluation, formats, images, labels, preprocessing, samples, zoo
     from .architectures import Architecture
     from .classifier import Classifier, Prediction, Result, load, postprocess
     from .errors import Error, ImageError, ModelError, Notice
@@ -28,12 +28,14 @@ _HOMES = {
     "network": ("Network", "Provenance", "Quantized"),
     "preprocessing": ("Preprocessing", "preprocess"),
 }
-_ROOMS = ("architectures", "datasets", "engines", "evaluation", "formats", "images", "labels", "preprocessing")
+_ROOMS = (
+    "architectures", "datasets", "engines", "evaluation", "formats", "images", "labels", "preprocessing", "samples", "zoo",
+)  # fmt: skip
 
 __all__ = [
     "Architecture", "Classifier", "Error", "ImageError", "Labels", "ModelError", "Network", "Notice", "Prediction",
     "Preprocessing", "Provenance", "Quantized", "Result", "__version__", "architectures", "datasets", "engines", "evaluation",
-    "formats", "images", "labels", "load", "postprocess", "preprocess", "preprocessing",
+    "formats", "images", "labels", "load", "postprocess", "preprocess", "preprocessing", "samples", "zoo",
 ]  # fmt: skip
 
 

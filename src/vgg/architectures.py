@@ -193,11 +193,13 @@ class Architecture:
         return replace(self, name=self.name.removesuffix("-bn"), epsilon=Architecture.epsilon)
 
 
-def recognise(convolutions: Sequence[Shape], linear: Sequence[Shape], *, batch_norm: bool, epsilon: float) -> Architecture:
+def recognise(
+    convolutions: Sequence[Shape], linear: Sequence[Shape], *, batch_norm: bool, epsilon: float, lrn: bool = False
+) -> Architecture:
     """The architecture that parameters of these shapes belong to, or else the one that they come nearest to.
 
     `convolutions` are the weights' shapes [out, in, height, width] in order, `linear` those of the layers after them,
-    [out, in]. Response normalisation has no parameters: `vgg11-lrn` can't be told from `vgg11` and is taken for it.
+    [out, in]. Response normalisation has no parameters: without `lrn`, `vgg11-lrn` can't be told from `vgg11`.
     """
     head: Head = "gap" if len(linear) == 1 else "fc"
     input_size = Architecture.input_size
@@ -214,7 +216,7 @@ def recognise(convolutions: Sequence[Shape], linear: Sequence[Shape], *, batch_n
         head=head,
         epsilon=epsilon if batch_norm else Architecture.epsilon,
     )
-    names = [name for name, made in CONFIGURATIONS.items() if made.batch_norm == batch_norm and not made.lrn]
+    names = [name for name, made in CONFIGURATIONS.items() if made.batch_norm == batch_norm and made.lrn == lrn]
     candidates = [replace(nearest, name=name, width=width) for name in names for width in sorted(widths)]
 
     def agreement(one: Architecture) -> tuple[float, ...]:

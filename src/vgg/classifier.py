@@ -18,7 +18,7 @@ from .labels import Labels, imagenet
 from .network import Network
 from .parallel import ahead
 from .preprocessing import Preprocessing, preset
-from .published import EMBEDDED, EMBEDDED_FILE, locate
+from .zoo import EMBEDDED, EMBEDDED_FILE, locate
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -135,11 +135,12 @@ def load(
     preprocessing: Preprocessing | str | None = None,
     labels: Labels | str | Path | None = None,
 ) -> Classifier:
-    """A classifier from a model file.
+    """A classifier from a model's file or name.
 
     Args:
-        model: a file that `Network.read` reads (ONNX by vgg, torch, safetensors, Keras), or a Network; when not given, the
-            small network that ships inside the package, `vgg16-gap`.
+        model: a file of any kind that `Network.read` reads; a published name, such as `torchvision/vgg16`, whose file is
+            downloaded on first use, see `vgg.zoo`; or a Network. When not given, the small network that ships inside the
+            package, `vgg16-gap`.
         engine: see `vgg.engines.open`.
         threads: how many the engine uses at most.
         device: `cpu`, or `cuda` for a GPU, which needs torch.
@@ -148,7 +149,7 @@ def load(
 
     Raises:
         ModelError: the file can't be read or holds no VGG network.
-        Error: the labels, the preset, the engine or the device can't be used.
+        Error: the model can't be downloaded; or the labels, the preset, the engine or the device can't be used.
     """
     if isinstance(model, Network):
         network, name = model, ""

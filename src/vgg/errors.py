@@ -18,3 +18,8 @@ class ModelError(Error):
 
 class Notice(UserWarning):
     """Something that went well but that the user should know: a guess that was made, a format that was expanded."""
+
+
+def one_line(text: object) -> str:
+    """What an error of somebody else's says, on one line and without what a terminal would take for a command."""
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in str(text)).split())

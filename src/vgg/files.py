@@ -4,7 +4,9 @@ import errno
 import hashlib
 import mmap
 import os
+import struct
 import tempfile
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +24,17 @@ def map_file(path: Path) -> mmap.mmap:
         raise ModelError(f"{path}: is empty") from None
     except OSError as error:
         raise ModelError(f"{path}: {reason(error)}") from None
+
+
+def stored(mapped: mmap.mmap, entry: zipfile.ZipInfo) -> tuple[int, int]:
+    """Where an entry of a mapped zip file begins and ends. Raises ValueError when it is compressed or beyond the file."""
+    head = mapped[entry.header_offset + 26 : entry.header_offset + 30]
+    if entry.compress_type != zipfile.ZIP_STORED or len(head) != 4:
+        raise ValueError(f"{entry.filename} is compressed, or not there")
+    begin = entry.header_offset + 30 + sum(struct.unpack("<HH", head))
+    if begin + entry.file_size > len(mapped):
+        raise ValueError(f"{entry.filename} reaches beyond the file")
+    return begin, begin + entry.file_size
 
 
 def digest(path: Path, algorithm: str = "sha256") -> str:

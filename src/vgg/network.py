@@ -123,20 +123,43 @@ class Network:
 
         return read(path)
 
-    def write(self, path: str | Path, *, opset: int | None = None, outputs: Sequence[str] = ()) -> None:
+    def write(
+        self,
+        path: str | Path,
+        *,
+        opset: int | None = None,
+        outputs: Sequence[str] = (),
+        softmax: bool = False,
+        batch: int | None = None,
+        dense: bool = False,
+        bits: int = 32,
+        names: Literal["paper", "zoo"] = "paper",
+        preprocessing: bool = False,
+    ) -> None:
         """Write the network whole or not at all: `.onnx` or `.safetensors`, by the path's suffix.
 
         Args:
-            path: where to; a file that is there is replaced.
-            opset: of an ONNX file, 7 to the newest that the installed onnx package knows; 17 when not given.
-            outputs: named values that an ONNX file gives besides `logits`, such as `fc7` or `conv5_3`.
+            path: where to; a file that is there is replaced. All that follows is for ONNX files only.
+            opset: 3 to the newest that the installed onnx package knows; 17 when not given.
+            outputs: named values that the file gives besides `logits`, such as `fc7` or `conv5_3`.
+            softmax: give `probabilities` instead of `logits`.
+            batch: a fixed number of images; any number when not given.
+            dense: take pictures of any size from `input_size` on, and give a score at each place where fc6 fits: the linear
+                layers as convolutions, `logits` [batch, classes, rows, columns].
+            bits: of the floats in the file, 32 or 16. Input and output stay float32.
+            names: of the tensors, the paper's or those in the ONNX Model Zoo's files.
+            preprocessing: take `image`, uint8 [batch, height, width, 3], RGB, 0..255, instead of `data`, and resize, crop and
+                normalise it in the graph; needs opset 18, which is then the default.
 
         Raises:
-            Error: the file can't be written; ModelError: the opset or an output is unknown.
+            Error: the file can't be written; ModelError: the opset or an output is unknown, or the options contradict
+                each other or the network.
         """
         from .formats import write
+        from .formats.onnx_options import OnnxOptions
 
-        write(self, path, opset=opset, outputs=outputs)
+        options = OnnxOptions(opset, tuple(outputs), softmax, batch, dense, bits, names, preprocessing)
+        write(self, path, options)
 
     def fold_batch_norm(self) -> "Network":
         """The same function without batch normalisation: `vgg16-bn` becomes `vgg16`, in float32.

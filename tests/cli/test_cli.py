@@ -14,7 +14,7 @@ import pytest
 
 from conftest import EXAMPLES, random_network
 from reference import save_tiny
-from vgg import Labels, Network, Provenance
+from vgg import Architecture, Labels, Network, Provenance
 from vgg.preprocessing import PRESETS
 
 PHOTOS = sorted(map(str, EXAMPLES.glob("*.*g")))
@@ -43,7 +43,7 @@ def model(tmp_path_factory) -> Path:
 def test_version_and_help():
     assert ok("--version").startswith("vgg 0.")
     assert shutil.which("vgg") is None or subprocess.run(["vgg", "--version"], check=True, capture_output=True).stdout
-    for verb in ("classify", "convert", "inspect", "models", "bench"):
+    for verb in ("classify", "convert", "inspect", "models", "pull", "sample", "bench"):
         assert f"Example: vgg {verb}" in ok(verb, "--help")
 
 
@@ -144,7 +144,7 @@ def test_wrong_usage_is_exit_2(arguments):
     result = vgg(*arguments)
     assert result.returncode == 2
     assert result.stdout == b""
-    assert b"Usage: vgg" in result.stderr
+    assert b" Error " in result.stderr  # the box that says what is wrong
 
 
 def test_convert_makes_a_file_that_says_what_it_needs(tmp_path):
@@ -211,13 +211,12 @@ def test_inspect_tells_what_it_can_of_another_programs_file():
 
 
 def test_a_published_file_is_known_by_its_hash(tmp_path, monkeypatch):
-    from vgg import formats, published
+    from vgg import formats, zoo
 
     save_tiny(str(tmp_path / "n.pth"))
-    known = published.Published(
-        "someone/vgg11", "vgg11", "zoo", "sha256", formats.digest(tmp_path / "n.pth")[:8], "", None, None
-    )
-    monkeypatch.setattr(published, "PUBLISHED", (known,))
+    sha256 = formats.digest(tmp_path / "n.pth")[:8]
+    known = zoo.Published("someone/vgg11", Architecture("vgg11"), "zoo", "", "", None, sha256)
+    monkeypatch.setattr(zoo, "PUBLISHED", (known,))
     network = Network.read(tmp_path / "n.pth")
     assert network.preprocessing.name == "zoo"
     assert (network.provenance.published, network.provenance.preprocessing) == ("someone/vgg11", "known hash")
@@ -226,7 +225,7 @@ def test_a_published_file_is_known_by_its_hash(tmp_path, monkeypatch):
 
 def test_models_are_listed():
     records = json.loads(ok("models", "--format", "json"))
-    assert {"torchvision/vgg16-bn", "keras/vgg19"} <= {record["model"] for record in records}
+    assert {"zoo/vgg16-12", "torchvision/vgg16-bn", "timm/vgg19_bn.tv_in1k"} <= {record["model"] for record in records}
     assert ok("models").splitlines()[0].startswith("model")
     assert len(list(csv.DictReader(io.StringIO(ok("models", "--format", "csv"))))) == len(records)
 

@@ -46,7 +46,7 @@ def place(tmp_path_factory):
 
 def vgg(place, *arguments, code=0):
     plain = {"COLUMNS": "200", "NO_COLOR": "1", "PYTHONUTF8": "1"}
-    environment = {**os.environ, **plain, "XDG_CACHE_HOME": str(place / "cache")}
+    environment = {**os.environ, **plain, "VGG_HOME": str(place / "cache")}
     found = subprocess.run(
         [*VGG, *map(str, arguments)], capture_output=True, text=True, cwd=place, env=environment, timeout=120
     )
@@ -126,7 +126,7 @@ def test_an_interrupted_run_resumes(place):
     names = [f"{'./' * copy}data/{LABELS.names[i % 6]}/{i}.png {i % 6}" for copy in range(60) for i in range(COUNT)]
     (place / "many.txt").write_text("\n".join([*names[:40], "pipe.jpg 0", *names[40:]]))
     arguments = ["evaluate", "many.txt", "-m", "tiny-0.onnx", "-b", "4", "--format", "json"]
-    environment = {**os.environ, "XDG_CACHE_HOME": str(place / "cache")}
+    environment = {**os.environ, "VGG_HOME": str(place / "cache")}
     with subprocess.Popen([*VGG, *arguments], cwd=place, env=environment, stderr=subprocess.PIPE, text=True) as process:
         while True:
             try:

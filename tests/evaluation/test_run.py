@@ -9,12 +9,11 @@ import pytest
 from PIL import Image
 
 from conftest import needs_native, random_network
-from vgg import Error, Labels, datasets
+from vgg import Error, Labels, datasets, zoo
 from vgg.classifier import Classifier, softmax
 from vgg.datasets import Dataset, Sample
 from vgg.evaluation import Protocol, evaluate, predictions, read_real, records
 from vgg.preprocessing import PRESETS
-from vgg.published import PUBLISHED
 
 LABELS = Labels(("ant", "bee", "cat", "dog", "eel", "fox", "gnu"))
 SMALL = replace(PRESETS["torchvision"], size=36, crop=32)
@@ -23,7 +22,7 @@ COUNT = 30
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("VGG_HOME", str(tmp_path / "cache"))
 
 
 def model(seed=0, recipe=SMALL, labels=LABELS, name="", **options):
@@ -128,7 +127,7 @@ def test_only_the_same_run_is_resumed(dataset, tmp_path, change):
     if change == "dataset":
         dataset = Dataset(dataset.name, dataset.samples[:-1])
     if change == "damage":
-        [saved] = (tmp_path / "cache/vgg/evaluations").iterdir()
+        [saved] = (tmp_path / "cache/evaluations").iterdir()
         saved.write_bytes(saved.read_bytes()[:-50])
     seen = []
     chosen = model(1, name="tiny-0") if change == "model" else model()
@@ -177,7 +176,7 @@ def test_bad_real_labels_are_one_clear_line(dataset, tmp_path, content, message)
 
 
 def test_the_published_figure_stands_beside_the_measured_one(dataset):
-    known = PUBLISHED[2]
+    known = zoo.list()[2]
     classifier = model()
     classifier.network = replace(classifier.network, provenance=replace(classifier.network.provenance, published=known.name))
     [record] = records(evaluate([classifier], dataset))

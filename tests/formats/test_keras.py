@@ -102,11 +102,11 @@ def test_what_is_no_vgg_is_refused_by_its_first_key(tmp_path):
 def test_other_and_broken_hdf5_files_are_one_line(tmp_path):
     with h5py.File(tmp_path / "other.h5", "w") as file:
         file["data"] = np.zeros(3)
-    with pytest.raises(ModelError, match=r"other\.h5: is an HDF5 file without Keras's layer_names"):
+    with pytest.raises(ModelError, match=r"other\.h5: is an HDF5 file without Keras's layer_names or layers"):
         Network.read(tmp_path / "other.h5")
     save_weights(build("vgg16"), tmp_path / "n.h5")
     content = (tmp_path / "n.h5").read_bytes()
     for length in (20, 1000, len(content) // 2):
         (tmp_path / "cut.h5").write_bytes(content[:length])
-        with pytest.raises(ModelError, match=r"cut\.h5: is a damaged or truncated HDF5 file"):
+        with pytest.raises(ModelError, match=r"cut\.h5: is a damaged or truncated Keras file"):
             Network.read(tmp_path / "cut.h5")

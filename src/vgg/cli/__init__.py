@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import Error, Notice
-from . import bench, classify, convert, evaluate, inspect, models, prepare
+from . import bench, classify, convert, evaluate, inspect, models, prepare, pull, sample
 
 app = typer.Typer(
     name="vgg",
@@ -22,6 +22,8 @@ app.command()(classify.classify)
 app.command()(convert.convert)
 app.command()(inspect.inspect)
 app.command()(models.models)
+app.command()(pull.pull)
+app.add_typer(sample.app)
 app.command()(evaluate.evaluate)
 app.add_typer(prepare.app, name="prepare")
 app.command()(bench.bench)

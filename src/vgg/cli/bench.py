@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..published import EMBEDDED
+from ..zoo import EMBEDDED
 from .common import Format, FormatOption, print_records
 
 if TYPE_CHECKING:
@@ -23,9 +23,7 @@ OURS, OTHERS, LIMIT, QUIET = "#4c9fc4", "#c3cdd3", "#b3261e", "#4f5b63"  # colou
 def bench(
     model: Annotated[
         str | None,
-        typer.Option(
-            "--model", "-m", metavar="M", help=f"A model file; see `vgg models`.  [default: {EMBEDDED}, in the package]"
-        ),
+        typer.Option("--model", "-m", metavar="M", help=f"A model file or name; see `vgg models`.  [default: {EMBEDDED}]"),
     ] = None,
     engine: Annotated[
         list[str] | None,
@@ -58,7 +56,7 @@ def bench(
     from ..benchmark import processor
     from ..errors import Error, Notice
     from ..network import Network
-    from ..published import locate
+    from ..zoo import locate
 
     names = tuple(dict.fromkeys(engine or engines.installed()))
     if layers and engine and "native" not in names:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..published import EMBEDDED
+from ..zoo import EMBEDDED
 from .common import DeviceOption, EngineOption, LabelsOption, PresetOption, ThreadsOption
 
 if TYPE_CHECKING:
@@ -31,9 +31,7 @@ def classify(
     images: Annotated[list[str], typer.Argument(help="Pictures, folders of them, globs, or - for standard input.")],
     model: Annotated[
         str | None,
-        typer.Option(
-            "--model", "-m", metavar="M", help=f"A model file; see `vgg models`.  [default: {EMBEDDED}, in the package]"
-        ),
+        typer.Option("--model", "-m", metavar="M", help=f"A model file or name; see `vgg models`.  [default: {EMBEDDED}]"),
     ] = None,
     top: Annotated[int, typer.Option("--top", "-k", min=1, metavar="K", help="How many predictions a picture.")] = 5,
     format: Annotated[Format, typer.Option("--format", help="How to print the result.")] = Format.table,
@@ -58,7 +56,7 @@ def classify(
         sys.stdout.write(text)
         sys.stdout.flush()
     if model is None and format is Format.table:
-        _dim(f"{EMBEDDED} answered, the small network in the package; `vgg models` says where to get a full VGG-16.")
+        _dim(f"{EMBEDDED} answered, the small network in the package; `--model torchvision/vgg16` fetches a full VGG-16.")
     for failure in failures:
         print(f"vgg: {failure}", file=sys.stderr)
     if failures:

@@ -68,7 +68,7 @@ def print_records(records: Sequence[dict[str, Any]], format: Format, keys: Seque
     elif records:
         rows = [list(keys), *([_cell(value) for value in record.values()] for record in records)]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        numeric = [isinstance(value, int | float) for value in records[-1].values()]
+        numeric = [any(isinstance(record[name], int | float) for record in records) for name in records[0]]
         for row in rows:
             cells = zip(row, widths, numeric, strict=True)
             print("  ".join(f"{cell:>{width}}" if right else f"{cell:<{width}}" for cell, width, right in cells).rstrip())

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..published import EMBEDDED
+from ..zoo import EMBEDDED
 from .common import (
     DeviceOption,
     EngineOption,

@@ -19,7 +19,7 @@ class Format(StrEnum):
 
 
 def inspect(
-    file: Annotated[Path, typer.Argument(help="A model file: ONNX, torch, safetensors, Keras; or vgg16-gap.")],
+    file: Annotated[Path, typer.Argument(help="A model file of any kind that is read; or vgg16-gap.")],
     format: Annotated[Format, typer.Option("--format", help="How to print the result.")] = Format.table,
 ) -> None:
     """Say what is in a model file, and how that is known.
@@ -29,8 +29,8 @@ def inspect(
     import warnings
 
     from .. import formats
-    from ..errors import Notice
-    from ..published import locate
+    from ..errors import ModelError, Notice
+    from ..zoo import locate
 
     file = locate(file)
     kind = formats.recognise(file)
@@ -41,10 +41,14 @@ def inspect(
 
         onnx = onnx_reader.scan(file)
         facts |= _onnx(onnx)
-    if onnx is None or metadata.ARCHITECTURE in onnx.metadata:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Notice)  # the answer itself says what was guessed
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Notice)  # the answer itself says what was guessed
+        try:
             facts |= _network(formats.read(file), onnx.metadata.get(metadata.SHA256) if onnx else None)
+        except ModelError as error:
+            if onnx is None or metadata.ARCHITECTURE in onnx.metadata:
+                raise
+            facts["refused"] = str(error).removeprefix(f"{file}: ")
     if format is Format.json:
         print(json.dumps(facts, indent=2, ensure_ascii=False))
     else:
@@ -91,7 +95,8 @@ def _network(network: "Network", claimed: str | None) -> dict[str, Any]:
 
 def _table(facts: dict[str, Any]) -> list[tuple[str, str]]:
     rows = [("file", f"{facts['file']} ({facts['bytes'] / 1e6:,.1f} MB)")]
-    names = {"onnx": "ONNX", "torch": "torch", "safetensors": "safetensors", "keras": "Keras HDF5"}
+    names = {"onnx": "ONNX", "torch": "torch", "safetensors": "safetensors", "keras": "Keras", "mxnet": "MXNet"}
+    names |= {"caffe": "Caffe", "caffe2": "Caffe2"}
     text = names[facts["format"]]
     if "opset" in facts:
         text += f", opset {facts['opset']}, IR {facts['ir_version']}, written by {facts['producer'] or 'an unnamed program'}"
@@ -99,7 +104,7 @@ def _table(facts: dict[str, Any]) -> list[tuple[str, str]]:
     for title, key in (("input", "inputs"), ("output", "outputs")):
         rows += [(title, f"{port['name']} [{', '.join(map(str, port['shape']))}]") for port in facts.get(key, ())]
     if "architecture" not in facts:
-        rows.append(("tensors", f"{facts['tensors']} (not written by vgg, so their meaning is not known)"))
+        rows.append(("tensors", f"{facts['tensors']}; {facts['refused']}"))
         return rows
     made, recipe, origin = facts["architecture"], facts["preprocessing"], facts["provenance"]
     rows += [

@@ -11,7 +11,7 @@ import numpy as np
 from ..architectures import STRIDE, Architecture
 from ..errors import Error, ModelError
 from ..network import Network
-from ..published import locate
+from ..zoo import locate
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

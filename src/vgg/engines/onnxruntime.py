@@ -7,7 +7,8 @@ import onnx
 import onnxruntime
 from onnx import helper
 
-from ..formats import onnx_writer
+from ..formats import onnx_graph
+from ..formats.onnx_options import OnnxOptions
 from ..network import Network, contiguous
 from . import Array, check_batch
 
@@ -43,7 +44,7 @@ class OnnxRuntimeEngine:
 
 def _session(network: Network, outputs: Sequence[str], threads: int | None) -> onnxruntime.InferenceSession:
     # Left to itself, ONNX Runtime would turn quantized weights into floats anew in every run.
-    graph, initializers = onnx_writer.graph(network.expanded(), OPSET, outputs)
+    graph, initializers = onnx_graph.build(network.expanded(), OPSET, outputs, OnnxOptions())
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or 0
     options.log_severity_level = 3  # errors only

@@ -9,7 +9,8 @@ import numpy as np
 import openvino
 from onnx import helper
 
-from ..formats import onnx_writer
+from ..formats import onnx_graph
+from ..formats.onnx_options import OnnxOptions
 from ..network import Network, Parameter, Quantized, contiguous
 from . import Array, check_batch
 
@@ -61,7 +62,7 @@ class OpenVinoEngine:
             return self._models[outputs]
 
     def _compile(self, outputs: Sequence[str]) -> openvino.CompiledModel:
-        graph, initializers = onnx_writer.graph(self._network, OPSET, outputs)
+        graph, initializers = onnx_graph.build(self._network, OPSET, outputs, OnnxOptions())
         # The graph is read with its initializers as inputs, which then become constants where the numbers lie.
         graph.input.extend(helper.make_tensor_value_info(one.name, one.data_type, one.dims) for one in initializers)
         made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)

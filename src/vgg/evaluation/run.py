@@ -14,6 +14,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
+from .. import zoo
 from ..classifier import Classifier, softmax
 from ..datasets import Dataset
 from ..engines import Engine
@@ -200,8 +201,7 @@ def _state_path(run: Run) -> Path:
     """Where a run's partial results are: a file in the user's cache, named by all that decides the result."""
     networks = [(one.network.sha256(), asdict(one.network.preprocessing)) for one in run.models]
     key = json.dumps([networks, run.dataset.digest(), asdict(run.protocol), run.names], sort_keys=True)
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return home / "vgg" / "evaluations" / f"{sha256(key.encode()).hexdigest()[:32]}.npz"
+    return zoo.home() / "evaluations" / f"{sha256(key.encode()).hexdigest()[:32]}.npz"
 
 
 def _prepared(

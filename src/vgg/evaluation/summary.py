@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from .. import zoo
 from ..datasets import Dataset
 from ..errors import Error
 from ..files import reason
-from ..published import PUBLISHED
 from .metrics import calibration, mcnemar, wilson
 from .run import Run
 
@@ -73,7 +73,7 @@ def records(run: Run, real: Real | None = None) -> list[dict[str, Any]]:
         record["agreement"] = _percent(float((top[:, 0] == first).mean())) if index else None
         only = [int(np.sum(a & ~b)) for a, b in ((first == targets, right), (right, first == targets))]
         record["mcnemar"] = float(f"{mcnemar(*only):.3g}") if index else None
-        known = model and next((one for one in PUBLISHED if one.name == model.network.provenance.published), None)
+        known = model and next((one for one in zoo.list() if one.name == model.network.provenance.published), None)
         record["published"] = known.name if known else None
         record["published_top1"], record["published_top5"] = (known.top1, known.top5) if known else (None, None)
         record |= _settings(run, index)

@@ -1,24 +1,35 @@
 """Model files of every kind, to and from a Network."""
 
 import warnings
-from collections.abc import Sequence
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
-from .. import labels, published
+from .. import labels, zoo
 from ..errors import ModelError, Notice
-from ..files import digest, reason
+from ..files import digest, map_file, reason
 from ..network import Network, Provenance, Source
 from ..preprocessing import preset
+from .onnx_options import OnnxOptions
 
 IMAGENET_CLASSES = 1000
-# The recipe that goes with a format's usual files, where nothing better is known.
-_USUAL = {"keras": "caffe", "torch": "torchvision", "safetensors": "torchvision"}
+# Each format's home.
+_READERS = {
+    "onnx": "onnx_reader", "keras": "keras", "torch": "torch", "safetensors": "safetensors", "mxnet": "mxnet",
+    "caffe": "caffe", "caffe2": "caffe2",
+}  # fmt: skip
+# The recipe that goes with a format's usual files, where nothing better is known; an ONNX file's depends on its producer.
+_USUAL = {
+    "keras": "caffe", "torch": "torchvision", "safetensors": "torchvision", "mxnet": "zoo", "caffe": "caffe", "caffe2": "caffe",
+}  # fmt: skip
 
 
 def recognise(path: Path) -> str:
-    """The format of a file by its first bytes: keras, torch, safetensors or onnx. Raises ModelError when it is none."""
-    from . import keras, safetensors, torch
+    """The format of a file by its content: onnx, torch, safetensors, keras, mxnet, caffe or caffe2.
+
+    Raises ModelError when it is none of them.
+    """
+    from . import caffe, caffe2, keras, mxnet, safetensors, torch
 
     try:
         with open(path, "rb") as file:
@@ -27,15 +38,25 @@ def recognise(path: Path) -> str:
         raise ModelError(f"{path}: {reason(error)}") from None
     if not head:
         raise ModelError(f"{path}: is empty")
-    if head.startswith(keras.MAGIC):
+    if head.startswith(keras.MAGIC) or (head.startswith(torch.ZIP_MAGIC) and keras.is_archive(path)):
         return "keras"
     if head.startswith((torch.ZIP_MAGIC, torch.LEGACY_MAGIC)):
         return "torch"
+    if head.startswith(mxnet.MAGIC):
+        return "mxnet"
     if safetensors.matches(head):
         return "safetensors"
     if head[0] == 0x08:  # ModelProto's first field, ir_version
         return "onnx"
-    raise ModelError(f"{path}: is no model file that vgg reads: those are ONNX, torch (.pth, .pt), safetensors, Keras (.h5)")
+    if head[0] in (0x0A, 0x12):  # a name or the first layer; the files of both Caffes begin so
+        mapped = map_file(path)
+        for name, format in (("caffe", caffe), ("caffe2", caffe2)):
+            if format.matches(mapped):
+                return name
+    raise ModelError(
+        f"{path}: is no model file that vgg reads: those are ONNX, torch (.pth, .pt), safetensors, Keras (.h5, .keras), MXNet "
+        "(.params), Caffe (.caffemodel) and Caffe2 (init_net.pb)"
+    )
 
 
 def read(path: str | Path) -> Network:
@@ -49,21 +70,15 @@ def read(path: str | Path) -> Network:
     """
     path = Path(path)
     format = recognise(path)
-    if format == "onnx":
-        from . import onnx_reader
-
-        return onnx_reader.read(path)
-    from . import keras, safetensors, torch
-
-    read = {"keras": keras.read, "torch": torch.read, "safetensors": safetensors.read}[format]
-    found = read(path)
+    reader = import_module(f".{_READERS[format]}", __name__)
+    found = reader.read(path)
     if isinstance(found, Network):
         return found
     architecture, parameters = found
     sha256 = digest(path)
-    known = published.recognise(path, sha256)
+    known = zoo.recognise(path, sha256)
     source: Source = "known hash" if known else "guess"
-    recipe = known.preset if known else _USUAL[format]
+    recipe = known.preset if known else _USUAL.get(format) or reader.recipe(path)
     classes = labels.imagenet() if architecture.classes == IMAGENET_CLASSES else None
     if not known:
         named = "ImageNet's labels" if classes else f"no labels for its {architecture.classes} classes"
@@ -75,18 +90,18 @@ def read(path: str | Path) -> Network:
     return Network(architecture, parameters, preprocessing, classes, origin)
 
 
-def write(network: Network, path: str | Path, *, opset: int | None = None, outputs: Sequence[str] = ()) -> None:
+def write(network: Network, path: str | Path, options: OnnxOptions) -> None:
     """Write a network to `.onnx` or `.safetensors`; see `Network.write`."""
     path = Path(path)
     if path.suffix == ".onnx":
         from . import onnx_writer
 
-        onnx_writer.write(network, path, opset, outputs)
-    elif path.suffix == ".safetensors" and opset is None and not outputs:
+        onnx_writer.write(network, path, options)
+    elif path.suffix == ".safetensors" and options == OnnxOptions():
         from . import safetensors
 
         safetensors.write(network, path)
     elif path.suffix == ".safetensors":
-        raise ModelError(f"{path}: only an ONNX file has an opset and further outputs")
+        raise ModelError(f"{path}: only an ONNX file has an opset, further outputs and a form")
     else:
         raise ModelError(f"{path}: a network is written to .onnx or .safetensors")

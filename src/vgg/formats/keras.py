@@ -1,51 +1,140 @@
-"""Keras's HDF5 files: the weights-only `.h5` of keras.applications, and whole models saved as `.h5`.
+"""Keras's files: the old `.h5`, weights alone or a whole model, and Keras 3's `.weights.h5` and `.keras`.
 
-Layout from keras/src/legacy/saving/legacy_h5_format.py: the root, or its group `model_weights`, lists `layer_names`, and
-each layer's group lists `weight_names`. Kernels are [height, width, in, out] and [in, out]; the map is flattened with the
-channels last.
+The old layout, from keras/src/legacy/saving/legacy_h5_format.py: the root, or its group `model_weights`, lists `layer_names`,
+and each layer's group lists `weight_names`. The new one, from keras/src/saving/saving_lib.py: `layers/conv2d_1/vars/0`, where
+layers are numbered by their class and arrays in the order of their making; a `.keras` file is a zip of such a file and the
+model's configuration. Kernels are [height, width, in, out] and [in, out]; the map is flattened with the channels last.
 """
 
+import io
 import json
+import re
+import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..architectures import Architecture
 from ..errors import ModelError
-from ..files import map_file
-from .layouts import Found, Layer, assemble
+from ..files import map_file, stored
+from .layouts import Array, Bare, Found, Layer, assemble
 
 MAGIC = b"\x89HDF\r\n\x1a\n"
 EPSILON = 1e-3  # Keras's own, where a file doesn't say
 _NORM_ROLES = {"gamma": "scale", "beta": "bias", "moving_mean": "mean", "moving_variance": "variance"}
+_WEIGHTS, _CONFIG = "model.weights.h5", "config.json"  # in a `.keras` file
+_MAX_CONFIG = 2**24  # bytes
+_MOST = 1.5  # times a file's size is what compressed arrays may take
 
 
-def read(path: Path) -> tuple[Architecture, dict[str, np.ndarray[Any, Any]]]:
+def read(path: Path) -> Bare:
     """The parameters in a file: views of it where its data lie in one piece, as Keras writes them."""
     import h5py
 
     mapped = map_file(path)
     try:
-        with h5py.File(path, "r") as file:
+        config: Any = None
+        begin, end = 0, len(mapped)
+        if mapped[:8] != MAGIC:
+            with zipfile.ZipFile(path) as archive:
+                begin, end = stored(mapped, archive.getinfo(_WEIGHTS))
+                if archive.getinfo(_CONFIG).file_size > _MAX_CONFIG:
+                    raise ValueError("its configuration is too long")
+                config = archive.read(_CONFIG)
+        part = _Part(mapped, begin, end)
+        with h5py.File(part, "r") as file:
             root = file.get("model_weights", file)
-            if "layer_names" not in root.attrs:
-                raise ModelError(f"{path}: is an HDF5 file without Keras's layer_names; `.weights.h5` is not read yet")
-            layers = []
-            for name in map(_text, root.attrs["layer_names"]):
-                group = root[name]
-                arrays = {key: _view(mapped, group[key]) for key in map(_text, group.attrs["weight_names"])}
-                if arrays:
-                    layers.append(_layer(path, name, arrays))
-            epsilon = _epsilon(file.attrs.get("model_config"))
+            norms = _norms(config or file.attrs.get("model_config"))
+            if "layer_names" in root.attrs:
+                layers = [_layer(path, name, arrays) for name, arrays in _named(part, root)]
+            elif "layers" in root:
+                layers = _numbered(path, part, root["layers"], norms)
+            else:
+                raise ModelError(f"{path}: is an HDF5 file without Keras's layer_names or layers")
     except ModelError:
         raise
     except Exception as error:  # h5py raises nearly anything on a broken file
-        raise ModelError(f"{path}: is a damaged or truncated HDF5 file ({error})") from None
-    return assemble(path, layers, epsilon=epsilon, channels_last=True)
+        raise ModelError(f"{path}: is a damaged or truncated Keras file ({error})") from None
+    epsilons = {float(norm.get("epsilon", EPSILON)) for norm in norms} or {EPSILON}
+    if len(epsilons) > 1:
+        raise ModelError(f"{path}: is not a VGG network: its batch normalisations differ in their epsilon")
+    return assemble(path, layers, epsilon=epsilons.pop(), channels_last=True)
 
 
-def _layer(path: Path, name: str, arrays: dict[str, np.ndarray[Any, Any]]) -> Layer:
+def is_archive(path: Path) -> bool:
+    """Whether a zip file is a `.keras` file."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return _WEIGHTS in archive.NameToInfo
+    except Exception:  # zipfile raises nearly anything on a broken file
+        return False
+
+
+class _Part(io.RawIOBase):
+    """A part of a mapped file as a file of its own."""
+
+    def __init__(self, mapped: Any, begin: int, end: int) -> None:
+        self.mapped, self.begin, self._size, self._place = mapped, begin, end - begin, 0
+        self.copied = 0  # bytes of arrays that could not be views
+
+    def readinto(self, buffer: Any) -> int:
+        count = max(0, min(len(buffer), self._size - self._place))
+        start = self.begin + self._place
+        buffer[:count] = self.mapped[start : start + count]
+        self._place += count
+        return count
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._place = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._size}[whence]
+        return self._place
+
+    def tell(self) -> int:
+        return self._place
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+
+def _named(part: _Part, root: Any) -> list[tuple[str, dict[str, Array]]]:
+    """The layers of the old layout that have arrays, in order."""
+    layers = []
+    for name in map(_text, root.attrs["layer_names"]):
+        group = root[name]
+        arrays = {key: _view(part, group[key]) for key in map(_text, group.attrs["weight_names"])}
+        if arrays:
+            layers.append((name, arrays))
+    return layers
+
+
+def _numbered(path: Path, part: _Part, root: Any, norms: Sequence[dict[str, Any]]) -> list[Layer]:
+    """The layers of the new layout. Their classes are counted apart: a normalisation follows the convolution of its number."""
+    found: list[tuple[tuple[int, int, int], str, list[Array]]] = []
+    for name, group in root.items():
+        variables = group.get("vars", {})
+        arrays = [_view(part, variables[key]) for key in sorted(variables, key=int)]
+        match = re.fullmatch(r"(conv2d|batch_normalization|dense)(?:_(\d+))?", name)
+        if arrays and not match:
+            raise ModelError(f"{path}: is not a VGG network: layer {name} has no place in one")
+        if match and arrays:
+            place = (int(match[1] == "dense"), int(match[2] or 0), int(match[1] == "batch_normalization"))
+            found.append((place, name, arrays))
+    layers = []
+    for (_, number, norm), name, arrays in sorted(found, key=lambda entry: entry[0]):
+        keys = ["kernel", "bias"][: len(arrays)]
+        if norm:
+            said = norms[number] if number < len(norms) else {"scale": len(arrays) == 4, "center": len(arrays) == 4}
+            keys = [key for key, there in zip(_NORM_ROLES, (said["scale"], said["center"], True, True), strict=True) if there]
+        if len(keys) != len(arrays):
+            raise ModelError(f"{path}: layer {name} has {len(arrays)} arrays, and nothing says which; a .keras file would")
+        layers.append(_layer(path, name, {f"{name}/{key}": array for key, array in zip(keys, arrays, strict=True)}))
+    return layers
+
+
+def _layer(path: Path, name: str, arrays: dict[str, Array]) -> Layer:
     """One layer, its kernel turned to [out, in, height, width] or [out, in]."""
     layer: Layer = {}
     for key, value in arrays.items():
@@ -66,21 +155,23 @@ def _layer(path: Path, name: str, arrays: dict[str, np.ndarray[Any, Any]]) -> La
     return layer
 
 
-def _view(mapped: Any, dataset: Any) -> np.ndarray[Any, Any]:
+def _view(part: _Part, dataset: Any) -> Array:
     """A dataset as a view of the mapped file, or, where it is chunked or compressed, a copy."""
     offset = dataset.id.get_offset()
     if offset is None or dataset.dtype.byteorder == ">":
+        part.copied += dataset.nbytes
+        if part.copied > _MOST * len(part.mapped):
+            raise ValueError(f"its arrays would take {part.copied} bytes of memory")
         return np.asarray(dataset[()])
-    return np.frombuffer(mapped, dataset.dtype, dataset.size, offset).reshape(dataset.shape)
+    return np.frombuffer(part.mapped, dataset.dtype, dataset.size, part.begin + offset).reshape(dataset.shape)
 
 
-def _epsilon(config: Any) -> float:
-    """The batch normalisation's epsilon in a whole model's configuration."""
+def _norms(config: Any) -> list[dict[str, Any]]:
+    """The configurations of the batch normalisations in a whole model's configuration."""
     if config is None:
-        return EPSILON
+        return []
     layers = json.loads(_text(config)).get("config", {}).get("layers", [])
-    found = (layer["config"]["epsilon"] for layer in layers if layer.get("class_name") == "BatchNormalization")
-    return float(next(found, EPSILON))
+    return [layer["config"] for layer in layers if layer.get("class_name") == "BatchNormalization"]
 
 
 def _text(value: Any) -> str:

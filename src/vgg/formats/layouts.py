@@ -4,17 +4,20 @@ A reader hands over a file's layers in order, each with its arrays turned to our
 file. Here the architecture is recognised from the shapes, and what doesn't fit is named by its key.
 """
 
+import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from ..architectures import Architecture, recognise
 from ..errors import ModelError
+from ..network import Parameter, Quantized, expanded
 
 Array = np.ndarray[Any, Any]
+Bare = tuple[Architecture, dict[str, Parameter]]  # what another's file holds: no preprocessing, no labels
 
 
 @dataclass(frozen=True)
@@ -22,15 +25,15 @@ class Found:
     """One array of a file: the key it has there, and its value, [out, in, height, width] or [out, in] or [out]."""
 
     key: str
-    value: Array
+    value: Parameter
 
 
 Layer = dict[str, Found]  # by role: weight and bias, or scale, bias, mean and variance
 
 
 def assemble(
-    path: object, layers: Sequence[Layer], *, epsilon: float = 1e-5, channels_last: bool = False
-) -> tuple[Architecture, dict[str, Array]]:
+    path: object, layers: Sequence[Layer], *, epsilon: float = 1e-5, channels_last: bool = False, lrn: bool = False
+) -> Bare:
     """The architecture that a file's layers form, and its parameters under the paper's names.
 
     Args:
@@ -38,6 +41,7 @@ def assemble(
         layers: in the order of execution.
         epsilon: of the batch normalisation.
         channels_last: fc6 reads its input flattened as height, width, channels.
+        lrn: whether the first convolution's response is normalised, which no parameter shows.
 
     Raises:
         ModelError: naming the first key that doesn't fit, what was expected and what was found.
@@ -46,9 +50,9 @@ def assemble(
     convolutions = [shape for shape in weights if len(shape) == 4]
     linear = [shape for shape in weights if len(shape) == 2]
     batch_norm = any("mean" in layer for layer in layers)
-    architecture = recognise(convolutions, linear, batch_norm=batch_norm, epsilon=epsilon)
+    architecture = recognise(convolutions, linear, batch_norm=batch_norm, epsilon=epsilon, lrn=lrn)
     wanted = [layer for layer in architecture.layers if layer.parameters]
-    parameters: dict[str, Array] = {}
+    parameters: dict[str, Parameter] = {}
     for ours, theirs in zip(wanted, layers, strict=False):
         for role, shape in ours.parameters.items():
             name = f"{ours.name}.{role}"
@@ -79,14 +83,29 @@ def misfit(path: object, key: str, shape: Sequence[int], expected: str) -> Model
     return ModelError(f"{path}: is not a VGG network: expected {expected}, found {key} {list(shape)}")
 
 
-def _fitted(path: object, found: Found, name: str, shape: tuple[int, ...], channels_last: bool) -> Array:
+def shaped(value: Parameter, shape: tuple[int, ...]) -> Parameter:
+    """A parameter in another shape; as floats where its scales would not outlive that."""
+    if isinstance(value, Quantized):
+        if value.axis or value.group:
+            return value.dequantize().reshape(shape)
+        return replace(value, values=value.values.reshape(shape))
+    return value.reshape(shape)
+
+
+def _fitted(path: object, found: Found, name: str, shape: tuple[int, ...], channels_last: bool) -> Parameter:
     value = found.value
-    if name == "fc6.weight" and value.ndim == 2 and value.shape == (shape[0], int(np.prod(shape[1:]))):
+    if name == "fc6.weight" and len(value.shape) == 2 and value.shape == (shape[0], math.prod(shape[1:])):
         units, channels, height, width = shape
-        seen = value.T.reshape(height, width, channels, units).transpose(3, 2, 0, 1)
-        value = seen if channels_last else value.reshape(shape)
+        if channels_last:
+            value = expanded(value).T.reshape(height, width, channels, units).transpose(3, 2, 0, 1)
+        else:
+            value = shaped(value, shape)
     if value.shape != shape:
         raise misfit(path, found.key, found.value.shape, f"{name} {list(shape)}")
+    if isinstance(value, np.ndarray) and value.dtype.name not in ("float32", "float16", "bfloat16"):
+        if value.dtype != np.float64:
+            raise ModelError(f"{path}: is not a VGG network: {found.key} holds {value.dtype.name}, not floats")
+        return value.astype(np.float32)
     return value
 
 
@@ -99,7 +118,7 @@ _NORM_ROLES = {"weight": "scale", "bias": "bias", "running_mean": "mean", "runni
 _WRAPPERS = ("module.", "model.", "_orig_mod.", "backbone.")
 
 
-def from_state_dict(path: object, state: Mapping[str, Array]) -> tuple[Architecture, dict[str, Array]]:
+def from_state_dict(path: object, state: Mapping[str, Array]) -> Bare:
     """The network in a torch state dictionary with torchvision's, timm's or the paper's keys."""
     layers: dict[tuple[int, ...], Layer] = {}
     norms = {match[1] for key in state if (match := _FEATURES.fullmatch(_bare(key))) and match[2] == "running_mean"}

@@ -51,29 +51,39 @@ def describe(network: Network, expanded: Collection[str] = ()) -> dict[str, str]
 
 def build(path: object, text: Mapping[str, str], tensors: Mapping[str, np.ndarray[Any, Any]]) -> Network:
     """The network that `describe` described, with its stored arrays. Raises ModelError where they don't fit together."""
-    architecture = _parsed(path, ARCHITECTURE, text, lambda value: Architecture(**value))
+    made = architecture(path, text)
     quantized = _parsed(path, QUANTIZED, text, dict) if QUANTIZED in text else {}
     parameters: dict[str, Parameter] = {}
     try:
-        for name in architecture.parameters:
-            value = tensors[name].reshape(architecture.parameters[name])
+        for name, shape in made.parameters.items():
+            value = tensors[name].reshape(shape)
             if name in quantized:
                 zero_point = tensors.get(f"{name}.zero_point")
                 parameters[name] = Quantized(value, tensors[f"{name}.scale"], zero_point, **quantized[name])
             else:
                 parameters[name] = value
-        return Network(
-            architecture,
-            parameters,
-            _parsed(path, PREPROCESSING, text, lambda value: Preprocessing(**_tuples(value))),
-            parse(text[LABELS]) if LABELS in text else None,
-            _parsed(path, PROVENANCE, text, lambda value: Provenance(**value)),
-        )
     except KeyError as error:
-        raise ModelError(f"{path}: parameter {error.args[0]} of {architecture.name} is missing") from None
+        raise ModelError(f"{path}: parameter {error.args[0]} of {made.name} is missing") from None
     except (ValueError, TypeError, IndexError):
         raise ModelError(f"{path}: parameter {name} doesn't have the shape that its architecture needs") from None
     except ModelError as error:
+        raise ModelError(f"{path}: {error}") from None
+    return complete(path, text, made, parameters)
+
+
+def architecture(path: object, text: Mapping[str, str]) -> Architecture:
+    """The architecture that `describe` described."""
+    return _parsed(path, ARCHITECTURE, text, lambda value: Architecture(**value))
+
+
+def complete(path: object, text: Mapping[str, str], architecture: Architecture, parameters: Mapping[str, Parameter]) -> Network:
+    """A network of these parameters with what `describe` said beside them. Raises ModelError where it doesn't fit."""
+    preprocessing = _parsed(path, PREPROCESSING, text, lambda value: Preprocessing(**_tuples(value)))
+    provenance = _parsed(path, PROVENANCE, text, lambda value: Provenance(**value))
+    try:
+        labels = parse(text[LABELS]) if LABELS in text else None
+        return Network(architecture, parameters, preprocessing, labels, provenance)
+    except Error as error:
         raise ModelError(f"{path}: {error}") from None
 
 

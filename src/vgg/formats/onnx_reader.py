@@ -1,29 +1,35 @@
-"""ONNX files: what they say of themselves, and our own as a Network, mapped.
+"""ONNX files: what they say of themselves, and the network in them, mapped.
 
 Fields by number, from onnx.proto. ModelProto: ir_version 1, producer_name 2, producer_version 3, graph 7, opset_import 8,
-metadata_props 14. GraphProto: initializer 5, input 11, output 12.
+metadata_props 14. GraphProto: node 1, initializer 5, input 11, output 12. NodeProto: input 1, output 2, name 3, op_type 4,
+attribute 5, domain 7. AttributeProto: name 1, f 2, i 3, s 4, t 5, floats 7, ints 8.
 """
 
 import math
+import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
-from ..errors import ModelError
+from ..architectures import Architecture
+from ..errors import ModelError, Notice
 from ..files import map_file
-from ..network import Network
-from . import metadata, onnx_wire
+from ..network import Network, Parameter
+from . import metadata, onnx_wire, walk
+from .constants import Node
+from .layouts import Bare
 from .onnx_wire import Buffer, Tensor, Value, fields, span, text
 
 # TensorProto.DataType
 DTYPES: Mapping[int, Any] = {
-    1: np.float32, 2: np.uint8, 3: np.int8, 6: np.int32, 7: np.int64, 10: np.float16, 11: np.float64,
+    1: np.float32, 2: np.uint8, 3: np.int8, 6: np.int32, 7: np.int64, 9: np.bool_, 10: np.float16, 11: np.float64,
     16: ml_dtypes.bfloat16,
 }  # fmt: skip
+_DOMAINS = ("", "ai.onnx", "com.microsoft")  # whose operators are known by their bare names
 
 
 @dataclass
@@ -39,51 +45,109 @@ class Port:
 class OnnxFile:
     """What an ONNX file holds, without its numbers."""
 
+    path: Path
     mapped: Buffer
     ir_version: int = 0
     opset: int = 0
     producer: str = ""
     producer_version: str = ""
     metadata: dict[str, str] = field(default_factory=dict)
+    nodes: list[Node] = field(default_factory=list)
     tensors: dict[str, Tensor] = field(default_factory=dict)
     inputs: list[Port] = field(default_factory=list)
     outputs: list[Port] = field(default_factory=list)
+    outside: dict[Path, Buffer] = field(default_factory=dict)  # files with further numbers, mapped
 
-    def array(self, name: str) -> np.ndarray[Any, Any]:
-        """A tensor as a view of the file. Raises ValueError when it is not stored raw or not as long as its shape."""
-        found = self.tensors[name]
-        dtype = np.dtype(DTYPES[found.data_type])
-        if not found.raw or found.end - found.begin != math.prod(found.dims) * dtype.itemsize:
-            raise ValueError(f"tensor {name} is not stored as it should be")
-        return np.frombuffer(self.mapped, dtype, math.prod(found.dims), found.begin).reshape(found.dims)
+    def array(self, tensor: str | Tensor) -> np.ndarray[Any, Any]:
+        """A tensor as a view of the file. Raises ValueError when it is not as long as its shape."""
+        found = self.tensors[tensor] if isinstance(tensor, str) else tensor
+        if found.data_type not in DTYPES:
+            raise ValueError(f"tensor {found.name} is of the unknown type {found.data_type}")
+        dtype, count = np.dtype(DTYPES[found.data_type]), math.prod(found.dims)
+        buffer, begin, end = (self.mapped, found.begin, found.end) if not found.external else self._outside(found)
+        if found.kind in (onnx_wire.INT32S, onnx_wire.INT64S):
+            halves = dtype.itemsize == 2  # 16-bit floats stand there as whole numbers with the same bits
+            decoded = onnx_wire.integers(buffer, begin, end, np.uint16 if halves else dtype, count)
+            return np.asarray(decoded.view(dtype).reshape(found.dims))
+        if end - begin != count * dtype.itemsize:
+            raise ValueError(f"tensor {found.name} is not stored as it should be")
+        return np.frombuffer(buffer, dtype, count, begin).reshape(found.dims)
+
+    def _outside(self, tensor: Tensor) -> tuple[Buffer, int, int]:
+        """Where a tensor's numbers lie in another file, which must be in the same folder or below it."""
+        folder = self.path.parent.resolve()
+        file = (folder / tensor.external.get("location", "")).resolve()
+        if not file.is_relative_to(folder) or not file.is_file():
+            where = tensor.external.get("location", "")
+            raise ModelError(f"{self.path}: keeps its numbers in {where!r}, which is no file in its folder or below")
+        if file not in self.outside:
+            self.outside[file] = map_file(file)
+        buffer = self.outside[file]
+        begin = int(tensor.external.get("offset", 0))
+        end = begin + int(tensor.external["length"]) if "length" in tensor.external else len(buffer)
+        if not 0 <= begin <= end <= len(buffer):
+            raise ValueError(f"tensor {tensor.name} reaches beyond {file.name}")
+        return buffer, begin, end
 
 
 def scan(path: Path) -> OnnxFile:
     """What is in an ONNX file; its numbers are not read. Raises ModelError when it is none."""
-    model = OnnxFile(map_file(path))
+    model = OnnxFile(path, map_file(path))
     try:
         _model(model)
-    except (ValueError, RecursionError, MemoryError) as error:
+    except (ValueError, KeyError, RecursionError, MemoryError) as error:
         raise ModelError(f"{path}: is not an ONNX file, or a damaged or truncated one ({error})") from None
     if not (model.ir_version and model.opset and model.outputs):
         raise ModelError(f"{path}: is not an ONNX file, or a damaged or truncated one")
     return model
 
 
-def read(path: Path) -> Network:
-    """The network in an ONNX file that this package wrote. Raises ModelError when it can't be read, or is another's."""
+def read(path: Path) -> Network | Bare:
+    """The network in an ONNX file: whole in one of ours, architecture and parameters in another's.
+
+    Ours are read by the names of their tensors; another's, or one of ours that a tool has changed, by its graph. Raises
+    ModelError when the file can't be read, or is no VGG.
+    """
     model = scan(path)
-    if metadata.ARCHITECTURE not in model.metadata:
-        who = f"{model.producer} {model.producer_version}".strip() or "another program"
-        raise ModelError(
-            f"{path}: is an ONNX file of opset {model.opset} by {who}; only those that vgg wrote are read. Convert the "
-            "weights that it was made from: torch, Keras and safetensors files are read"
-        )
+    said = metadata.architecture(path, model.metadata) if metadata.ARCHITECTURE in model.metadata else None
     try:
-        tensors = {name: model.array(name) for name in model.tensors}
-    except (ValueError, KeyError) as error:
+        if said and said.parameters.keys() <= model.tensors.keys():
+            return metadata.build(path, model.metadata, {name: model.array(name) for name in model.tensors})
+        architecture, parameters, softmax = _walk(model, said is not None)
+    except (ValueError, KeyError, TypeError, IndexError, OverflowError) as error:
         raise ModelError(f"{path}: is a damaged ONNX file ({error})") from None
-    return metadata.build(path, model.metadata, tensors)
+    if said:
+        same = said.parameters == architecture.parameters
+        return metadata.complete(path, model.metadata, said if same else architecture, parameters)
+    if softmax:
+        warnings.warn(Notice(f"{path}: ends in a softmax, which was taken off; writing can put it back"), stacklevel=2)
+    return architecture, parameters
+
+
+def recipe(path: Path) -> str:
+    """The preset that another's file most likely wants, by what its producer left in it."""
+    model = scan(path)
+    names = " ".join((model.producer, *model.tensors)).lower()
+    if "caffe" in names or "conv1_1_w" in names:
+        return "caffe"
+    if "conv0_weight" in names:  # MXNet's; those of the zoo that were quantized were measured with another recipe
+        return "onnxrt" if any("quant" in name for name in model.tensors) else "zoo"
+    return "torchvision"
+
+
+def _walk(model: OnnxFile, ours: bool) -> tuple[Architecture, dict[str, Parameter], bool]:
+    start = model.inputs[0].name if model.inputs else ""
+    if ours:  # which may begin with preprocessing
+        start = next((name for node in model.nodes for name in node.outputs if name in ("data", "data_0")), start)
+    if len(model.inputs) != 1:
+        found = ", ".join(port.name for port in model.inputs) or "none"
+        raise ModelError(f"{model.path}: is not a VGG network: expected one input, found {found}")
+    constants: dict[str, Parameter] = {name: model.array(name) for name in model.tensors}
+    nodes = []
+    for node in model.nodes:
+        held = {key: model.array(value) for key, value in node.attributes.items() if isinstance(value, Tensor)}
+        nodes.append(replace(node, attributes={**node.attributes, **held}))
+    return walk.recognise(model.path, nodes, constants, start, [port.name for port in model.outputs])
 
 
 def _model(model: OnnxFile) -> None:
@@ -110,12 +174,53 @@ def _model(model: OnnxFile) -> None:
 def _graph(model: OnnxFile, graph: Value) -> None:
     buffer = model.mapped
     for number, value in fields(buffer, *span(graph)):
-        if number == 5:
+        if number == 1:
+            model.nodes.append(_node(buffer, value))
+        elif number == 5:
             found = onnx_wire.tensor(buffer, value)
             model.tensors[found.name] = found
         elif number in (11, 12):
             (model.inputs if number == 11 else model.outputs).append(_port(buffer, value))
     model.inputs = [port for port in model.inputs if port.name not in model.tensors]
+
+
+def _node(buffer: Buffer, value: Value) -> Node:
+    inputs: list[str] = []
+    outputs: list[str] = []
+    attributes: dict[str, Any] = {}
+    operator = domain = ""
+    for number, part in fields(buffer, *span(value)):
+        if number in (1, 2):
+            (inputs if number == 1 else outputs).append(text(buffer, part))
+        elif number == 4:
+            operator = text(buffer, part)
+        elif number == 5:
+            key, content = _attribute(buffer, part)
+            attributes[key] = content
+        elif number == 7:
+            domain = text(buffer, part)
+    return Node(operator if domain in _DOMAINS else f"{domain}.{operator}", tuple(inputs), tuple(outputs), attributes)
+
+
+def _attribute(buffer: Buffer, value: Value) -> tuple[str, Any]:
+    """An attribute's name and content: a number, text, a Tensor or a list of numbers; None for any other kind."""
+    name, content = "", None
+    for number, part in fields(buffer, *span(value)):
+        if number == 1:
+            name = text(buffer, part)
+        elif number == 2:
+            content = onnx_wire.floats(buffer, part).tolist()[0]
+        elif number == 3:
+            content = onnx_wire.number(part)
+        elif number == 4:
+            content = bytes(buffer[slice(*span(part))]).decode(errors="replace")
+        elif number == 5:
+            content = onnx_wire.tensor(buffer, part)
+        elif number == 7:
+            content = (content or []) + onnx_wire.floats(buffer, part).tolist()
+        elif number == 8:
+            content = (content or []) + onnx_wire.numbers(buffer, part)
+    return name, content
 
 
 def _port(buffer: Buffer, value: Value) -> Port:

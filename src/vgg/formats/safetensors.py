@@ -13,12 +13,11 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from ..architectures import Architecture
 from ..errors import ModelError
 from ..files import map_file, replacing
 from ..network import Network, blocks
 from . import metadata
-from .layouts import from_state_dict
+from .layouts import Bare, from_state_dict
 
 MAX_HEADER = 100 * 2**20  # the limit that the format's own package sets
 DTYPES: dict[str, Any] = {
@@ -33,7 +32,7 @@ def matches(head: bytes) -> bool:
     return len(head) > 9 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= MAX_HEADER
 
 
-def read(path: Path) -> Network | tuple[Architecture, dict[str, np.ndarray[Any, Any]]]:
+def read(path: Path) -> Network | Bare:
     """The network in a file of ours, or the parameters in one with torchvision's or timm's keys."""
     mapped = map_file(path)
     start = 8 + int.from_bytes(mapped[:8], "little")

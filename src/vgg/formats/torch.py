@@ -17,10 +17,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from ..architectures import Architecture
 from ..errors import ModelError
-from ..files import map_file
-from .layouts import from_state_dict
+from ..files import map_file, stored
+from .layouts import Bare, from_state_dict
 
 Array = np.ndarray[Any, Any]
 
@@ -99,7 +98,7 @@ class _Unpickler(pickle.Unpickler):
         return self._storage(str(key), count, _STORAGES[storage])
 
 
-def read(path: Path) -> tuple[Architecture, dict[str, Array]]:
+def read(path: Path) -> Bare:
     """The parameters in a file with torchvision's or timm's keys, or a checkpoint that holds such a state dictionary."""
     mapped = map_file(path)
     load = _from_zip if mapped[:4] == ZIP_MAGIC else _from_stream
@@ -141,11 +140,10 @@ def _from_zip(path: Path, mapped: mmap.mmap) -> Any:
             raise ModelError(f"{path}: was written on a big-endian machine, which is not supported")
 
         def storage(key: str, count: int, dtype: Any) -> _Storage:
-            entry = entries[f"{folder}data/{key}"]
-            if entry.compress_type != zipfile.ZIP_STORED:
-                raise ValueError("its numbers are compressed")
-            names = struct.unpack("<HH", mapped[entry.header_offset + 26 : entry.header_offset + 30])
-            return _Storage(dtype, count, np.frombuffer(mapped, dtype, count, entry.header_offset + 30 + sum(names)))
+            begin, end = stored(mapped, entries[f"{folder}data/{key}"])
+            if count * np.dtype(dtype).itemsize > end - begin:
+                raise ValueError("a storage is cut short")
+            return _Storage(dtype, count, np.frombuffer(mapped, dtype, count, begin))
 
         with archive.open(pickled) as file:
             return _Unpickler(file, storage).load()

@@ -1,0 +1,170 @@
+"""Caffe2's pair of files: `init_net.pb` fills the parameters, `predict_net.pb` computes with them.
+
+Both are a NetDef in protobuf's wire format. Fields by number, from caffe2/proto/caffe2.proto. NetDef: op 2, external_input 7,
+external_output 8. OperatorDef: input 1, output 2, type 4, arg 5. Argument: name 1, f 2, i 3, s 4, floats 5, ints 6.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import ModelError
+from ..files import map_file
+from . import onnx_wire, walk
+from .constants import Node
+from .layouts import Array, Bare
+from .onnx_wire import Buffer, fields, span, text
+
+EPSILON = 1e-5  # of SpatialBN, where an operator doesn't say
+_FLOAT = 5 << 3 | 5  # what stands before each number of `floats`, which are not packed: a byte
+_FILLS = ("GivenTensorFill", "ConstantFill")
+_SAME = {
+    "Conv": "Conv", "FC": "Gemm", "Relu": "Relu", "MaxPool": "MaxPool", "LRN": "LRN", "SpatialBN": "BatchNormalization",
+    "Dropout": "Dropout", "Softmax": "Softmax", "Reshape": "Reshape", "Flatten": "Flatten", "Copy": "Identity",
+}  # fmt: skip
+
+
+def read(path: Path) -> Bare:
+    """The parameters in a pair of files, mapped, of which `path` is either one and the other lies beside it."""
+    try:
+        found = _operators(map_file(path))
+    except (ValueError, IndexError) as error:
+        raise _damaged(path, error) from None
+    fills = any(node.operator.endswith("Fill") for node in found)
+    here, there = ("init", "predict") if fills else ("predict", "init")
+    other = path.with_name(path.name.replace(here, there))
+    if other == path or not other.exists():
+        raise ModelError(f"{path}: is half of a Caffe2 network; the other half, {there}_net.pb, must lie beside it")
+    try:
+        rest = _operators(map_file(other))
+        filling, computing = (found, rest) if fills else (rest, found)
+        constants = {node.outputs[0]: _filled(path, node) for node in filling if node.outputs}
+        nodes = [_node(path, node) for node in computing]
+        start = next((name for node in nodes for name in node.inputs[:1] if name not in constants), "")
+        outputs = nodes[-1].outputs if nodes else ()
+        architecture, parameters, _ = walk.recognise(path, nodes, constants, start, outputs)
+    except (ValueError, TypeError, IndexError, OverflowError) as error:
+        raise _damaged(path, error) from None
+    return architecture, parameters
+
+
+def matches(mapped: Buffer) -> bool:
+    """Whether a file is a NetDef: its operators have a type, which is a word."""
+    try:
+        for number, value in fields(mapped, 0, len(mapped)):
+            if number == 2:
+                return any(part == 4 and not isinstance(inner, int) for part, inner in fields(mapped, *span(value)))
+    except ValueError:
+        return False
+    return False
+
+
+def _damaged(path: Path, error: Exception) -> ModelError:
+    return ModelError(f"{path}: is a damaged or truncated Caffe2 file, or the one beside it is ({error})")
+
+
+def _operators(buffer: Buffer) -> list[Node]:
+    """The operators of a NetDef under Caffe2's names, their arguments as attributes."""
+    nodes = []
+    for number, value in fields(buffer, 0, len(buffer)):
+        if number != 2:
+            continue
+        inputs: list[str] = []
+        outputs: list[str] = []
+        operator, attributes = "", {}
+        for part, inner in fields(buffer, *span(value)):
+            if part in (1, 2):
+                (inputs if part == 1 else outputs).append(text(buffer, inner))
+            elif part == 4:
+                operator = text(buffer, inner)
+            elif part == 5:
+                name, content = _argument(buffer, *span(inner))
+                attributes[name] = content
+        nodes.append(Node(operator, tuple(inputs), tuple(outputs), attributes))
+    return nodes
+
+
+def _argument(buffer: Buffer, begin: int, end: int) -> tuple[str, Any]:
+    """An argument's name and content. The numbers of `floats` become one view, in steps of five bytes."""
+    name = ""
+    content: Any = None
+    while begin < end:
+        for number, value in fields(buffer, begin, end):
+            if number == 1:
+                name = text(buffer, value)
+            elif number == 2:
+                content = float(onnx_wire.floats(buffer, value)[0])
+            elif number == 3:
+                content = onnx_wire.number(value)
+            elif number == 4:
+                content = bytes(buffer[slice(*span(value))]).decode(errors="replace")
+            elif number == 6:
+                content = [*(content or ()), *onnx_wire.numbers(buffer, value)]
+            elif number == 5:
+                content, begin = _floats(buffer, *span(value), end)
+                break
+        else:
+            break
+    return name, content
+
+
+def _floats(buffer: Buffer, first: int, last: int, end: int) -> tuple[Array, int]:
+    """The numbers that begin at `first`, and where they end: packed, or one after the other, each with its tag."""
+    if last - first != 4:
+        return onnx_wire.floats(buffer, (first, last)), last
+    most = (end - first + 1) // 5
+    tags = np.ndarray((most,), np.uint8, buffer, first - 1, (5,))
+    count = 0
+    while count < most:  # in blocks, so that no more than a block is looked at in vain
+        block = tags[count : count + onnx_wire.BLOCK] == _FLOAT
+        count += len(block) if block.all() else int(block.argmin())
+        if not block.all():
+            break
+    return np.ndarray((count,), "<f4", buffer, first, (5,)), first - 1 + 5 * count
+
+
+def _filled(path: Path, node: Node) -> Array:
+    """The tensor that an operator of `init_net.pb` makes."""
+    if node.operator not in _FILLS:
+        raise ModelError(f"{path}: fills {node.outputs[0]!r} by {node.operator}; {' and '.join(_FILLS)} are read")
+    shape = node.attributes.get("shape")
+    if not isinstance(shape, list) or min(shape, default=0) < 0:
+        raise ValueError(f"{node.outputs[0]} has no shape")
+    if node.operator == "ConstantFill":
+        return np.broadcast_to(np.float32(node.attributes.get("value", 0)), shape)
+    return np.asarray(node.attributes.get("values", np.empty(0, np.float32))).reshape(shape)
+
+
+def _node(path: Path, node: Node) -> Node:
+    """An operator of Caffe2's as ONNX's."""
+    said = node.attributes
+    operator = _SAME.get(node.operator)
+    if operator is None:
+        raise ModelError(f"{path}: is not a VGG network: {node.operator} is no operator of one")
+    if said.get("order", "NCHW") != "NCHW":
+        raise ModelError(f"{path}: has its channels last, which is not supported")
+
+    def sides(one: str, *each: str, default: int) -> list[int]:
+        found = said.get(f"{one}s", [said[name] for name in each if name in said])
+        return found or [said.get(one, default)]
+
+    attributes: dict[str, Any] = {}
+    if operator in ("Conv", "MaxPool"):
+        attributes = {
+            "strides": sides("stride", "stride_h", "stride_w", default=1), "dilations": sides("dilation", default=1),
+            "pads": sides("pad", "pad_t", "pad_l", "pad_b", "pad_r", default=0), "group": said.get("group", 1),
+            "kernel_shape": sides("kernel", "kernel_h", "kernel_w", default=1),
+        }  # fmt: skip
+    elif operator == "Gemm":
+        attributes = {"transB": 1}
+    elif operator == "LRN":
+        attributes = {
+            "size": said.get("size"),
+            "alpha": said.get("alpha"),
+            "beta": said.get("beta"),
+            "bias": said.get("bias", 1.0),
+        }
+    elif operator == "BatchNormalization":
+        attributes = {"epsilon": said.get("epsilon", EPSILON)}
+    return Node(operator, node.inputs, node.outputs, attributes)

@@ -1,0 +1,116 @@
+"""MXNet's `.params`: arrays one after the other, then their names. Any version of the format, of any age.
+
+Layout from src/ndarray/ndarray.cc (NDArray::Save, Load, LegacyLoad). The file: 0x112, a reserved number, the number of
+arrays, the arrays, the number of names, the names with their lengths; all uint64. An array begins with its version: 3 or 2
+(then the kind of storage), 1, or, in the oldest files, with its number of dimensions; then its shape, the device, the type,
+the numbers. All is little-endian.
+"""
+
+import math
+import re
+import struct
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from ..errors import ModelError
+from ..files import map_file
+from .layouts import Array, Bare, Found, Layer, assemble, misfit
+
+MAGIC = struct.pack("<QQ", 0x112, 0)
+_V1, _V2, _V3 = 0xF993FAC8, 0xF993FAC9, 0xF993FACA
+_DTYPES: tuple[Any, ...] = (np.float32, np.float64, np.float16, np.uint8, np.int32, np.int8, np.int64, np.bool_)
+_BFLOAT16 = 12
+_MAX_DIMENSIONS = 32
+
+# `vgg0_conv0_weight`, as Gluon names them within a network; `features.0.weight` and `output.bias`, as it saves them; and
+# `conv1_1_weight`, `fc6_bias`, `bn1_1_gamma` of networks that came from Caffe. `arg:` and `aux:` go before them in checkpoints.
+_GLUON = re.compile(r"(?:.*_)?(conv|batchnorm|dense)(\d+)_(\w+)")
+_SAVED = re.compile(r"(?:features\.(\d+)|output)\.(\w+)")
+_PAPER = re.compile(r"(conv|bn|fc)(\d)(?:_(\d))?_(\w+)")
+_ROLES = {
+    "weight": "weight", "bias": "bias", "gamma": "scale", "beta": "bias", "running_mean": "mean", "running_var": "variance",
+    "moving_mean": "mean", "moving_var": "variance",
+}  # fmt: skip
+
+
+def read(path: Path) -> Bare:
+    """The parameters in a file, mapped. The epsilon of batch normalisation is Gluon's, 1e-5; the file doesn't say it."""
+    try:
+        arrays = _arrays(map_file(path))
+    except (struct.error, ValueError, IndexError, OverflowError) as error:
+        raise ModelError(f"{path}: is a damaged or truncated MXNet file ({error})") from None
+    layers: dict[tuple[int, ...], Layer] = {}
+    for key, value in arrays.items():
+        place, role = _place(key)
+        if role is None:
+            raise misfit(path, key, value.shape, "a name such as vgg0_conv0_weight or features.0.weight")
+        layers.setdefault(place, {})[role] = Found(key, value)
+    return assemble(path, [layers[place] for place in sorted(layers)])
+
+
+def _place(key: str) -> tuple[tuple[int, ...], str | None]:
+    """Where in the order of the layers an array belongs, and its role there; none when its name is unknown."""
+    bare = key.removeprefix("arg:").removeprefix("aux:")
+    if match := _SAVED.fullmatch(bare):
+        return (0, int(match[1])) if match[1] else (1,), _ROLES.get(match[2])
+    if match := _PAPER.fullmatch(bare):
+        return (int(match[1] == "fc"), int(match[2]), int(match[3] or 0), int(match[1] == "bn")), _ROLES.get(match[4])
+    if match := _GLUON.fullmatch(bare):
+        return (int(match[1] == "dense"), int(match[2]), int(match[1] == "batchnorm")), _ROLES.get(match[3])
+    return (), None
+
+
+def _arrays(mapped: Any) -> dict[str, Array]:
+    """The arrays by name. Raises ValueError, struct.error or IndexError where the bytes are none."""
+    (count,) = struct.unpack_from("<Q", mapped, len(MAGIC))
+    if count * 16 > len(mapped):
+        raise ValueError(f"{count} arrays in {len(mapped)} bytes")
+    place, values = len(MAGIC) + 8, []
+    for _ in range(count):
+        value, place = _array(mapped, place)
+        values.append(value)
+    (names,) = struct.unpack_from("<Q", mapped, place)
+    if names != count:
+        raise ValueError(f"{names} names for {count} arrays")
+    place += 8
+    arrays = {}
+    for value in values:
+        (length,) = struct.unpack_from("<Q", mapped, place)
+        name = mapped[place + 8 : place + 8 + length]
+        if len(name) != length:
+            raise ValueError("a name is cut short")
+        place += 8 + length
+        arrays[name.decode()] = value
+    return arrays
+
+
+def _array(mapped: Any, place: int) -> tuple[Array, int]:
+    """One array as a view of the file, and where it ends."""
+    (version,) = struct.unpack_from("<I", mapped, place)
+    side = "q"
+    if version in (_V1, _V2, _V3):
+        place += 4
+        if version != _V1:
+            (storage,) = struct.unpack_from("<i", mapped, place)
+            if storage != 0:
+                raise ValueError("a sparse array")
+            place += 4
+    else:
+        side = "I"
+    (dimensions,) = struct.unpack_from("<I", mapped, place)
+    if dimensions > _MAX_DIMENSIONS:
+        raise ValueError(f"an array of {dimensions} dimensions")
+    shape = struct.unpack_from(f"<{dimensions}{side}", mapped, place + 4)
+    place += 4 + struct.calcsize(f"<{dimensions}{side}")
+    if dimensions == 0:  # an array that was never filled, of which nothing else is kept
+        return np.empty(0, np.float32), place
+    _, _, kind = struct.unpack_from("<3i", mapped, place)
+    place += 12
+    dtype = np.dtype(ml_dtypes.bfloat16 if kind == _BFLOAT16 else _DTYPES[kind])
+    count = math.prod(shape)
+    if min(shape) < 0 or kind < 0 or count * dtype.itemsize > len(mapped) - place:
+        raise ValueError(f"an array of shape {list(shape)} reaches beyond the file")
+    return np.frombuffer(mapped, dtype, count, place).reshape(shape), place + count * dtype.itemsize

@@ -1,0 +1,88 @@
+"""Every reader, fed with files that were cut, changed or made to lie about lengths: one clear line, and little memory."""
+
+import os
+import tracemalloc
+import warnings
+from pathlib import Path
+
+os.environ["KERAS_BACKEND"] = "torch"
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from caffe_files import caffe2_nets, caffe_model
+from conftest import FIXTURES, random_network
+from vgg import ModelError, Network
+
+
+def whole(kind: str, folder: Path) -> tuple[str, bytes]:
+    """A file's name and content; what lies beside it is written."""
+    network = random_network(width=1 / 64)
+    if kind == "caffe2":
+        init, predict = (net.SerializeToString() for net in caffe2_nets(network))
+        (folder / "predict_net.pb").write_bytes(predict)
+        return "init_net.pb", init
+    if kind.startswith("caffe"):
+        return "n.caffemodel", caffe_model(network, old="v1" in kind, legacy="v1" in kind).SerializeToString()
+    if kind == "keras":
+        return "n.keras", keras_file(folder)
+    file = FIXTURES / kind
+    for beside in FIXTURES.glob(f"{kind}.*"):
+        (folder / beside.name).write_bytes(beside.read_bytes())
+    return f"broken-{kind}", file.read_bytes()
+
+
+def keras_file(folder: Path) -> bytes:
+    keras = pytest.importorskip("keras")
+    layers = [keras.layers.Input((32, 32, 3))]
+    for channels, depth in ((1, 1), (2, 1), (4, 2), (8, 2), (8, 2)):
+        layers += [keras.layers.Conv2D(channels, 3, padding="same", activation="relu") for _ in range(depth)]
+        layers.append(keras.layers.MaxPooling2D())
+    layers += [keras.layers.Flatten(), *(keras.layers.Dense(units) for units in (64, 64, 7))]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        keras.Sequential(layers).save(folder / "whole.keras")
+    return (folder / "whole.keras").read_bytes()
+
+
+KINDS = (
+    "mxnet-vgg16-bn.params", "mxnet-0.11.0-vgg11.params", "mxnet-0.9.5-2-vgg11.params", "mxnet-vgg16-bn.onnx",
+    "torch-legacy.onnx", "torch-dynamo.onnx", "caffe-v1", "caffe-v2", "caffe2", "keras",
+)  # fmt: skip
+LENGTHS = (b"\xff" * 4, b"\xff" * 8, b"\xff\xff\xff\xff\x07", b"\xff" * 9 + b"\x01", b"\0" * 8, b"\0\0\0\x80", b"\x80" * 10)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(deadline=None, max_examples=60)
+@given(data=st.data())
+def test_a_broken_file_is_one_clear_line(tmp_path_factory, kind, data):
+    folder = tmp_path_factory.getbasetemp() / f"broken-{kind}"
+    if not folder.exists():
+        folder.mkdir()
+        name, content = whole(kind, folder)
+        (folder / name).write_bytes(content)
+        (folder / "name").write_text(name)
+        (folder / "content").write_bytes(content)
+    name, content = (folder / "name").read_text(), bytearray((folder / "content").read_bytes())
+    # Where a file says what it is and how long its parts are, damage matters most: at the head, at the end, anywhere.
+    places = st.one_of(
+        st.integers(0, 400), st.integers(max(0, len(content) - 600), len(content) - 1), st.integers(0, len(content) - 1)
+    )
+    for place in data.draw(st.lists(places, max_size=6)):
+        lie = data.draw(st.one_of(st.binary(min_size=1, max_size=1), st.sampled_from(LENGTHS)))
+        content[place : place + len(lie)] = lie
+    path = folder / name
+    path.write_bytes(content[: data.draw(st.integers(1, len(content)))] if data.draw(st.booleans()) else content)
+    tracemalloc.start()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            Network.read(path)
+    except ModelError as error:
+        assert name in str(error)  # noqa: PT017
+        assert "\n" not in str(error)  # noqa: PT017
+    finally:
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peak < 2 * len(content) + 2_000_000, peak  # what Python itself needs comes on top
