@@ -154,7 +154,7 @@ def _table(found: Sequence[dict[str, Any]]) -> None:
             "failed": one["failed"],
             "top-1 %": within(one, "top1"),
             "top-5 %": within(one, "top5"),
-            "published": one["published"] and f"{one['published_top1']:.2f} {one['published_top5']:.2f}",
+            "published": one["published_top1"] and f"{one['published_top1']:.2f} {one['published_top5']:.2f}",
             "ReaL %": one["real"],
             "loss": one["cross_entropy"],
             "calibration %": one["calibration_error"],

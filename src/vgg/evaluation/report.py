@@ -72,7 +72,7 @@ def _summary(records: Sequence[Mapping[str, Any]]) -> str:
         cells = [
             *(
                 f"<b>{one[name]:.2f}%</b><small>{one[f'{name}_low']:.1f}–{one[f'{name}_high']:.1f}</small>"
-                + (f"<small>published {one[f'published_{name}']:.2f}</small>" if one["published"] else "")
+                + (f"<small>published {one[f'published_{name}']:.2f}</small>" if one["published_top1"] else "")
                 for name in ("top1", "top5")
             ),
             "" if one["real"] is None else f"{one['real']:.2f}%<small>of {one['real_images']:,}</small>",

@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache, partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -154,9 +155,9 @@ def evaluate(
     names = [one.name for one in models] + ([" + ".join(one.name for one in models)] if fuse else [])
     classes = models[0].network.architecture.classes
     run = Run(models, dataset, protocol, names, [Answers.empty(len(dataset), classes) for _ in names])
-    path = _state_path(models, dataset, protocol, names)
+    path = cache(partial(_state_path, run))  # hashing the parameters takes a second, which a short run doesn't need
     if resume:
-        run.restore(path)
+        run.restore(path())
     recipes = list(dict.fromkeys(one.network.preprocessing for one in models))
     size = max(1, min(batch_size, VIEWS // protocol.views))
     windows = (range(start, min(start + size, len(dataset))) for start in range(run.done, len(dataset), size))
@@ -165,19 +166,20 @@ def evaluate(
     def prepare(places: range) -> _Window:
         return _prepared(dataset, places, recipes, protocol, batch_size)
 
-    saved = time.monotonic()
+    saved, kept = time.monotonic(), resume
     prepared = ahead(prepare, windows, workers, workers + 1)
     try:
         for window, waited in _timed(prepared):
             _answer(run, window, waited)
             progress(run.done)
             if time.monotonic() - saved > SAVE_SECONDS:
-                run.save(path)
-                saved = time.monotonic()
+                run.save(path())
+                saved, kept = time.monotonic(), True
     except BaseException:
-        run.save(path)
+        run.save(path())
         raise
-    path.unlink(missing_ok=True)
+    if kept:
+        path().unlink(missing_ok=True)
     if len(run.errors) == len(dataset):
         raise Error(f"{dataset.name}: none of its {len(dataset):,} pictures could be read; {next(iter(run.errors.values()))}")
     return run
@@ -195,10 +197,10 @@ def _check(models: Sequence[Classifier], protocol: Protocol) -> None:
             raise Error(f"{one.engine.name} takes no whole pictures; `{protocol.name}` needs the engine native or torch")
 
 
-def _state_path(models: Sequence[Classifier], dataset: Dataset, protocol: Protocol, names: Sequence[str]) -> Path:
+def _state_path(run: Run) -> Path:
     """Where a run's partial results are: a file in the user's cache, named by all that decides the result."""
-    networks = [(one.network.sha256(), asdict(one.network.preprocessing)) for one in models]
-    key = json.dumps([networks, dataset.digest(), asdict(protocol), names], sort_keys=True)
+    networks = [(one.network.sha256(), asdict(one.network.preprocessing)) for one in run.models]
+    key = json.dumps([networks, run.dataset.digest(), asdict(run.protocol), run.names], sort_keys=True)
     return zoo.home() / "evaluations" / f"{sha256(key.encode()).hexdigest()[:32]}.npz"
 
 
