@@ -69,27 +69,35 @@ class Preprocessing:
 
     def place(self, image: "Image.Image") -> "Array":
         """The resized and cropped RGB pixels, [crop, crop, 3], 0..255: uint8, or float64 for `float`."""
+        across, down = self.resized(*image.size)
+        left, top = self.offset(across), self.offset(down)
+        return self.cut(image, (left, top, left + self.crop, top + self.crop))
+
+    def cut(self, image: "Image.Image", box: tuple[int, int, int, int]) -> "Array":
+        """The RGB pixels of the resized picture inside a box (left, top, right, bottom), as `place` gives them.
+
+        The resized picture is `resized(width, height)` pixels large; of most, only what lies in the box is made.
+        """
         import numpy as np
         from PIL import Image
 
         width, height = image.size
-        across, down = self._resized(width, height)
-        left, top = self._offset(across), self._offset(down)
-        box = (left, top, left + self.crop, top + self.crop)
+        across, down = self.resized(width, height)
+        left, top, right, bottom = box
         if (across, down) == (width, height):
             pixels = np.asarray(image.crop(box))
             return pixels.astype(np.float64) if self.interpolation == "float" else pixels
         if self.interpolation == "antialias":
             if max(across, down) <= MAX_SIDE:
                 return np.asarray(image.resize((across, down), Image.Resampling.BILINEAR).crop(box))
-            # A hair of a picture would become one of millions of pixels, of which the crop keeps 224: make only those.
-            source = (left * width / across, top * height / down, box[2] * width / across, box[3] * height / down)
-            return np.asarray(image.resize((self.crop, self.crop), Image.Resampling.BILINEAR, source))
+            # A hair of a picture would become one of millions of pixels, of which the box keeps few: make only those.
+            source = (left * width / across, top * height / down, right * width / across, bottom * height / down)
+            return np.asarray(image.resize((right - left, bottom - top), Image.Resampling.BILINEAR, source))
         pixels = np.asarray(image)
         by_area = self.interpolation == "area"
         shrinks = width >= across and height >= down
-        for axis, (count, start) in enumerate(((down, top), (across, left))):
-            wanted = np.arange(start, start + self.crop)
+        for axis, (count, start, stop) in enumerate(((down, top, bottom), (across, left, right))):
+            wanted = np.arange(start, stop)
             if by_area and shrinks:
                 pixels = _area(pixels, axis, count, wanted)
             else:
@@ -104,7 +112,8 @@ class Preprocessing:
         scaled = planes * np.float64(self.scale) - np.array(self.mean)[:, None, None]
         return np.ascontiguousarray(scaled / np.array(self.std)[:, None, None], np.float32)
 
-    def _resized(self, width: int, height: int) -> tuple[int, int]:
+    def resized(self, width: int, height: int) -> tuple[int, int]:
+        """The width and height that a picture of this width and height is resized to."""
         if self.resize == "none":
             return width, height
         if self.resize == "squash":
@@ -118,7 +127,8 @@ class Preprocessing:
         ]
         return (self.size, long[1]) if width <= height else (long[0], self.size)
 
-    def _offset(self, side: int) -> int:
+    def offset(self, side: int) -> int:
+        """Where the crop begins along a side of the resized picture."""
         return round((side - self.crop) / 2) if self.resize == "short-floor" else side // 2 - self.crop // 2
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import Error, Notice
-from . import bench, classify, convert, inspect, models
+from . import bench, classify, convert, inspect, models, serve
 
 app = typer.Typer(
     name="vgg",
@@ -23,6 +23,7 @@ app.command()(convert.convert)
 app.command()(inspect.inspect)
 app.command()(models.models)
 app.command()(bench.bench)
+app.command()(serve.serve)
 
 
 def _version(wanted: bool) -> None:

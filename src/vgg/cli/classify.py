@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..engines import DEVICES, ENGINES
 from ..published import EMBEDDED
-from .common import LabelsOption, PresetOption
+from .common import DeviceOption, EngineOption, LabelsOption, PresetOption, ThreadsOption
 
 if TYPE_CHECKING:
     from ..classifier import Result
@@ -28,14 +27,6 @@ class Format(StrEnum):
     csv = "csv"
 
 
-def _engines(incomplete: str) -> list[str]:
-    return [name for name in ("auto", *ENGINES) if name.startswith(incomplete)]
-
-
-def _devices(incomplete: str) -> list[str]:
-    return [name for name in DEVICES if name.startswith(incomplete)]
-
-
 def classify(
     images: Annotated[list[str], typer.Argument(help="Pictures, folders of them, globs, or - for standard input.")],
     model: Annotated[
@@ -48,19 +39,9 @@ def classify(
     format: Annotated[Format, typer.Option("--format", help="How to print the result.")] = Format.table,
     labels: LabelsOption = None,
     preset: PresetOption = None,
-    engine: Annotated[
-        str,
-        typer.Option(
-            "--engine", "-e", metavar="NAME", autocompletion=_engines, help=f"What computes: auto, {', '.join(ENGINES)}."
-        ),
-    ] = "auto",
-    threads: Annotated[
-        int | None,
-        typer.Option("--threads", min=1, metavar="N", help="How many at most.  [default: as many as there are cores]"),
-    ] = None,
-    device: Annotated[
-        str, typer.Option("--device", metavar="D", autocompletion=_devices, help=f"Where: {', '.join(DEVICES)}.")
-    ] = "cpu",
+    engine: EngineOption = "auto",
+    threads: ThreadsOption = None,
+    device: DeviceOption = "cpu",
 ) -> None:
     """Say what is in pictures.
 

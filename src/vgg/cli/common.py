@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..engines import DEVICES, ENGINES
 from ..preprocessing import PRESETS
 
 
@@ -23,6 +24,14 @@ def _presets(incomplete: str) -> list[str]:
     return [name for name in PRESETS if name.startswith(incomplete)]
 
 
+def _engines(incomplete: str) -> list[str]:
+    return [name for name in ("auto", *ENGINES) if name.startswith(incomplete)]
+
+
+def _devices(incomplete: str) -> list[str]:
+    return [name for name in DEVICES if name.startswith(incomplete)]
+
+
 FormatOption = Annotated[Format, typer.Option("--format", help="How to print the result.")]
 PresetOption = Annotated[
     str | None,
@@ -34,17 +43,30 @@ LabelsOption = Annotated[
     Path | None, typer.Option("--labels", metavar="FILE", help="Names of the classes, one a line, or JSON.")
 ]
 
+EngineOption = Annotated[
+    str,
+    typer.Option("--engine", "-e", metavar="NAME", autocompletion=_engines, help=f"What computes: auto, {', '.join(ENGINES)}."),
+]
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option("--threads", min=1, metavar="N", help="How many the engine uses.  [default: as many as there are cores]"),
+]
+DeviceOption = Annotated[
+    str, typer.Option("--device", metavar="D", autocompletion=_devices, help=f"Where: {', '.join(DEVICES)}.")
+]
 
-def print_records(records: Sequence[dict[str, Any]], format: Format) -> None:
-    """Print records of the same keys as JSON, CSV, or columns with a heading."""
+
+def print_records(records: Sequence[dict[str, Any]], format: Format, keys: Sequence[str] = ()) -> None:
+    """Print records of the same keys as JSON, CSV, or columns with a heading; `keys` are needed where there may be none."""
+    keys = keys or list(records[0])
     if format is Format.json:
         print(json.dumps(records, indent=2, ensure_ascii=False))
     elif format is Format.csv:
-        writer = csv.DictWriter(sys.stdout, list(records[0]), lineterminator="\n")
+        writer = csv.DictWriter(sys.stdout, keys, lineterminator="\n")
         writer.writeheader()
         writer.writerows(records)
-    else:
-        rows = [list(records[0]), *([_cell(value) for value in record.values()] for record in records)]
+    elif records:
+        rows = [list(keys), *([_cell(value) for value in record.values()] for record in records)]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         numeric = [isinstance(value, int | float) for value in records[-1].values()]
         for row in rows:
