@@ -62,4 +62,5 @@ ROUTES = [
     Route("/models/{model}/invoke", predict, methods=["POST"]),
     Route("/invocations", predict, methods=["POST"]),
     Route("/api-description", site.openapi, methods=["GET"]),
+    Route("/", site.openapi, methods=["OPTIONS"]),
 ]

@@ -127,9 +127,11 @@ async def statistics(request: Request) -> Response:
 
 async def index(request: Request) -> Response:
     """What is loaded and what could be; with `{"ready": true}` in the body, only what is loaded."""
-    record = await _optional_object(request)
+    only_ready = (await _optional_object(request)).get("ready", False)
+    if not isinstance(only_ready, bool):
+        raise Refusal("`ready` must be true or false")
     found = request.app.repository.index()
-    if record.get("ready") is True:
+    if only_ready:
         found = [one for one in found if one["state"] == "READY"]
     return JSONResponse(found)
 

@@ -1,5 +1,6 @@
 """The page, the description of the interface, and what those ask who watch the server."""
 
+import gzip
 import json
 from functools import cache
 from importlib.resources import files
@@ -15,26 +16,38 @@ from .metrics import CONTENT_TYPE
 
 TYPES = {
     ".html": "text/html; charset=utf-8", ".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8",
-    ".svg": "image/svg+xml", ".jpg": "image/jpeg",
+    ".svg": "image/svg+xml", ".webp": "image/webp",
 }  # fmt: skip
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-HEADERS = {"content-security-policy": POLICY, "referrer-policy": "no-referrer", "cache-control": "no-cache"}
+HEADERS = {
+    "content-security-policy": POLICY, "referrer-policy": "no-referrer", "cache-control": "no-cache", "vary": "accept-encoding",
+}  # fmt: skip
 
 
-def page_file(name: str) -> Response:
-    """One of the page's files. Raises HTTPException 404."""
-    kept = _files()
-    if name not in kept:
+def page_file(request: Request, name: str) -> Response:
+    """One of the page's files, compressed where the client takes that. Raises HTTPException 404."""
+    kept = _files().get(name)
+    if kept is None:
         raise HTTPException(404)
-    return Response(kept[name], media_type=TYPES[PurePath(name).suffix], headers=HEADERS)
+    content, compressed = kept
+    headers = HEADERS
+    if compressed and "gzip" in request.headers.get("accept-encoding", ""):
+        content, headers = compressed, {**HEADERS, "content-encoding": "gzip"}
+    return Response(content, media_type=TYPES[PurePath(name).suffix], headers=headers)
 
 
 @cache
-def _files() -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in files(__package__).joinpath("page").iterdir() if file.is_file()}
+def _files() -> dict[str, tuple[bytes, bytes]]:
+    """By name: the content, and where that is text, the content compressed."""
+    found = {}
+    for file in files(__package__).joinpath("page").iterdir():
+        if (suffix := PurePath(file.name).suffix) in TYPES:
+            content = file.read_bytes()
+            found[file.name] = content, b"" if suffix == ".webp" else gzip.compress(content)
+    return found
 
 
 @cache
@@ -46,15 +59,15 @@ def description() -> dict[str, object]:
 
 
 async def index(request: Request) -> Response:
-    return page_file("index.html")
+    return page_file(request, "index.html")
 
 
 async def docs(request: Request) -> Response:
-    return page_file("docs.html")
+    return page_file(request, "docs.html")
 
 
 async def page(request: Request) -> Response:
-    return page_file(request.path_params["name"])
+    return page_file(request, request.path_params["name"])
 
 
 async def openapi(request: Request) -> Response:
