@@ -21,7 +21,7 @@ from ..images import open_image
 from . import Settings, model_server, open_inference, site, v1
 from .batcher import Batcher, Place, Values
 from .bodies import Picture, check_size
-from .exchange import Exchange
+from .exchange import Exchange, going_down
 from .metrics import Metrics
 from .refusals import Busy, TooLarge, Unauthorized
 from .repository import Model, Repository
@@ -121,7 +121,7 @@ class Application:
                 "an API key is needed: `Authorization: Bearer KEY` or `X-API-Key: KEY`", www_authenticate="Bearer"
             )
         if self.draining and path != "/metrics":
-            raise Busy("the server is shutting down", retry_after="5", connection="close")
+            raise going_down()
         length = headers.get("content-length", "")
         if length.isdigit() and int(length) > self.settings.max_body * 2**20:
             raise self._too_large()

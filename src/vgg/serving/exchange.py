@@ -48,6 +48,8 @@ class Exchange:
         try:
             app.check(self._scope, self._headers)
             await app.answer(self._scope, self.receive, self.send)
+        except asyncio.CancelledError:  # its time to finish, while the server goes down, is over
+            await self._refuse(going_down())
         except Exception as error:
             await self._refuse(error)
         finally:
@@ -130,6 +132,10 @@ class Exchange:
                 **facts,
             },
         )
+
+
+def going_down() -> Busy:
+    return Busy("the server is shutting down", retry_after="5", connection="close")
 
 
 def refused(path: str, error: Error | HTTPException | None) -> Response:

@@ -85,7 +85,8 @@ class Repository:
         """
         if not self._models:
             raise NotFound("no model is loaded")
-        versions = self._models.get(name or next(iter(self._models)))
+        name = name or next(iter(self._models))
+        versions = self._models.get(name)
         if versions is None:
             raise NotFound(f"no model is called {name!r}; there are {', '.join(self._models)}")
         found = versions.get(version or max(versions, key=int))
