@@ -12,10 +12,10 @@ from conftest import EXAMPLES
 from serving_helpers import serving
 
 FORMATS = {
-    "JPEG": {"quality": 80}, "PNG": {}, "GIF": {}, "BMP": {}, "TIFF": {"compression": "tiff_lzw"}, "WEBP": {}, "PPM": {}, "TGA": {},
-    "JPEG2000": {}, "AVIF": {"quality": 60}, "ICO": {}, "PDF": {}, "EPS": {}, "MPO": {},
+    "JPEG": {"quality": 80}, "PNG": {}, "GIF": {}, "BMP": {}, "TIFF": {"compression": "tiff_lzw"}, "WEBP": {}, "PPM": {},
+    "TGA": {}, "JPEG2000": {}, "AVIF": {"quality": 60}, "ICO": {}, "PDF": {}, "EPS": {}, "MPO": {},
 }  # fmt: skip
-EACH = 30
+EACH = 25
 
 
 def mutated(data: bytes, rng: random.Random) -> bytes:
@@ -56,7 +56,7 @@ def corpus() -> list[bytes]:
 
 
 def test_broken_pictures_get_a_result_or_a_reason(models, corpus):
-    assert len(corpus) > 400
+    assert len(corpus) == 350
     with serving("-m", models["gap"]) as server:
         good = (EXAMPLES / "rocket.jpg").read_bytes()
         expected = server.ask("POST", "/v1/classify", content=good).json()["results"]
@@ -74,8 +74,8 @@ def test_broken_pictures_get_a_result_or_a_reason(models, corpus):
         assert counts[422] > 100
         assert longest < 10
         # Whatever they were sent with, good pictures are answered as before.
-        for start in range(0, len(corpus), 60):
-            files = [("a", ("broken", data)) for data in corpus[start : start + 60]] + [("a", ("image", good))]
+        for start in range(0, len(corpus), 50):
+            files = [("a", ("broken", data)) for data in corpus[start : start + 50]] + [("a", ("image", good))]
             results = server.ask("POST", "/v1/classify", files=files).json()["results"]
             assert results[-1] == expected[0]
         status = Path(f"/proc/{server.process.pid}/status").read_text()
@@ -84,7 +84,13 @@ def test_broken_pictures_get_a_result_or_a_reason(models, corpus):
         assert not [entry for entry in server.log if entry["level"] != "info"]
 
 
-@pytest.mark.parametrize("program", [b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(/etc/passwd) (r) file\n", b"<svg xmlns='http://www.w3.org/2000/svg'/>"])
+PROGRAMS = [
+    b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(/etc/passwd) (r) file\n",
+    b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+]
+
+
+@pytest.mark.parametrize("program", PROGRAMS, ids=["EPS", "SVG"])
 def test_what_is_a_program_rather_than_a_picture_is_not_run(server, program):
     answer = server.ask("POST", "/v1/classify", content=program)
     assert (answer.status_code, answer.json()) == (422, {"error": "image: is not an image that can be read"})

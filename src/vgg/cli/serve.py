@@ -62,8 +62,12 @@ def serve(
     try:
         from ..serving import Settings
         from ..serving.server import serve as run
+
+        if grpc_port is not None:
+            from ..serving import grpc  # noqa: F401
     except ModuleNotFoundError as missing:
-        raise Error(f"{missing.name} is not installed; `pip install 'vgg[serve]'` brings it") from None
+        extra = "serve" if grpc_port is None else "grpc"
+        raise Error(f"{missing.name} is not installed; `pip install 'vgg[{extra}]'` brings it") from None
     run(
         Settings(
             tuple(model or ()), host, port, grpc_port, repository, api_key_file, tuple(allow_origin or ()), batch_size, queue,

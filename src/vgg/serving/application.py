@@ -116,15 +116,23 @@ class Application:
         path = scope["path"]
         if path in OPEN or path.startswith("/page/"):
             return
-        if self._keys is not None and not self._has_key(headers):
-            raise Unauthorized(
-                "an API key is needed: `Authorization: Bearer KEY` or `X-API-Key: KEY`", www_authenticate="Bearer"
-            )
+        self.check_key(headers)
         if self.draining and path != "/metrics":
             raise going_down()
         length = headers.get("content-length", "")
         if length.isdigit() and int(length) > self.settings.max_body * 2**20:
             raise self._too_large()
+
+    def check_key(self, headers: Headers) -> None:
+        """Raises Unauthorized where there are API keys and the headers hold none of them."""
+        if self._keys is None:
+            return
+        given = headers.get("x-api-key") or headers.get("authorization", "").removeprefix("Bearer ").strip()
+        digest = hashlib.sha256(given.encode()).digest()
+        # All keys are compared, each in constant time, so that the time tells nothing about them.
+        if not sum(hmac.compare_digest(digest, key) for key in self._keys):
+            line = "an API key is needed: `Authorization: Bearer KEY` or `X-API-Key: KEY`"
+            raise Unauthorized(line, www_authenticate="Bearer")
 
     def hold(self, more: int, held: int) -> None:
         """Make room for more bytes of a body of which `held` are there. Raises TooLarge or Busy."""
@@ -140,12 +148,6 @@ class Application:
 
     def _too_large(self) -> TooLarge:
         return TooLarge(f"the body is larger than {self.settings.max_body} MiB", connection="close")
-
-    def _has_key(self, headers: Headers) -> bool:
-        given = headers.get("x-api-key") or headers.get("authorization", "").removeprefix("Bearer ").strip()
-        digest = hashlib.sha256(given.encode()).digest()
-        # All keys are compared, each in constant time, so that the time tells nothing about them.
-        return sum(hmac.compare_digest(digest, key) for key in self._keys or ()) > 0
 
 
 async def _together(

@@ -53,13 +53,15 @@ async def _serve(settings: Settings) -> None:
         host, port = listener.getsockname()[:2]
         address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         server = _Server(config, application)
+        facts = {"address": address}
         if settings.grpc_port is not None:
             from .grpc import start
 
-            server.stop_grpc = await start(application, settings.host, settings.grpc_port)
+            bound, server.stop_grpc = await start(application, settings.host, settings.grpc_port)
+            facts["grpc"] = f"{host}:{bound}"
         names = [f"{model.name}:{model.version}" for model in application.repository]
         seconds = round(time.perf_counter() - begun, 2)
-        log.info(f"ready at {address}", extra={"address": address, "models": names, "seconds": seconds})
+        log.info(f"ready at {address}", extra={**facts, "models": names, "seconds": seconds})
         await server.serve(sockets=[listener])
         await application.repository.close()
 

@@ -91,7 +91,7 @@ def read_request(body: bytes, header_length: str | None, architecture: Architect
     return Inference(batch, outputs, identity, timeout and timeout / 1e6)
 
 
-def check_input(name: Any, datatype: Any, shape: Any, architecture: Architecture) -> int:
+def check_input(name: Any, datatype: Any, shape: Any) -> int:
     """The number of values of an input that fits. Raises Refusal when it doesn't."""
     if name != INPUT:
         raise Refusal(f"the input is called {INPUT!r}, not {name!r}")
@@ -127,7 +127,7 @@ def _input(inputs: Any, binary: memoryview, architecture: Architecture) -> Array
     if not isinstance(inputs, list) or len(inputs) != 1 or not isinstance(inputs[0], dict):
         raise Refusal(f"`inputs` must be a list with one input, {INPUT!r}")
     one = inputs[0]
-    count = check_input(one.get("name"), one.get("datatype"), one.get("shape"), architecture)
+    count = check_input(one.get("name"), one.get("datatype"), one.get("shape"))
     parameters = _object(one, "parameters")
     size = parameters.get("binary_data_size")
     if "shared_memory_region" in parameters:
