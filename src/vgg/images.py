@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 MAX_BYTES = 256 * 2**20
 MAX_PIXELS = 178_956_970  # where Pillow itself refuses: half a gibibyte of RGB
+# What is read, in Pillow's names. Others of its formats are left out, since they are programs (EPS would be run by Ghostscript)
+# or no photographs.
+FORMATS = ("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA", "TIFF", "WEBP")
 # What counts as a picture in a folder.
 SUFFIXES = frozenset(
     f".{name}"
@@ -64,7 +67,8 @@ def _decode(file: BinaryIO, size: int, name: str) -> "Image.Image":
         raise ImageError(f"{name}: is {size / 2**20:.0f} MiB large; at most {MAX_BYTES // 2**20} are read as an image")
     file.seek(0)
     try:
-        image = Image.open(file)
+        Image.init()
+        image = Image.open(file, formats=[one for one in FORMATS if one in Image.OPEN])
         width, height = image.size
         if width * height > MAX_PIXELS:
             raise Image.DecompressionBombError

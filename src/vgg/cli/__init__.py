@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import Error, Notice
-from . import bench, classify, convert, evaluate, inspect, models, prepare, pull, sample
+from . import bench, classify, convert, evaluate, inspect, models, prepare, pull, sample, serve
 
 app = typer.Typer(
     name="vgg",
@@ -27,6 +27,7 @@ app.add_typer(sample.app)
 app.command()(evaluate.evaluate)
 app.add_typer(prepare.app, name="prepare")
 app.command()(bench.bench)
+app.command()(serve.serve)
 
 
 def _version(wanted: bool) -> None:

@@ -1,0 +1,35 @@
+// A heat map: a few rows of numbers, drawn as a smooth, see-through glow.
+
+// From faint to strong: share, red, green, blue, opacity.
+const COLOURS = [[0, 40, 20, 90, 0], [0.3, 70, 30, 130, 0.16], [0.55, 190, 50, 110, 0.42], [0.8, 245, 130, 50, 0.6], [1, 255, 225, 110, 0.7]];
+const EDGE = 0.06; // the share of a side along which the glow fades out, so that the crop's border draws no line
+
+function colour(share) {
+  const next = Math.max(1, COLOURS.findIndex(([at]) => share <= at));
+  const [low, high] = [COLOURS[next - 1], COLOURS[next]];
+  const part = (share - low[0]) / (high[0] - low[0]);
+  return low.slice(1).map((value, i) => value + (high[i + 1] - value) * part);
+}
+
+const smooth = (t) => t * t * (3 - 2 * t);
+const inside = (t) => smooth(Math.min(1, Math.min(t, 1 - t) / EDGE));
+
+// Paints what speaks for the class; places that speak against it stay clear.
+export function paint(canvas, map) {
+  const rows = map.length, columns = map[0].length, { width, height } = canvas;
+  const most = Math.max(...map.flat(), 1e-9);
+  const at = (row, column) => Math.max(0, map[Math.min(rows - 1, Math.max(0, row))][Math.min(columns - 1, Math.max(0, column))]) / most;
+  const context = canvas.getContext("2d"), image = context.createImageData(width, height);
+  for (let y = 0; y < height; y++) {
+    const v = ((y + 0.5) / height) * rows - 0.5, row = Math.floor(v), down = smooth(v - row);
+    for (let x = 0; x < width; x++) {
+      const u = ((x + 0.5) / width) * columns - 0.5, column = Math.floor(u), across = smooth(u - column);
+      const above = at(row, column) * (1 - across) + at(row, column + 1) * across;
+      const below = at(row + 1, column) * (1 - across) + at(row + 1, column + 1) * across;
+      const [red, green, blue, opacity] = colour(Math.min(1, above * (1 - down) + below * down));
+      const fade = inside((x + 0.5) / width) * inside((y + 0.5) / height);
+      image.data.set([red, green, blue, 255 * opacity * fade], 4 * (y * width + x));
+    }
+  }
+  context.putImageData(image, 0, 0);
+}

@@ -1,0 +1,112 @@
+"""The friendly protocol: `POST /v1/classify` with pictures, `GET /v1/models`."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from ..classifier import Prediction, ranked, softmax
+from ..errors import ImageError
+from ..explanation import VALUE, activation_map, can_explain, seen
+from .bodies import read_pictures
+from .refusals import NotSupported, Refusal, Unreadable
+from .repository import Model
+
+TOP = 5
+OPTIONS = ("top", "explain", "model", "version")
+BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
+
+
+async def classify(request: Request) -> Response:
+    """What is in each of the pictures of the body."""
+    app = request.app
+    query = request.query_params
+    # Before the body is read: most requests that find no room need not send theirs.
+    app.repository.get(query.get("model"), query.get("version")).batcher.check_room()
+    body = await read_pictures(request)
+    options = _options({**query, **body.options})
+    with app.repository.get(options["model"], options["version"]).held() as model:
+        explain = options["explain"]
+        if explain and not can_explain(model.classifier.network):
+            raise NotSupported(f"{model.name} has no heat maps: only networks with global average pooling do")
+        request.scope["facts"].update(served=model, pictures=len(body.pictures))
+        looks = await app.look(model, body.pictures, ("logits", VALUE) if explain else ("logits",))
+        results = [
+            {"image": picture.name, **({"error": str(look)} if isinstance(look, ImageError) else _result(model, look, options))}
+            for picture, look in zip(body.pictures, looks, strict=True)
+        ]
+    seen_looks = [look for look in looks if not isinstance(look, ImageError)]
+    if not seen_looks:
+        raise Unreadable("; ".join(str(look) for look in looks[:3]))
+    timing = {
+        f"{stage}_ms": round(1000 * max(getattr(look, key) for look in seen_looks), 2)
+        for stage, key in (("decode", "decoded"), ("queue", "queued"), ("inference", "inferred"))
+    }
+    return JSONResponse({"model": {"name": model.name, "version": model.version}, "results": results, "timing": timing})
+
+
+async def models(request: Request) -> Response:
+    """The models that are served, the default one first."""
+    return JSONResponse({"models": [describe(model) for model in request.app.repository]})
+
+
+def describe(model: Model) -> dict[str, Any]:
+    """What people want to know about a model."""
+    network = model.classifier.network
+    architecture = network.architecture
+    return {
+        "name": model.name,
+        "version": model.version,
+        "architecture": architecture.name,
+        "classes": architecture.classes,
+        "parameters": architecture.parameter_count,
+        "bytes": sum(array.nbytes for array in network.tensors().values()),
+        "input_size": network.preprocessing.crop,
+        "preprocessing": network.preprocessing.name,
+        "explains": can_explain(network),
+    }
+
+
+def records(predictions: list[Prediction]) -> list[dict[str, Any]]:
+    return [{"label": p.label, "score": round(p.score, 6), "index": p.index, "wnid": p.wnid} for p in predictions]
+
+
+def _result(model: Model, look: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    network = model.classifier.network
+    predictions = ranked(softmax(look.values["logits"]), options["top"], network.labels)
+    result: dict[str, Any] = {"predictions": records(predictions)}
+    if options["explain"]:
+        best = predictions[0].index
+        heat = activation_map(network, look.values[VALUE], best)
+        result["explanation"] = {
+            "index": best,
+            "map": [[round(float(value), 4) for value in row] for row in heat],
+            "box": [round(share, 6) for share in seen(network.preprocessing, look.width, look.height)],
+        }
+    return result
+
+
+def _options(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a request, whether they came as text or as JSON. Raises Refusal."""
+    if unknown := sorted(set(given) - set(OPTIONS)):
+        raise Refusal(f"there is no option {', '.join(unknown)}; there are {', '.join(OPTIONS)}")
+    top, explain = given.get("top", TOP), given.get("explain", False)
+    if isinstance(top, str) and top.isascii() and top.isdigit() and len(top) < 10:
+        top = int(top)
+    if isinstance(explain, str):
+        explain = BOOLEANS.get(explain.lower())
+    if type(top) is not int or top < 1:
+        raise Refusal("top must be a whole number, 1 or more")
+    if type(explain) is not bool:
+        raise Refusal("explain must be true or false")
+    names = {}
+    for key in ("model", "version"):
+        if not isinstance(given.get(key), str | None):
+            raise Refusal(f"{key} must be text")
+        names[key] = given.get(key) or None
+    return {"top": top, "explain": explain, **names}
+
+
+ROUTES = [Route("/v1/classify", classify, methods=["POST"]), Route("/v1/models", models, methods=["GET"])]

@@ -1,0 +1,70 @@
+"""The interface is as its description says: schemathesis asks every operation, rightly and wrongly."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vgg.serving import site
+
+pytest.importorskip("schemathesis", reason="needs schemathesis")
+COMMAND = [sys.executable, "-m", "schemathesis.cli"]
+# A schema can't say which bytes are a picture, nor that a tensor has as many numbers as its shape says: right by the schema
+# may be wrong by these.
+CONFIG = """
+[checks.positive_data_acceptance]
+expected-statuses = ["2xx", "400", "403", "404", "413", "415", "422", "501"]
+[checks.negative_data_rejection]
+expected-statuses = ["400", "403", "404", "405", "408", "411", "413", "415", "422", "501"]
+[parameters]
+"path.model" = "gap"
+"path.version" = "2"
+"path.MODEL_NAME" = "gap"
+"path.MODEL_VERSION" = "2"
+"""
+
+
+def examine(schema: str, address: str, folder: Path, *options: str) -> None:
+    (folder / "schemathesis.toml").write_text(CONFIG)
+    command = ["--config-file", folder / "schemathesis.toml", "run", schema, "--url", address, "--seed", "1", *options]
+    result = subprocess.run([*COMMAND, *command], cwd=folder, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stdout[-8000:] + result.stderr[-2000:]
+
+
+def test_our_own_description_holds(server, tmp_path):
+    schema = f"{server.address}/openapi.json"
+    examine(schema, server.address, tmp_path, "--phases", "examples,coverage,fuzzing", "--max-examples", "3")
+
+
+def test_the_protocols_published_description_holds(server, tmp_path):
+    """open_inference_rest.yaml of github.com/kserve/open-inference-protocol, where somebody has put it."""
+    given = os.environ.get("OPEN_INFERENCE_REST")
+    if not given:
+        pytest.skip("OPEN_INFERENCE_REST names no copy of the protocol's open_inference_rest.yaml")
+    text = Path(given).read_text().replace("/${", "/{")  # its parameters are written like a shell's
+    (tmp_path / "protocol.yaml").write_text(text)
+    # It names two statuses, 200 and 400; 404 and 415 are beyond it.
+    examine("protocol.yaml", server.address, tmp_path, "--exclude-checks", "status_code_conformance,unsupported_method")
+
+
+def test_every_route_is_described_and_nothing_else():
+    from vgg.serving import model_server, open_inference, v1
+
+    routes = [*site.ROUTES, *v1.ROUTES, *open_inference.ROUTES, *model_server.ROUTES]
+    ours = {(route.path, method) for route in routes for method in route.methods - {"HEAD"}}
+    pages = {("/", "GET"), ("/", "OPTIONS"), ("/docs", "GET"), ("/page/{name}", "GET"), ("/v2/", "GET")}
+    paths = site.description()["paths"]
+    described = {(path, method.upper()) for path, item in paths.items() for method in item if method in ("get", "post")}
+    assert ours - pages == described
+
+
+def test_every_status_that_is_sent_is_described():
+    from vgg.serving import refusals
+
+    statuses = {str(kind.status) for kind in vars(refusals).values() if isinstance(kind, type) and hasattr(kind, "status")}
+    text = str(site.description())
+    assert all(f"'{status}'" in text for status in statuses)
+    assert re.fullmatch(r"\d+\.\d+\.\d+.*", site.description()["info"]["version"])

@@ -1,0 +1,92 @@
+"""The Open Inference Protocol over gRPC, by Triton's own client, unchanged."""
+
+import numpy as np
+import pytest
+
+import vgg
+from conftest import EXAMPLES
+from serving_helpers import serving
+
+triton = pytest.importorskip("tritonclient.grpc", reason="needs tritonclient[grpc]")
+
+
+@pytest.fixture(scope="module")
+def running(models, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("repository")
+    (folder / "spare.onnx").write_bytes(models["gap"].read_bytes())
+    with serving("-m", models["fc"], "-m", models["slow"], "--grpc-port", 0, "--repository", folder) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def client(running):
+    client = triton.InferenceServerClient(running.log[0]["grpc"])
+    yield client
+    client.close()
+
+
+@pytest.fixture(scope="module")
+def batch(models) -> np.ndarray:
+    image = vgg.Network.read(models["fc"]).preprocessing(EXAMPLES / "chelsea.png")
+    return np.stack([image, image[:, ::-1]])
+
+
+def tensor(batch: np.ndarray, name: str = "data"):
+    made = triton.InferInput(name, list(batch.shape), "FP32")
+    made.set_data_from_numpy(batch)
+    return made
+
+
+def test_it_learns_what_is_there(client):
+    assert client.is_server_live()
+    assert client.is_server_ready()
+    assert client.is_model_ready("fc", "1")
+    assert not client.is_model_ready("resnet")
+    assert client.get_server_metadata().name == "vgg"
+    metadata = client.get_model_metadata("fc")
+    assert (metadata.platform, list(metadata.inputs[0].shape)) == ("onnx_onnxv1", [-1, 3, 224, 224])
+    assert client.get_model_config("fc").config.max_batch_size == 8
+
+
+def test_it_gets_the_networks_logits_and_classes(client, models, batch):
+    expected = vgg.engines.open(models["fc"]).logits(batch)
+    result = client.infer("fc", [tensor(batch)], request_id="7")
+    np.testing.assert_allclose(result.as_numpy("logits"), expected, atol=1e-5)
+    assert (result.get_response().id, result.get_response().model_version) == ("7", "1")
+    output = triton.InferRequestedOutput("logits", class_count=2)
+    found = client.infer("fc", [tensor(batch)], outputs=[output]).as_numpy("logits")
+    indices = [[int(text.decode().split(":")[1]) for text in row] for row in found]
+    assert indices == np.argsort(-expected, axis=1)[:, :2].tolist()
+
+
+def test_it_counts_and_changes_models(client):
+    (before,) = client.get_inference_statistics("fc").model_stats
+    assert before.inference_count >= 4
+    client.load_model("spare")
+    assert client.is_model_ready("spare")
+    assert {one.name for one in client.get_model_repository_index().models} == {"fc", "slow", "spare"}
+    client.unload_model("spare")
+    assert not client.is_model_ready("spare")
+
+
+def test_what_is_wrong_is_a_status_and_a_line(client, batch):
+    for call, code, line in (
+        (lambda: client.infer("resnet", [tensor(batch)]), "NOT_FOUND", "no model is called 'resnet'"),
+        (lambda: client.infer("fc", [tensor(batch[:, :, :64])]), "INVALID_ARGUMENT", "vgg16 takes float32"),
+        (lambda: client.infer("fc", [tensor(batch, "image")]), "INVALID_ARGUMENT", "the input is called 'data'"),
+        (lambda: client.infer("fc", [tensor(np.zeros((65, 3, 224, 224), np.float32))]), "RESOURCE_EXHAUSTED", ""),
+        (lambda: client.infer("slow", [tensor(batch)], timeout=1), "DEADLINE_EXCEEDED", "no answer before the deadline"),
+    ):
+        with pytest.raises(triton.InferenceServerException, match=line) as refused:
+            call()
+        assert refused.value.status() == f"StatusCode.{code}"
+
+
+def test_keys_count_here_too(models, tmp_path):
+    (tmp_path / "keys").write_text("secret")
+    with serving("-m", models["fc"], "--grpc-port", 0, "--api-key-file", tmp_path / "keys") as server:
+        client = triton.InferenceServerClient(server.log[0]["grpc"])
+        with pytest.raises(triton.InferenceServerException, match="an API key is needed"):
+            client.get_server_metadata()
+        assert client.get_server_metadata(headers={"authorization": "Bearer secret"}).name == "vgg"
+        client.close()

@@ -1,0 +1,194 @@
+"""The Open Inference Protocol: by Triton's own client, unchanged, and byte by byte."""
+
+import json
+
+import numpy as np
+import pytest
+
+import vgg
+from conftest import EXAMPLES
+from vgg.serving.refusals import Refusal
+from vgg.serving.tensors import Tensor, Wanted, write_response
+
+triton = pytest.importorskip("tritonclient.http", reason="needs tritonclient")
+PHOTO = EXAMPLES / "chelsea.png"
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    client = triton.InferenceServerClient(server.address.removeprefix("http://"), network_timeout=60, connection_timeout=60)
+    yield client
+    client.close()
+
+
+@pytest.fixture(scope="module")
+def batch(models) -> np.ndarray:
+    image = vgg.Network.read(models["fc"]).preprocessing(PHOTO)
+    return np.stack([image, image[:, ::-1]])
+
+
+@pytest.fixture(scope="module")
+def logits(models, batch) -> np.ndarray:
+    return vgg.engines.open(models["fc"]).logits(batch)
+
+
+def tensor(batch: np.ndarray, binary: bool = True):
+    made = triton.InferInput("data", list(batch.shape), "FP32")
+    made.set_data_from_numpy(batch, binary_data=binary)
+    return made
+
+
+def test_tritons_client_learns_what_is_there(client, server):
+    assert client.is_server_live()
+    assert client.is_server_ready()
+    assert client.is_model_ready("fc")
+    assert client.is_model_ready("gap", "2")
+    assert not client.is_model_ready("gap", "3")
+    metadata = client.get_server_metadata()
+    assert (metadata["name"], metadata["version"]) == ("vgg", vgg.__version__)
+    assert "binary_tensor_data" in metadata["extensions"]
+    assert "model_repository" not in metadata["extensions"]
+    assert client.get_model_metadata("fc") == {
+        "name": "fc", "versions": ["1"], "platform": "onnx_onnxv1",
+        "inputs": [{"name": "data", "datatype": "FP32", "shape": [-1, 3, 224, 224]}],
+        "outputs": [{"name": "logits", "datatype": "FP32", "shape": [-1, 7]}],
+    }  # fmt: skip
+    assert client.get_model_metadata("gap")["versions"] == ["1", "2"]
+    assert client.get_model_config("fc")["max_batch_size"] == 8
+    assert [one["state"] for one in client.get_model_repository_index()] == ["READY"] * 3
+
+
+@pytest.mark.parametrize("binary_in", [True, False])
+@pytest.mark.parametrize("binary_out", [True, False, None])
+def test_tritons_client_gets_the_networks_logits(client, batch, logits, binary_in, binary_out):
+    outputs = None if binary_out is None else [triton.InferRequestedOutput("logits", binary_data=binary_out)]
+    result = client.infer("fc", [tensor(batch, binary_in)], outputs=outputs, request_id="42")
+    np.testing.assert_allclose(result.as_numpy("logits"), logits, atol=1e-5)
+    response = result.get_response()
+    assert (response["id"], response["model_name"], response["model_version"]) == ("42", "fc", "1")
+
+
+@pytest.mark.parametrize("algorithm", ["gzip", "deflate"])
+def test_tritons_client_may_compress(client, batch, logits, algorithm):
+    result = client.infer("fc", [tensor(batch)], request_compression_algorithm=algorithm)
+    np.testing.assert_allclose(result.as_numpy("logits"), logits, atol=1e-5)
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_tritons_client_gets_classes(client, batch, logits, models, binary):
+    output = triton.InferRequestedOutput("logits", binary_data=binary, class_count=3)
+    found = client.infer("fc", [tensor(batch)], outputs=[output]).as_numpy("logits")
+    assert found.shape == (2, 3)
+    names = vgg.Network.read(models["fc"]).labels.names
+    for row, texts in zip(logits, found, strict=True):
+        parts = [(text.decode() if isinstance(text, bytes) else text).split(":") for text in texts]
+        assert [int(index) for _, index, _ in parts] == np.argsort(-row)[:3].tolist()
+        assert [label for *_, label in parts] == [names[int(index)] for _, index, _ in parts]
+        np.testing.assert_allclose([float(value) for value, *_ in parts], np.sort(row)[::-1][:3], atol=1e-5)
+
+
+def test_any_value_of_the_network_and_any_size_that_it_takes(client, models):
+    images = np.random.default_rng(0).normal(size=(1, 3, 64, 96)).astype(np.float32)
+    outputs = [triton.InferRequestedOutput(name) for name in ("pool5", "logits")]
+    result = client.infer("gap", [tensor(images)], model_version="1", outputs=outputs)
+    expected = vgg.engines.open(models["gap"]).run(images, ("pool5", "logits"))
+    for name, value in expected.items():
+        np.testing.assert_allclose(result.as_numpy(name), value, atol=1e-4)
+
+
+def test_many_requests_at_once_come_back_to_their_own(client, server, batch, logits):
+    many = triton.InferenceServerClient(server.address.removeprefix("http://"), concurrency=8, network_timeout=60)
+    pending = [many.async_infer("fc", [tensor(batch[i % 2 : i % 2 + 1])]) for i in range(40)]
+    for i, one in enumerate(pending):
+        np.testing.assert_allclose(one.get_result().as_numpy("logits"), logits[i % 2 : i % 2 + 1], atol=1e-5)
+    many.close()
+
+
+def test_statistics_count(client, batch):
+    before = client.get_inference_statistics("fc", "1")["model_stats"][0]
+    client.infer("fc", [tensor(batch)])
+    (after,) = client.get_inference_statistics("fc")["model_stats"]
+    assert after["inference_count"] == before["inference_count"] + 2
+    assert after["inference_stats"]["success"]["count"] == before["inference_stats"]["success"]["count"] + 1
+    assert after["last_inference"] >= before["last_inference"]
+    assert sum(one["compute_infer"]["count"] for one in after["batch_stats"]) == after["execution_count"]
+    assert len(client.get_inference_statistics()["model_stats"]) == 3
+
+
+def test_loading_is_off_unless_asked_for(client):
+    for change in (client.load_model, client.unload_model):
+        with pytest.raises(triton.InferenceServerException, match="loading and unloading is off") as refused:
+            change("fc")
+        assert refused.value.status() == "403"
+
+
+def request(**changes) -> dict:
+    one = {"name": "data", "datatype": "FP32", "shape": [1, 3, 32, 32], "data": [0.5] * 3072, **changes.pop("input", {})}
+    return {"inputs": [{key: value for key, value in one.items() if value is not None}], **changes}
+
+
+@pytest.mark.parametrize(
+    ("record", "line"),
+    [
+        ({}, "`inputs` must be a list with one input"),
+        ({"inputs": [{}, {}]}, "`inputs` must be a list with one input"),
+        (request(input={"name": "image"}), "the input is called 'data', not 'image'"),
+        (request(input={"datatype": "FP64"}), "the input is of datatype FP32, not 'FP64'"),
+        (request(input={"datatype": "BYTES"}), "the input is of datatype FP32, not 'BYTES'"),
+        (request(input={"shape": [1, 3, 32, -32]}), "`shape` must be a list of whole numbers"),
+        (request(input={"shape": [1, 3, 32, True]}), "`shape` must be a list of whole numbers"),
+        (request(input={"shape": [10**12, 3, 32, 32]}), "shape [1000000000000, 3, 32, 32] means"),
+        (request(input={"shape": [3, 32, 32]}), "vgg11 takes float32 [batch, 3, height, width]"),
+        (request(input={"shape": [1, 3, 16, 64]}), "vgg11 takes float32 [batch, 3, height, width]"),
+        (request(input={"shape": [0, 3, 32, 32], "data": []}), "the batch is empty"),
+        (request(input={"shape": [1, 3, 32, 2048], "data": [[0.5] * 2048] * 96}), "height and width are at most 1024"),
+        (request(input={"data": None}), "an input needs `data`"),
+        (request(input={"data": ["1"] * 3072}), "`data` must be numbers"),
+        (request(input={"data": [[1], [1, 2]]}), "`data` has rows of different lengths"),
+        (request(input={"data": [1e39] * 3072}), "the input has values that are no finite numbers"),
+        (request(input={"parameters": {"shared_memory_region": "r"}}), "shared memory is not supported"),
+        (request(input={"data": None, "parameters": {"binary_data_size": 4}}), "`binary_data_size` is 4, and 0 bytes"),
+        (request(id=7), "`id` must be text"),
+        (request(parameters={"timeout": "soon"}), "`timeout` must be whole microseconds"),
+        (request(outputs=[{"name": "prob"}]), "no value of vgg11 is called 'prob'"),
+        (request(outputs=[{"name": "logits"}] * 2), "an output is asked for twice"),
+        (request(outputs=[{"name": "logits", "parameters": {"classification": -1}}]), "`classification` must be how many"),
+        (request(outputs=[{"name": "pool5", "parameters": {"classification": 1}}]), "only logits are classes"),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_one_line(server, record, line):
+    answer = server.ask("POST", "/v2/models/gap/infer", json=record)
+    assert answer.status_code in (400, 415), answer.text
+    assert set(answer.json()) == {"error"}
+    assert answer.json()["error"].startswith(line)
+
+
+@pytest.mark.parametrize("length", ["-1", "x", "99999999", "٣"])
+def test_a_header_length_that_lies_is_refused(server, length):
+    headers = [(b"inference-header-content-length", length.encode())]
+    answer = server.client.post("/v2/models/gap/infer", content=b"{}", headers=headers)
+    assert answer.status_code == 400
+
+
+def test_numbers_that_json_has_not_are_refused(server):
+    body = json.dumps(request()).replace("0.5", "NaN", 1)
+    assert server.ask("POST", "/v2/models/gap/infer", content=body).json() == {
+        "error": "the body is not JSON: NaN is no number"
+    }
+
+
+def test_what_json_cannot_say_can_be_had_as_bytes():
+    infinite = Tensor("logits", np.array([[np.inf, 1]], np.float32), (1, 2))
+    with pytest.raises(Refusal, match="take it as binary data"):
+        write_response({}, [infinite], [Wanted("logits")])
+    body, length = write_response({}, [infinite], [Wanted("logits", binary=True)])
+    assert np.frombuffer(body[length:], "<f4").tolist() == [np.inf, 1]
+
+
+def test_a_requests_own_timeout_counts(server):
+    images = np.zeros((6, 3, 256, 256), np.float32)  # some milliseconds of work
+    one = {"name": "data", "datatype": "FP32", "shape": list(images.shape), "parameters": {"binary_data_size": images.nbytes}}
+    text = json.dumps({"parameters": {"timeout": 1000}, "inputs": [one]}).encode()
+    headers = {"inference-header-content-length": str(len(text))}
+    answer = server.ask("POST", "/v2/models/gap/infer", content=text + images.tobytes(), headers=headers)
+    assert (answer.status_code, answer.json()) == (504, {"error": "no answer before the deadline"})

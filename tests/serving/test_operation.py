@@ -1,0 +1,226 @@
+"""What those need who run the server: limits, keys, metrics, logs, and a way down that loses nothing."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from conftest import EXAMPLES
+from serving_helpers import Server, serving
+
+PHOTO = (EXAMPLES / "rocket.jpg").read_bytes()
+CLASSIFY = "/v1/classify"
+
+
+def slow(server: Server, count: int = 1, side: int = 640) -> httpx.Response:
+    """A request that keeps the engine at work: pictures of 640x640 take some tenths of a second each."""
+    shape, size = [count, 3, side, side], count * 3 * side * side * 4
+    one = {"name": "data", "datatype": "FP32", "shape": shape, "parameters": {"binary_data_size": size}}
+    text = json.dumps({"inputs": [one]}).encode()
+    headers = {"inference-header-content-length": str(len(text))}
+    return httpx.post(f"{server.address}/v2/models/slow/infer", content=text + bytes(size), headers=headers, timeout=60)
+
+
+def until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.01)
+
+
+def waiting(server: Server) -> float:
+    return metric(server, "nv_inference_pending_request_count")
+
+
+def metric(server: Server, name: str, **labels: str) -> float:
+    text = server.ask("GET", "/metrics").text
+    return sum(
+        sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name.removesuffix("_total") == name.removesuffix("_total") and labels.items() <= sample.labels.items()
+    )
+
+
+def test_it_is_ready_with_little_work(models):
+    with serving("-m", models["gap"]) as server:
+        fields = Path(f"/proc/{server.process.pid}/stat").read_text().rpartition(")")[2].split()
+        ticks = int(fields[11]) + int(fields[12])  # of the processor, since others may be at work on this machine
+        assert ticks / os.sysconf("SC_CLK_TCK") < 2.5
+        assert server.log[0]["models"] == ["gap:1"]
+
+
+def test_a_full_queue_answers_at_once(models):
+    with serving("-m", models["slow"], "--queue", 2, "--batch-size", 1) as server, ThreadPoolExecutor(6) as pool:
+        requests = [pool.submit(slow, server, 2)]
+        until(lambda: waiting(server) == 1)  # the other is in the engine
+        requests.append(pool.submit(slow, server))
+        until(lambda: waiting(server) == 2)
+        began = time.monotonic()
+        answer = server.ask("POST", CLASSIFY, content=PHOTO)
+        assert time.monotonic() - began < 1  # a request takes several tenths; the machine may be busy
+        assert (answer.status_code, answer.json()) == (503, {"error": "the queue is full; try again later"})
+        assert int(answer.headers["retry-after"]) >= 1
+        assert [one.result().status_code for one in requests] == [200] * 2
+        assert server.ask("POST", CLASSIFY, content=PHOTO).status_code == 200
+        assert metric(server, "nv_inference_request_success", model="slow") == 3
+
+
+def test_a_late_request_is_told_so_and_its_work_is_dropped(models):
+    with serving("-m", models["slow"], "--deadline-seconds", 1, "--batch-size", 1) as server:
+        with ThreadPoolExecutor(6) as pool:
+            answers = list(pool.map(lambda _: slow(server, 4, 448), range(3)))
+        assert {one.status_code for one in answers} <= {200, 503, 504}
+        assert 504 in {one.status_code for one in answers}
+        late = next(one for one in answers if one.status_code == 504)
+        assert late.json() == {"error": "no answer before the deadline"}
+        until(lambda: waiting(server) == 0)
+        assert metric(server, "nv_inference_count", model="slow") < 12  # pictures; not all went through the engine
+        assert metric(server, "nv_inference_request_failure", reason="CANCELED") >= 1
+
+
+def test_sigterm_under_load_loses_no_accepted_request(models):
+    with serving("-m", models["slow"]) as server:
+        stop, answers, refused = threading.Event(), [], []
+
+        def load() -> None:
+            with httpx.Client(timeout=60) as client:
+                while not stop.is_set():
+                    try:
+                        answers.append(client.post(server.address + CLASSIFY, content=PHOTO))
+                    except httpx.ConnectError:
+                        return  # the door is closed: not accepted
+                    except httpx.HTTPError as error:
+                        refused.append(error)
+                        return
+
+        threads = [threading.Thread(target=load) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        work = ThreadPoolExecutor(1).submit(slow, server, 12, 320)  # accepted before, finished after
+        until(lambda: waiting(server) > 8)
+        server.process.send_signal(signal.SIGTERM)
+        server.logged(message="shutting down")
+        seen = []
+        while server.process.poll() is None:
+            try:
+                seen.append((server.ask("GET", "/readyz").status_code, server.ask("GET", "/healthz").status_code))
+            except httpx.HTTPError:
+                break
+        assert server.process.wait(30) == 0
+        stop.set()
+        for thread in threads:
+            thread.join()
+        assert work.result().status_code == 200
+        assert (503, 200) in seen
+        assert {one.status_code for one in answers} <= {200, 503}
+        last = [one for one in answers if one.status_code == 503]
+        assert all(one.json() == {"error": "the server is shutting down"} and "retry-after" in one.headers for one in last)
+        entries = [entry for entry in server.log if entry["message"] == "request" and entry["path"] == CLASSIFY]
+        accepted = sum(entry["status"] == 200 for entry in entries)
+        assert accepted == sum(one.status_code == 200 for one in answers)  # whatever was worked on arrived
+        assert server.log[-1]["message"] == "shut down"
+        assert server.log[-1]["unanswered"] == 0
+
+
+def test_the_way_down_is_bounded(models):
+    with serving("-m", models["slow"], "--drain-seconds", 0.3, "--batch-size", 1) as server:
+        pool = ThreadPoolExecutor(1)
+        future = pool.submit(slow, server, 24, 320)
+        until(lambda: waiting(server) > 20)
+        began = time.monotonic()
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(30) == 0
+        assert time.monotonic() - began < 8
+        assert (future.result().status_code, future.result().json()) == (503, {"error": "the server is shutting down"})
+
+
+def test_metrics_have_tritons_names_and_histograms(server):
+    answer = server.ask("POST", CLASSIFY, params={"model": "fc"}, content=PHOTO)
+    assert answer.status_code == 200
+    answer = server.ask("GET", "/metrics")
+    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+    families = {family.name: family for family in text_string_to_metric_families(answer.text)}
+    for name in ("request_success", "request_failure", "count", "exec_count", "request_duration_us", "queue_duration_us",
+                 "compute_input_duration_us", "compute_infer_duration_us", "compute_output_duration_us"):  # fmt: skip
+        assert f"# TYPE nv_inference_{name} counter\n" in answer.text
+        assert metric(server, f"nv_inference_{name}") >= 0
+    for stage in ("queue", "decode", "inference", "total"):
+        assert families[f"vgg_{stage}_seconds"].type == "histogram"
+        assert metric(server, f"vgg_{stage}_seconds_count", model="fc") >= 1
+    assert metric(server, "vgg_batch_size_count", model="fc") >= 1
+    assert metric(server, "vgg_http_requests_total", route=CLASSIFY, status="200") >= 1
+    assert metric(server, "process_resident_memory_bytes") > 0
+
+
+def test_cross_origin_calls_are_off_by_default(server, models):
+    headers = {"origin": "https://example.org"}
+    assert "access-control-allow-origin" not in server.ask("GET", "/v1/models", headers=headers).headers
+    preflight = {**headers, "access-control-request-method": "POST"}
+    assert "access-control-allow-origin" not in server.ask("OPTIONS", CLASSIFY, headers=preflight).headers
+    with serving("-m", models["gap"], "--allow-origin", "https://example.org") as open_server:
+        for method, path, sent in (("GET", "/v1/models", headers), ("OPTIONS", CLASSIFY, preflight)):
+            answer = open_server.ask(method, path, headers=sent)
+            assert answer.headers["access-control-allow-origin"] == "https://example.org"
+        others = open_server.ask("GET", "/v1/models", headers={"origin": "https://example.com"})
+        assert "access-control-allow-origin" not in others.headers
+
+
+def test_keys_guard_everything_but_health_and_the_page(models, tmp_path):
+    (tmp_path / "keys").write_text("first-key\nsecond-key\n")
+    with serving("-m", models["gap"], "--api-key-file", tmp_path / "keys") as server:
+        for path in ("/", "/docs", "/openapi.json", "/healthz", "/readyz", "/ping", "/v2/health/live", "/page/page.js"):
+            assert server.ask("GET", path).status_code == 200
+        for path in ("/v1/models", "/metrics", "/v2", "/nothing"):
+            assert server.ask("GET", path).status_code == 401
+        for headers in ({}, {"x-api-key": "third-key"}, {"authorization": "Bearer x"}, {"authorization": "Basic first-key"}):
+            answer = server.ask("POST", CLASSIFY, content=PHOTO, headers=headers)
+            assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer")
+        for headers in ({"x-api-key": "first-key"}, {"authorization": "Bearer second-key"}):
+            assert server.ask("POST", CLASSIFY, content=PHOTO, headers=headers).status_code == 200
+        assert not any("-key" in json.dumps(entry) for entry in server.log)
+
+
+def test_an_error_inside_is_a_500_with_its_traceback_in_the_log_only(models):
+    # Nothing that a client sends should do this, so the test takes the decoder away.
+    code = "import vgg.serving.application as a; a._decode = None; from vgg.cli import main; main()"
+    with serving("-m", models["gap"], run=code) as server:
+        answer = server.ask("POST", CLASSIFY, content=PHOTO)
+        assert (answer.status_code, answer.json()) == (500, {"error": "internal error; the server's log says more"})
+        (entry,) = server.logged(message="internal error")
+        assert (entry["level"], entry["request_id"]) == ("error", answer.headers["x-request-id"])
+        assert "TypeError" in entry["exception"]
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (["-m", "nowhere.onnx"], "vgg: nowhere.onnx: can't be copied before it is read: there is no such file or folder"),
+        (["-m", "gap", "-m", "gap"], "vgg: two models are called gap, version 1; name them with --model NAME=PATH"),
+        (["-m", "gap", "--api-key-file", os.devnull], "vgg: /dev/null: holds no API key; there must be one a line"),
+        (["-m", "gap", "--api-key-file", "nowhere"], "vgg: nowhere: there is no such file or folder"),
+        (["-m", "gap", "--port", "TAKEN"], "vgg: 127.0.0.1 port TAKEN: can't be listened on: address already in use"),
+        (["-m", "gap", "--host", "192.0.2.1"], "vgg: 192.0.2.1 port 0: can't be listened on: cannot assign requested"),
+        (["-m", "gap", "--engine", "abacus"], "vgg: no engine is called 'abacus'"),
+    ],
+)
+def test_a_start_that_fails_is_one_line(models, options, line):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        options = [{"gap": str(models["gap"]), "TAKEN": port}.get(option, option) for option in options]
+        command = [sys.executable, "-m", "vgg", "serve", "--port", "0", *options]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.startswith(line.replace("TAKEN", port))
+    assert result.stderr.count("\n") == 1

@@ -1,0 +1,147 @@
+"""Models loaded, swapped and unloaded while the server serves; files that change under it."""
+
+import os
+import shutil
+import threading
+
+import httpx
+import pytest
+
+import vgg
+from conftest import EXAMPLES, random_network
+from serving_helpers import Server, serving
+
+PHOTO = EXAMPLES / "rocket.jpg"
+
+
+def post(server: Server, path: str, **options) -> httpx.Response:
+    return server.ask("POST", f"/v2/repository/{path}", **options)
+
+
+def score(server: Server, model: str) -> float:
+    answer = server.ask("POST", "/predictions/" + model, content=PHOTO.read_bytes())
+    assert answer.status_code == 200, answer.text
+    return answer.json()[0]["probability"]
+
+
+def expected(path) -> float:
+    return pytest.approx(vgg.load(path).classify(PHOTO)[0].score, abs=1e-4)
+
+
+@pytest.fixture
+def folder(models, tmp_path):
+    """A repository: `plain.onnx`, `deep` with two versions, and what must not be reached."""
+    folder = tmp_path / "repository"
+    (folder / "deep" / "1").mkdir(parents=True)
+    (folder / "deep" / "10").mkdir()
+    shutil.copy(models["gap"], folder / "plain.onnx")
+    shutil.copy(models["gap"], folder / "deep" / "1" / "model.onnx")
+    shutil.copy(models["other"], folder / "deep" / "10" / "model.onnx")
+    shutil.copy(models["gap"], tmp_path / "outside.onnx")
+    (folder / "link.onnx").symlink_to(tmp_path / "outside.onnx")
+    (folder / "notes.txt").write_text("no model")
+    return folder
+
+
+def test_models_come_and_go(models, folder):
+    with serving("-m", models["fc"], "--repository", folder) as server:
+        states = {one["name"]: one["state"] for one in post(server, "index").json()}
+        assert states == {"fc": "READY", "plain": "UNAVAILABLE", "deep": "UNAVAILABLE", "link": "UNAVAILABLE"}
+        assert "model_repository" in server.ask("GET", "/v2").json()["extensions"]
+        for name, file in (("plain", folder / "plain.onnx"), ("deep", folder / "deep" / "10" / "model.onnx")):
+            assert server.ask("GET", f"/v2/models/{name}/ready").status_code == 404
+            assert post(server, f"models/{name}/load").json() == {}
+            assert server.ask("GET", f"/v2/models/{name}/ready").status_code == 200
+            assert score(server, name) == expected(file)
+        assert server.ask("GET", "/v2/models/deep").json()["versions"] == ["10"]  # the newest, by number
+        assert len(post(server, "index", json={"ready": True}).json()) == 3
+        assert post(server, "models/plain/unload").json() == {}
+        assert server.ask("GET", "/v2/models/plain/ready").status_code == 404
+        assert post(server, "models/plain/unload").status_code == 404
+        for name in ("link", "notes", "..", "%2e%2e", "..%2foutside", "outside", "deep%2f1", "*", "plain.onnx", "."):
+            answer = post(server, f"models/{name}/load")
+            assert answer.status_code == 404, (name, answer.text)
+        parameters = {"parameters": {"config": "{}", "file:1/model.onnx": "AAAA"}}
+        assert post(server, "models/plain/load", json=parameters).status_code == 400
+
+
+def test_a_swap_loses_no_request(models, folder):
+    plain = folder / "plain.onnx"
+    with serving("-m", models["fc"], "--repository", folder) as server:
+        post(server, "models/plain/load")
+        stop, answers = threading.Event(), []
+
+        def load() -> None:
+            with httpx.Client(timeout=60) as client:
+                while not stop.is_set():
+                    answers.append(client.post(f"{server.address}/predictions/plain", content=PHOTO.read_bytes()))
+
+        threads = [threading.Thread(target=load) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for source in ("other", "gap", "other"):
+            shutil.copy(models[source], folder / "new")
+            os.replace(folder / "new", plain)
+            assert post(server, "models/plain/load").status_code == 200
+            assert score(server, "plain") == expected(models[source])
+        stop.set()
+        for thread in threads:
+            thread.join()
+        assert {one.status_code for one in answers} == {200}
+        found = {one.json()[0]["probability"] for one in answers}
+        both = [vgg.load(models[name]).classify(PHOTO)[0].score for name in ("gap", "other")]
+        assert all(min(abs(one - other) for other in both) < 1e-4 for one in found)
+
+
+def test_a_swap_that_fails_leaves_the_old_model(models, folder, tmp_path):
+    plain = folder / "plain.onnx"
+    with serving("-m", models["fc"], "--repository", folder) as server:
+        post(server, "models/plain/load")
+        good, before = plain.read_bytes(), score(server, "plain")
+        flipped = bytearray(good)
+        flipped[len(good) // 2] ^= 0x40
+        for content, line in (
+            (good[: len(good) // 2], "damaged"),
+            (bytes(flipped), "is damaged: its numbers are not those that were written"),
+            (b"", "is empty"),
+            (b"no model at all", "is no model file"),
+        ):
+            plain.write_bytes(content)
+            answer = post(server, "models/plain/load")
+            assert answer.status_code == 400
+            assert line in answer.json()["error"]
+            assert answer.json()["error"].startswith(str(plain))
+            assert score(server, "plain") == before
+        plain.unlink()
+        assert post(server, "models/plain/load").status_code == 404
+        assert score(server, "plain") == before
+
+
+def test_a_full_disk_leaves_the_old_model(models, folder):
+    # No room for the private copy: a limit on the size of files stands in for a full disk.
+    large = random_network(input_size=224, width=1 / 4, head="gap")
+    code = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000)); from vgg.cli import main; main()"
+    )
+    with serving("-m", models["gap"], "--repository", folder, run=code) as server:
+        assert post(server, "models/plain/load").status_code == 200
+        before = score(server, "plain")
+        large.write(folder / "plain.onnx")
+        answer = post(server, "models/plain/load")
+        assert answer.status_code == 400
+        assert "can't be copied before it is read" in answer.json()["error"]
+        assert score(server, "plain") == before
+
+
+def test_a_model_file_may_be_cut_or_replaced_while_it_serves(models, tmp_path):
+    path = tmp_path / "model.onnx"
+    shutil.copy(models["fc"], path)  # linear layers are read where they lie
+    with serving("-m", path) as server:
+        before = score(server, "model")
+        os.truncate(path, 100)
+        assert score(server, "model") == before
+        path.write_bytes(os.urandom(600_000))
+        assert score(server, "model") == before
+        path.unlink()
+        assert score(server, "model") == before
