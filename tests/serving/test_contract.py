@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from vgg.serving import site
+from conftest import ROOT
+from vgg.serving import model_server, open_inference, refusals, site, v1
 
 pytest.importorskip("schemathesis", reason="needs schemathesis")
 COMMAND = [sys.executable, "-m", "schemathesis.cli"]
@@ -51,8 +52,6 @@ def test_the_protocols_published_description_holds(server, tmp_path):
 
 
 def test_every_route_is_described_and_nothing_else():
-    from vgg.serving import model_server, open_inference, v1
-
     routes = [*site.ROUTES, *v1.ROUTES, *open_inference.ROUTES, *model_server.ROUTES]
     ours = {(route.path, method) for route in routes for method in route.methods - {"HEAD"}}
     pages = {("/", "GET"), ("/", "OPTIONS"), ("/docs", "GET"), ("/page/{name}", "GET"), ("/v2/", "GET")}
@@ -62,9 +61,17 @@ def test_every_route_is_described_and_nothing_else():
 
 
 def test_every_status_that_is_sent_is_described():
-    from vgg.serving import refusals
-
     statuses = {str(kind.status) for kind in vars(refusals).values() if isinstance(kind, type) and hasattr(kind, "status")}
     text = str(site.description())
     assert all(f"'{status}'" in text for status in statuses)
     assert re.fullmatch(r"\d+\.\d+\.\d+.*", site.description()["info"]["version"])
+
+
+def test_every_promise_names_a_test_that_there_is():
+    text = (ROOT / "docs/server-behavior.md").read_text()
+    promises = re.split(r"\n- ", text)[1:]
+    for promise in promises:
+        named = re.findall(r"`(tests/serving/\w+\.py)::(\w+)`", promise)
+        assert named, promise
+        for file, test in named:
+            assert f"def {test}(" in (ROOT / file).read_text(), test

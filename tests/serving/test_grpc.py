@@ -74,7 +74,7 @@ def test_what_is_wrong_is_a_status_and_a_line(client, batch):
         (lambda: client.infer("resnet", [tensor(batch)]), "NOT_FOUND", "no model is called 'resnet'"),
         (lambda: client.infer("fc", [tensor(batch[:, :, :64])]), "INVALID_ARGUMENT", "vgg16 takes float32"),
         (lambda: client.infer("fc", [tensor(batch, "image")]), "INVALID_ARGUMENT", "the input is called 'data'"),
-        (lambda: client.infer("fc", [tensor(np.zeros((65, 3, 224, 224), np.float32))]), "RESOURCE_EXHAUSTED", ""),
+        (lambda: client.infer("fc", [tensor(np.zeros((65, 3, 224, 224), np.float32))]), "RESOURCE_EXHAUSTED", "larger"),
         (lambda: client.infer("slow", [tensor(batch)], timeout=1), "DEADLINE_EXCEEDED", "no answer before the deadline"),
     ):
         with pytest.raises(triton.InferenceServerException, match=line) as refused:
