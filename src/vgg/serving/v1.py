@@ -96,16 +96,14 @@ def _options(given: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(top, str) and top.isascii() and top.isdigit() and len(top) < 10:
         top = int(top)
     if isinstance(explain, str):
-        explain = BOOLEANS.get(explain.lower())
+        explain = BOOLEANS.get(explain)
     if type(top) is not int or top < 1:
         raise Refusal("top must be a whole number, 1 or more")
     if type(explain) is not bool:
         raise Refusal("explain must be true or false")
-    names = {}
-    for key in ("model", "version"):
-        if not isinstance(given.get(key), str | None):
-            raise Refusal(f"{key} must be text")
-        names[key] = given.get(key) or None
+    names = {key: given.get(key, "") for key in ("model", "version")}
+    if not all(isinstance(name, str) for name in names.values()):
+        raise Refusal("model and version must be text")
     return {"top": top, "explain": explain, **names}
 
 
