@@ -7,6 +7,10 @@ class Error(Exception):
     The command line prints the line and exits with 1; it never shows a traceback for one of these.
     """
 
+    def __str__(self) -> str:
+        # Names out of a broken file may hold anything; the message stays one line all the same.
+        return "".join(letter if letter.isprintable() else " " for letter in super().__str__())
+
 
 class ImageError(Error):
     """A picture that can't be read, or isn't one."""

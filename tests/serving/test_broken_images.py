@@ -11,6 +11,8 @@ from PIL import Image
 from conftest import EXAMPLES
 from serving_helpers import serving
 
+pytestmark = pytest.mark.full  # a real server under real load, over minutes
+
 FORMATS = {
     "JPEG": {"quality": 80}, "PNG": {}, "GIF": {}, "BMP": {}, "TIFF": {"compression": "tiff_lzw"}, "WEBP": {}, "PPM": {},
     "TGA": {}, "JPEG2000": {}, "AVIF": {"quality": 60}, "ICO": {}, "PDF": {}, "EPS": {}, "MPO": {},

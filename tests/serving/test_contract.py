@@ -11,6 +11,8 @@ import pytest
 from conftest import ROOT
 from vgg.serving import model_server, open_inference, refusals, site, v1
 
+pytestmark = pytest.mark.full  # a real server under real load, over minutes
+
 pytest.importorskip("schemathesis", reason="needs schemathesis")
 COMMAND = [sys.executable, "-m", "schemathesis.cli"]
 # A schema can't say which bytes are a picture, nor that a tensor has as many numbers as its shape says: right by the schema

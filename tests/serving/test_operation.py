@@ -19,6 +19,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from conftest import EXAMPLES
 from serving_helpers import Server, serving
 
+pytestmark = pytest.mark.full  # a real server under real load, over minutes
+
 PHOTO = (EXAMPLES / "rocket.jpg").read_bytes()
 CLASSIFY = "/v1/classify"
 
@@ -135,9 +137,9 @@ def test_sigterm_under_load_loses_no_accepted_request(models):
 
 
 def test_the_way_down_is_bounded(models):
-    with serving("-m", models["slow"], "--drain-seconds", 0.3, "--batch-size", 1) as server:
+    with serving("-m", models["slow"], "--drain-seconds", 0.1, "--batch-size", 1) as server:
         pool = ThreadPoolExecutor(1)
-        future = pool.submit(slow, server, 24, 320)
+        future = pool.submit(slow, server, 24, 448)
         until(lambda: waiting(server) > 20)
         began = time.monotonic()
         server.process.send_signal(signal.SIGTERM)

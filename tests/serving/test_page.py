@@ -8,6 +8,8 @@ import pytest
 from conftest import EXAMPLES
 from serving_helpers import serving
 
+pytestmark = pytest.mark.full  # a real server under real load, over minutes
+
 CHROMIUM = shutil.which("chromium")
 PHOTO = EXAMPLES / "chelsea.png"
 LIMIT = 60_000  # bytes of a page load
