@@ -74,6 +74,7 @@ def test_a_full_queue_answers_at_once(models):
         assert time.monotonic() - began < 1  # a request takes several tenths; the machine may be busy
         assert (answer.status_code, answer.json()) == (503, {"error": "the queue is full; try again later"})
         assert int(answer.headers["retry-after"]) >= 1
+        assert metric(server, "nv_inference_request_failure", reason="REJECTED") == 1
         assert [one.result().status_code for one in requests] == [200] * 2
         assert server.ask("POST", CLASSIFY, content=PHOTO).status_code == 200
         assert metric(server, "nv_inference_request_success", model="slow") == 3

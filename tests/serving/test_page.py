@@ -77,7 +77,7 @@ def test_an_example_is_answered_with_bars_facts_and_a_heat_map(page, server):
     page.click("[data-example='cat.webp']")
     cat = server.ask("GET", "/page/cat.webp").content
     page.wait_for_selector("#facts dd")
-    assert bars(page) == expected(server, cat, model="gap", version="1")  # what the page has chosen
+    assert bars(page) == expected(server, cat, model="gap", version="2")  # what the page has chosen
     assert page.locator("#best").inner_text().lower() == bars(page)[0]
     assert "parameters" in page.locator("#facts").inner_text()
     assert page.locator("#heat").evaluate("canvas => canvas.classList.contains('on')")
@@ -112,7 +112,7 @@ def test_several_pictures_become_a_gallery(page, server, tmp_path):
     cards = page.locator("#gallery button")
     assert cards.count() == 4
     for place, photo in enumerate(photos):
-        best = expected(server, photo.read_bytes(), model="gap", version="1")[0]
+        best = expected(server, photo.read_bytes(), model="gap", version="2")[0]
         assert cards.nth(place).get_attribute("aria-label").startswith(f"{photo.name}: {best}")
     cards.nth(3).click()
     assert page.locator("#trouble").inner_text() == "This file is not an image that can be read"
@@ -151,7 +151,7 @@ def test_pasting_and_dropping_work(page, server):
             [kind, base64.b64encode(PHOTO.read_bytes()).decode()],
         )
         has_text(page, "#status", f"{kind}.png: ")
-        assert bars(page) == expected(server, PHOTO.read_bytes(), model="gap", version="1")
+        assert bars(page) == expected(server, PHOTO.read_bytes(), model="gap", version="2")
     assert page.troubles == []
 
 

@@ -36,7 +36,8 @@ async def predict(request: Request) -> Response:
     app = request.app
     name = request.path_params.get("model") or request.query_params.get("model_name")
     version = request.path_params.get("version")
-    app.repository.get(name, version).batcher.check_room()
+    request.scope["facts"]["served"] = asked = app.repository.get(name, version)
+    asked.batcher.check_room()  # before the body is read
     body = await read_pictures(request)
     with app.repository.get(name or body.options.get("model_name"), version).held() as model:
         request.scope["facts"].update(served=model, pictures=len(body.pictures))

@@ -97,6 +97,7 @@ async def one_config(request: Request) -> Response:
 
 async def infer(request: Request) -> Response:
     app = request.app
+    request.scope["facts"]["served"] = _model(request)
     _model(request).batcher.check_room()  # before the body is read
     body = await decoded_body(request)
     with _model(request).held() as model:

@@ -70,8 +70,9 @@ class Repository:
         metrics.registry.register(TritonCounters(lambda: ((one.statistics, one.batcher.waiting) for one in self)))
 
     def __iter__(self) -> Iterator[Model]:
+        """Every model, the default one first, its newest version first."""
         for versions in self._models.values():
-            yield from versions.values()
+            yield from (versions[version] for version in sorted(versions, key=int, reverse=True))
 
     @property
     def changeable(self) -> bool:

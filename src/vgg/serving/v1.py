@@ -23,8 +23,8 @@ async def classify(request: Request) -> Response:
     """What is in each of the pictures of the body."""
     app = request.app
     query = request.query_params
-    # Before the body is read: most requests that find no room need not send theirs.
-    app.repository.get(query.get("model"), query.get("version")).batcher.check_room()
+    request.scope["facts"]["served"] = asked = app.repository.get(query.get("model"), query.get("version"))
+    asked.batcher.check_room()  # before the body is read: most requests that find no room need not send theirs
     body = await read_pictures(request)
     options = _options({**query, **body.options})
     with app.repository.get(options["model"], options["version"]).held() as model:
