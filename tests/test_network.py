@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from conftest import random_network
 from vgg import Labels, ModelError, Network, Quantized
-from vgg.network import blocks, contiguous
+from vgg.parameters import blocks, contiguous
 
 
 def quantized(value: np.ndarray, zero_point: bool = False) -> Quantized:

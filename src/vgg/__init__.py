@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from .classifier import Classifier, Prediction, Result, load, postprocess
     from .errors import Error, ImageError, ModelError, Notice
     from .labels import Labels
-    from .network import Network, Provenance, Quantized
+    from .network import Network, Provenance
+    from .parameters import LowRank, Quantized
     from .preprocessing import Preprocessing, preprocess
 
 _HOMES = {
@@ -25,7 +26,8 @@ _HOMES = {
     "classifier": ("Classifier", "Prediction", "Result", "load", "postprocess"),
     "errors": ("Error", "ImageError", "ModelError", "Notice"),
     "labels": ("Labels",),
-    "network": ("Network", "Provenance", "Quantized"),
+    "network": ("Network", "Provenance"),
+    "parameters": ("LowRank", "Quantized"),
     "preprocessing": ("Preprocessing", "preprocess"),
 }
 _ROOMS = (
@@ -33,7 +35,7 @@ _ROOMS = (
 )  # fmt: skip
 
 __all__ = [
-    "Architecture", "Classifier", "Error", "ImageError", "Labels", "ModelError", "Network", "Notice", "Prediction",
+    "Architecture", "Classifier", "Error", "ImageError", "Labels", "LowRank", "ModelError", "Network", "Notice", "Prediction",
     "Preprocessing", "Provenance", "Quantized", "Result", "__version__", "architectures", "datasets", "engines", "evaluation",
     "formats", "images", "labels", "load", "postprocess", "preprocess", "preprocessing", "samples", "zoo",
 ]  # fmt: skip

@@ -14,7 +14,8 @@ import numpy as np
 
 from . import engines
 from .errors import Error
-from .network import Network, Parameter
+from .network import Network
+from .parameters import LowRank, Parameter, Part, is_int4
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -54,7 +55,8 @@ def work(network: Network) -> dict[str, Work]:
         elif weight:
             numbers, name = math.prod(weight), layer.value.removesuffix(".raw")
             if layer.operation == "linear":
-                found[name] = Work(numbers, _stored_bytes(network.parameters[f"{layer.name}.weight"]))
+                stored = network.parameters[f"{layer.name}.weight"]
+                found[name] = sum((_linear(part) for part in _factors(stored)), Work(0, 0))
             elif weight[2] == 3 and found:
                 found[name] = Work(numbers * side * side / 4, numbers * 4 * 36 / 9)
             else:
@@ -62,11 +64,15 @@ def work(network: Network) -> dict[str, Work]:
     return found
 
 
-def _stored_bytes(weight: Parameter) -> float:
+def _factors(weight: Parameter) -> tuple[Part, ...]:
+    return (weight.left, weight.right) if isinstance(weight, LowRank) else (weight,)
+
+
+def _linear(weight: Part) -> Work:
+    numbers = math.prod(weight.shape)
     if isinstance(weight, np.ndarray):
-        return weight.nbytes
-    bits = 4 if weight.values.dtype.name.endswith("int4") else 8
-    return weight.values.size * bits / 8 + weight.scale.nbytes
+        return Work(numbers, weight.nbytes)
+    return Work(numbers, numbers * (0.5 if is_int4(weight.values) else 1) + weight.scale.nbytes)
 
 
 @dataclass(frozen=True)

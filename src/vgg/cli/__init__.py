@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import Error, Notice
-from . import bench, classify, convert, evaluate, inspect, models, prepare, pull, sample, serve
+from . import bench, classify, convert, evaluate, inspect, models, prepare, pull, quantize, sample, serve
 
 app = typer.Typer(
     name="vgg",
@@ -26,6 +26,7 @@ app.command()(pull.pull)
 app.add_typer(sample.app)
 app.command()(evaluate.evaluate)
 app.add_typer(prepare.app, name="prepare")
+app.command()(quantize.quantize)
 app.command()(bench.bench)
 app.command()(serve.serve)
 

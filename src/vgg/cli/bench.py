@@ -62,7 +62,7 @@ def bench(
     if layers and engine and "native" not in names:
         raise Error("--layers: only the native engine says how long its layers took; add `--engine native`")
     if plot:
-        _check_plot(plot)
+        check_plot(plot)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Notice)  # guesses about preprocessing and labels make no difference here
         network = Network.read(locate(model))
@@ -143,7 +143,7 @@ def _case(one: "Comparison") -> str:
     return f"batch {one.batch}, {one.threads} thread{'s' * (one.threads > 1)}"
 
 
-def _check_plot(path: Path) -> None:
+def check_plot(path: Path) -> None:
     """Raises Error where a plot can't be made, before anything is measured."""
     from importlib.util import find_spec
 

@@ -11,7 +11,8 @@ from onnx import helper
 from ..errors import ModelError, one_line
 from ..formats import onnx_graph, onnx_reader
 from ..formats.onnx_options import OnnxOptions
-from ..network import Network, contiguous
+from ..network import Network
+from ..parameters import contiguous
 from . import Array, check_batch
 
 OPSET = 17
