@@ -6,10 +6,10 @@ import pytest
 from onnxruntime.quantization import CalibrationMethod
 from onnxruntime.quantization.calibrate import TensorData, TensorsData
 from PIL import Image
-from saturation import product, run
 
 import vgg
 from conftest import needs_native, random_network
+from saturation import product, run
 from vgg import ModelError, Network, engines
 from vgg.quantization import Pictures, calibration, quantize_weights, static
 from vgg.quantization.calibration import ranges
@@ -65,7 +65,7 @@ def test_a_percentile_leaves_outliers_out(place, capsys):
         array = batch if name == "data" else engines.open(one, "onnxruntime").run(batch, [name])[name]
         low, high = found[name].range_value
         assert whole[name][0] <= low < high < whole[name][1]
-        assert np.mean(array <= high) == pytest.approx(calibration.PERCENTILE / 100, abs=2e-4)
+        assert np.mean(array <= high) == pytest.approx(calibration.PERCENTILE / 100, abs=2e-3)
 
 
 @pytest.mark.parametrize("format", ["qdq", "qoperator"])
@@ -106,7 +106,8 @@ def test_no_pair_of_products_overflows():
 def loud(one):
     """A network whose weights are all as large as a channel's largest."""
     parameters = {
-        name: np.sign(value) * np.abs(value).mean() if name.endswith("weight") else value for name, value in one.parameters.items()
+        name: np.sign(value) * np.abs(value).mean() if name.endswith("weight") else value
+        for name, value in one.parameters.items()
     }
     return replace(one, parameters={name: value.astype(np.float32) for name, value in parameters.items()})
 

@@ -140,7 +140,7 @@ def test_fine_layers_have_8_bits_and_others_are_left_alone():
 
 
 def test_a_network_that_is_quantized_already_is_refused():
-    with pytest.raises(ModelError, match="conv1_1.weight is quantized already"):
+    with pytest.raises(ModelError, match=r"conv1_1\.weight is quantized already"):
         quantize_weights(quantize_weights(network()))
 
 

@@ -10,13 +10,35 @@ import numpy as np
 import openvino
 from onnx import helper
 
+from ..errors import ModelError, one_line
 from ..formats import onnx_graph
 from ..formats.onnx_options import OnnxOptions
 from ..network import Network
 from ..parameters import LowRank, Parameter, Part, Quantized, as_bytes, contiguous
 from . import Array, check_batch
+from .graph import GraphEngine
 
 OPSET, IR_VERSION = 21, 10  # the first with 4-bit numbers and with scales in groups
+
+
+class OpenVinoGraphEngine(GraphEngine):
+    """An ONNX file that quantizes activations, in OpenVINO's CPU plugin, which computes with integers where it can."""
+
+    name = "openvino"
+
+    def __init__(self, network: Network, threads: int | None = None) -> None:
+        super().__init__(network)
+        options = {"PERFORMANCE_HINT": "LATENCY", **({"INFERENCE_NUM_THREADS": str(threads)} if threads else {})}
+        try:
+            model = openvino.Core().read_model(self._path)
+            self._model = openvino.Core().compile_model(model, "CPU", options)
+        except Exception as error:  # whatever OpenVINO's bindings raise
+            raise ModelError(f"{self._path}: OpenVINO can't run it ({one_line(error)}); the engine onnxruntime may") from None
+        count = model.input(0).partial_shape[0]
+        self._count = count.get_length() if count.is_static else None
+
+    def _infer(self, batch: Array) -> Array:
+        return np.array(self._model.create_infer_request().infer([batch])[0])
 
 
 class OpenVinoEngine:

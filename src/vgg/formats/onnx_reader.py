@@ -135,6 +135,12 @@ def quantizes_activations(path: Path) -> bool:
     return any(node.operator.startswith(_QUANTIZING) for node in scan(path).nodes)
 
 
+def is_qdq(path: Path) -> bool:
+    """Whether all its integers stand between QuantizeLinear and DequantizeLinear, around operators of floats."""
+    operators = {node.operator for node in scan(path).nodes}
+    return not any(one.startswith(_QUANTIZING[1:]) for one in operators)
+
+
 def ends_in_softmax(path: Path) -> bool:
     """Whether an ONNX file gives probabilities."""
     return any(node.operator.endswith("Softmax") for node in scan(path).nodes[-3:])

@@ -87,16 +87,16 @@ def ranges(network: Network, pictures: Pictures, method: Method = "minmax", prog
     engine, values = engines.open(network), network.architecture.values
     found: dict[str, tuple[Any, Any]] = {}
     histograms = HistogramCollector("percentile", False, 2048, 128, PERCENTILE, "same")
-    for batch in pictures.batches(network, progress):
-        arrays = {"data": batch, **engine.run(batch, values)}
+    with redirect_stdout(StringIO()):  # the histograms talk
+        for batch in pictures.batches(network, progress):
+            arrays = {"data": batch, **engine.run(batch, values)}
+            if method == "percentile":
+                histograms.collect({name: [array] for name, array in arrays.items()})
+            else:
+                for name, array in arrays.items():
+                    low, high = found.get(name, (array.min(), array.max()))
+                    found[name] = min(low, array.min()), max(high, array.max())
         if method == "percentile":
-            histograms.collect({name: [array] for name, array in arrays.items()})
-        else:
-            for name, array in arrays.items():
-                low, high = found.get(name, (array.min(), array.max()))
-                found[name] = min(low, array.min()), max(high, array.max())
-    if method == "percentile":
-        with redirect_stdout(StringIO()):  # it talks
             found = {name: (low, high) for name, (low, high, *_) in histograms.compute_collection_result().items()}
     kind = CalibrationMethod.Percentile if method == "percentile" else CalibrationMethod.MinMax
     made = TensorsData(kind, {name: TensorData(lowest=np.float32(a), highest=np.float32(b)) for name, (a, b) in found.items()})
