@@ -34,7 +34,8 @@ def test_no_scale_does_better_than_the_one_that_is_found(limit, group):
     value = RNG.standard_t(3, size=(10, 30, 3, 3)).astype(np.float32)
     stored = integers(value, limit, group)
     assert stored.values.dtype == (np.int8 if limit > 7 else ml_dtypes.int4)
-    assert np.abs(stored.values.astype(int)).max() <= limit
+    assert stored.values.astype(int).max() <= limit
+    assert stored.values.astype(int).min() >= (-8 if limit == 7 else -limit)
     rows = np.pad(value.reshape(10, -1), ((0, 0), (0, -270 % (group or 270)))).reshape(10, -1, group or 270)
     found = np.pad(stored.dequantize().reshape(10, -1), ((0, 0), (0, -270 % (group or 270)))).reshape(rows.shape)
     error = ((found - rows) ** 2).sum(2)

@@ -10,7 +10,6 @@ import numpy as np
 
 from ..architectures import STRIDE, Architecture
 from ..errors import Error, ModelError
-from ..formats.onnx_reader import is_qdq
 from ..network import Network
 from ..zoo import locate
 
@@ -84,8 +83,10 @@ def open(model: Network | str | Path, engine: str = "auto", *, threads: int | No
     if engine not in installed():
         raise Error(_missing(engine))
     home, name, _ = _HOMES[engine]
-    if network.graph and (engine == "onnxruntime" or (engine == "openvino" and is_qdq(network.graph))):
-        name = _GRAPHS[engine]
+    if network.graph and engine in _GRAPHS:
+        from ..formats.onnx_reader import is_qdq
+
+        name = _GRAPHS[engine] if engine == "onnxruntime" or is_qdq(network.graph) else name
     made = getattr(import_module(f".{home}", __name__), name)
     opened: Engine = made(network, threads, device) if engine == "torch" else made(network, threads)
     return opened

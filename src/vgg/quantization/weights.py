@@ -22,11 +22,11 @@ CACHED = 2**15  # numbers that are worked on at once, few enough to stay in a co
 
 
 def integers(value: Part, limit: int = INT8, group: int = 0) -> Quantized:
-    """A parameter in symmetric integers; of 31 scales, each row or group takes the one with the least squared error.
+    """A parameter in integers around zero; of 31 scales, each row or group takes the one with the least squared error.
 
     Args:
         value: floats, [rows, ...]; of a mapped file, a few MiB are read at a time.
-        limit: the largest integer; up to 7, they are stored in 4 bits.
+        limit: the largest integer; up to 7, they are stored in 4 bits; 7 goes with -8.
         group: how many neighbours in a row share a scale; all when 0.
     """
     rows, inputs = value.shape[0], math.prod(value.shape[1:])
@@ -58,7 +58,8 @@ def integers(value: Part, limit: int = INT8, group: int = 0) -> Quantized:
 
 
 def _rounded(rows: Array, limit: int) -> tuple[Array, Array]:
-    """Integers [rows, numbers] from -limit to limit, and the scale of each row."""
+    """Integers [rows, numbers] up to a limit, and the scale of each row."""
+    lowest = -limit - (limit == INT4)  # of 16 integers none is wasted; of 256, one matters nothing
     found, scales = np.empty(rows.shape, np.int8), np.empty(len(rows), np.float32)
     step = max(1, CACHED // rows.shape[1])
     for start in range(0, len(rows), step):
@@ -71,12 +72,12 @@ def _rounded(rows: Array, limit: int) -> tuple[Array, Array]:
             scale = largest * np.float32(share / limit)
             np.multiply(part, (1 / scale)[:, None], out=scaled)
             np.rint(scaled, out=nearest)
-            np.clip(nearest, -limit, limit, out=nearest)
+            np.clip(nearest, lowest, limit, out=nearest)
             nearest -= scaled
             error = np.einsum("ij,ij->i", nearest, nearest) * scale**2
             best, least = np.where(error < least, scale, best), np.minimum(error, least)
         np.divide(part, best[:, None], out=scaled)
-        found[start : start + step] = np.rint(scaled, out=scaled).clip(-limit, limit)
+        found[start : start + step] = np.rint(scaled, out=scaled).clip(lowest, limit)
         scales[start : start + step] = best
     return found, scales
 
