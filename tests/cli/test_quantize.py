@@ -53,9 +53,8 @@ def test_weights_need_nothing_but_the_model(place):
 
 
 def test_what_it_costs_is_said(place):
-    done = vgg(
-        place, "n.onnx", "-o", "q.onnx", "--format", "qdq", "--calibrate", "data", "--evaluate", "data", "--report", "json"
-    )
+    looks = ("--calibrate", "data", "--evaluate", "data", "--report", "json")
+    done = vgg(place, "n.onnx", "-o", "q.onnx", "--format", "qdq", *looks)
     first, second = json.loads(done.stdout)
     assert (first["configuration"], second["configuration"]) == ("float32", "qdq, u8, minmax")
     assert second["images"] == 14

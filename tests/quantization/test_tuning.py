@@ -6,7 +6,7 @@ from PIL import Image
 
 from conftest import random_network
 from vgg import Error, Labels, Network, datasets
-from vgg.quantization import Configuration, Judge, Pictures, Quantizer, ladder, noise, per_layer, tune, tuning
+from vgg.quantization import Configuration, Judge, Pictures, Quantizer, ladder, noise, per_layer, quantize_weights, tune
 from vgg.quantization.quantizer import silent
 
 LABELS = Labels(("ant", "bee", "cat", "dog", "eel", "fox", "gnu"))
@@ -83,9 +83,7 @@ def test_what_was_judged_is_remembered_and_what_was_cut_goes_on(tmp_path, networ
 def test_nothing_is_written_where_nothing_is_near_enough(tmp_path, network, place):
     path = tmp_path / "n.onnx"
     rungs = [Configuration(rank="64"), Configuration(bits=4, rank="64")]
-    with pytest.raises(
-        Error, match=r"nothing written: none of 2 configurations is within 0 points of float32 and 100% ag.*; the"
-    ):
+    with pytest.raises(Error, match=r"nothing written: none of 2 configurations is within 0 points of .* and 100% agreement"):
         list(tune(Quantizer(network), judge(network, place), rungs, path, tolerance=0, agreement=100))
     assert not list(tmp_path.iterdir())
 
@@ -109,9 +107,8 @@ def test_each_layer_alone(network, place):
     assert all(one.record["images"] == COUNT for one in found)
     (quiet, *_) = per_layer(network, Configuration())
     assert (quiet.loss, quiet.record) == (None, None)
-    assert quiet.noise == noise(
-        network.parameters["conv1_1.weight"], tuning.quantize_weights(network).parameters["conv1_1.weight"]
-    )
+    name = "conv1_1.weight"
+    assert quiet.noise == noise(network.parameters[name], quantize_weights(network).parameters[name])
 
 
 def test_a_static_format_needs_pictures(network):

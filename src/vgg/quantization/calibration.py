@@ -20,7 +20,7 @@ from ..network import Network
 from ..parallel import ahead
 from ..parameters import Array, contiguous, expanded
 
-BATCH = 8
+BATCH = 2  # the values of all layers, 60 MB a picture of VGG-16, are in memory twice
 PERCENTILE = 99.99  # of all numbers of a value lie in the range that is kept
 Method = Literal["minmax", "percentile"]
 Progress = Callable[[int], object]
