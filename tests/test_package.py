@@ -8,10 +8,10 @@ import vgg
 from conftest import ROOT
 
 ORDER = [
-    "errors", "files", "parallel", "architectures", "labels", "images", "preprocessing", "network", "zoo", "formats", "engines",
-    "classifier", "datasets", "evaluation", "samples", "benchmark", "explanation", "serving", "cli",
+    "errors", "files", "parallel", "architectures", "labels", "images", "preprocessing", "parameters", "network", "zoo", "formats", "engines",
+    "classifier", "datasets", "evaluation", "samples", "benchmark", "explanation", "quantization", "serving", "cli",
 ]  # fmt: skip
-FOLDERS = ("zoo", "formats", "engines", "datasets", "evaluation", "samples", "serving", "cli")
+FOLDERS = ("zoo", "formats", "engines", "datasets", "evaluation", "samples", "quantization", "serving", "cli")
 
 
 def test_importing_is_quick_and_light():
