@@ -8,8 +8,9 @@ import vgg
 from conftest import ROOT
 
 ORDER = [
-    "errors", "files", "parallel", "architectures", "labels", "images", "preprocessing", "parameters", "network", "zoo", "formats", "engines",
-    "classifier", "datasets", "evaluation", "samples", "benchmark", "explanation", "quantization", "serving", "cli",
+    "errors", "files", "parallel", "architectures", "labels", "images", "preprocessing", "parameters", "network", "zoo",
+    "formats", "engines", "classifier", "datasets", "evaluation", "samples", "benchmark", "explanation", "quantization",
+    "serving", "cli",
 ]  # fmt: skip
 FOLDERS = ("zoo", "formats", "engines", "datasets", "evaluation", "samples", "quantization", "serving", "cli")
 
