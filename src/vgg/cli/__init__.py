@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import Error, Notice
-from . import bench, classify, convert, evaluate, inspect, models, prepare, pull, sample, serve
+from . import bench, classify, convert, evaluate, explain, features, inspect, models, prepare, pull, sample, serve
 
 app = typer.Typer(
     name="vgg",
@@ -26,6 +26,8 @@ app.command()(pull.pull)
 app.add_typer(sample.app)
 app.command()(evaluate.evaluate)
 app.add_typer(prepare.app, name="prepare")
+app.command()(features.features)
+app.command()(explain.explain)
 app.command()(bench.bench)
 app.command()(serve.serve)
 
