@@ -50,7 +50,7 @@ def overlay(explanation: Explanation, boxes: bool = False) -> Image.Image:
     for place, (panel, one) in enumerate(zip(panels, explanation.classes, strict=True)):
         left = place * (width + gap)
         sheet.paste(panel, (left, 0))
-        pen.text((left, height + caption / 2), _fitting(one, font, width), INK, font, "lm")
+        pen.text((left + width / 2, height + caption / 2), _fitting(one, font, width), INK, font, "mm")
     return sheet
 
 

@@ -1,6 +1,7 @@
 """vgg explain"""
 
 import io
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -60,7 +61,7 @@ def explain(
 
     if to.suffix.lower() not in SUFFIXES:
         raise Error(f"{to}: a picture is written as {', '.join(SUFFIXES)}")
-    data, name = (typer.get_binary_stream("stdin").read(), "standard input") if image == "-" else (image, image)
+    data, name = (sys.stdin.buffer.read(), "standard input") if image == "-" else (image, image)
     found = load(model, engine, threads=threads, device=device, labels=labels, preprocessing=preset)
     explained = look(found, data, tuple(wanted or ()), method=method, scale=scale, name=name)
     drawn = io.BytesIO()

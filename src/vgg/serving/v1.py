@@ -88,7 +88,7 @@ def _result(model: Model, look: Any, options: Mapping[str, Any]) -> dict[str, An
         [heat] = grad_cam(network, look.values, [best])
         result["explanation"] = {
             "index": best,
-            "map": [[round(float(value), 4) for value in row] for row in heat],
+            "map": [[float(f"{value:.4g}") for value in row] for row in heat],
             "box": [round(share, 6) for share in seen(network.preprocessing, look.width, look.height)],
         }
     return result
