@@ -96,9 +96,8 @@ class PerceptualDistance:
         if one.size != other.size:
             raise ImageError(f"{names}: are {one.width}x{one.height} and {other.width}x{other.height} pixels; make them equal")
         if min(one.size) < SMALLEST or one.width * one.height > MAX_PIXELS:
-            raise ImageError(
-                f"{names}: {one.width}x{one.height} pixels are not within {SMALLEST}x{SMALLEST} and {MAX_PIXELS:,}"
-            )
+            limits = f"pictures must have {SMALLEST}x{SMALLEST} to {MAX_PIXELS:,} pixels"
+            raise ImageError(f"{names}: are {one.width}x{one.height}; {limits}")
         normalise = self.parts.network.preprocessing.normalise
         return normalise(np.asarray(one)), normalise(np.asarray(other))
 
@@ -146,9 +145,9 @@ def trunk(network: Network) -> Network:
 
 def _read(path: Path) -> tuple[Network | None, list[Array]]:
     """The weights [channels] of five values in a file, and the network where that is in it."""
-    head = map_file(path)[:14]
+    head = map_file(path)[:16]
     network, arrays = None, {}
-    if head[:4] == ZIP_MAGIC or head == LEGACY_MAGIC:
+    if head.startswith((ZIP_MAGIC, LEGACY_MAGIC)):
         arrays = read_state(path)
         names = [f"lin{block}.model.1.weight" for block in range(5)]
     else:

@@ -26,12 +26,16 @@ def read(path: Path) -> dict[str, Array]:
             found = dict(_flat(_Unpickler(file).load()))
     except OSError as error:
         raise ModelError(f"{path}: {reason(error)}") from None
-    except pickle.UnpicklingError as error:
+    except _Forbidden as error:
         what = str(error)[:80]
         raise ModelError(f"{path}: holds {what!r}, which is not loaded since pickles can run code") from None
     except Exception as error:  # a broken pickle can raise anything
         raise ModelError(f"{path}: is a damaged file, or no pickle of arrays ({error})") from None
     return found
+
+
+class _Forbidden(Exception):
+    """A pickle names something that could be run."""
 
 
 class _Array:
@@ -67,7 +71,7 @@ class _Unpickler(pickle.Unpickler):
             return _Dtype
         if (module, name) == ("numpy", "ndarray"):
             return None  # only named as what to reconstruct
-        raise pickle.UnpicklingError(f"{module}.{name}")
+        raise _Forbidden(f"{module}.{name}")
 
 
 def _flat(content: Any, before: str = "") -> Any:
