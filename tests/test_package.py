@@ -9,7 +9,7 @@ from conftest import ROOT
 
 ORDER = [
     "errors", "files", "parallel", "architectures", "labels", "images", "preprocessing", "network", "zoo", "formats", "engines",
-    "classifier", "datasets", "evaluation", "samples", "benchmark", "explanation", "serving", "cli",
+    "classifier", "datasets", "explanation", "overlay", "evaluation", "features", "samples", "benchmark", "serving", "cli",
 ]  # fmt: skip
 FOLDERS = ("zoo", "formats", "engines", "datasets", "evaluation", "samples", "serving", "cli")
 

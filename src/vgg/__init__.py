@@ -12,12 +12,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import architectures, datasets, engines, evaluation, formats, images, labels, preprocessing, samples, zoo
+    from . import architectures, datasets, engines, evaluation, explanation, features, formats, images, labels  # isort: skip
+    from . import perceptual, preprocessing, samples, zoo  # isort: skip
     from .architectures import Architecture
     from .classifier import Classifier, Prediction, Result, load, postprocess
     from .errors import Error, ImageError, ModelError, Notice
     from .labels import Labels
     from .network import Network, Provenance, Quantized
+    from .perceptual import perceptual_distance
     from .preprocessing import Preprocessing, preprocess
 
 _HOMES = {
@@ -26,16 +28,19 @@ _HOMES = {
     "errors": ("Error", "ImageError", "ModelError", "Notice"),
     "labels": ("Labels",),
     "network": ("Network", "Provenance", "Quantized"),
+    "perceptual": ("perceptual_distance",),
     "preprocessing": ("Preprocessing", "preprocess"),
 }
 _ROOMS = (
-    "architectures", "datasets", "engines", "evaluation", "formats", "images", "labels", "preprocessing", "samples", "zoo",
+    "architectures", "datasets", "engines", "evaluation", "explanation", "features", "formats", "images", "labels",
+    "perceptual", "preprocessing", "samples", "torch", "zoo",
 )  # fmt: skip
 
 __all__ = [
     "Architecture", "Classifier", "Error", "ImageError", "Labels", "ModelError", "Network", "Notice", "Prediction",
     "Preprocessing", "Provenance", "Quantized", "Result", "__version__", "architectures", "datasets", "engines", "evaluation",
-    "formats", "images", "labels", "load", "postprocess", "preprocess", "preprocessing", "samples", "zoo",
+    "explanation", "features", "formats", "images", "labels", "load", "perceptual", "perceptual_distance", "postprocess",
+    "preprocess", "preprocessing", "samples", "zoo",
 ]  # fmt: skip
 
 

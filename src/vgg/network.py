@@ -49,21 +49,26 @@ class Quantized:
 
     def dequantize(self) -> Array:
         """The parameter as float32."""
-        return self._spread(self.values, 0, len(self.values))
+        return self._float(slice(None))
 
     def rows(self, start: int, stop: int) -> Array:
         """Some rows of the parameter as float32."""
-        return self._spread(self.values[start:stop], start, stop)
+        return self._float(slice(start, stop))
 
-    def _spread(self, values: Array, start: int, stop: int) -> Array:
+    def take(self, rows: Array) -> Array:
+        """The rows of the parameter with these indices, as float32."""
+        return self._float(rows)
+
+    def _float(self, rows: slice | Array) -> Array:
         def spread(along: Array) -> Array:
-            if self.group:
-                along = np.repeat(along, self.group, self.axis).take(np.arange(self.shape[self.axis]), self.axis)
-            else:
+            if not self.group:
                 along = along.reshape([-1 if d == self.axis else 1 for d in range(self.values.ndim)])
-            return along[start:stop] if along.shape[0] == len(self.values) else along
+                return along[rows] if self.axis == 0 else along
+            if self.axis == 0:
+                return along[np.arange(len(self.values))[rows] // self.group]
+            return np.repeat(along[rows], self.group, self.axis).take(np.arange(self.shape[self.axis]), self.axis)
 
-        result = values.astype(np.float32)
+        result = self.values[rows].astype(np.float32)
         if self.zero_point is not None:
             result -= spread(self.zero_point).astype(np.float32)
         result *= spread(self.scale)

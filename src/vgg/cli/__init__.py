@@ -12,7 +12,9 @@ from typer.core import TyperGroup
 
 from ..errors import Error, Notice
 
-VERBS = ("classify", "convert", "inspect", "models", "pull", "sample", "evaluate", "prepare", "bench", "serve")
+VERBS = (
+    "classify", "convert", "inspect", "models", "pull", "sample", "evaluate", "prepare", "features", "explain", "bench", "serve",
+)  # fmt: skip
 
 
 class _Commands(Mapping[str, Any]):
