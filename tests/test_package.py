@@ -9,9 +9,9 @@ from conftest import ROOT
 
 ORDER = [
     "errors", "files", "parallel", "architectures", "labels", "images", "preprocessing", "network", "zoo", "formats", "engines",
-    "classifier", "datasets", "evaluation", "samples", "benchmark", "explanation", "serving", "cli",
+    "classifier", "datasets", "evaluation", "samples", "benchmark", "explanation", "serving", "training", "cli",
 ]  # fmt: skip
-FOLDERS = ("zoo", "formats", "engines", "datasets", "evaluation", "samples", "serving", "cli")
+FOLDERS = ("zoo", "formats", "engines", "datasets", "evaluation", "samples", "serving", "training", "cli")
 
 
 def test_importing_is_quick_and_light():

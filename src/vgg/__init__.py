@@ -1,4 +1,4 @@
-"""VGG networks: classify pictures with them, convert them, check them.
+"""VGG networks: classify pictures with them, convert them, check them, train them.
 
     import vgg
     classifier = vgg.load("vgg19.onnx")
@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import architectures, datasets, engines, evaluation, formats, images, labels, preprocessing, samples, zoo
+    from . import architectures, datasets, engines, evaluation, formats, images, labels, preprocessing, samples, training, zoo
     from .architectures import Architecture
     from .classifier import Classifier, Prediction, Result, load, postprocess
     from .errors import Error, ImageError, ModelError, Notice
@@ -29,13 +29,15 @@ _HOMES = {
     "preprocessing": ("Preprocessing", "preprocess"),
 }
 _ROOMS = (
-    "architectures", "datasets", "engines", "evaluation", "formats", "images", "labels", "preprocessing", "samples", "zoo",
+    "architectures", "datasets", "engines", "evaluation", "formats", "images", "labels", "preprocessing", "samples", "training",
+    "zoo",
 )  # fmt: skip
 
 __all__ = [
     "Architecture", "Classifier", "Error", "ImageError", "Labels", "ModelError", "Network", "Notice", "Prediction",
     "Preprocessing", "Provenance", "Quantized", "Result", "__version__", "architectures", "datasets", "engines", "evaluation",
-    "formats", "images", "labels", "load", "postprocess", "preprocess", "preprocessing", "samples", "zoo",
+    "formats", "images", "labels", "load", "postprocess", "preprocess", "preprocessing", "samples", "training",
+    "zoo",
 ]  # fmt: skip
 
 

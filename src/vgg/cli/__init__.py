@@ -8,11 +8,11 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import Error, Notice
-from . import bench, classify, convert, evaluate, inspect, models, prepare, pull, sample, serve
+from . import bench, classify, convert, evaluate, inspect, models, prepare, pull, sample, serve, train
 
 app = typer.Typer(
     name="vgg",
-    help="VGG networks: classify pictures with them, convert them, check them.",
+    help="VGG networks: classify pictures with them, convert them, check them, train them.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -28,6 +28,7 @@ app.command()(evaluate.evaluate)
 app.add_typer(prepare.app, name="prepare")
 app.command()(bench.bench)
 app.command()(serve.serve)
+app.command()(train.train)
 
 
 def _version(wanted: bool) -> None:
