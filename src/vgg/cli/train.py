@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -128,7 +128,7 @@ def train(
     from ..zoo import locate
 
     chosen = recipes.named(recipe or ("distil" if teacher else "finetune" if start else "modern"))
-    given = {"epochs": epochs, "batch": batch_size, "lr": lr}
+    given: dict[str, Any] = {"epochs": epochs, "batch": batch_size, "lr": lr}
     chosen = replace(chosen, **{name: value for name, value in given.items() if value is not None})
     chosen = replace(chosen, plain_lr=0.0) if lr is not None else chosen
 

@@ -14,7 +14,7 @@ def save(path: Path, state: dict[str, Any]) -> None:
     with replacing(path) as file:
         guarded = _Guarded(file)
         try:
-            torch.save(state, guarded)
+            torch.save(state, guarded)  # type: ignore[arg-type]  # it asks for no more of a file than this
         except RuntimeError:  # torch's own words for it say nothing
             if guarded.error:
                 raise guarded.error from None

@@ -19,10 +19,11 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from ..errors import Error
 from ..network import Network, Provenance
 from . import checkpoint, log
+from .cache import Progress
 from .module import Module
-from .pictures import Colours, mixed
+from .pictures import Batch, Colours, mixed
 from .recipes import rate
-from .task import Options, Progress, Task, prepare
+from .task import Options, Task, prepare
 
 LAST, BEST, NAN = "last.pt", "model.onnx", "nan.pt"  # in the run's folder
 EVALUATED = 256  # pictures at once
@@ -65,9 +66,9 @@ def train(
         task = prepare(options, progress, told)
         recipe, module, folder = task.recipe, task.module.to(device), options.to
         optimizer = _optimizer(task)
-        average = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True) if recipe.ema else None
-        judged = average.module if average else module
-        parallel = DistributedDataParallel(module) if world > 1 else module
+        average = _average(module, recipe.ema) if recipe.ema else None
+        judged: Any = average.module if average else module
+        parallel: Any = DistributedDataParallel(module) if world > 1 else module
         colours = Colours(recipe, task.preprocessing, device)
         autocast = torch.autocast("cuda", torch.bfloat16) if recipe.bf16 and device.type == "cuda" else nullcontext()
 
@@ -108,7 +109,8 @@ def train(
                 for group in optimizer.param_groups:
                     group["lr"] = lr / recipe.rate_decay ** group["depth"] if epoch >= group["depth"] * recipe.thaw else 0.0
                 optimizer.zero_grad()
-                loss, used = torch.zeros((), device=device), []
+                used: list[Batch] = []
+                loss = torch.zeros((), device=device)
                 for part in range(rank, parts, world):
                     batch = next(mine)
                     used.append(batch)
@@ -130,21 +132,21 @@ def train(
                         for value, theirs in zip(values, task.match(batch, look, device), strict=True):
                             one = one + recipe.match_weight * functional.mse_loss(value.float(), theirs)
                         one = one * (len(batch.places) / recipe.batch)
-                        (one * world).backward()  # DistributedDataParallel takes the mean over the processes
+                        torch.autograd.backward(one * world)  # DistributedDataParallel takes the mean over the processes
                     loss += one.detach()
-                value = float(loss)
-                if not math.isfinite(value):
+                step_loss = float(loss)
+                if not math.isfinite(step_loss):
                     _keep(folder / NAN, epoch, step, lr, used, task)
                     raise Error(
-                        f"the loss is {value} in epoch {epoch + 1}, step {step + 1}; {folder / NAN} has the step's pictures, "
+                        f"the loss is {step_loss} in epoch {epoch + 1}, step {step + 1}; {folder / NAN} has the step's pictures, "
                         f"{LAST} an earlier state; a lower --lr often helps"
                     )
                 optimizer.step()
                 if average:
                     average.update_parameters(module)
-                loss_sum, done = loss_sum + value, done + 1
+                loss_sum, done = loss_sum + step_loss, done + 1
                 speed = done * recipe.batch / (time.perf_counter() - begun)
-                doing = f"epoch {epoch + 1} of {recipe.epochs}, loss {value:.4f}, lr {lr:.2g}, {speed:,.0f} images/s"
+                doing = f"epoch {epoch + 1} of {recipe.epochs}, loss {step_loss:.4f}, lr {lr:.2g}, {speed:,.0f} images/s"
                 progress(doing, epoch * steps + step + 1, recipe.epochs * steps)
                 if time.monotonic() - saved > options.save_seconds and step + 1 < steps:
                     save(epoch, step + 1, loss_sum)
@@ -208,6 +210,12 @@ def _optimizer(task: Task) -> torch.optim.Optimizer:
     return torch.optim.SGD(listed, recipe.lr, recipe.momentum, nesterov=recipe.nesterov)
 
 
+def _average(module: Module, decay: float) -> AveragedModel:
+    """The moving average of a module's parameters and of its batch normalisation's means and variances."""
+    every: Any = get_ema_multi_avg_fn  # torch doesn't say its types
+    return AveragedModel(module, multi_avg_fn=every(decay), use_buffers=True)
+
+
 def _results(module: Any, inputs: torch.Tensor, matched: tuple[str, ...], start: int) -> list[torch.Tensor]:
     """The logits, and the values that are matched with a teacher's."""
     found = module(inputs, matched, start)
@@ -247,9 +255,9 @@ def _evaluated(
             targets = torch.from_numpy(task.answers(batch)).to(device)
             logits = module(inputs, start=task.start).float()
             best = logits.topk(min(5, logits.shape[1])).indices == targets[:, None]
-            loss = functional.cross_entropy(logits, targets, reduction="sum")
-            sums += [float(loss), float(best[:, 0].sum()), float(best.sum()), len(batch.places)]
-    loss, top1, top5, count = (_total(float(value), device, world) for value in sums)
+            lost = functional.cross_entropy(logits, targets, reduction="sum")
+            sums += [float(lost), float(best[:, 0].sum()), float(best.sum()), len(batch.places)]
+    loss, top1, top5, count = (_total(value, device, world) for value in sums.tolist())
     if not count:
         return {"val_loss": math.nan, "val_top1": 0.0, "val_top5": 0.0}
     return {"val_loss": loss / count, "val_top1": 100 * top1 / count, "val_top5": 100 * top5 / count}
@@ -272,7 +280,7 @@ def _network(module: Any, task: Task, row: dict[str, float]) -> Network:
     return learnt.network(task.preprocessing, task.labels, origin)
 
 
-def _keep(path: Path, epoch: int, step: int, lr: float, used: list[Any], task: Task) -> None:
+def _keep(path: Path, epoch: int, step: int, lr: float, used: list[Batch], task: Task) -> None:
     """Write down what a step that went wrong was given."""
     names = [task.train.dataset.samples[place].name for batch in used for place in batch.places]
     state = {"epoch": epoch, "step": step, "lr": lr, "names": names, "config": task.config}

@@ -68,7 +68,7 @@ class Module(nn.Sequential):
                 nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
             elif isinstance(layer, nn.Linear):
                 nn.init.normal_(layer.weight, 0, math.sqrt((2 if layer is not self[-1] else 1) / layer.in_features))
-            if isinstance(layer, nn.Conv2d | nn.Linear):
+            if isinstance(layer, nn.Conv2d | nn.Linear) and layer.bias is not None:
                 nn.init.zeros_(layer.bias)
 
     def load(self, network: Network, names: set[str] | None = None) -> None:
@@ -117,7 +117,7 @@ class Module(nn.Sequential):
         if found is None:
             names = ", ".join(dict.fromkeys(layer.name.split("_")[0] for layer in layers if layer.operation in LEARN))
             raise ModelError(f"{self.architecture.name} has no layers called {name!r}; it has {names}")
-        values = []
+        values: list[str] = []
         for layer in layers[found:]:
             if values and layer.operation in LEARN:
                 break

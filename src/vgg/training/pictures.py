@@ -113,8 +113,8 @@ def glimpse(picture: Array, recipe: Recipe, side: int, rng: random.Random) -> Ar
             picture = np.asarray(Image.fromarray(picture).resize((side, side), Image.Resampling.BILINEAR))
         framed = np.zeros((side + 2 * frame, side + 2 * frame, 3), np.uint8)
         framed[frame : frame + side, frame : frame + side] = picture
-        top, left = rng.randint(0, 2 * frame), rng.randint(0, 2 * frame)
-        seen = framed[top : top + side, left : left + side]
+        row, column = rng.randint(0, 2 * frame), rng.randint(0, 2 * frame)
+        seen = framed[row : row + side, column : column + side]
     else:
         box = _area(width, height, recipe.crop_range, rng) if recipe.crop == "area" else None
         if box is None:

@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional
 
 from .. import datasets
-from ..architectures import Architecture, Head
+from ..architectures import Architecture
 from ..datasets import Dataset, Sample, cifar
 from ..errors import Error
 from ..files import reason
@@ -46,7 +46,7 @@ class Options:
     arch: str = "vgg16-bn"  # the network that begins at random, with the following three
     width: float = 1.0
     size: int | None = None  # pixels of the input; 32 for CIFAR-10, else 224
-    head: Head | None = None  # `gap` for inputs of 64 pixels or less, else `fc`
+    head: str | None = None  # `gap` for inputs of 64 pixels or less, else `fc`
     init: Network | None = None  # the network whose parameters it begins with as far as they fit
     start: Network | None = None  # a network to fine-tune, instead of one that begins at random
     freeze: str = ""  # the block or layer of it up to which nothing is learnt, such as conv4
@@ -171,6 +171,13 @@ def prepare(options: Options, progress: Progress, told: Callable[[str], object])
         if not val:
             task.soft_val.append(cache(train, judges, (None,), teacher, "logits"))
     for value in options.matched:
+        theirs, ours = (
+            one.shape(value, 1, train.side, train.side)[1:] for one in (options.teachers[0].architecture, module.architecture)
+        )
+        if theirs != ours:
+            raise Error(
+                f"the teacher's {value} is {list(theirs)}, the student's {list(ours)}; matched values have the same shape"
+            )
         task.values.append(cache(train, places, looks, options.teachers[0], value))
     task.licence = "; ".join(dict.fromkeys(
         one.provenance.licence for one in (options.start, options.init, *options.teachers) if one and one.provenance.licence
@@ -214,7 +221,7 @@ def _network(options: Options, data: Path, classes: int, labels: Labels | None) 
         return module, network.preprocessing
     small = cifar.is_here(data)
     size = options.size or (cifar.SIDE if small else Architecture.input_size)
-    head = options.head or ("gap" if size <= SMALL else "fc")
+    head: Any = options.head or ("gap" if size <= SMALL else "fc")
     module = Module(Architecture(options.arch, classes, options.width, size, head), options.recipe.dropout)
     module.initialise()
     if options.init:
