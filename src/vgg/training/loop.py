@@ -138,8 +138,8 @@ def train(
                 if not math.isfinite(step_loss):
                     _keep(folder / NAN, epoch, step, lr, used, task)
                     raise Error(
-                        f"the loss is {step_loss} in epoch {epoch + 1}, step {step + 1}; {folder / NAN} has the step's pictures, "
-                        f"{LAST} an earlier state; a lower --lr often helps"
+                        f"the loss is {step_loss} in epoch {epoch + 1}, step {step + 1}; {folder / NAN} has the step's "
+                        f"pictures, {LAST} an earlier state; a lower --lr often helps"
                     )
                 optimizer.step()
                 if average:
@@ -161,11 +161,12 @@ def train(
                 "waited": waited,
                 "time": time.time(),
             }
+            best = not len(task.judges) or all(_better(row, one) for one in history)
             history.append(row)
             if rank == 0:
                 told(log.line(row, recipe.epochs))
                 log.write(folder, history)
-                if row["val_top1"] >= max(one["val_top1"] for one in history):
+                if best:
                     _network(judged, task, row).write(folder / BEST)
                 save(epoch + 1, 0, 0.0)
             first_step, loss_sum, saved = 0, 0.0, time.monotonic()
@@ -261,6 +262,11 @@ def _evaluated(
     if not count:
         return {"val_loss": math.nan, "val_top1": 0.0, "val_top5": 0.0}
     return {"val_loss": loss / count, "val_top1": 100 * top1 / count, "val_top5": 100 * top5 / count}
+
+
+def _better(row: dict[str, float], other: dict[str, float]) -> bool:
+    """Whether an epoch's validation is better than another's; of the same accuracy, the lower loss."""
+    return (row["val_top1"], -row["val_loss"]) > (other["val_top1"], -other["val_loss"])
 
 
 def _tired(patience: int, history: Sequence[dict[str, float]]) -> bool:

@@ -128,7 +128,7 @@ def glimpse(picture: Array, recipe: Recipe, side: int, rng: random.Random) -> Ar
 
 
 def _area(width: int, height: int, shares: tuple[float, ...], rng: random.Random) -> tuple[float, float, float, float] | None:
-    """A random part of a picture, (left, top, right, bottom), as torchvision's RandomResizedCrop takes it; None if none fits."""
+    """A random part of a picture, (left, top, right, bottom), as torchvision's RandomResizedCrop; None where none fits."""
     for _ in range(TRIES):
         area = width * height * rng.uniform(*shares)
         aspect = exp(rng.uniform(*map(log, ASPECTS)))
