@@ -118,8 +118,8 @@ def test_two_processes_learn_what_one_does(noisy, tmp_path):
         recipe = "replace(RECIPES['modern'], batch=16, epochs=2, warm_up=0, jitter=0.4, lighting=0.1, dropout=0.5)"
     others = {"arch": "vgg11-bn" if noisy else "vgg11"}
     path = script(tmp_path, data, recipe, **others)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1"]
-    subprocess.run([*torchrun, "--master-port", "0", path, tmp_path / "two"], check=True, capture_output=True, timeout=300)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    subprocess.run([*torchrun, path, tmp_path / "two"], check=True, capture_output=True, timeout=300)
     # Without batch norm, parts don't matter; with it, one process takes the same parts after each other.
     path = script(tmp_path, data, recipe, **others, **({"micro_batch": 8} if noisy else {}))
     subprocess.run([sys.executable, path, tmp_path / "one"], check=True, capture_output=True, timeout=300)

@@ -5,7 +5,8 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..files import replacing
+from ..errors import Error
+from ..files import reason, replacing
 
 Row = dict[str, float]  # of one epoch, by the names of log.csv's columns
 
@@ -20,20 +21,28 @@ def line(row: Row, epochs: int) -> str:
 
 def write(folder: Path, history: Sequence[Row]) -> None:
     """Write log.csv, and the same for TensorBoard. Raises Error where that fails."""
-    from tensorboardX import SummaryWriter
+    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.proto.summary_pb2 import Summary
+    from tensorboardX.record_writer import RecordWriter
 
     with replacing(folder / "log.csv") as file:
         text = io.TextIOWrapper(file, "utf-8", newline="")
-        writer = csv.DictWriter(text, list(history[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(history)
+        table = csv.DictWriter(text, list(history[0]), lineterminator="\n")
+        table.writeheader()
+        table.writerows(history)
         text.detach()
-    for old in (folder / "tensorboard").glob("events.*"):  # one file that has each epoch once, however often a run was cut
-        old.unlink()
-    with SummaryWriter(str(folder / "tensorboard")) as events:
+    path = folder / "tensorboard" / "events.out.tfevents.vgg"  # one file, so that it has each epoch once, however often cut
+    try:
+        path.parent.mkdir(exist_ok=True)
+        writer = RecordWriter(str(path))  # SummaryWriter's own thread would hang on a full disk
+        writer.write(Event(wall_time=history[0]["time"], file_version="brain.Event:2").SerializeToString())
         for row in history:
-            for name, value in row.items():
-                events.add_scalar(name, value, int(row["epoch"]), row["time"])
+            values = [Summary.Value(tag=name, simple_value=value) for name, value in row.items()]
+            event = Event(wall_time=row["time"], step=int(row["epoch"]), summary=Summary(value=values))
+            writer.write(event.SerializeToString())
+        writer.close()
+    except OSError as error:
+        raise Error(f"{path}: can't be written: {reason(error)}") from None
 
 
 def curves(folder: Path, history: Sequence[Row]) -> None:

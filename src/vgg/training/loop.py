@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,9 @@ def train(
         if (options.to / LAST).exists() and not options.resume:
             raise Error(f"{options.to}: has a run in it already; --resume goes on with it, another folder begins anew")
         task = prepare(options, progress, told)
-        recipe, module, folder = task.recipe, task.module.to(device), options.to
+        recipe, folder = task.recipe, options.to
+        layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
+        module = task.module.to(device, memory_format=layout)
         optimizer = _optimizer(task)
         average = _average(module, recipe.ema) if recipe.ema else None
         judged: Any = average.module if average else module
@@ -185,7 +188,8 @@ def _processes(device: str) -> Iterator[tuple[torch.device, int, int]]:
         torch.cuda.set_device(local)
         torch.backends.cudnn.benchmark = True
     if world > 1:
-        distributed.init_process_group("nccl" if device == "cuda" else "gloo")
+        # The first process may take hours to compute what is computed once, while the others wait.
+        distributed.init_process_group("nccl" if device == "cuda" else "gloo", timeout=timedelta(days=2))
     try:
         yield torch.device(device, local) if device == "cuda" else torch.device(device), int(os.environ.get("RANK", 0)), world
     finally:

@@ -104,6 +104,11 @@ class Module(nn.Sequential):
             layer.eval()
         return self
 
+    def place_of(self, value: str) -> int:
+        """The place of the layer that computes a value. Raises ModelError where there is no such value."""
+        self.architecture.check_values([value])
+        return self._values.index(value)
+
     def end_of(self, name: str) -> tuple[int, str]:
         """The place after a block (`conv4`) or layer (`conv4_2`, `fc6`), and the value that is complete there (`pool4`).
 
@@ -125,7 +130,7 @@ class Module(nn.Sequential):
                 values.append(layer.value)
         if values[-1] == layers[-1].value:
             raise ModelError(f"{name} is the last layer of {self.architecture.name}; something has to be left to learn")
-        return self._values.index(values[-1]) + 1, values[-1]
+        return self.place_of(values[-1]) + 1, values[-1]
 
     def groups(self) -> list[tuple[str, nn.Module]]:
         """The layers that learn, each with its block: conv1 … conv5, fc6, fc7, fc8."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import distributed
 from torch.nn import functional
 
 from .. import datasets
@@ -36,9 +37,8 @@ HELD_OUT = 10  # one in so many pictures judges, where there are none but for le
 class Options:
     """What is trained on what, and how."""
 
-    data: (
-        Path  # labelled pictures as `vgg.datasets.open` takes them, or a folder of such, train and val; unlabelled for teachers
-    )
+    # Labelled pictures as `vgg.datasets.open` takes them, or a folder of such, train and val; for teachers, any pictures.
+    data: Path
     to: Path  # the folder for the run
     recipe: Recipe
     val: Path | None = None  # labelled pictures to judge by; without them data's val or test, else a tenth of the pictures
@@ -149,14 +149,18 @@ def prepare(options: Options, progress: Progress, told: Callable[[str], object])
         },
     }  # fmt: skip
     config = json.loads(json.dumps(config))  # tuples become lists, as they will be when they are read again
-    task = Task(recipe, module, preprocessing, labels, data.name, train, places, judging, judges, config)
+    task = Task(recipe, module, preprocessing, labels, options.data.resolve().name, train, places, judging, judges, config)
     task.matched = options.matched
     # What is computed once for each look: the frozen layers' values, and what the teachers say.
     looks, folder = tuple(range(recipe.views)), options.cache or options.to / "cache"
 
     def cache(pictures: Pictures, places: Array, looks: Sequence[int | None], network: Network, value: str) -> Cache:
+        if following := distributed.is_initialized() and distributed.get_rank() > 0:
+            distributed.barrier()
         made = Cache(folder, pictures, places, looks, network, value, options.device)
-        made.fill(progress)
+        made.fill(progress)  # by the first process of several; the others find it filled
+        if distributed.is_initialized() and not following:
+            distributed.barrier()
         return made
 
     if options.freeze and options.start:
@@ -164,6 +168,8 @@ def prepare(options: Options, progress: Progress, told: Callable[[str], object])
         module.freeze(end)
     if options.freeze and options.start and recipe.views:
         task.start = end
+        if early := [value for value in options.matched if module.place_of(value) < end]:
+            raise Error(f"{early[0]} is frozen by --freeze {options.freeze}; it can't become like a teacher's")
         task.train = cache(train, places, looks, options.start, value)
         task.val = cache(judging, judges, (None,), options.start, value)
     for teacher in options.teachers:
