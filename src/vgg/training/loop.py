@@ -67,13 +67,18 @@ def train(
         task = prepare(options, progress, told)
         recipe, folder = task.recipe, options.to
         layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
-        module = task.module.to(device, memory_format=layout)
+        module: Module = task.module.to(device, memory_format=layout)  # type: ignore[call-overload]
         optimizer = _optimizer(task)
         average = _average(module, recipe.ema) if recipe.ema else None
         judged: Any = average.module if average else module
         parallel: Any = DistributedDataParallel(module) if world > 1 else module
-        colours = Colours(recipe, task.preprocessing, device)
         autocast = torch.autocast("cuda", torch.bfloat16) if recipe.bf16 and device.type == "cuda" else nullcontext()
+
+        colours = Colours(recipe, task.preprocessing, device)
+
+        def inputs_of(batch: Batch, training: bool = False) -> torch.Tensor:
+            """Pictures, or what frozen layers made of them, as the module takes them."""
+            return torch.from_numpy(batch.pixels).to(device) if task.start else colours(batch.pixels, training)
 
         steps = len(task.places) // recipe.batch  # the last, incomplete batch is left out
         parts = world * math.ceil(recipe.batch / world / (options.micro_batch or recipe.batch))  # of a batch
@@ -88,6 +93,8 @@ def train(
             if average:
                 average.load_state_dict(state["average"])
             history, first_epoch, first_step, loss_sum = (state[key] for key in ("history", "epoch", "step", "loss_sum"))
+            loss_sum *= world if rank == 0 else 0  # it was the first process's
+            told(f"going on in epoch {first_epoch + 1}, step {first_step + 1}")
 
         def save(epoch: int, step: int, loss_sum: float) -> None:
             """Keep the state in which this step of this epoch is about to begin."""
@@ -118,14 +125,13 @@ def train(
                     batch = next(mine)
                     used.append(batch)
                     if not len(batch.places):
+                        if world > 1:  # the other processes would wait for ever
+                            raise Error(f"{task.dataset}: of a whole part of a batch, no picture can be read")
                         continue
                     # Seeded by the part, so that dropout, colours and mixup are the same wherever it is computed.
                     torch.manual_seed(((options.seed * recipe.epochs + epoch) * steps + step) * parts + part)
-                    inputs = (
-                        colours(batch.pixels, training=True) if task.start == 0 else torch.from_numpy(batch.pixels).to(device)
-                    )
-                    targets = task.targets(batch, look).to(device)
-                    if recipe.mixup and task.start == 0:
+                    inputs, targets = inputs_of(batch, training=True), task.targets(batch, look).to(device)
+                    if recipe.mixup and not task.start:
                         inputs, targets = mixed(inputs, targets, recipe.mixup)
                     synchronised = part + world >= parts or world == 1
                     with nullcontext() if synchronised else parallel.no_sync():
@@ -157,13 +163,9 @@ def train(
             seconds = time.perf_counter() - started
             waited = (task.train.waited - waited) / seconds
             row = {"epoch": epoch + 1, "lr": lr, "loss": _total(loss_sum, device, world) / steps}
-            row |= _evaluated(judged, task, colours, device, rank, world)
-            row |= {
-                "seconds": seconds,
-                "images_per_second": (steps - first_step) * recipe.batch / seconds,
-                "waited": waited,
-                "time": time.time(),
-            }
+            row |= _evaluated(judged, task, inputs_of, device, rank, world)
+            speed = (steps - first_step) * recipe.batch / seconds
+            row |= {"seconds": seconds, "images_per_second": speed, "waited": waited, "time": time.time()}
             best = not len(task.judges) or all(_better(row, one) for one in history)
             history.append(row)
             if rank == 0:
@@ -242,7 +244,7 @@ def _total(value: float, device: torch.device, world: int) -> float:
 
 
 def _evaluated(
-    module: torch.nn.Module, task: Task, colours: Colours, device: torch.device, rank: int, world: int
+    module: Any, task: Task, inputs_of: Callable[[Batch], torch.Tensor], device: torch.device, rank: int, world: int
 ) -> dict[str, float]:
     """Loss and accuracies in percent on the pictures that judge; each process takes its share of them."""
     if world > 1:
@@ -256,9 +258,8 @@ def _evaluated(
         for batch in task.val.batches(parts):
             if not len(batch.places):
                 continue
-            inputs = colours(batch.pixels) if task.start == 0 else torch.from_numpy(batch.pixels).to(device)
             targets = torch.from_numpy(task.answers(batch)).to(device)
-            logits = module(inputs, start=task.start).float()
+            logits = module(inputs_of(batch), start=task.start).float()
             best = logits.topk(min(5, logits.shape[1])).indices == targets[:, None]
             lost = functional.cross_entropy(logits, targets, reduction="sum")
             sums += [float(lost), float(best[:, 0].sum()), float(best.sum()), len(batch.places)]
