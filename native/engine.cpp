@@ -35,11 +35,11 @@ constexpr std::size_t CACHE_LINE = 64, HUGE_PAGE = 2 << 20;  // bytes
 
 int up_to_multiple(int value, int of) { return (value + of - 1) / of * of; }
 
-// Zeroed floats, on huge pages where there are many: the transformed weights span hundreds of megabytes.
+// Floats on huge pages where there are many: the transformed weights span hundreds of megabytes.
 class Memory {
   public:
     Memory() = default;
-    explicit Memory(std::size_t count) : count_(count) {
+    explicit Memory(std::size_t count, bool zeroed = true) : count_(count) {
         if (count == 0) return;
         const std::size_t page = count * sizeof(float) < HUGE_PAGE ? CACHE_LINE : HUGE_PAGE;
         const std::size_t bytes = (count * sizeof(float) + page - 1) / page * page;
@@ -52,7 +52,7 @@ class Memory {
 #if defined(__linux__)
         if (page == HUGE_PAGE) madvise(data_.get(), bytes, MADV_HUGEPAGE);
 #endif
-        std::memset(data_.get(), 0, count * sizeof(float));
+        if (zeroed) std::memset(data_.get(), 0, count * sizeof(float));
     }
     float *get() const { return data_.get(); }
     void reserve(std::size_t count) {
@@ -156,7 +156,7 @@ void vgg_network::add(const vgg_layer &what) {
         if (what.kernel == 3 && !layers.empty()) {
             layer.tile = side >= LARGE ? 8 : 4;
             const int positions = (layer.tile + 2) * (layer.tile + 2);
-            layer.weight = Memory(std::size_t(positions) * layer.channels * what.in);
+            layer.weight = Memory(std::size_t(positions) * layer.channels * what.in, false);
             pool.run(layer.channels / kernels.panel, [&](int panel, int) {
                 kernels.winograd_weights(layer.tile, from, what.out, what.in, panel, panel + 1, layer.weight.get());
             });

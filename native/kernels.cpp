@@ -232,7 +232,8 @@ template <> inline vec numbers<vgg::INT4>(const void *row, std::int64_t index) {
 
 constexpr int BITS[] = {32, 16, 16, 8, 4};  // of a number of each kind
 
-// R rows of the matrix times B rows of inputs, over the columns from `begin` to `end`.
+// R rows of the matrix times B rows of inputs, over the columns from `begin` to `end`. Where B is more than one, columns are
+// few, too few for the processor's own prefetching, so the next R rows are fetched ahead.
 template <vgg::Kind K, int R, int B>
 inline void dots(const Matrix &matrix, std::int64_t row, const float *inputs, std::int64_t begin, std::int64_t end,
                  float (&to)[R][B]) {
@@ -246,6 +247,7 @@ inline void dots(const Matrix &matrix, std::int64_t row, const float *inputs, st
         for (int b = 0; b < B; ++b) right[b] = load(inputs + b * matrix.inputs + i);
 #pragma GCC unroll 4
         for (int r = 0; r < R; ++r) {
+            if constexpr (B > 1) __builtin_prefetch(rows[r] + (R * matrix.inputs + i) * BITS[K] / 8);
             const vec left = numbers<K>(rows[r], i);
 #pragma GCC unroll 4
             for (int b = 0; b < B; ++b) sums[r][b] += left * right[b];
@@ -260,8 +262,12 @@ inline void dots(const Matrix &matrix, std::int64_t row, const float *inputs, st
             for (int b = 0; b < B; ++b) sums[r][b] += numbers<K>(left, 0) * load(right[b]);
         }
     }
-    for (int r = 0; r < R; ++r)
-        for (int b = 0; b < B; ++b) to[r][b] = sum(sums[r][b]);
+    for (int r = 0; r < R; ++r) {
+        if constexpr (B == 4)
+            sum_each(sums[r], to[r]);
+        else
+            for (int b = 0; b < B; ++b) to[r][b] = sum(sums[r][b]);
+    }
 }
 
 // Adds R rows of the matrix times B rows of inputs, over some columns, all of one group where there are groups.
@@ -286,35 +292,31 @@ void linear_of(const Matrix &matrix, std::int64_t first, std::int64_t last, cons
     for (std::int64_t b = 0; b < count; ++b)
         std::memcpy(to + b * matrix.outputs + first, bias + first, (last - first) * sizeof(float));
     // One row of inputs streams the matrix; of several, only as many columns are taken at once as stay in the cache.
-    constexpr std::int64_t COLUMNS = 2048;
+    constexpr std::int64_t COLUMNS = 512;
     const bool grouped = (K == vgg::INT8 || K == vgg::INT4) && matrix.group < matrix.inputs;
     const std::int64_t step = grouped ? matrix.group : count == 1 ? matrix.inputs : COLUMNS;
     const std::int64_t span = count == 1 ? matrix.inputs : grouped ? (COLUMNS + step - 1) / step * step : step;
+    const auto add = [&]<int R>(std::integral_constant<int, R>, std::int64_t row, std::int64_t begin, std::int64_t end) {
+        constexpr int B = 4;
+        std::int64_t b = 0;
+        for (; b + B <= count; b += B)
+            add_dots<K, R, B>(matrix, row, inputs + b * matrix.inputs, begin, end, to + b * matrix.outputs);
+        for (; b < count; ++b)
+            add_dots<K, R, 1>(matrix, row, inputs + b * matrix.inputs, begin, end, to + b * matrix.outputs);
+    };
+    const std::int64_t most = count == 1 ? 4 : 3;  // rows at once: 3 x 4 sums leave four of sixteen registers
     for (std::int64_t column = 0; column < matrix.inputs; column += span) {
         const std::int64_t stop = column + span < matrix.inputs ? column + span : matrix.inputs;
         for (std::int64_t row = first, rows; row < last; row += rows) {
-            rows = row + 4 <= last ? 4 : 1;
+            rows = row + most <= last ? most : 1;
             for (std::int64_t begin = column; begin < stop; begin += step) {
                 const std::int64_t end = begin + step < stop ? begin + step : stop;
-                std::int64_t b = 0;
-                for (; b + 4 <= count; b += 4) {
-                    const float *from = inputs + b * matrix.inputs;
-                    float *target = to + b * matrix.outputs;
-                    if (rows == 4) {
-                        add_dots<K, 2, 4>(matrix, row, from, begin, end, target);
-                        add_dots<K, 2, 4>(matrix, row + 2, from, begin, end, target);
-                    } else {
-                        add_dots<K, 1, 4>(matrix, row, from, begin, end, target);
-                    }
-                }
-                for (; b < count; ++b) {
-                    const float *from = inputs + b * matrix.inputs;
-                    float *target = to + b * matrix.outputs;
-                    if (rows == 4)
-                        add_dots<K, 4, 1>(matrix, row, from, begin, end, target);
-                    else
-                        add_dots<K, 1, 1>(matrix, row, from, begin, end, target);
-                }
+                if (rows == 4)
+                    add(std::integral_constant<int, 4>(), row, begin, end);
+                else if (rows == 3)
+                    add(std::integral_constant<int, 3>(), row, begin, end);
+                else
+                    add(std::integral_constant<int, 1>(), row, begin, end);
             }
         }
     }
