@@ -141,7 +141,7 @@ def test_a_run_killed_at_any_moment_ends_the_same(tmp_path):
         before = (tmp_path / "cut" / "last.pt").stat().st_mtime_ns if (tmp_path / "cut" / "last.pt").exists() else 0
         while running.poll() is None:  # until it has gone on a little
             last = tmp_path / "cut" / "last.pt"
-            if kills < 4 and last.exists() and last.stat().st_mtime_ns != before:
+            if kills < 2 and last.exists() and last.stat().st_mtime_ns != before:
                 time.sleep(rng.uniform(0, 0.3))
                 running.send_signal(signal.SIGKILL)
                 kills += 1
@@ -151,7 +151,7 @@ def test_a_run_killed_at_any_moment_ends_the_same(tmp_path):
         if running.returncode == 0:
             break
         assert running.returncode == -signal.SIGKILL, output
-    assert kills >= 2
+    assert kills == 2
     assert Network.read(tmp_path / "cut" / "model.onnx").sha256() == Network.read(tmp_path / "whole" / "model.onnx").sha256()
     one, two = (load(tmp_path / run / "last.pt") for run in ("cut", "whole"))
     for state in (one, two):
