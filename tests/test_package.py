@@ -9,9 +9,10 @@ from conftest import ROOT
 
 ORDER = [
     "errors", "files", "parallel", "architectures", "labels", "images", "preprocessing", "network", "zoo", "formats", "engines",
-    "classifier", "datasets", "explanation", "overlay", "evaluation", "features", "samples", "benchmark", "serving", "cli",
+    "classifier", "datasets", "explanation", "overlay", "evaluation", "features", "samples", "benchmark", "serving", "training",
+    "cli",
 ]  # fmt: skip
-FOLDERS = ("zoo", "formats", "engines", "datasets", "evaluation", "samples", "serving", "cli")
+FOLDERS = ("zoo", "formats", "engines", "datasets", "evaluation", "samples", "serving", "training", "cli")
 
 
 def test_importing_is_quick_and_light():

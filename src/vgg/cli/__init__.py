@@ -13,7 +13,8 @@ from typer.core import TyperGroup
 from ..errors import Error, Notice
 
 VERBS = (
-    "classify", "convert", "inspect", "models", "pull", "sample", "evaluate", "prepare", "features", "explain", "bench", "serve",
+    "classify", "convert", "inspect", "models", "pull", "sample", "evaluate", "prepare", "features", "explain", "bench",
+    "serve", "train",
 )  # fmt: skip
 
 
@@ -46,7 +47,7 @@ class _Verbs(TyperGroup):
 app = typer.Typer(
     name="vgg",
     cls=_Verbs,
-    help="VGG networks: classify pictures with them, convert them, check them.",
+    help="VGG networks: classify pictures with them, convert them, check them, train them.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
