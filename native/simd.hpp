@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #if defined(__AVX2__)
 #include <immintrin.h>
@@ -74,6 +75,24 @@ inline uvec widened(const std::uint16_t *from) {
 }
 
 inline vec larger(vec a, vec b) { return a > b ? a : b; }
+
+// The sums of four vectors: neighbouring lanes are added, then pairs of them, then what each group of four lanes has.
+template <int... I> inline void sum_each(const vec (&of)[4], float (&to)[4], std::integer_sequence<int, I...>) {
+    const vec low = __builtin_shufflevector(of[0], of[1], (I / 2 * 2 + I % 2 * LANES)...) +
+                    __builtin_shufflevector(of[0], of[1], (I / 2 * 2 + I % 2 * LANES + 1)...);
+    const vec high = __builtin_shufflevector(of[2], of[3], (I / 2 * 2 + I % 2 * LANES)...) +
+                     __builtin_shufflevector(of[2], of[3], (I / 2 * 2 + I % 2 * LANES + 1)...);
+    const vec all = __builtin_shufflevector(low, high, (I / 4 * 4 + I % 2 + I / 2 % 2 * LANES)...) +
+                    __builtin_shufflevector(low, high, (I / 4 * 4 + I % 2 + I / 2 % 2 * LANES + 2)...);
+    float groups[LANES];
+    store(groups, all);
+    for (int i = 0; i < 4; ++i) {
+        to[i] = groups[i];
+        for (int lane = 4 + i; lane < LANES; lane += 4) to[i] += groups[lane];
+    }
+}
+
+inline void sum_each(const vec (&of)[4], float (&to)[4]) { sum_each(of, to, std::make_integer_sequence<int, LANES>()); }
 
 inline float sum(vec value) {
     float total[LANES];

@@ -10,9 +10,9 @@ from conftest import ROOT
 ORDER = [
     "errors", "files", "parallel", "architectures", "labels", "images", "preprocessing", "network", "zoo", "formats", "engines",
     "classifier", "perceptual", "torch", "datasets", "explanation", "overlay", "evaluation", "features", "samples",
-    "benchmark", "serving", "cli",
+    "benchmark", "serving", "training", "cli",
 ]  # fmt: skip
-FOLDERS = ("zoo", "formats", "engines", "datasets", "evaluation", "samples", "serving", "cli")
+FOLDERS = ("zoo", "formats", "engines", "datasets", "evaluation", "samples", "serving", "training", "cli")
 
 
 def test_importing_is_quick_and_light():

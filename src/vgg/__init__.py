@@ -1,4 +1,4 @@
-"""VGG networks: classify pictures with them, convert them, check them.
+"""VGG networks: classify pictures with them, convert them, check them, train them.
 
     import vgg
     classifier = vgg.load("vgg19.onnx")
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import architectures, datasets, engines, evaluation, explanation, features, formats, images, labels  # isort: skip
-    from . import perceptual, preprocessing, samples, zoo  # isort: skip
+    from . import perceptual, preprocessing, samples, training, zoo  # isort: skip
     from .architectures import Architecture
     from .classifier import Classifier, Prediction, Result, load, postprocess
     from .errors import Error, ImageError, ModelError, Notice
@@ -33,14 +33,14 @@ _HOMES = {
 }
 _ROOMS = (
     "architectures", "datasets", "engines", "evaluation", "explanation", "features", "formats", "images", "labels",
-    "perceptual", "preprocessing", "samples", "torch", "zoo",
+    "perceptual", "preprocessing", "samples", "torch", "training", "zoo",
 )  # fmt: skip
 
 __all__ = [
     "Architecture", "Classifier", "Error", "ImageError", "Labels", "ModelError", "Network", "Notice", "Prediction",
     "Preprocessing", "Provenance", "Quantized", "Result", "__version__", "architectures", "datasets", "engines", "evaluation",
     "explanation", "features", "formats", "images", "labels", "load", "perceptual", "perceptual_distance", "postprocess",
-    "preprocess", "preprocessing", "samples", "zoo",
+    "preprocess", "preprocessing", "samples", "training", "zoo",
 ]  # fmt: skip
 
 

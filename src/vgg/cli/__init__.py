@@ -3,33 +3,56 @@
 import os
 import sys
 import warnings
+from collections.abc import Iterator, Mapping
+from importlib import import_module
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from ..errors import Error, Notice
-from . import bench, classify, convert, evaluate, explain, features, inspect, models, prepare, pull, sample, serve
+
+VERBS = (
+    "classify", "convert", "inspect", "models", "pull", "sample", "evaluate", "prepare", "features", "explain", "bench",
+    "serve", "train",
+)  # fmt: skip
+
+
+class _Commands(Mapping[str, Any]):
+    """The verbs' commands by name, each made when it is asked for, since making all takes longer than to classify a picture."""
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in VERBS:
+            raise KeyError(name)
+        verb, alone = import_module(f".{name}", __name__), typer.Typer(rich_markup_mode="markdown")
+        if hasattr(verb, "app"):
+            alone.add_typer(verb.app, name=name)
+        else:
+            alone.command(name)(getattr(verb, name))
+        return typer.main.get_group(alone).commands[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(VERBS)
+
+    def __len__(self) -> int:
+        return len(VERBS)
+
+
+class _Verbs(TyperGroup):
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.commands = _Commands()  # type: ignore[assignment]
+
 
 app = typer.Typer(
     name="vgg",
-    help="VGG networks: classify pictures with them, convert them, check them.",
+    cls=_Verbs,
+    help="VGG networks: classify pictures with them, convert them, check them, train them.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode="markdown",
 )
-app.command()(classify.classify)
-app.command()(convert.convert)
-app.command()(inspect.inspect)
-app.command()(models.models)
-app.command()(pull.pull)
-app.add_typer(sample.app)
-app.command()(evaluate.evaluate)
-app.add_typer(prepare.app, name="prepare")
-app.command()(features.features)
-app.command()(explain.explain)
-app.command()(bench.bench)
-app.command()(serve.serve)
 
 
 def _version(wanted: bool) -> None:

@@ -106,18 +106,20 @@ def find_pictures(images: Sequence[str]) -> tuple[list[Any], list[str]]:
 
 def counted(results: Iterable[Outcome], total: int, failures: list[str], doing: str) -> Iterator[Outcome]:
     """The results, with a progress bar on a terminal when there are many; their errors are gathered in `failures`."""
+    for result in _tracked(results, total, doing) if total > MANY and sys.stderr.isatty() else results:
+        if result.error:
+            failures.append(result.error)
+        yield result
+
+
+def _tracked(results: Iterable[Outcome], total: int, doing: str) -> Iterator[Outcome]:
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress
 
-    shown = total > MANY and sys.stderr.isatty()
     columns = (*Progress.get_default_columns(), MofNCompleteColumn())
-    console = Console(stderr=True)
     # Where results scroll through the same terminal, the bar must know of them to stay below.
-    with Progress(*columns, console=console, transient=True, disable=not shown, redirect_stdout=sys.stdout.isatty()) as bar:
-        for result in bar.track(results, total=total, description=doing):
-            if result.error:
-                failures.append(result.error)
-            yield result
+    with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=sys.stdout.isatty()) as bar:
+        yield from bar.track(results, total=total, description=doing)
 
 
 def numbers(text: str | None, option: str) -> tuple[int, ...]:

@@ -9,7 +9,6 @@ import typer
 from .common import DeviceOption, EngineOption, Format, FormatOption, ThreadsOption, print_records
 
 app = typer.Typer(
-    name="sample",
     help="""Make or check sample data: inputs, and the outputs that a model must give for them.
 
     Example: `vgg sample make vgg16.onnx -o vgg16.tar.gz`""",

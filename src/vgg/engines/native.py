@@ -1,6 +1,7 @@
 """Our own engine: native/ in C++, called through its C interface (native/vgg.h)."""
 
 import ctypes
+import math
 import os
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -89,14 +90,13 @@ class NativeEngine:
         if shape:
             entry.outputs, entry.inputs, entry.kernel = shape[0], shape[1], shape[-1] if len(shape) == 4 else 1
             weight, bias = parameters[f"{layer.name}.weight"], contiguous(parameters[f"{layer.name}.bias"], np.float32)
+            values, entry.kind, scale, entry.group = _in_place(weight)
             if layer.operation == "linear":
-                values, entry.kind, scale, entry.group = _in_place(weight)
                 self._kept.append(values)
-                held += [scale] if scale is not None else []
-                entry.scale = None if scale is None else scale.ctypes.data
-            else:
-                values = contiguous(weight, np.float32)
-            held += [values, bias]
+            elif values.dtype != np.int8 or entry.group < math.prod(shape[1:]):
+                values, scale = contiguous(weight, np.float32), None
+            held += [values, bias, *([] if scale is None else [scale])]
+            entry.scale = None if scale is None else scale.ctypes.data
             entry.weight, entry.bias = values.ctypes.data, bias.ctypes.data
         if self._library.vgg_add(self._handle, ctypes.byref(entry)):
             raise MemoryError(f"there is no memory for {layer.name}")

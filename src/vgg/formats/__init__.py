@@ -13,6 +13,7 @@ from ..preprocessing import preset
 from .onnx_options import OnnxOptions
 
 IMAGENET_CLASSES = 1000
+ONNX = b"\x08"  # how ModelProto begins: its first field, ir_version
 # Each format's home.
 _READERS = {
     "onnx": "onnx_reader", "keras": "keras", "torch": "torch", "safetensors": "safetensors", "mxnet": "mxnet",
@@ -29,8 +30,6 @@ def recognise(path: Path) -> str:
 
     Raises ModelError when it is none of them.
     """
-    from . import caffe, caffe2, keras, mxnet, safetensors, torch
-
     try:
         with open(path, "rb") as file:
             head = file.read(64)
@@ -38,6 +37,10 @@ def recognise(path: Path) -> str:
         raise ModelError(f"{path}: {reason(error)}") from None
     if not head:
         raise ModelError(f"{path}: is empty")
+    if head[:1] == ONNX and head[8:9] != b"{":  # which safetensors has there
+        return "onnx"  # before any other reader is loaded
+    from . import caffe, caffe2, keras, mxnet, safetensors, torch
+
     if head.startswith(keras.MAGIC) or (head.startswith(torch.ZIP_MAGIC) and keras.is_archive(path)):
         return "keras"
     if head.startswith((torch.ZIP_MAGIC, torch.LEGACY_MAGIC)):
@@ -46,7 +49,7 @@ def recognise(path: Path) -> str:
         return "mxnet"
     if safetensors.matches(head):
         return "safetensors"
-    if head[0] == 0x08:  # ModelProto's first field, ir_version
+    if head[:1] == ONNX:
         return "onnx"
     if head[0] in (0x0A, 0x12):  # a name or the first layer; the files of both Caffes begin so
         mapped = map_file(path)
