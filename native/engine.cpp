@@ -31,6 +31,7 @@ using Clock = std::chrono::steady_clock;
 constexpr int LARGE = 32;     // maps of this side and more use F(8x8), smaller ones F(4x4), whose weights are a third
 constexpr int TOGETHER = 16;  // images that share a pass over the weights of the deep layers and of the head
 constexpr int LARGE_BLOCK = 64, SMALL_BLOCK = 24;  // tiles that are in work at once
+constexpr std::int64_t SLICE = 256;  // columns of a linear layer's inputs that a thread takes at a time
 constexpr std::size_t CACHE_LINE = 64, HUGE_PAGE = 2 << 20;  // bytes
 
 int up_to_multiple(int value, int of) { return (value + of - 1) / of * of; }
@@ -143,6 +144,7 @@ struct vgg_network {
     Memory planes;          // a picture's planes with a border of zeros
     int plane = 0, line = 0;
     Memory inputs, products;  // of Winograd's transforms
+    Memory panels, sums;      // a linear layer's inputs and outputs
 };
 
 void vgg_network::add(const vgg_layer &what) {
@@ -152,7 +154,7 @@ void vgg_network::add(const vgg_layer &what) {
     if (what.operation == VGG_AVERAGE_POOL) layer.what.in = channels;
     if (what.operation == VGG_CONVOLUTION) {
         layer.bias = copied(what.bias, what.out, layer.channels);
-        const float *from = static_cast<const float *>(what.weight);
+        const Filters from{what.weight, what.scale};
         if (what.kernel == 3 && !layers.empty()) {
             layer.tile = side >= LARGE ? 8 : 4;
             const int positions = (layer.tile + 2) * (layer.tile + 2);
@@ -310,11 +312,21 @@ void vgg_network::classify(int end, Place from, int first, const vgg_output *out
         const Matrix matrix{layer.what.weight, Kind(layer.what.kind), layer.scale.data(), outputs_count,
                             std::int64_t(layer.what.in) * layer.what.kernel * layer.what.kernel, layer.what.group};
         time(step, [&] {
+            const float *rows = values.data();
+            const std::int64_t number = std::int64_t(from.count) * windows;
+            if (number > FEW) {
+                sums.reserve(std::size_t(number + kernels.panel) * outputs_count);
+                panels.reserve(std::size_t(number + kernels.panel) * matrix.inputs);
+                pool.run(int((matrix.inputs + SLICE - 1) / SLICE), [&](int slice, int) {
+                    const std::int64_t begin = std::int64_t(slice) * SLICE;
+                    kernels.panels(rows, number, matrix.inputs, begin, std::min(begin + SLICE, matrix.inputs), panels.get());
+                });
+                rows = panels.get();
+            }
             const int parts = int(std::min<std::int64_t>(outputs_count, 8 * pool.threads()));
             pool.run(parts, [&](int part, int) {
                 const std::int64_t begin = outputs_count * part / parts, end = outputs_count * (part + 1) / parts;
-                kernels.linear(matrix, begin, end, values.data(), std::int64_t(from.count) * windows, layer.bias.data(),
-                               layer.what.relu, results.data());
+                kernels.linear(matrix, begin, end, rows, number, layer.bias.data(), layer.what.relu, sums.get(), results.data());
             });
         });
         values = std::move(results);

@@ -6,12 +6,23 @@
 
 namespace VGG_ISA {
 
+using vgg::Filters;
 using vgg::Matrix;
 using vgg::Pixels;
 
 // --- Winograd -----------------------------------------------------------------------------------------------------------
 
-template <int PAIRS> void winograd_weights(const float *from, int out, int in, int first, int last, float *to) {
+// `count` weights of an output channel, from the index on.
+inline void weights_of(const Filters &from, int channel, std::ptrdiff_t index, int count, float *to) {
+    if (!from.scale) {
+        std::memcpy(to, static_cast<const float *>(from.values) + index, count * sizeof(float));
+        return;
+    }
+    const std::int8_t *values = static_cast<const std::int8_t *>(from.values) + index;
+    for (int i = 0; i < count; ++i) to[i] = float(values[i]) * from.scale[channel];
+}
+
+template <int PAIRS> void winograd_weights(const Filters &from, int out, int in, int first, int last, float *to) {
     using W = Winograd<PAIRS>;
     constexpr int N = W::N;
     const int panels = (out + PANEL - 1) / PANEL;
@@ -23,7 +34,7 @@ template <int PAIRS> void winograd_weights(const float *from, int out, int in, i
                 float filters[9][LANES] = {};
                 for (int lane = 0; lane < LANES && begin + lane < out; ++lane) {
                     float filter[9];
-                    std::memcpy(filter, from + (std::ptrdiff_t(begin + lane) * in + i) * 9, sizeof filter);
+                    weights_of(from, begin + lane, (std::ptrdiff_t(begin + lane) * in + i) * 9, 9, filter);
                     for (int k = 0; k < 9; ++k) filters[k][lane] = filter[k];
                 }
                 wide half[3][N];
@@ -110,39 +121,39 @@ void winograd_output(const float *from, std::ptrdiff_t position, const float *bi
 
 // --- Matrix products ----------------------------------------------------------------------------------------------------
 
-void plain_weights(const float *from, int out, int k, float *to) {
+void plain_weights(const Filters &from, int out, int k, float *to) {
     for (int begin = 0; begin < out; begin += PANEL)
         for (int i = 0; i < k; ++i)
             for (int lane = 0; lane < PANEL; ++lane, ++to) {
                 *to = 0;
-                if (begin + lane < out) std::memcpy(to, from + std::ptrdiff_t(begin + lane) * k + i, sizeof *to);
+                if (begin + lane < out) weights_of(from, begin + lane, std::ptrdiff_t(begin + lane) * k + i, 1, to);
             }
 }
 
-// R rows times a panel. `at(row, k)` gives an element, `finish` stores a row's sums. For every eight k, so many cache lines
-// from `next` on are fetched ahead: weights come from memory, and the processor's own prefetching stops at each page.
-template <int R, class At, class Finish>
-inline void block(int k, const float *panel, const float *next, int lines, const At &at, const Finish &finish) {
-    vec sums[R][VECTORS] = {};
+// R rows times a panel of V vectors. `at(row, k)` gives an element, `finish` stores a row's sums. `fetch` is called for every
+// eighth k, to fetch ahead: weights come from memory, and the processor's own prefetching stops at each page.
+template <int R, int V, class At, class Fetch, class Finish>
+inline void block(int k, const float *panel, const At &at, const Fetch &fetch, const Finish &finish) {
+    vec sums[R][V] = {};
     const auto step = [&](int i) __attribute__((always_inline)) {
-        vec right[VECTORS];
+        vec right[V];
 #pragma GCC unroll 4
-        for (int v = 0; v < VECTORS; ++v) right[v] = load(panel + i * PANEL + v * LANES);
-#pragma GCC unroll 12
+        for (int v = 0; v < V; ++v) right[v] = load(panel + (i * V + v) * LANES);
+#pragma GCC unroll 24
         for (int r = 0; r < R; ++r) {
             const vec left = splat(at(r, i));
 #pragma GCC unroll 4
-            for (int v = 0; v < VECTORS; ++v) sums[r][v] += left * right[v];
+            for (int v = 0; v < V; ++v) sums[r][v] += left * right[v];
         }
     };
     int i = 0;
     for (; i + 8 <= k; i += 8) {
-        for (int line = 0; line < lines; ++line, next += 16) __builtin_prefetch(next, 0, 2);
+        fetch(i);
 #pragma GCC unroll 2
         for (int j = 0; j < 8; ++j) step(i + j);
     }
     for (; i < k; ++i) step(i);
-#pragma GCC unroll 12
+#pragma GCC unroll 24
     for (int r = 0; r < R; ++r) finish(r, sums[r]);
 }
 
@@ -157,13 +168,13 @@ template <class With> inline void in_blocks(int count, const With &with) {
     }
 }
 
-template <int R, class At, class Finish>
-inline void sized(int rows, int k, const float *panel, const float *next, int lines, const At &at, const Finish &finish) {
+template <int R, int V, class At, class Fetch, class Finish>
+inline void sized(int rows, int k, const float *panel, const At &at, const Fetch &fetch, const Finish &finish) {
     if constexpr (R > 0) {
         if (rows == R)
-            block<R>(k, panel, next, lines, at, finish);
+            block<R, V>(k, panel, at, fetch, finish);
         else
-            sized<R - 1>(rows, k, panel, next, lines, at, finish);
+            sized<R - 1, V>(rows, k, panel, at, fetch, finish);
     }
 }
 
@@ -173,9 +184,13 @@ void product(const float *rows, std::ptrdiff_t stride, int count, int k, const f
     in_blocks(count, [&](int height, int row, int number) {
         const float *from = rows + row * stride;
         float *target = to + row * to_stride;
-        sized<ROWS>(
-            height, k, panel, next + std::ptrdiff_t(k) * PANEL * number / blocks, (8 * PANEL / 16 + blocks - 1) / blocks,
-            [&](int r, int i) { return from[r * stride + i]; },
+        const float *ahead = next + std::ptrdiff_t(k) * PANEL * number / blocks;
+        const int lines = (8 * PANEL / 16 + blocks - 1) / blocks;
+        sized<ROWS, VECTORS>(
+            height, k, panel, [&](int r, int i) { return from[r * stride + i]; },
+            [&](int) {
+                for (int line = 0; line < lines; ++line, ahead += 16) __builtin_prefetch(ahead, 0, 2);
+            },
             [&](int r, const vec(&sums)[VECTORS]) {
 #pragma GCC unroll 4
                 for (int v = 0; v < VECTORS; ++v) store(target + r * to_stride + v * LANES, sums[v]);
@@ -188,8 +203,8 @@ void convolution(const Pixels &pixels, int count, int k, const float *panel, con
     in_blocks(count, [&](int height, int row, int) {
         const float *from = pixels.data + row * pixels.stride;
         float *target = to + row * to_stride;
-        sized<ROWS>(
-            height, k, panel, nullptr, 0, [&](int r, int i) { return from[r * pixels.stride + pixels.offsets[i]]; },
+        sized<ROWS, VECTORS>(
+            height, k, panel, [&](int r, int i) { return from[r * pixels.stride + pixels.offsets[i]]; }, [](int) {},
             [&](int r, const vec(&sums)[VECTORS]) {
 #pragma GCC unroll 4
                 for (int v = 0; v < VECTORS; ++v)
@@ -231,12 +246,28 @@ template <> inline vec numbers<vgg::INT4>(const void *row, std::int64_t index) {
 }
 
 constexpr int BITS[] = {32, 16, 16, 8, 4};  // of a number of each kind
+constexpr int FEW_COLUMNS = 512;  // of a few rows of inputs that stay in the cache
+constexpr int COLUMNS = 256, CACHED = 65536;  // columns that are at work at once, and inputs that stay in the cache, of many rows
+constexpr int NARROW = ROWS * VECTORS;  // the height of a block whose panel is a single vector
 
-// R rows of the matrix times B rows of inputs, over the columns from `begin` to `end`. Where B is more than one, columns are
-// few, too few for the processor's own prefetching, so the next R rows are fetched ahead.
+// The numbers of a row from the index to the end, fewer than LANES, with zeros after them.
+template <vgg::Kind K> inline vec last_numbers(const char *row, std::int64_t index, std::int64_t end) {
+    char rest[LANES * 4] = {};
+    std::memcpy(rest, row + index * BITS[K] / 8, ((end - index) * BITS[K] + 7) / 8);
+    return numbers<K>(rest, 0);
+}
+
+template <vgg::Kind K> inline float scale_of(const Matrix &matrix, std::int64_t row, std::int64_t column) {
+    if constexpr (K == vgg::INT8 || K == vgg::INT4)
+        return matrix.scale[row * ((matrix.inputs + matrix.group - 1) / matrix.group) + column / matrix.group];
+    return 1;
+}
+
+// Adds R rows of the matrix times B rows of inputs, over some columns, all of one group where there are groups. Where B is
+// more than one, columns are few, too few for the processor's own prefetching, so the next R rows are fetched ahead.
 template <vgg::Kind K, int R, int B>
-inline void dots(const Matrix &matrix, std::int64_t row, const float *inputs, std::int64_t begin, std::int64_t end,
-                 float (&to)[R][B]) {
+inline void add_dots(const Matrix &matrix, std::int64_t row, const float *inputs, std::int64_t begin, std::int64_t end,
+                     float *to) {
     const char *rows[R];
     for (int r = 0; r < R; ++r) rows[r] = static_cast<const char *>(matrix.values) + (row + r) * (matrix.inputs * BITS[K] / 8);
     vec sums[R][B] = {};
@@ -256,46 +287,26 @@ inline void dots(const Matrix &matrix, std::int64_t row, const float *inputs, st
     if (i < end) {  // what fills no vector, with zeros after it
         float right[B][LANES] = {};
         for (int b = 0; b < B; ++b) std::memcpy(right[b], inputs + b * matrix.inputs + i, (end - i) * 4);
-        for (int r = 0; r < R; ++r) {
-            char left[LANES * 4] = {};
-            std::memcpy(left, rows[r] + i * BITS[K] / 8, ((end - i) * BITS[K] + 7) / 8);
-            for (int b = 0; b < B; ++b) sums[r][b] += numbers<K>(left, 0) * load(right[b]);
-        }
+        for (int r = 0; r < R; ++r)
+            for (int b = 0; b < B; ++b) sums[r][b] += last_numbers<K>(rows[r], i, end) * load(right[b]);
     }
     for (int r = 0; r < R; ++r) {
+        float parts[B];
         if constexpr (B == 4)
-            sum_each(sums[r], to[r]);
+            sum_each(sums[r], parts);
         else
-            for (int b = 0; b < B; ++b) to[r][b] = sum(sums[r][b]);
+            for (int b = 0; b < B; ++b) parts[b] = sum(sums[r][b]);
+        const float scale = scale_of<K>(matrix, row + r, begin);
+        for (int b = 0; b < B; ++b) to[b * matrix.outputs + row + r] += scale * parts[b];
     }
 }
 
-// Adds R rows of the matrix times B rows of inputs, over some columns, all of one group where there are groups.
-template <vgg::Kind K, int R, int B>
-inline void add_dots(const Matrix &matrix, std::int64_t row, const float *inputs, std::int64_t begin, std::int64_t end,
-                     float *to) {
-    float part[R][B];
-    dots<K, R, B>(matrix, row, inputs, begin, end, part);
-    for (int r = 0; r < R; ++r) {
-        float scale = 1;
-        if constexpr (K == vgg::INT8 || K == vgg::INT4) {
-            const std::int64_t groups = (matrix.inputs + matrix.group - 1) / matrix.group;
-            scale = matrix.scale[(row + r) * groups + begin / matrix.group];
-        }
-        for (int b = 0; b < B; ++b) to[b * matrix.outputs + row + r] += scale * part[r][b];
-    }
-}
-
+// A few rows of inputs: one streams the matrix; of several, only as many columns are taken at once as stay in the cache.
 template <vgg::Kind K>
-void linear_of(const Matrix &matrix, std::int64_t first, std::int64_t last, const float *inputs, std::int64_t count,
-               const float *bias, bool relu, float *to) {
-    for (std::int64_t b = 0; b < count; ++b)
-        std::memcpy(to + b * matrix.outputs + first, bias + first, (last - first) * sizeof(float));
-    // One row of inputs streams the matrix; of several, only as many columns are taken at once as stay in the cache.
-    constexpr std::int64_t COLUMNS = 512;
+void add_rows(const Matrix &matrix, std::int64_t first, std::int64_t last, const float *inputs, std::int64_t count, float *to) {
     const bool grouped = (K == vgg::INT8 || K == vgg::INT4) && matrix.group < matrix.inputs;
-    const std::int64_t step = grouped ? matrix.group : count == 1 ? matrix.inputs : COLUMNS;
-    const std::int64_t span = count == 1 ? matrix.inputs : grouped ? (COLUMNS + step - 1) / step * step : step;
+    const std::int64_t step = grouped ? matrix.group : count == 1 ? matrix.inputs : FEW_COLUMNS;
+    const std::int64_t span = count == 1 ? matrix.inputs : grouped ? (FEW_COLUMNS + step - 1) / step * step : step;
     const auto add = [&]<int R>(std::integral_constant<int, R>, std::int64_t row, std::int64_t begin, std::int64_t end) {
         constexpr int B = 4;
         std::int64_t b = 0;
@@ -312,13 +323,99 @@ void linear_of(const Matrix &matrix, std::int64_t first, std::int64_t last, cons
             for (std::int64_t begin = column; begin < stop; begin += step) {
                 const std::int64_t end = begin + step < stop ? begin + step : stop;
                 if (rows == 4)
-                    add(std::integral_constant<int, 4>(), row, begin, end);
+                    add_dots<K, 4, 1>(matrix, row, inputs, begin, end, to);
                 else if (rows == 3)
                     add(std::integral_constant<int, 3>(), row, begin, end);
                 else
                     add(std::integral_constant<int, 1>(), row, begin, end);
             }
         }
+    }
+}
+
+// Some columns of a row as floats.
+template <vgg::Kind K> inline void expand(const Matrix &matrix, std::int64_t row, std::int64_t begin, std::int64_t end, float *to) {
+    const char *from = static_cast<const char *>(matrix.values) + row * (matrix.inputs * BITS[K] / 8);
+    std::int64_t i = begin;
+    for (; i + LANES <= end; i += LANES) store(to + i - begin, numbers<K>(from, i));
+    if (i < end) {
+        float rest[LANES];
+        store(rest, last_numbers<K>(from, i, end));
+        std::memcpy(to + i - begin, rest, (end - i) * sizeof(float));
+    }
+    if constexpr (K == vgg::INT8 || K == vgg::INT4)
+        for (i = begin; i < end;) {
+            const float scale = scale_of<K>(matrix, row, i);
+            const std::int64_t group_end = (i / matrix.group + 1) * matrix.group, stop = group_end < end ? group_end : end;
+            for (; i < stop; ++i) to[i - begin] *= scale;
+        }
+}
+
+// Many rows of inputs are the columns of panels, and the product is that of the convolutions. `sums` are [rows, stride].
+template <vgg::Kind K>
+void add_panels(const Matrix &matrix, std::int64_t first, std::int64_t last, const float *panels, std::int64_t count, float *sums,
+                std::int64_t stride) {
+    float rows[NARROW * COLUMNS];
+    const std::int64_t span = (CACHED / stride + COLUMNS - 1) / COLUMNS * COLUMNS;
+    for (std::int64_t begin = 0; begin < matrix.inputs; begin += span)
+        for (std::int64_t row = first; row < last; row += NARROW) {
+            const int height = int(last - row < NARROW ? last - row : NARROW);
+            const std::int64_t end = matrix.inputs - begin < span ? matrix.inputs : begin + span;
+            for (std::int64_t column = begin; column < end; column += COLUMNS) {
+                const int k = int(end - column < COLUMNS ? end - column : COLUMNS);
+                for (int r = 0; r < height; ++r) expand<K>(matrix, row + r, column, column + k, rows + r * COLUMNS);
+                const char *next = static_cast<const char *>(matrix.values) + (row * matrix.inputs + column + COLUMNS) * BITS[K] / 8;
+                const auto part = [&]<int R, int V>(std::integer_sequence<int, R, V>, int top, std::int64_t b) {
+                    float *to = sums + (row - first + top) * stride + b;
+                    sized<R, V>(
+                        height - top < R ? height - top : R, k, panels + b * matrix.inputs + column * V * LANES,
+                        [&](int r, int i) { return rows[(top + r) * COLUMNS + i]; },
+                        [&](int i) {
+                            if (b == 0 && i * BITS[K] % 512 == 0)
+                                for (int r = top; r < top + R; ++r)
+                                    __builtin_prefetch(next + (r * matrix.inputs + i) * BITS[K] / 8, 0, 2);
+                        },
+                        [&](int r, const vec(&found)[V]) {
+#pragma GCC unroll 4
+                            for (int v = 0; v < V; ++v) {
+                                float *place = to + r * stride + v * LANES;
+                                store(place, load(place) + found[v]);
+                            }
+                        });
+                };
+                for (std::int64_t b = 0; b < count; b += PANEL) {
+                    if (count - b <= LANES)
+                        part(std::integer_sequence<int, NARROW, 1>(), 0, b);
+                    else
+                        for (int top = 0; top < height; top += ROWS) part(std::integer_sequence<int, ROWS, VECTORS>(), top, b);
+                }
+            }
+        }
+}
+
+void panels(const float *rows, std::int64_t count, std::int64_t k, std::int64_t begin, std::int64_t end, float *to) {
+    for (std::int64_t b = 0; b < count; b += PANEL) {
+        const int filled = int(count - b < PANEL ? count - b : PANEL), width = filled <= LANES ? LANES : PANEL;
+        for (int lane = 0; lane < width; ++lane)
+            for (std::int64_t i = begin; i < end; ++i)
+                to[b * k + i * width + lane] = lane < filled ? rows[(b + lane) * k + i] : 0;
+    }
+}
+
+template <vgg::Kind K>
+void linear_of(const Matrix &matrix, std::int64_t first, std::int64_t last, const float *inputs, std::int64_t count,
+               const float *bias, bool relu, float *sums, float *to) {
+    for (std::int64_t b = 0; b < count; ++b)
+        std::memcpy(to + b * matrix.outputs + first, bias + first, (last - first) * sizeof(float));
+    if (count <= vgg::FEW) {
+        add_rows<K>(matrix, first, last, inputs, count, to);
+    } else {
+        const std::int64_t stride = (count + PANEL - 1) / PANEL * PANEL;
+        sums += first * stride;
+        std::memset(sums, 0, (last - first) * stride * sizeof(float));
+        add_panels<K>(matrix, first, last, inputs, count, sums, stride);
+        for (std::int64_t b = 0; b < count; ++b)
+            for (std::int64_t row = first; row < last; ++row) to[b * matrix.outputs + row] += sums[(row - first) * stride + b];
     }
     if (relu)
         for (std::int64_t b = 0; b < count; ++b)
@@ -329,13 +426,13 @@ void linear_of(const Matrix &matrix, std::int64_t first, std::int64_t last, cons
 }
 
 void linear(const Matrix &matrix, std::int64_t first, std::int64_t last, const float *inputs, std::int64_t count,
-            const float *bias, bool relu, float *to) {
+            const float *bias, bool relu, float *sums, float *to) {
     switch (matrix.kind) {
-        case vgg::FLOAT32: return linear_of<vgg::FLOAT32>(matrix, first, last, inputs, count, bias, relu, to);
-        case vgg::FLOAT16: return linear_of<vgg::FLOAT16>(matrix, first, last, inputs, count, bias, relu, to);
-        case vgg::BFLOAT16: return linear_of<vgg::BFLOAT16>(matrix, first, last, inputs, count, bias, relu, to);
-        case vgg::INT8: return linear_of<vgg::INT8>(matrix, first, last, inputs, count, bias, relu, to);
-        case vgg::INT4: return linear_of<vgg::INT4>(matrix, first, last, inputs, count, bias, relu, to);
+        case vgg::FLOAT32: return linear_of<vgg::FLOAT32>(matrix, first, last, inputs, count, bias, relu, sums, to);
+        case vgg::FLOAT16: return linear_of<vgg::FLOAT16>(matrix, first, last, inputs, count, bias, relu, sums, to);
+        case vgg::BFLOAT16: return linear_of<vgg::BFLOAT16>(matrix, first, last, inputs, count, bias, relu, sums, to);
+        case vgg::INT8: return linear_of<vgg::INT8>(matrix, first, last, inputs, count, bias, relu, sums, to);
+        case vgg::INT4: return linear_of<vgg::INT4>(matrix, first, last, inputs, count, bias, relu, sums, to);
     }
 }
 
@@ -381,7 +478,7 @@ float read(const float *from, std::int64_t count) {
     return sum(total);
 }
 
-void weights_for(int tile, const float *from, int out, int in, int first, int last, float *to) {
+void weights_for(int tile, const Filters &from, int out, int in, int first, int last, float *to) {
     (tile == 8 ? winograd_weights<4> : winograd_weights<2>)(from, out, in, first, last, to);
 }
 void input_for(int tile, const float *from, std::ptrdiff_t row, std::ptrdiff_t pixel, int channels, float *to,
@@ -397,6 +494,6 @@ void output_for(int tile, const float *from, std::ptrdiff_t position, const floa
 #define VGG_TEXT(name) VGG_TEXT_(name)
 
 extern const vgg::Kernels table{VGG_TEXT(VGG_ISA), PANEL,   weights_for, plain_weights, input_for, output_for,
-                                product,           convolution, linear,  max_pool,      peak,      read};
+                                product,           convolution, panels,  linear,        max_pool,  peak,      read};
 
 }  // namespace VGG_ISA

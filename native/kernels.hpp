@@ -9,12 +9,21 @@ namespace vgg {
 // How numbers are stored, as vgg.engines.native numbers them.
 enum Kind : int { FLOAT32, FLOAT16, BFLOAT16, INT8, INT4 };
 
+// Rows of inputs that a matrix is multiplied with as they are; more of them are turned into panels first.
+constexpr int FEW = 16;
+
 // A matrix of a linear layer, used where it lies: [outputs, inputs], row after row, any alignment.
 struct Matrix {
     const void *values;
     Kind kind;
     const float *scale;  // of INT8 and INT4: [outputs, inputs / group]
     std::int64_t outputs, inputs, group;
+};
+
+// A convolution's weights [out, in, kernel, kernel]: float32, or int8 where each output channel has a scale. Any alignment.
+struct Filters {
+    const void *values;
+    const float *scale;
 };
 
 // Pixels of one line as rows of a matrix: the element (row, k) is at data[row * stride + offsets[k]].
@@ -29,9 +38,9 @@ struct Kernels {
     int panel;  // output channels that are computed together; channels are padded to a multiple of it
 
     // Weights [out, in, 3, 3] -> [(tile + 2)^2, out / panel, in, panel] for F(tile x tile), panels `first` to `last`.
-    void (*winograd_weights)(int tile, const float *from, int out, int in, int first, int last, float *to);
+    void (*winograd_weights)(int tile, const Filters &from, int out, int in, int first, int last, float *to);
     // Weights [out, k] -> [out / panel, k, panel].
-    void (*plain_weights)(const float *from, int out, int k, float *to);
+    void (*plain_weights)(const Filters &from, int out, int k, float *to);
     // A tile's patch, (tile + 2)^2 pixels of `channels`, `row` and `channels` floats apart -> (tile + 2)^2 positions.
     void (*winograd_input)(int tile, const float *from, std::ptrdiff_t row, std::ptrdiff_t pixel, int channels, float *to,
                            std::ptrdiff_t position);
@@ -44,9 +53,12 @@ struct Kernels {
     // The same for the pixels of a line, with bias and ReLU.
     void (*convolution)(const Pixels &pixels, int count, int k, const float *panel, const float *bias, float *to,
                         std::ptrdiff_t to_stride);
-    // `count` rows of inputs times matrix rows `first` to `last`, plus bias -> [count, outputs].
+    // Columns `begin` to `end` of rows [count, k] as panels [count / panel, k, panel]; of a last panel, as many as fill vectors.
+    void (*panels)(const float *rows, std::int64_t count, std::int64_t k, std::int64_t begin, std::int64_t end, float *to);
+    // `count` rows of inputs, as panels where they are more than FEW, times matrix rows `first` to `last`, plus bias ->
+    // [count, outputs]. `sums` is memory for [outputs, count], with `count` padded to whole panels, where they are more.
     void (*linear)(const Matrix &matrix, std::int64_t first, std::int64_t last, const float *inputs, std::int64_t count,
-                   const float *bias, bool relu, float *to);
+                   const float *bias, bool relu, float *sums, float *to);
     // The larger of 2x2 pixels for a line of `width` results.
     void (*max_pool)(const float *upper, std::ptrdiff_t row, int channels, int width, float *to);
     // Multiply-adds in registers: `rounds` times 2 * the number returned; for measuring the peak.

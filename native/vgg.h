@@ -26,9 +26,10 @@ typedef struct {
     int32_t in, out;      /* channels; a linear layer's inputs are in * kernel * kernel */
     int32_t kernel;       /* 3 or 1; of the first linear layer, the side of the map that it was built for */
     int32_t kind;         /* of a linear layer's numbers: float32, float16, bfloat16, int8, int4 */
-    const void *weight;   /* a convolution's are float32 and copied; a linear layer's are used in place */
+    const void *weight;   /* a convolution's are float32, or int8 where it has a scale, and copied; a linear layer's are used
+                             in place */
     const float *bias;    /* copied */
-    const float *scale;   /* of int8 and int4, [out, inputs / group]; copied */
+    const float *scale;   /* of int8 and int4, [out, inputs / group], of a convolution [out]; copied */
     int64_t group;
     double lrn[4];        /* size, alpha, beta, k */
 } vgg_layer;

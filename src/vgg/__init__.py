@@ -1,4 +1,4 @@
-"""VGG networks: classify pictures with them, convert them, check them.
+"""VGG networks: classify pictures with them, convert them, check them, train them.
 
     import vgg
     classifier = vgg.load("vgg19.onnx")
@@ -12,13 +12,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import architectures, datasets, engines, evaluation, formats, images, labels, preprocessing, samples, zoo
+    from . import architectures, datasets, engines, evaluation, explanation, features, formats, images, labels  # isort: skip
+    from . import perceptual, preprocessing, samples, training, zoo  # isort: skip
     from .architectures import Architecture
     from .classifier import Classifier, Prediction, Result, load, postprocess
     from .errors import Error, ImageError, ModelError, Notice
     from .labels import Labels
     from .network import Network, Provenance
     from .parameters import LowRank, Quantized
+    from .perceptual import perceptual_distance
     from .preprocessing import Preprocessing, preprocess
 
 _HOMES = {
@@ -28,16 +30,19 @@ _HOMES = {
     "labels": ("Labels",),
     "network": ("Network", "Provenance"),
     "parameters": ("LowRank", "Quantized"),
+    "perceptual": ("perceptual_distance",),
     "preprocessing": ("Preprocessing", "preprocess"),
 }
 _ROOMS = (
-    "architectures", "datasets", "engines", "evaluation", "formats", "images", "labels", "preprocessing", "samples", "zoo",
+    "architectures", "datasets", "engines", "evaluation", "explanation", "features", "formats", "images", "labels",
+    "perceptual", "preprocessing", "samples", "torch", "training", "zoo",
 )  # fmt: skip
 
 __all__ = [
     "Architecture", "Classifier", "Error", "ImageError", "Labels", "LowRank", "ModelError", "Network", "Notice", "Prediction",
     "Preprocessing", "Provenance", "Quantized", "Result", "__version__", "architectures", "datasets", "engines", "evaluation",
-    "formats", "images", "labels", "load", "postprocess", "preprocess", "preprocessing", "samples", "zoo",
+    "explanation", "features", "formats", "images", "labels", "load", "perceptual", "perceptual_distance", "postprocess",
+    "preprocess", "preprocessing", "samples", "training", "zoo",
 ]  # fmt: skip
 
 

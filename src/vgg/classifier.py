@@ -1,24 +1,26 @@
 """The object that users hold: pictures in, predictions out."""
 
-import glob
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 from PIL import Image
 
 from . import engines
 from .errors import Error, ImageError
-from .images import SUFFIXES, Picture
+from .images import Picture, find, is_one
 from .labels import Labels, imagenet
 from .network import Network
 from .parallel import ahead
 from .preprocessing import Preprocessing, preset
 from .zoo import EMBEDDED, EMBEDDED_FILE, locate
+
+if TYPE_CHECKING:
+    from .explanation import Explanation
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -77,7 +79,7 @@ class Classifier:
         """
         scores = self.scores(images)
         found = [ranked(row, top, self.network.labels) for row in scores]
-        return found[0] if _is_one(images) else found
+        return found[0] if is_one(images) else found
 
     def scores(self, images: Any) -> Array:
         """The probability of each class: float32 [batch, classes] for one picture or many, as `classify` takes them."""
@@ -106,6 +108,76 @@ class Classifier:
                     yield Result(name, [], str(value))
                 else:
                     yield Result(name, ranked(next(rows), top, self.network.labels))
+
+    def features(
+        self,
+        images: Any,
+        layers: str | Sequence[str] = (),
+        *,
+        protocol: str = "center",
+        scales: Sequence[int] = (),
+        flip: bool = False,
+        stack: bool = False,
+        normalize: bool = False,
+        maps: bool = False,
+    ) -> dict[str, Array]:
+        """Pictures as vectors: the values of layers, averaged over all places, views and scales.
+
+        As in the paper's Appendix B: `features(images, protocol="dense", scales=(256, 384, 512), flip=True, normalize=True)`.
+        All of it is in memory at the end; `vgg.features.extract` gives a picture at a time, and goes on at broken ones.
+
+        Args:
+            images: one picture or many, as `classify` takes them.
+            layers: names as in `Architecture.values`, such as `fc7` or `conv5_3`, after the ReLU; the last layer but one when
+                not given, which is `fc7`, or `pool6` with global average pooling.
+            protocol: the views of a picture, see `vgg.evaluation.Protocol`: `center`, or `dense` for the whole picture, …
+            scales: short sides in pixels, instead of the preprocessing's.
+            flip: each view also mirrored.
+            stack: the scales side by side instead of their mean.
+            normalize: each vector to length 1 (L2).
+            maps: a convolution's values as they are, float32 [pictures, channels, rows, columns]; of a single crop only.
+
+        Returns:
+            By layer, float32 [pictures, length].
+
+        Raises:
+            ImageError: a picture can't be read.
+            ModelError: there is no such layer; Error: the options contradict each other, the network or the engine.
+        """
+        from .evaluation import Protocol
+        from .features import Descriptor, extract, gather  # which stands above this file, and is here for convenience
+
+        names = (layers,) if isinstance(layers, str) else tuple(layers)
+        descriptor = Descriptor(names, Protocol(protocol, tuple(scales), flip), stack, normalize, maps)
+        return gather(extract(self, find(images), descriptor))
+
+    def explain(
+        self,
+        image: Picture,
+        classes: int | str | Sequence[int | str] = (),
+        *,
+        method: str = "grad-cam",
+        scale: int = 512,
+    ) -> "Explanation":
+        """Where the network looked in a picture: `explain("cat.jpg").overlay().save("heat.png")`.
+
+        Args:
+            image: a path, a file's bytes, a PIL image, or an array, as `classify` takes them.
+            classes: one or several, by index, WordNet id or name; the best class when not given.
+            method: `grad-cam`, of the crop that is classified; or `class-map`, the class's probability at each place of the
+                whole picture, for which the engine must be native or torch, unless the network pools globally.
+            scale: pixels of the short side for a class map; the larger, the more places.
+
+        Returns:
+            The maps, with boxes and the overlay made from them; see `vgg.explanation.Explanation`.
+
+        Raises:
+            ImageError: the picture can't be read. Error: there is no such class, method or scale, or the engine doesn't fit.
+        """
+        from .explanation import explain  # which stands above this file, and is here for convenience
+
+        chosen = (classes,) if isinstance(classes, int | str) else classes
+        return explain(self, image, chosen, method=method, scale=scale)
 
     def preprocess(self, image: Picture, name: str | None = None) -> Array:
         """One picture as the network's input, float32 [3, crop, crop]. Raises ImageError when it can't be read."""
@@ -175,52 +247,6 @@ def described(
     return network
 
 
-def find(images: Any) -> list[tuple[str, Picture]]:
-    """Pictures with their names: `images` as `Classifier.classify` takes them, or a list with such pairs in it.
-
-    Raises ImageError when there are none.
-    """
-    if isinstance(images, np.ndarray) and images.ndim == 4:
-        return [(f"image {index}", image) for index, image in enumerate(images)]
-    if isinstance(images, str | Path):
-        return _files(images)
-    if isinstance(images, bytes | bytearray | memoryview | Image.Image | np.ndarray):
-        return [("image", images)]  # type: ignore[list-item]
-    found: list[tuple[str, Picture]] = []
-    for index, image in enumerate(images):
-        if isinstance(image, tuple):
-            found.append(image)
-        else:
-            found += _files(image) if isinstance(image, str | Path) else [(f"image {index}", image)]
-    if not found:
-        raise ImageError("there are no images to look at")
-    return found
-
-
-def _files(place: str | Path) -> list[tuple[str, Picture]]:
-    """The picture at a path, or those in a folder and below, or those that match a glob."""
-    path = Path(place)
-    if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
-        if not files:
-            raise ImageError(f"{path}: has no images in it")
-        return [(str(file), file) for file in files]
-    if not path.exists() and glob.has_magic(str(place)):
-        matches = sorted(glob.glob(str(place), recursive=True))
-        if not matches:
-            raise ImageError(f"{place}: matches no file")
-        return [pair for match in matches for pair in _files(match)]
-    return [(str(place), path)]
-
-
-def _is_one(images: Any) -> bool:
-    if isinstance(images, str | Path):
-        return Path(images).is_file()
-    return isinstance(images, bytes | bytearray | memoryview | Image.Image) or (
-        isinstance(images, np.ndarray) and images.ndim != 4
-    )
-
-
 def softmax(logits: Array) -> Array:
     """Probabilities, float32, along the last axis; computed in float64."""
     shifted = np.exp(logits.astype(np.float64) - logits.max(-1, keepdims=True))
@@ -231,8 +257,13 @@ def ranked(scores: Array, top: int, labels: Labels | None) -> list[Prediction]:
     """The `top` classes of one picture's scores [classes], best first; among equals, the lower index."""
     if top < 1:
         raise Error(f"top must be 1 or more, not {top}")
+    return named(scores, np.argsort(-scores, kind="stable")[:top].tolist(), labels)
+
+
+def named(scores: Array, classes: Iterable[int], labels: Labels | None) -> list[Prediction]:
+    """These classes of one picture's scores [classes], as predictions."""
     found = []
-    for index in np.argsort(-scores, kind="stable")[:top].tolist():
+    for index in classes:
         label = labels.names[index] if labels else f"class {index}"
         wnid = labels.wnids[index] if labels and labels.wnids else None
         found.append(Prediction(label, float(scores[index]), index, wnid))

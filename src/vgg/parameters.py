@@ -46,14 +46,21 @@ class Quantized:
 
     def rows(self, start: int, stop: int) -> Array:
         """Some rows of the parameter as float32."""
-        values = self.values[start:stop]
+        return self._float(slice(start, stop))
+
+    def take(self, rows: Array) -> Array:
+        """The rows of the parameter with these indices, as float32."""
+        return self._float(rows)
+
+    def _float(self, rows: slice | Array) -> Array:
+        values = self.values[rows]
         result = values.astype(np.float32).reshape(len(values), -1) if self.group else values.astype(np.float32)
 
         def spread(along: Array) -> Array:
             if self.group:
-                return np.repeat(along[start:stop], self.group, 1)[:, : result.shape[1]]
+                return np.repeat(along[rows], self.group, 1)[:, : result.shape[1]]
             along = along.reshape([-1 if d == self.axis else 1 for d in range(values.ndim)])
-            return along if self.axis else along[start:stop]
+            return along if self.axis else along[rows]
 
         if self.zero_point is not None:
             result -= spread(self.zero_point).astype(np.float32)
@@ -82,7 +89,13 @@ class LowRank:
 
     def rows(self, start: int, stop: int) -> Array:
         """Some rows of the parameter as float32."""
-        left = self.left.rows(start, stop) if isinstance(self.left, Quantized) else self.left[start:stop]
+        return self._times(self.left.rows(start, stop) if isinstance(self.left, Quantized) else self.left[start:stop])
+
+    def take(self, rows: Array) -> Array:
+        """The rows of the parameter with these indices, as float32."""
+        return self._times(self.left.take(rows) if isinstance(self.left, Quantized) else self.left[rows])
+
+    def _times(self, left: Array) -> Array:
         right = expanded(self.right)
         product: Array = left @ right.reshape(len(right), -1)
         return product.reshape(-1, *self.shape[1:])

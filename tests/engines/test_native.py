@@ -68,7 +68,7 @@ def test_any_network_any_batch_any_size(name, width, height, width_of_image, bat
         assert_close(found[value], expected)
 
 
-@pytest.mark.parametrize(("height", "width"), [(64, 64), (96, 64), (101, 200)])
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (96, 64), (101, 200), (160, 190)])
 def test_larger_pictures_give_a_map_of_scores(height, width):
     network = random_network("vgg13", input_size=64)
     found = engines.open(network, "native").run(images(3, height, width), ["pool5", "fc6", "logits"])
@@ -113,6 +113,10 @@ def test_parameters_may_be_stored_in_fewer_bits(kind, instructions, monkeypatch)
             found = NativeEngine(network, 2).logits(images(count, 64))
             expected = engines.open(replace(network, parameters=plain), "onnxruntime").logits(images(count, 64))
             assert_close(found, expected)
+        larger = images(2, 128, 160)  # of many places, which take another way through the linear layers
+        assert_close(
+            NativeEngine(network, 2).logits(larger), NativeEngine(replace(network, parameters=plain), 2).logits(larger)
+        )
 
 
 def test_half_precision_is_exact_for_every_number():

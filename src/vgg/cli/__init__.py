@@ -12,7 +12,10 @@ from typer.core import TyperGroup
 
 from ..errors import Error, Notice
 
-VERBS = ("classify", "convert", "inspect", "models", "pull", "sample", "evaluate", "prepare", "quantize", "bench", "serve")
+VERBS = (
+    "classify", "convert", "inspect", "models", "pull", "sample", "evaluate", "prepare", "features", "explain", "quantize",
+    "bench", "serve", "train",
+)  # fmt: skip
 
 
 class _Commands(Mapping[str, Any]):
@@ -44,7 +47,7 @@ class _Verbs(TyperGroup):
 app = typer.Typer(
     name="vgg",
     cls=_Verbs,
-    help="VGG networks: classify pictures with them, convert them, check them.",
+    help="VGG networks: classify pictures with them, convert them, check them, train them.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},

@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..zoo import EMBEDDED
-from .common import DeviceOption, EngineOption, LabelsOption, PresetOption, ThreadsOption
+from .common import DeviceOption, EngineOption, LabelsOption, PresetOption, ThreadsOption, counted, find_pictures
 
 if TYPE_CHECKING:
     from ..classifier import Result
 
 BAR = 20  # characters of a bar that stands for 100%
-MANY = 8  # pictures that are worth a progress bar
 
 
 class Format(StrEnum):
@@ -49,9 +48,9 @@ def classify(
     """
     from .. import classifier as library
 
-    pictures, failures = _pictures(images)
+    pictures, failures = find_pictures(images)
     found = library.load(model, engine, threads=threads, device=device, labels=labels, preprocessing=preset)
-    results = _counted(found.results(pictures, top), len(pictures), failures) if pictures else []
+    results = counted(found.results(pictures, top), len(pictures), failures, "Classifying") if pictures else []
     for text in {"table": _table, "json": _json, "jsonl": _jsonl, "csv": _csv}[format](results, found.name):
         sys.stdout.write(text)
         sys.stdout.flush()
@@ -65,39 +64,6 @@ def classify(
 
 def _dim(text: str) -> None:
     print(f"\x1b[2m{text}\x1b[0m" if sys.stderr.isatty() else text, file=sys.stderr)
-
-
-def _pictures(images: list[str]) -> tuple[list[Any], list[str]]:
-    """The pictures that the arguments mean, and what is wrong with arguments that mean none."""
-    from ..classifier import find
-    from ..errors import ImageError
-
-    pictures: list[Any] = []
-    failures = []
-    for image in images:
-        try:
-            pictures += [("standard input", sys.stdin.buffer.read())] if image == "-" else find(image)
-        except ImageError as error:
-            failures.append(str(error))
-    return pictures, failures
-
-
-def _counted(results: Iterable["Result"], total: int, failures: list[str]) -> Iterator["Result"]:
-    """The results, with a progress bar on a terminal when there are many; their errors are gathered in `failures`."""
-    for result in _tracked(results, total) if total > MANY and sys.stderr.isatty() else results:
-        if result.error:
-            failures.append(result.error)
-        yield result
-
-
-def _tracked(results: Iterable["Result"], total: int) -> Iterator["Result"]:
-    from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress
-
-    columns = (*Progress.get_default_columns(), MofNCompleteColumn())
-    # Where results scroll through the same terminal, the bar must know of them to stay below.
-    with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=sys.stdout.isatty()) as bar:
-        yield from bar.track(results, total=total, description="Classifying")
 
 
 def _table(results: Iterable["Result"], model: str) -> Iterator[str]:

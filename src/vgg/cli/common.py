@@ -3,15 +3,24 @@
 import csv
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 from ..engines import DEVICES, ENGINES
+from ..errors import Error
 from ..preprocessing import PRESETS
+
+if TYPE_CHECKING:
+    from ..classifier import Result
+    from ..features import Features
+
+MANY = 8  # pictures that are worth a progress bar
+
+Outcome = TypeVar("Outcome", "Result", "Features")  # what came of one picture
 
 
 class Format(StrEnum):
@@ -78,3 +87,44 @@ def _cell(value: Any) -> str:
     if value is None:
         return "-"
     return f"{value:.2f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def find_pictures(images: Sequence[str]) -> tuple[list[Any], list[str]]:
+    """The pictures that a verb's arguments mean, with their names, and what is wrong with arguments that mean none."""
+    from ..errors import ImageError
+    from ..images import find
+
+    pictures: list[Any] = []
+    failures = []
+    for image in images:
+        try:
+            pictures += [("standard input", sys.stdin.buffer.read())] if image == "-" else find(image)
+        except ImageError as error:
+            failures.append(str(error))
+    return pictures, failures
+
+
+def counted(results: Iterable[Outcome], total: int, failures: list[str], doing: str) -> Iterator[Outcome]:
+    """The results, with a progress bar on a terminal when there are many; their errors are gathered in `failures`."""
+    for result in _tracked(results, total, doing) if total > MANY and sys.stderr.isatty() else results:
+        if result.error:
+            failures.append(result.error)
+        yield result
+
+
+def _tracked(results: Iterable[Outcome], total: int, doing: str) -> Iterator[Outcome]:
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress
+
+    columns = (*Progress.get_default_columns(), MofNCompleteColumn())
+    # Where results scroll through the same terminal, the bar must know of them to stay below.
+    with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=sys.stdout.isatty()) as bar:
+        yield from bar.track(results, total=total, description=doing)
+
+
+def numbers(text: str | None, option: str) -> tuple[int, ...]:
+    """Whole numbers with commas between them. Raises Error for anything else."""
+    try:
+        return tuple(int(one) for one in text.split(",")) if text else ()
+    except ValueError:
+        raise Error(f"{option} takes whole numbers with commas between them, such as 256,384,512, not {text!r}") from None

@@ -18,6 +18,7 @@ from .common import (
     LabelsOption,
     PresetOption,
     ThreadsOption,
+    numbers,
     print_records,
 )  # fmt: skip
 
@@ -48,6 +49,10 @@ def evaluate(
     no_resize: Annotated[bool, typer.Option("--no-resize", help="Crop the pictures as they are.")] = False,
     real: Annotated[
         Path | None, typer.Option("--real", metavar="FILE", help="ReaL labels, a JSON file, for ReaL accuracy as well.")
+    ] = None,
+    boxes: Annotated[
+        Path | None,
+        typer.Option("--boxes", metavar="DIR", help="ImageNet's boxes, XML files, for the localisation error as well."),
     ] = None,
     predictions: Annotated[
         Path | None, typer.Option("--predictions", metavar="OUT", help="Also write every prediction, as CSV.")
@@ -87,7 +92,7 @@ def evaluate(
     for path in filter(None, (predictions, report)):
         if not path.parent.is_dir():
             raise Error(f"{path}: can't be written: there is no folder {path.parent}")
-    look = Protocol(protocol, _numbers(scales), flip)
+    look = Protocol(protocol, numbers(scales, "--scales"), flip)
     if fuse and len(model or ()) < 2:
         raise Error("--fuse takes the mean of several models; give --model more than once")
     files: list[str | None] = list(model) if model else [None]
@@ -97,7 +102,7 @@ def evaluate(
     network = models[0].network
     dataset = datasets.open(data, network.architecture.classes, network.labels)
     relabelled = read_real(real, dataset, network.architecture.classes) if real else None
-    run = _run(models, dataset, look, fuse=fuse, batch_size=batch_size, workers=workers, resume=resume)
+    run = _run(models, dataset, look, fuse=fuse, boxes=boxes, batch_size=batch_size, workers=workers, resume=resume)
     found = records(run, relabelled)
     if format is Format.table:
         _table(found)
@@ -113,15 +118,6 @@ def evaluate(
         print(f"vgg: {error}", file=sys.stderr)
     if run.errors:
         raise typer.Exit(1)
-
-
-def _numbers(text: str | None) -> tuple[int, ...]:
-    from ..errors import Error
-
-    try:
-        return tuple(int(one) for one in text.split(",")) if text else ()
-    except ValueError:
-        raise Error(f"--scales takes whole numbers with commas between them, such as 256,384,512, not {text!r}") from None
 
 
 def _run(models: "Sequence[Classifier]", dataset: "Dataset", protocol: "Protocol", **options: Any) -> "Run":
@@ -144,7 +140,9 @@ def _run(models: "Sequence[Classifier]", dataset: "Dataset", protocol: "Protocol
 def _table(found: Sequence[dict[str, Any]]) -> None:
     """The records on a terminal: what matters, with intervals, the published figures, and comparisons in words."""
 
-    def within(one: dict[str, Any], name: str) -> str:
+    def within(one: dict[str, Any], name: str) -> str | None:
+        if one.get(name) is None:
+            return None
         return f"{one[name]:.2f} ({one[f'{name}_low']:.1f}–{one[f'{name}_high']:.1f})"
 
     rows = [
@@ -154,6 +152,9 @@ def _table(found: Sequence[dict[str, Any]]) -> None:
             "failed": one["failed"],
             "top-1 %": within(one, "top1"),
             "top-5 %": within(one, "top5"),
+            "loc-1 %": within(one, "loc1"),
+            "loc-5 %": within(one, "loc5"),
+            "loc known %": within(one, "loc_known"),
             "published": one["published_top1"] and f"{one['published_top1']:.2f} {one['published_top5']:.2f}",
             "ReaL %": one["real"],
             "loss": one["cross_entropy"],

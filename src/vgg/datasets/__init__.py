@@ -1,4 +1,4 @@
-"""Labelled pictures: a folder of class folders, a list file, or WebDataset shards, all as one list of samples.
+"""Labelled pictures: a folder of class folders, a list file, WebDataset shards, or CIFAR-10, all as one list of samples.
 
 A dataset is a list of places, not of pictures: nothing is read before it is asked for, and any sample at any time.
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 from ..errors import Error, ImageError
 from ..files import reason
 from ..images import MAX_BYTES
-from ..labels import Labels
+from ..labels import Labels, imagenet
 
 Resolve = Callable[[str], int]  # a class's name as the dataset has it -> its index
 
@@ -70,7 +70,8 @@ def open(place: str | Path, classes: int = 1000, labels: Labels | None = None) -
 
     Args:
         place: a folder with a folder of pictures for each class, named by WordNet id or by the class's name; a text file with
-            a picture and its class on each line; a `.tar` shard, or a folder of them.
+            a picture and its class on each line; a `.tar` shard, or a folder of them; a `.bin` file of CIFAR-10, or the
+            folder cifar-10-batches-bin, which stands for its training files.
         classes: how many the network has.
         labels: their names. Without them, class folders stand for 0, 1, 2 … in the order of their names, as in torchvision's
             ImageFolder, and lists and shards must give numbers.
@@ -78,13 +79,17 @@ def open(place: str | Path, classes: int = 1000, labels: Labels | None = None) -
     Raises:
         Error: there is nothing there, no pictures are in it, or a class is unknown, has two meanings, or is there twice.
     """
-    from . import folders, shards
+    from . import cifar, folders, shards
 
     path = Path(place)
     if labels is not None and len(labels) != classes:
         raise Error(f"{len(labels)} labels for a network of {classes} classes")
     try:
-        if path.is_dir():
+        if cifar.is_here(path):
+            if classes != len(cifar.NAMES):
+                raise Error(f"{path}: is CIFAR-10, which has 10 classes; the model has {classes}")
+            read = cifar.read(sorted(path.glob(cifar.TRAIN)) if path.is_dir() else [path])
+        elif path.is_dir():
             tars = sorted(path.glob("*.tar"))
             read = shards.read(tars, resolver(classes, labels)) if tars else folders.class_folders(path, classes, labels)
         elif path.suffix == ".tar":
@@ -96,6 +101,44 @@ def open(place: str | Path, classes: int = 1000, labels: Labels | None = None) -
     if not read:
         raise Error(f"{path}: has no pictures in it")
     return Dataset(str(place), read)
+
+
+def classes_of(place: str | Path) -> tuple[int, Labels | None]:
+    """How many classes the pictures at a place have, and their names, for a network that is yet to be made.
+
+    Class folders are classes in the order of their names, and so are the names that a list or shards give; where these are
+    numbers, there are as many classes as the largest one says, and they have no names. Where all names are WordNet ids of
+    ImageNet's, the labels have ImageNet's names, too.
+
+    Raises:
+        Error: as `open` does.
+    """
+    from . import cifar, folders, shards
+
+    path = Path(place)
+    found: dict[str, int] = {}
+
+    def collect(name: str) -> int:
+        return found.setdefault(name, len(found))
+
+    try:
+        if cifar.is_here(path):
+            return len(cifar.NAMES), Labels(cifar.NAMES)
+        if path.is_dir() and not any(path.glob("*.tar")):
+            found = dict.fromkeys(folders.class_names(path), 0)
+        elif path.is_dir() or path.suffix == ".tar":
+            shards.read(sorted(path.glob("*.tar")) or [path], collect)
+        else:
+            folders.list_file(path, collect)
+    except OSError as error:
+        raise Error(f"{error.filename or path}: {reason(error)}") from None
+    if found and all(name.isdecimal() for name in found) and not (path.is_dir() and (path / next(iter(found))).is_dir()):
+        return max(map(int, found)) + 1, None
+    names = tuple(sorted(found))
+    known = dict(zip(imagenet().wnids or (), imagenet().names, strict=True))
+    if all(name in known for name in names):
+        return len(names), Labels(tuple(known[name] for name in names), names)
+    return len(names), Labels(names)
 
 
 def resolver(classes: int, labels: Labels | None) -> Resolve:

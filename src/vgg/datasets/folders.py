@@ -9,11 +9,17 @@ from ..labels import Labels
 from . import Resolve, Sample, resolver
 
 
-def class_folders(root: Path, classes: int, labels: Labels | None) -> list[Sample]:
-    """The pictures below a folder's folders, each of which is a class; hidden ones are passed over."""
+def class_names(root: Path) -> list[str]:
+    """The names of a folder's folders, sorted, hidden ones passed over. Raises Error where there are none."""
     names = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
     if not names:
         raise Error(f"{root}: has no class folders in it, nor .tar shards")
+    return names
+
+
+def class_folders(root: Path, classes: int, labels: Labels | None) -> list[Sample]:
+    """The pictures below a folder's folders, each of which is a class."""
+    names = class_names(root)
     if labels is None and len(names) != classes:
         raise Error(f"{root}: has {len(names)} class folders; the model has {classes} classes and no labels to tell them by")
     resolve = resolver(classes, labels) if labels is not None else names.index

@@ -25,6 +25,7 @@ _HOMES = {
 # The classes that run a graph with quantized activations as it is.
 _GRAPHS = {"onnxruntime": "OnnxGraphEngine", "openvino": "OpenVinoGraphEngine"}
 ENGINES = tuple(_HOMES)
+DENSE = ("native", "torch")  # they take pictures larger than the paper's head was built for
 DEVICES = ("cpu", "cuda")
 
 
@@ -110,6 +111,12 @@ def _missing(engine: str) -> str:
 def native_library() -> Path | None:
     """The compiled engine's file; None where this installation has none."""
     return next((path for place in __path__ if (path := Path(place) / "libvgg.so").exists()), None)
+
+
+def check_dense(engine: Engine, architecture: Architecture) -> None:
+    """Raises Error unless an engine takes whole pictures, larger than a network's crop."""
+    if architecture.head == "fc" and engine.name not in DENSE:
+        raise Error(f"{engine.name} takes no whole pictures; the engines {' and '.join(DENSE)} do")
 
 
 def check_batch(architecture: Architecture, batch: Array, *, dense: bool = False) -> None:

@@ -1,6 +1,7 @@
 """Our own engine: native/ in C++, called through its C interface (native/vgg.h)."""
 
 import ctypes
+import math
 import os
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -95,14 +96,14 @@ class NativeEngine:
         self._weighted(layer, weight, bias, relu)
 
     def _weighted(self, layer: Layer, weight: Part, bias: Array, relu: bool) -> None:
-        shape, scale = weight.shape, None
+        shape = weight.shape
         entry = _Layer(relu=relu, outputs=shape[0], inputs=shape[1], kernel=shape[-1] if len(shape) == 4 else 1, group=1)
+        values, entry.kind, scale, entry.group = _in_place(weight)
         if layer.operation == "linear":
-            values, entry.kind, scale, entry.group = _in_place(weight)
             self._kept.append(values)
-            entry.scale = None if scale is None else scale.ctypes.data
-        else:
-            values = contiguous(weight, np.float32)
+        elif values.dtype != np.int8 or entry.group < math.prod(shape[1:]):
+            values, scale = contiguous(weight, np.float32), None
+        entry.scale = None if scale is None else scale.ctypes.data
         entry.weight, entry.bias = values.ctypes.data, bias.ctypes.data
         self._step(layer, entry)
 

@@ -51,7 +51,7 @@ class TorchEngine:
         for layer in self._architecture.layers:
             if layer.parameters:
                 weight, bias = (
-                    _tensor(network.parameters[f"{layer.name}.{role}"]).to(device, self._dtype) for role in ("weight", "bias")
+                    tensor(network.parameters[f"{layer.name}.{role}"]).to(device, self._dtype) for role in ("weight", "bias")
                 )
                 if layer.operation == "convolution":
                     weight = weight.contiguous(memory_format=torch.channels_last)
@@ -65,7 +65,7 @@ class TorchEngine:
         count, _, height, width = batch.shape
         with torch.inference_mode():
             run = self._compute if self._device == "cpu" or not count else self._replay
-            found = run(_tensor(batch), outputs)
+            found = run(tensor(batch), outputs)
         shapes = {name: self._architecture.shape(name, count, height, width) for name in outputs}
         return {name: found[name].cpu().numpy().reshape(shape) for name, shape in shapes.items()}
 
@@ -77,7 +77,7 @@ class TorchEngine:
         found: Values = {}
         value = batch.to(self._device, self._dtype, memory_format=torch.channels_last)
         for layer in self._architecture.layers:
-            value = _apply(layer, value, *self._parameters.get(layer.value, ()))
+            value = apply(layer, value, *self._parameters.get(layer.value, ()))
             if layer.value in outputs:
                 found[layer.value] = value.float().contiguous()
             if len(found) == len(set(outputs)):
@@ -117,7 +117,7 @@ class _Graph:
         return {name: value.cpu() for name, value in self._found.items()}
 
 
-def _apply(layer: Layer, value: torch.Tensor, *parameters: torch.Tensor) -> torch.Tensor:
+def apply(layer: Layer, value: torch.Tensor, *parameters: torch.Tensor) -> torch.Tensor:
     """A layer's value [batch, channels, height, width], from that before it and from its weight and bias."""
     match layer.operation:
         case "convolution":
@@ -146,7 +146,7 @@ def _dtype(device: str) -> torch.dtype:
     return torch.bfloat16 if torch.cuda.get_device_capability() >= (8, 0) else torch.float16
 
 
-def _tensor(value: Parameter) -> torch.Tensor:
+def tensor(value: Parameter) -> torch.Tensor:
     """An array as a float32 tensor, in place where it is contiguous float32.
 
     torch has no notion of a read-only array, such as one that is mapped from a file; so it isn't told. What comes from here

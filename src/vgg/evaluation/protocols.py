@@ -5,7 +5,7 @@ class probabilities are the mean over the views' softmax. For a dense view, whic
 map of class scores, and its mean over the places is taken first.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -112,6 +112,27 @@ class Protocol:
             steps = [step / (self.grid - 1) for step in range(self.grid)]
             corners = [(round(y * (height - side)), round(x * (width - side))) for y in steps for x in steps]
         return [whole[:, top : top + side, left : left + side] for top, left in corners]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Views of the same size, ready for the engine."""
+
+    inputs: Array  # float32 [views, 3, height, width]
+    owners: list[int]  # whose each view is
+    weights: Array  # of each view in its owner's mean
+
+
+def batches(views: Iterable[tuple[int, float, Array]], pixels: int) -> Iterator[Batch]:
+    """Views, each with its owner and its weight, as batches of one size and at most so many pixels, or of one view."""
+    by_shape: dict[tuple[int, ...], list[tuple[int, float, Array]]] = {}
+    for owner, weight, view in views:
+        by_shape.setdefault(view.shape, []).append((owner, weight, view))
+    for (_, height, width), found in by_shape.items():
+        count = max(1, pixels // (height * width))
+        for start in range(0, len(found), count):
+            owners, weights, arrays = zip(*found[start : start + count], strict=True)
+            yield Batch(np.stack(arrays), list(owners), np.array(weights))
 
 
 def _bounded(width: int, height: int) -> tuple[int, int, int, int]:

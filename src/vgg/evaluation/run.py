@@ -17,38 +17,40 @@ import numpy as np
 from .. import zoo
 from ..classifier import Classifier, softmax
 from ..datasets import Dataset
-from ..engines import Engine
+from ..engines import check_dense
 from ..errors import Error, ImageError, Notice
+from ..explanation import Box, can_explain, outputs
 from ..files import replacing
 from ..images import open_image
 from ..parallel import ahead
 from ..preprocessing import Preprocessing
-from .protocols import Protocol
+from .localisation import Annotations, overlap
+from .protocols import Batch, Protocol, batches
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 BATCH_SIZE = 16
 TOP = 5  # best classes that are kept of each picture
-ROLES = ("top", "scores", "losses")  # the arrays of Answers
+ROLES = ("top", "scores", "losses", "overlaps")  # the arrays of Answers
 VIEWS = 64  # about as many views are prepared together, so that those of the same size share a batch
 SAVE_SECONDS = 30.0  # between two savings of what has been done
-DENSE_ENGINES = ("native", "torch")  # they take pictures larger than the paper's head was built for
 
 
 @dataclass
 class Answers:
-    """What a model answered for each picture of a dataset; rows of pictures that couldn't be read are -1, 0 and nan."""
+    """What a model answered for each picture of a dataset; rows of pictures that couldn't be read are -1, 0, nan and nan."""
 
     top: Array  # int32 [images, TOP]: the best classes, best first
     scores: Array  # float32 [images, TOP]: their probabilities
     losses: Array  # float32 [images]: cross-entropy, -ln of the right class's probability, at most 87
+    overlaps: Array  # float32 [images]: of the right class's box with the picture's best one; nan: not asked for
     seconds: float = 0.0  # waiting for pictures, and computing
 
     @classmethod
     def empty(cls, images: int, classes: int) -> "Answers":
         top = min(TOP, classes)
         best, scores = np.full((images, top), -1, np.int32), np.zeros((images, top), np.float32)
-        return cls(best, scores, np.full(images, np.nan, np.float32))
+        return cls(best, scores, np.full(images, np.nan, np.float32), np.full(images, np.nan, np.float32))
 
     def put(self, places: Sequence[int], probabilities: Array, targets: Sequence[int]) -> None:
         """Keep what is needed of the probabilities [batch, classes] of the pictures at some places."""
@@ -69,6 +71,7 @@ class Run:
     answers: list[Answers]  # of each
     errors: dict[int, str] = field(default_factory=dict)  # of pictures that couldn't be read, by their place in the dataset
     done: int = 0  # pictures, from the first on
+    annotations: Annotations | None = None  # the pictures' boxes, where localisation is measured
 
     def read(self) -> Array:
         """bool [images]: which pictures could be read."""
@@ -102,21 +105,13 @@ class Run:
 
 
 @dataclass(frozen=True)
-class _Batch:
-    """Views of the same size, ready for the engine."""
-
-    inputs: Array  # float32 [views, 3, height, width]
-    owners: list[int]  # of each view: its picture, by its place in the window
-    weights: Array  # of each view in its picture's mean
-
-
-@dataclass(frozen=True)
 class _Window:
     """Some pictures of the dataset, decoded and cut into views for each preprocessing."""
 
     places: list[int]  # of those that could be read
     targets: list[int]
-    batches: Mapping[Preprocessing, list[_Batch]]
+    sizes: list[tuple[int, int]]  # width and height
+    batches: Mapping[Preprocessing, list[Batch]]
     errors: Mapping[int, str]
     end: int  # the place after the last
 
@@ -127,6 +122,7 @@ def evaluate(
     protocol: Protocol | None = None,
     *,
     fuse: bool = False,
+    boxes: str | Path | None = None,
     batch_size: int = BATCH_SIZE,
     workers: int | None = None,
     resume: bool = False,
@@ -139,6 +135,7 @@ def evaluate(
         dataset: whose targets are these classes.
         protocol: how the pictures are looked at; the centre crop when not given.
         fuse: also score the mean of the models' probabilities.
+        boxes: a folder with ImageNet's annotations; then localisation is measured as well, of a single crop.
         batch_size: views that an engine gets at once; larger ones count for as many as their pixels.
         workers: threads that decode and prepare; as many as there are cores when not given.
         resume: go on where a run with the same models, dataset and protocol was cut.
@@ -155,6 +152,9 @@ def evaluate(
     names = [one.name for one in models] + ([" + ".join(one.name for one in models)] if fuse else [])
     classes = models[0].network.architecture.classes
     run = Run(models, dataset, protocol, names, [Answers.empty(len(dataset), classes) for _ in names])
+    if boxes is not None:
+        check_localisation(models, protocol)
+        run.annotations = Annotations(boxes, dataset)
     path = cache(partial(_state_path, run))  # hashing the parameters takes a second, which a short run doesn't need
     if resume:
         run.restore(path())
@@ -192,15 +192,30 @@ def _check(models: Sequence[Classifier], protocol: Protocol) -> None:
         same = not labels or labels in (one.network.labels.wnids, one.network.labels.names)  # type: ignore[union-attr]
         if one.network.architecture.classes != first.architecture.classes or not same:
             raise Error(f"{one.name} has other classes than {models[0].name}; models side by side need the same")
-        protocol.recipes(one.network.preprocessing)
-        if protocol.dense and one.network.architecture.head == "fc" and one.engine.name not in DENSE_ENGINES:
-            raise Error(f"{one.engine.name} takes no whole pictures; `{protocol.name}` needs the engine native or torch")
+        check_views(one, protocol)
+
+
+def check_views(model: Classifier, protocol: Protocol) -> None:
+    """Raises Error where a model can't look at pictures in this way: a scale or the engine doesn't fit."""
+    protocol.recipes(model.network.preprocessing)
+    if protocol.dense:
+        check_dense(model.engine, model.network.architecture)
+
+
+def check_localisation(models: Sequence[Classifier], protocol: Protocol) -> None:
+    """Raises Error where no heat map can be made."""
+    if protocol.views > 1 or protocol.dense:
+        raise Error("boxes are made of a single crop: the protocol `center` without flip and with one scale at most")
+    for one in models:
+        if not can_explain(one):
+            raise Error(f"{one.name} quantizes activations, and gives no heat maps; the engine native takes its weights alone")
 
 
 def _state_path(run: Run) -> Path:
     """Where a run's partial results are: a file in the user's cache, named by all that decides the result."""
     networks = [(one.network.sha256(), asdict(one.network.preprocessing)) for one in run.models]
-    key = json.dumps([networks, run.dataset.digest(), asdict(run.protocol), run.names], sort_keys=True)
+    decides = [networks, run.dataset.digest(), asdict(run.protocol), run.names, run.annotations is not None]
+    key = json.dumps(decides, sort_keys=True)
     return zoo.home() / "evaluations" / f"{sha256(key.encode()).hexdigest()[:32]}.npz"
 
 
@@ -208,8 +223,9 @@ def _prepared(
     dataset: Dataset, places: range, recipes: Sequence[Preprocessing], protocol: Protocol, batch_size: int
 ) -> _Window:
     good: list[int] = []
+    sizes: list[tuple[int, int]] = []
     errors: dict[int, str] = {}
-    views: dict[Preprocessing, dict[tuple[int, ...], list[tuple[int, float, Array]]]] = {recipe: {} for recipe in recipes}
+    views: dict[Preprocessing, list[tuple[int, float, Array]]] = {recipe: [] for recipe in recipes}
     for place in places:
         sample = dataset.samples[place]
         try:
@@ -219,29 +235,23 @@ def _prepared(
             errors[place] = str(error)
             continue
         for recipe, look in looks:
-            for weight, view in look:
-                views[recipe].setdefault(view.shape, []).append((len(good), weight, view))
+            views[recipe] += [(len(good), weight, view) for weight, view in look]
         good.append(place)
-    batches = {recipe: list(_batches(found, batch_size * recipe.crop**2)) for recipe, found in views.items()}
-    return _Window(good, [dataset.samples[place].target for place in good], batches, errors, places.stop)
-
-
-def _batches(views: Mapping[tuple[int, ...], list[tuple[int, float, Array]]], pixels: int) -> Iterator[_Batch]:
-    """Views by shape as batches of at most so many pixels, but one view at least."""
-    for (_, height, width), found in views.items():
-        count = max(1, pixels // (height * width))
-        for start in range(0, len(found), count):
-            owners, weights, arrays = zip(*found[start : start + count], strict=True)
-            yield _Batch(np.stack(arrays), list(owners), np.array(weights))
+        sizes.append(image.size)
+    ready = {recipe: list(batches(found, batch_size * recipe.crop**2)) for recipe, found in views.items()}
+    return _Window(good, [dataset.samples[place].target for place in good], sizes, ready, errors, places.stop)
 
 
 def _answer(run: Run, window: _Window, waited: float) -> None:
     """Let every model answer for a window of pictures, and their fusion where there is one."""
     everyone, took = [], []
-    for model in run.models:
+    samples = [run.dataset.samples[place] for place in window.places]
+    truth = None if run.annotations is None else [run.annotations.boxes(one.name) for one in samples]
+    for model, answers in zip(run.models, run.answers, strict=False):
         started = time.perf_counter()
-        batches = window.batches[model.network.preprocessing]
-        everyone.append(_scored(model.engine, batches, len(window.places), model.network.architecture.classes))
+        probabilities, overlaps = _scored(model, window, truth)
+        answers.overlaps[window.places] = overlaps
+        everyone.append(probabilities)
         took.append(time.perf_counter() - started)
     if len(run.answers) > len(run.models):
         everyone.append(np.mean(everyone, 0))
@@ -253,15 +263,22 @@ def _answer(run: Run, window: _Window, waited: float) -> None:
     run.done = window.end
 
 
-def _scored(engine: Engine, batches: Sequence[_Batch], count: int, classes: int) -> Array:
-    """The pictures' probabilities, [count, classes]: the weighted mean over their views."""
-    total = np.zeros((count, classes))
-    for batch in batches:
-        logits = engine.logits(batch.inputs)
+def _scored(model: Classifier, window: _Window, truth: Sequence[Sequence[Box]] | None) -> tuple[Array, Array]:
+    """The pictures' probabilities [count, classes], the weighted mean over their views; how well their boxes fit, [count]."""
+    count, network = len(window.places), model.network
+    total, overlaps = np.zeros((count, network.architecture.classes)), np.full(count, np.nan)
+    for batch in window.batches[network.preprocessing]:
+        values = model.engine.run(batch.inputs, outputs(network) if truth else ("logits",))
+        logits = values["logits"]
         if logits.ndim == 4:  # a map of class scores
             logits = logits.mean((2, 3), np.float64)
         np.add.at(total, batch.owners, batch.weights[:, None] * softmax(logits))
-    return total
+        for row, owner in enumerate(batch.owners):
+            if truth is None:
+                break
+            one = {name: value[row] for name, value in values.items()}
+            overlaps[owner] = overlap(network, one, window.targets[owner], window.sizes[owner], truth[owner])
+    return total, overlaps
 
 
 def _timed(windows: Iterator[_Window]) -> Iterator[tuple[_Window, float]]:

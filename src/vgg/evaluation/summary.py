@@ -12,6 +12,7 @@ from .. import zoo
 from ..datasets import Dataset
 from ..errors import Error
 from ..files import reason
+from .localisation import OVERLAP
 from .metrics import calibration, mcnemar, wilson
 from .run import Run
 
@@ -66,6 +67,7 @@ def records(run: Run, real: Real | None = None) -> list[dict[str, Any]]:
         model = run.models[index] if index < len(run.models) else None
         record: dict[str, Any] = {"model": name, "images": int(read.sum()), "failed": len(run.errors)}
         record |= _accuracy("top1", right) | _accuracy("top5", right5)
+        record |= _localisation(run, right, right5, answers.overlaps[read])
         record |= _real(top[:, 0], np.flatnonzero(read), real)
         record["cross_entropy"] = round(float(answers.losses[read].mean(dtype=np.float64)), 4)
         record["calibration_error"] = _percent(calibration(answers.scores[read, 0], right)[0])
@@ -103,6 +105,18 @@ def predictions(run: Run) -> Iterator[dict[str, Any]]:
 def _accuracy(name: str, right: Array) -> dict[str, float]:
     share, (low, high) = _percent(float(right.mean())), wilson(int(right.sum()), len(right))
     return {name: share, f"{name}_err": round(100 - share, 3), f"{name}_low": _percent(low), f"{name}_high": _percent(high)}
+
+
+def _localisation(run: Run, right: Array, right5: Array, overlaps: Array) -> dict[str, Any]:
+    """Accuracies that count only where the box is right too, of the pictures that have boxes; none of a fusion."""
+    if run.annotations is None:
+        return {}
+    known = ~np.isnan(overlaps)
+    hit = overlaps[known] > OVERLAP
+    found: dict[str, Any] = {"loc_images": int(known.sum())}
+    for name, count in (("loc1", hit & right[known]), ("loc5", hit & right5[known]), ("loc_known", hit)):
+        found |= _accuracy(name, count) if known.any() else dict.fromkeys(_accuracy(name, np.zeros(1)))
+    return found
 
 
 def _percent(share: float) -> float:

@@ -100,12 +100,15 @@ class _Unpickler(pickle.Unpickler):
 
 def read(path: Path) -> Bare:
     """The parameters in a file with torchvision's or timm's keys, or a checkpoint that holds such a state dictionary."""
+    return from_state_dict(path, read_state(path))
+
+
+def read_state(path: Path) -> dict[str, Array]:
+    """The state dictionary in a file: arrays by their keys there, mapped. Raises ModelError."""
     mapped = map_file(path)
     load = _from_zip if mapped[:4] == ZIP_MAGIC else _from_stream
     try:
-        content = load(path, mapped)
-        tensors = _state(content)
-        state = {key: value.array() for key, value in tensors.items()}
+        return {key: value.array() for key, value in _state(load(path, mapped)).items()}
     except ModelError:
         raise
     except pickle.UnpicklingError as error:
@@ -115,7 +118,6 @@ def read(path: Path) -> Bare:
         ) from None
     except Exception as error:  # a broken pickle can raise anything
         raise ModelError(f"{path}: is a damaged or truncated torch file ({error})") from None
-    return from_state_dict(path, state)
 
 
 def _state(content: Any) -> dict[str, _Tensor]:

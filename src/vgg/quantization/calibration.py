@@ -14,8 +14,8 @@ from typing import Any, Literal
 import numpy as np
 
 from .. import engines, zoo
-from ..classifier import find
 from ..errors import Error
+from ..images import find
 from ..network import Network
 from ..parallel import ahead
 from ..parameters import Array, contiguous, expanded

@@ -16,10 +16,11 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from .. import engines
-from ..classifier import find, softmax
+from ..classifier import softmax
 from ..errors import Error, ModelError, one_line
 from ..files import replacing
 from ..formats import recognise
+from ..images import find
 from ..network import Network
 from ..zoo import locate
 from .reading import Set, opened

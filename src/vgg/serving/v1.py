@@ -1,6 +1,7 @@
 """The friendly protocol: `POST /v1/classify` with pictures, `GET /v1/models`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from starlette.requests import Request
@@ -9,7 +10,7 @@ from starlette.routing import Route
 
 from ..classifier import Prediction, ranked, softmax
 from ..errors import ImageError
-from ..explanation import VALUE, activation_map, can_explain, seen
+from ..explanation import can_explain, grad_cam, outputs, seen
 from .bodies import read_pictures
 from .refusals import NotSupported, Refusal, Unreadable
 from .repository import Model
@@ -29,14 +30,12 @@ async def classify(request: Request) -> Response:
     options = _options({**query, **body.options})
     with app.repository.get(options["model"], options["version"]).held() as model:
         explain = options["explain"]
-        if explain and not can_explain(model.classifier.network):
-            raise NotSupported(f"{model.name} has no heat maps: only networks with global average pooling do")
+        if explain and not can_explain(model.classifier):
+            raise NotSupported(f"{model.name} has no heat maps, since its file quantizes activations")
         request.scope["facts"].update(served=model, pictures=len(body.pictures))
-        looks = await app.look(model, body.pictures, ("logits", VALUE) if explain else ("logits",))
-        results = [
-            {"image": picture.name, **({"error": str(look)} if isinstance(look, ImageError) else _result(model, look, options))}
-            for picture, look in zip(body.pictures, looks, strict=True)
-        ]
+        looks = await app.look(model, body.pictures, outputs(model.classifier.network) if explain else ("logits",))
+        tell = partial(_results, model, [picture.name for picture in body.pictures], looks, options)
+        results = await app.threaded(tell) if explain else tell()
     seen_looks = [look for look in looks if not isinstance(look, ImageError)]
     if not seen_looks:
         raise Unreadable("; ".join(str(look) for look in looks[:3]))
@@ -65,12 +64,19 @@ def describe(model: Model) -> dict[str, Any]:
         "bytes": sum(array.nbytes for array in network.tensors().values()),
         "input_size": network.preprocessing.crop,
         "preprocessing": network.preprocessing.name,
-        "explains": can_explain(network),
+        "explains": can_explain(model.classifier),
     }
 
 
 def records(predictions: list[Prediction]) -> list[dict[str, Any]]:
     return [{"label": p.label, "score": round(p.score, 6), "index": p.index, "wnid": p.wnid} for p in predictions]
+
+
+def _results(model: Model, names: Sequence[str], looks: Sequence[Any], options: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [
+        {"image": name, **({"error": str(look)} if isinstance(look, ImageError) else _result(model, look, options))}
+        for name, look in zip(names, looks, strict=True)
+    ]
 
 
 def _result(model: Model, look: Any, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -79,10 +85,10 @@ def _result(model: Model, look: Any, options: Mapping[str, Any]) -> dict[str, An
     result: dict[str, Any] = {"predictions": records(predictions)}
     if options["explain"]:
         best = predictions[0].index
-        heat = activation_map(network, look.values[VALUE], best)
+        [heat] = grad_cam(network, look.values, [best])
         result["explanation"] = {
             "index": best,
-            "map": [[round(float(value), 4) for value in row] for row in heat],
+            "map": [[float(f"{value:.4g}") for value in row] for row in heat],
             "box": [round(share, 6) for share in seen(network.preprocessing, look.width, look.height)],
         }
     return result

@@ -1,0 +1,88 @@
+"""How well decoding and computing overlap in `vgg evaluate`, and what the dense form saves against as many crops.
+
+    .venv/bin/python benchmarks/evaluation.py vgg16.onnx imagenet/val
+
+Each round takes its turns one after the other, so that what disturbs a machine for a while falls on all of them.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+
+from vgg import datasets, load
+from vgg.architectures import STRIDE
+from vgg.datasets import Dataset
+from vgg.evaluation import Protocol, evaluate
+
+
+class Idle:
+    """An engine that computes nothing."""
+
+    name = "native"
+
+    def logits(self, batch: np.ndarray) -> np.ndarray:
+        return np.zeros((len(batch), 1000), np.float32)
+
+
+def seconds(work: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
+    begun = clock()
+    work()
+    return clock() - begun
+
+
+def overlap(model: str, folder: Path, count: int, rounds: int) -> None:
+    """The slower of the two parts alone, divided by the time of both together."""
+    classifier, protocol = load(model), Protocol("center", (256,))
+    engine, labels = classifier.engine, classifier.network.labels
+    whole = datasets.open(folder, labels=labels)
+    some = Dataset(whole.name, whole.samples[:: max(1, len(whole) // count)][:count])
+    batch = np.random.default_rng(0).standard_normal((16, 3, 224, 224), np.float32)
+    shares = []
+    for _ in range(rounds):
+        classifier.engine = Idle()
+        decoding = seconds(lambda: evaluate([classifier], some, protocol))
+        classifier.engine = engine
+        computing = sum(seconds(lambda n=n: engine.logits(batch[: min(16, len(some) - n)])) for n in range(0, len(some), 16))
+        both = seconds(lambda: evaluate([classifier], some, protocol))
+        shares.append(max(decoding, computing) / both)
+        each = [f"{took / len(some) * 1e3:6.1f}" for took in (decoding, computing, both)]
+        print(f"ms a picture: decoding {each[0]}, computing {each[1]}, evaluating {each[2]}: {shares[-1]:.2f}", flush=True)
+    print(f"overlap: {median(shares):.2f} of the slower part's speed")
+
+
+def dense(model: str, rounds: int) -> None:
+    """The processor time of one dense look, beside that of the crops at the same places, STRIDE pixels apart."""
+    engine = load(model).engine
+
+    def computing(batch: np.ndarray) -> float:
+        return seconds(lambda: engine.logits(batch), time.process_time)
+
+    for short in (256, 384, 512):
+        for width in (short, short * 4 // 3 // STRIDE * STRIDE):
+            whole = np.random.default_rng(0).standard_normal((1, 3, short, width), np.float32)
+            crops = np.ascontiguousarray(np.broadcast_to(whole[..., :224, :224], (16, 3, 224, 224)))
+            places = ((short - 224) // STRIDE + 1) * ((width - 224) // STRIDE + 1)
+            ratios = []
+            for _ in range(rounds + 1):
+                once = computing(whole)
+                ratios.append(sum(computing(crops[: min(16, places - n)]) for n in range(0, places, 16)) / once)
+            print(f"{width}x{short}: {places} crops take {median(ratios[1:]):.1f} times as long as one dense look", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="with the paper's head")
+    parser.add_argument("folder", type=Path, help="of class folders")
+    parser.add_argument("--count", type=int, default=160, help="pictures to evaluate")
+    parser.add_argument("--rounds", type=int, default=5)
+    chosen = parser.parse_args()
+    overlap(chosen.model, chosen.folder, chosen.count, chosen.rounds)
+    dense(chosen.model, chosen.rounds)
+
+
+if __name__ == "__main__":
+    main()

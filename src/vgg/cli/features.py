@@ -1,0 +1,72 @@
+"""vgg features"""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..zoo import EMBEDDED
+from .common import DeviceOption, EngineOption, PresetOption, ThreadsOption, counted, find_pictures, numbers
+from .evaluate import PROTOCOLS
+
+
+def features(
+    images: Annotated[list[str], typer.Argument(help="Pictures, folders of them, globs, or - for standard input.")],
+    to: Annotated[Path, typer.Option("--to", "-o", metavar="OUT", help="The file to write, .npz or .parquet.")],
+    layer: Annotated[
+        list[str] | None,
+        typer.Option("--layer", "-l", metavar="L", help="Such as fc7 or conv5_3; may be repeated.  [default: last but one]"),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", metavar="M", help=f"A model file or name; see `vgg models`.  [default: {EMBEDDED}]"),
+    ] = None,
+    protocol: Annotated[
+        str, typer.Option("--protocol", "-p", metavar="P", help=f"How a picture is looked at: {', '.join(PROTOCOLS)}.")
+    ] = "center",
+    scales: Annotated[
+        str | None, typer.Option("--scales", metavar="N,N", help="Short sides in pixels, instead of the preset's: 256,384,512.")
+    ] = None,
+    flip: Annotated[bool, typer.Option("--flip", help="Also look at each view mirrored.")] = False,
+    stack: Annotated[bool, typer.Option("--stack", help="The scales side by side instead of their mean.")] = False,
+    normalize: Annotated[bool, typer.Option("--normalize", help="Each vector to length 1 (L2).")] = False,
+    maps: Annotated[bool, typer.Option("--maps", help="Keep a convolution's map instead of its mean.")] = False,
+    preset: PresetOption = None,
+    engine: EngineOption = "auto",
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", "-b", min=1, metavar="N", help="Views an engine gets at once.")
+    ] = 16,
+    workers: Annotated[
+        int | None,
+        typer.Option("--workers", "-j", min=1, metavar="N", help="Threads that decode.  [default: as many as there are cores]"),
+    ] = None,
+    threads: ThreadsOption = None,
+    device: DeviceOption = "cpu",
+) -> None:
+    """Turn pictures into vectors, for other classifiers, search and comparison.
+
+    Example: `vgg features photos/ -o photos.npz --layer fc7 -m vgg16.onnx`
+
+    A layer's values are averaged over all places, views and scales. As the paper does it:
+    `-p dense --scales 256,384,512 --flip --normalize`. When some pictures can't be read, the others are still written, and
+    the exit code is 1.
+    """
+    from ..classifier import load
+    from ..evaluation import Protocol
+    from ..features import Descriptor, extract, write
+
+    look = Protocol(protocol, numbers(scales, "--scales"), flip)
+    descriptor = Descriptor(tuple(layer or ()), look, stack, normalize, maps)
+    pictures, failures = find_pictures(images)
+    found = load(model, engine, threads=threads, device=device, preprocessing=preset)
+    results = extract(found, pictures, descriptor, batch_size=batch_size, workers=workers)
+    try:
+        if pictures:
+            shapes = write(counted(results, len(pictures), failures, "Describing"), to)
+            typer.echo(f"{to}: {', '.join(f'{name} {list(shape)}' for name, shape in shapes.items())}", err=True)
+    finally:
+        for failure in failures:
+            print(f"vgg: {failure}", file=sys.stderr)
+    if failures:
+        raise typer.Exit(1)

@@ -1,0 +1,66 @@
+"""What a training tells: a line an epoch, log.csv, TensorBoard's events, and curves.png."""
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..errors import Error
+from ..files import reason, replacing
+
+Row = dict[str, float]  # of one epoch, by the names of log.csv's columns
+
+
+def line(row: Row, epochs: int) -> str:
+    """An epoch in one line."""
+    return (
+        f"epoch {row['epoch']:>{len(str(epochs))}} of {epochs}: loss {row['loss']:.4f}, right {row['val_top1']:.2f}%, "
+        f"lr {row['lr']:.2g}, {row['images_per_second']:,.0f} images/s, waited {row['waited']:.1%} of the time for pictures"
+    )
+
+
+def write(folder: Path, history: Sequence[Row]) -> None:
+    """Write log.csv, and the same for TensorBoard. Raises Error where that fails."""
+    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.proto.summary_pb2 import Summary
+    from tensorboardX.record_writer import RecordWriter
+
+    with replacing(folder / "log.csv") as file:
+        text = io.TextIOWrapper(file, "utf-8", newline="")
+        table = csv.DictWriter(text, list(history[0]), lineterminator="\n")
+        table.writeheader()
+        table.writerows(history)
+        text.detach()
+    path = folder / "tensorboard" / "events.out.tfevents.vgg"  # one file, so that it has each epoch once, however often cut
+    try:
+        path.parent.mkdir(exist_ok=True)
+        writer = RecordWriter(str(path))  # SummaryWriter's own thread would hang on a full disk
+        writer.write(Event(wall_time=history[0]["time"], file_version="brain.Event:2").SerializeToString())
+        for row in history:
+            values = [Summary.Value(tag=name, simple_value=value) for name, value in row.items()]
+            event = Event(wall_time=row["time"], step=int(row["epoch"]), summary=Summary(value=values))
+            writer.write(event.SerializeToString())
+        writer.close()
+    except OSError as error:
+        raise Error(f"{path}: can't be written: {reason(error)}") from None
+
+
+def curves(folder: Path, history: Sequence[Row]) -> None:
+    """Draw curves.png: losses and accuracies by epoch."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    losses, accuracies = figure.subplots(1, 2)
+    epochs = [row["epoch"] for row in history]
+    losses.plot(epochs, [row["loss"] for row in history], label="training")
+    losses.plot(epochs, [row["val_loss"] for row in history], label="validation")
+    losses.set(xlabel="epoch", ylabel="loss")
+    accuracies.plot(epochs, [row["val_top1"] for row in history], color="C1", label="top-1")
+    accuracies.set(xlabel="epoch", ylabel="right, %")
+    best = max(history, key=lambda row: row["val_top1"])
+    accuracies.annotate(f"{best['val_top1']:.2f}%", (best["epoch"], best["val_top1"]), ha="right", va="bottom")
+    for axes in (losses, accuracies):
+        axes.grid(alpha=0.3)
+    losses.legend()
+    with replacing(folder / "curves.png") as file:
+        figure.savefig(file, format="png", dpi=120)

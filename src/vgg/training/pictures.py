@@ -1,0 +1,191 @@
+"""Pictures on their way into a training: decoded and cropped by threads ahead of their use, coloured on the device.
+
+Whatever is random about a picture is drawn from the seed, its place in the dataset and the epoch, so the same pictures come
+whoever prepares them, in whichever order, and wherever a run was cut and resumed.
+"""
+
+import random
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from math import exp, log
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ..datasets import Dataset
+from ..errors import ImageError
+from ..images import open_image
+from ..parallel import ahead
+from ..preprocessing import Preprocessing
+from .recipes import Recipe
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+MEMORY = 2**30  # bytes of decoded pictures that are kept, so that a small dataset is decoded once
+ASPECTS = (3 / 4, 4 / 3)  # of random areas: torchvision's and Gluon's
+TRIES = 10  # to find an area that fits into the picture, as there
+# Principal components of ImageNet's RGB values of 0..1, and their standard deviations; Krizhevsky et al. 2012. The numbers are
+# those of fb.resnet.torch, which Gluon's RandomLighting has as well.
+COMPONENTS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203))
+DEVIATIONS = (0.2175, 0.0188, 0.0045)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Pictures of a dataset, ready for the device."""
+
+    places: Array  # int64 [batch], in the dataset; pictures that can't be read are left out
+    targets: Array  # int64 [batch]
+    pixels: Array  # [batch, side, side, 3], RGB, 0..255, mostly uint8
+
+
+class Pictures:
+    """A dataset's pictures as batches. `errors` tells of those that couldn't be read, by name; `waited` is in seconds."""
+
+    def __init__(self, dataset: Dataset, recipe: Recipe, preprocessing: Preprocessing, seed: int, workers: int) -> None:
+        self.dataset = dataset
+        self.errors: dict[str, str] = {}
+        self.waited = 0.0
+        self.side = preprocessing.crop
+        self._recipe, self._preprocessing, self._seed, self._workers = recipe, preprocessing, seed, workers
+        self._decoded: dict[int, Array] = {}
+        self._room = MEMORY
+
+    def key(self) -> list[Any]:
+        """All that decides the looks, as JSON."""
+        recipe = self._recipe
+        return [self.dataset.digest(), asdict(self._preprocessing), recipe.crop, recipe.crop_range, recipe.flip, self._seed]
+
+    def batches(self, parts: Iterable[Sequence[int]], look: int | None = None) -> Iterator[Batch]:
+        """A batch for each part of the dataset, in order.
+
+        `look` is the number of the random look that is taken at each picture; without it, all is as in evaluation.
+        """
+        prepared = ahead(lambda places: self._batch(places, look), parts, self._workers, self._workers + 1)
+        while True:
+            started = time.perf_counter()
+            batch = next(prepared, None)
+            self.waited += time.perf_counter() - started
+            if batch is None:
+                return
+            yield batch
+
+    def _batch(self, places: Sequence[int], look: int | None) -> Batch:
+        good, pixels = [], []
+        for place in map(int, places):
+            try:
+                picture = self._picture(place)
+            except ImageError as error:
+                self.errors[self.dataset.samples[place].name] = str(error)
+                continue
+            good.append(place)
+            if look is None:
+                pixels.append(self._preprocessing.place(Image.fromarray(picture)))
+            else:
+                rng = random.Random(f"{self._seed} {place} {look}")
+                pixels.append(glimpse(picture, self._recipe, self._preprocessing.crop, rng))
+        targets = np.array([self.dataset.samples[place].target for place in good], np.int64)
+        return Batch(
+            np.array(good, np.int64), targets, np.stack(pixels) if pixels else np.zeros((0, self.side, self.side, 3), np.uint8)
+        )
+
+    def _picture(self, place: int) -> Array:
+        """uint8 [height, width, 3]."""
+        picture = self._decoded.get(place)
+        if picture is None:
+            sample = self.dataset.samples[place]
+            picture = np.asarray(open_image(sample.read(), sample.name))
+            if picture.nbytes <= self._room:
+                self._room -= picture.nbytes
+                self._decoded[place] = picture
+        return picture
+
+
+def glimpse(picture: Array, recipe: Recipe, side: int, rng: random.Random) -> Array:
+    """A random look at a picture, uint8 [height, width, 3] of any size, by the recipe: uint8 [side, side, 3]."""
+    height, width = picture.shape[:2]
+    if recipe.crop == "pad":
+        frame = int(recipe.crop_range[0])
+        if (height, width) != (side, side):
+            picture = np.asarray(Image.fromarray(picture).resize((side, side), Image.Resampling.BILINEAR))
+        framed = np.zeros((side + 2 * frame, side + 2 * frame, 3), np.uint8)
+        framed[frame : frame + side, frame : frame + side] = picture
+        row, column = rng.randint(0, 2 * frame), rng.randint(0, 2 * frame)
+        seen = framed[row : row + side, column : column + side]
+    else:
+        box = _area(width, height, recipe.crop_range, rng) if recipe.crop == "area" else None
+        if box is None:
+            low, high = (size * side / 224 for size in (recipe.crop_range if recipe.crop == "side" else (256, 256)))
+            short = max(rng.uniform(low, high), side)
+            across = down = side * min(width, height) / short  # what becomes `side` pixels when the short side becomes `short`
+            left, top = rng.uniform(0, width - across), rng.uniform(0, height - down)
+            box = (left, top, left + across, top + down)
+        seen = np.asarray(Image.fromarray(picture).resize((side, side), Image.Resampling.BILINEAR, box))
+    return seen[:, ::-1] if recipe.flip and rng.random() < 0.5 else seen
+
+
+def _area(width: int, height: int, shares: tuple[float, ...], rng: random.Random) -> tuple[float, float, float, float] | None:
+    """A random part of a picture, (left, top, right, bottom), as torchvision's RandomResizedCrop; None where none fits."""
+    for _ in range(TRIES):
+        area = width * height * rng.uniform(*shares)
+        aspect = exp(rng.uniform(*map(log, ASPECTS)))
+        across, down = round((area * aspect) ** 0.5), round((area / aspect) ** 0.5)
+        if 0 < across <= width and 0 < down <= height:
+            left, top = rng.randint(0, width - across), rng.randint(0, height - down)
+            return left, top, left + across, top + down
+    return None
+
+
+class Colours:
+    """Batches of pixels as the network takes them, on a device; in training with the recipe's changes of colour."""
+
+    def __init__(self, recipe: Recipe, preprocessing: Preprocessing, device: torch.device) -> None:
+        self._recipe, self._preprocessing, self._device = recipe, preprocessing, device
+        self._mean, self._std = (
+            torch.tensor(value, device=device)[:, None, None] for value in (preprocessing.mean, preprocessing.std)
+        )
+        self._jitter = None
+        if recipe.jitter:
+            from kornia.augmentation import ColorJitter
+
+            self._jitter = ColorJitter(recipe.jitter, recipe.jitter, recipe.jitter)
+
+    def __call__(self, pixels: Array, training: bool = False) -> torch.Tensor:
+        """float32 [batch, 3, side, side], normalised, from pixels [batch, side, side, 3], RGB, 0..255."""
+        batch = torch.from_numpy(pixels)
+        if self._device.type == "cuda":
+            batch = batch.pin_memory().to(self._device, non_blocking=True)
+        batch = batch.permute(0, 3, 1, 2).float()
+        if training and (self._jitter or self._recipe.lighting):
+            batch = batch / 255
+            if self._jitter:
+                batch = self._jitter(batch)
+            if self._recipe.lighting:
+                batch = batch + self._light(len(batch))
+            batch = batch.clamp(0, 1) * 255
+        if self._preprocessing.channels == "BGR":
+            batch = batch.flip(1)
+        batch = (batch * self._preprocessing.scale - self._mean) / self._std
+        last = torch.channels_last if self._recipe.channels_last else torch.contiguous_format
+        return batch.contiguous(memory_format=last)
+
+    def _light(self, count: int) -> torch.Tensor:
+        """A shift of the colours for each picture, [count, 3, 1, 1]."""
+        components = torch.tensor(COMPONENTS, device=self._device)
+        strength = (
+            torch.randn(count, 3, device=self._device) * self._recipe.lighting * torch.tensor(DEVIATIONS).to(self._device)
+        )
+        return (strength @ components.T)[:, :, None, None]
+
+
+def mixed(batch: torch.Tensor, targets: torch.Tensor, strength: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mixup (Zhang et al., arXiv 1710.09412): each picture and its scores [batch, classes] blended with another one's.
+
+    One share a batch, drawn from a beta distribution as there; kornia draws it evenly.
+    """
+    share = float(torch.distributions.Beta(strength, strength).sample())
+    other = torch.randperm(len(batch)).to(batch.device)
+    return torch.lerp(batch[other], batch, share), torch.lerp(targets[other], targets, share)

@@ -1,0 +1,177 @@
+"""Recipes: how networks are trained, as data. Each says whose it is and what it is known to give."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, get_args
+
+from ..errors import Error
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides a training but the network, the pictures and the seed."""
+
+    name: str
+    source: str
+    accuracy: str  # what it is known to give
+    epochs: int
+    batch: int = 256  # pictures behind each step, however many of them a device takes at once
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: float = 0.01  # learning rate of the last layers, once warmed up
+    plain_lr: float = 0.0  # the same for networks without batch normalisation; 0: no other
+    schedule: Literal["steps", "plateau", "cosine"] = "steps"
+    drops: tuple[float, ...] = ()  # steps: after which shares of the epochs the rate falls to a tenth
+    plateau: int = 5  # plateau: after so many epochs without a better validation the rate falls to a tenth, three times
+    warm_up: float = 0.0  # epochs in which the rate rises linearly
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 1e-4
+    decay_all: bool = True  # also biases and batch normalisation
+    dropout: float = 0.5  # after fc6 and fc7, or before the only linear layer
+    # area: a random part of the picture's area and aspect (torchvision's RandomResizedCrop). side: the short side is resized to
+    # a random number of pixels and the input cropped from there (the paper's S). pad: a frame of that many pixels is put
+    # around the picture and the input cropped from there (the CIFAR convention).
+    crop: Literal["area", "side", "pad"] = "area"
+    crop_range: tuple[float, ...] = (0.08, 1.0)  # area: shares; side: pixels, for an input of 224; pad: pixels
+    flip: bool = True  # mirror half of the pictures
+    jitter: float = 0.0  # brightness, contrast and saturation vary by this share
+    lighting: float = 0.0  # standard deviation of the RGB shift along ImageNet's principal components
+    mixup: float = 0.0  # the beta distribution's parameter; 0: no mixup
+    smoothing: float = 0.0  # of the labels
+    ema: float = 0.0  # decay a step of the weights' moving average, which then is what counts; 0: none
+    bf16: bool = False  # on a GPU: convolutions and products in bfloat16
+    channels_last: bool = False
+    patience: int = 0  # stop after so many epochs without a better validation; 0: never
+    thaw: int = 0  # epochs until the next block of layers, from the last one down, learns too; 0: all from the start
+    rate_decay: float = 1.0  # by how much each block learns more slowly than the one after it
+    views: int = 0  # looks at each picture, which take turns; 0: a new look each epoch
+    temperature: float = 1.0  # of the teachers' and the student's scores
+    match_weight: float = 1.0  # of the mean square error between matched layers
+
+    def for_input(self, pixels: int, batch_norm: bool) -> "Recipe":
+        """The recipe for a network's input: small ones are framed by an eighth and cropped, as all do on CIFAR."""
+        small = pixels <= 64 and self.crop != "pad"
+        lr = self.lr if batch_norm or not self.plain_lr else self.plain_lr
+        cropped = {"crop": "pad", "crop_range": (pixels / 8,)} if small else {}
+        return replace(self, lr=lr, plain_lr=0.0, **cropped)  # type: ignore[arg-type]
+
+
+RECIPES = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe(
+            "zoo",
+            "ONNX Model Zoo, vgg/train_vgg.ipynb (GluonCV's train_imagenet.py)",
+            "ImageNet top-1/top-5: VGG-16 72.62/91.14, VGG-16-bn 72.71/91.21, VGG-19 73.72/91.58, VGG-19-bn 73.83/91.79",
+            epochs=100, nesterov=True, drops=(0.5, 0.8), jitter=0.4, lighting=0.1,
+        ),
+        Recipe(
+            "paper",
+            "Simonyan & Zisserman, arXiv 1409.1556, section 3.1, scale jittering; colours as in Krizhevsky et al. 2012",
+            "ImageNet top-1/top-5, single scale: C 72.7/91.2, D (VGG-16) 74.4/91.9, E (VGG-19) 74.5/92.0",
+            epochs=74, schedule="plateau", weight_decay=5e-4, crop="side", crop_range=(256, 512), lighting=0.1,
+        ),
+        Recipe(
+            "torchvision",
+            "torchvision, references/classification, VGG",
+            "ImageNet top-1/top-5: VGG-11 69.02/88.63, VGG-16 71.59/90.38, VGG-16-bn 73.36/91.52, VGG-19-bn 74.22/91.84",
+            epochs=90, drops=(1 / 3, 2 / 3),
+        ),
+        Recipe(
+            "modern",
+            "He et al., Bag of Tricks, arXiv 1812.01187, sections 3 to 5, with a moving average of the weights",
+            "CIFAR-10: docs/training.md; not yet run on ImageNet",
+            epochs=100, lr=0.05, plain_lr=0.01, schedule="cosine", warm_up=5, nesterov=True, weight_decay=5e-4, decay_all=False,
+            mixup=0.2, smoothing=0.1, ema=0.999, bf16=True, channels_last=True,
+        ),
+        Recipe(
+            "finetune",
+            "Howard & Ruder, arXiv 1801.06146: thawing from the last layer down, each block 2.6 times slower than the next",
+            "docs/training.md",
+            epochs=30, batch=32, lr=0.01, schedule="cosine", warm_up=1, nesterov=True, decay_all=False, crop_range=(0.35, 1.0),
+            smoothing=0.1, bf16=True, channels_last=True, patience=6, thaw=2, rate_decay=2.6, views=4,
+        ),
+        Recipe(
+            "distil",
+            "Hinton et al., arXiv 1503.02531; matched layers as in Romero et al., arXiv 1412.6550",
+            "docs/training.md",
+            epochs=30, batch=64, optimizer="adamw", lr=1e-3, schedule="cosine", warm_up=1, weight_decay=1e-2, decay_all=False,
+            dropout=0.1, crop_range=(0.3, 1.0), bf16=True, channels_last=True, views=4, temperature=4.0,
+        ),
+    )
+}  # fmt: skip
+
+
+def named(name: str) -> Recipe:
+    """The recipe of that name. Raises Error when there is none."""
+    if name not in RECIPES:
+        raise Error(f"no recipe is called {name!r}; there are {', '.join(RECIPES)}")
+    return RECIPES[name]
+
+
+def changed(recipe: Recipe, settings: Sequence[str]) -> Recipe:
+    """The recipe with single fields set anew, each by `FIELD=VALUE`: `mixup=0`, `crop_range=256,512`, `nesterov=no`.
+
+    Raises Error when there is no such field, or the value is no such value.
+    """
+    known = {field.name: field for field in fields(Recipe) if field.name not in ("name", "source", "accuracy")}
+    values: dict[str, Any] = {}
+    for setting in settings:
+        name, _, text = setting.partition("=")
+        if name not in known:
+            raise Error(f"recipes have no {name!r}; they have {', '.join(known)}")
+        try:
+            values[name] = _value(known[name].type, text)
+        except (ValueError, KeyError):
+            raise Error(f"{name} of a recipe can't be {text!r}; the recipe {recipe.name} has {getattr(recipe, name)}") from None
+    return checked(replace(recipe, **values))
+
+
+def _value(kind: Any, text: str) -> Any:
+    if kind is bool:
+        return {"yes": True, "no": False}[text]
+    if choices := get_args(kind):
+        if choices[-1] is Ellipsis:
+            return tuple(float(one) for one in text.split(","))
+        if text not in choices:
+            raise ValueError
+        return text
+    return kind(text)
+
+
+def checked(recipe: Recipe) -> Recipe:
+    """The recipe, when one can train by it; else Error."""
+    shares = (recipe.dropout, recipe.momentum, recipe.smoothing, recipe.ema)
+    length = 1 if recipe.crop == "pad" else 2
+    right = (
+        recipe.epochs >= 1 and recipe.batch >= 1 and recipe.lr >= 0 and recipe.temperature > 0 and recipe.rate_decay > 0
+        and all(0 <= share < 1 for share in shares) and min(recipe.views, recipe.mixup, recipe.warm_up, recipe.jitter) >= 0
+        and len(recipe.crop_range) == length and 0 <= recipe.crop_range[0] <= recipe.crop_range[-1]
+        and (recipe.crop != "area" or 0 < recipe.crop_range[0] <= recipe.crop_range[1] <= 1)
+    )  # fmt: skip
+    if not right:
+        raise Error(f"no training can work like this: {recipe!r}")
+    return recipe
+
+
+def rate(recipe: Recipe, epoch: float, validations: Sequence[float]) -> float:
+    """The learning rate at a moment of the training.
+
+    Args:
+        recipe: whose schedule it is.
+        epoch: how many epochs have passed, with the fraction of the present one.
+        validations: the accuracy after each epoch so far.
+    """
+    if epoch < recipe.warm_up:
+        return recipe.lr * epoch / recipe.warm_up if epoch else recipe.lr / 1000
+    if recipe.schedule == "cosine":
+        return recipe.lr * (1 + math.cos(math.pi * (epoch - recipe.warm_up) / max(recipe.epochs - recipe.warm_up, 1e-9))) / 2
+    if recipe.schedule == "steps":
+        return recipe.lr / 10.0 ** sum(int(epoch) >= round(share * recipe.epochs) for share in recipe.drops)
+    drops, waited, best = 0, 0, float("-inf")
+    for accuracy in validations:
+        waited, best = (0, accuracy) if accuracy > best else (waited + 1, best)
+        if waited == recipe.plateau and drops < 3:
+            drops, waited = drops + 1, 0
+    return recipe.lr / 10.0**drops

@@ -1,0 +1,67 @@
+"""`vgg explain` as a user runs it."""
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+import vgg
+from conftest import EXAMPLES
+
+PHOTO = EXAMPLES / "chelsea.png"
+
+
+def run(place, *arguments, code=0, **options):
+    environment = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1"}
+    command = [sys.executable, "-m", "vgg", "explain", *map(str, arguments)]
+    found = subprocess.run(command, capture_output=True, cwd=place, env=environment, timeout=120, **options)
+    assert found.returncode == code, found.stderr
+    return found.stdout.decode(), found.stderr.decode()
+
+
+def test_a_picture_and_records_are_what_the_library_says(tmp_path):
+    expected = vgg.load().explain(PHOTO, ["tabby", 287])
+    arguments = (PHOTO, "-o", "heat.png", "--class", "tabby", "-c", "287", "--box")
+    records = json.loads(run(tmp_path, *arguments, "--format", "json")[0])
+    assert [(one["label"], one["index"], one["wnid"]) for one in records] == [
+        ("tabby", 281, "n02123045"), ("lynx", 287, "n02127052"),
+    ]  # fmt: skip
+    for index, record in enumerate(records):
+        sides = [record[side] for side in ("left", "top", "right", "bottom")]
+        assert sides == pytest.approx(expected.box(index), abs=1)
+    with Image.open(tmp_path / "heat.png") as drawn:
+        assert (drawn.format, drawn.size) == ("PNG", expected.overlay(True).size)
+    rows = list(csv.DictReader(io.StringIO(run(tmp_path, *arguments, "--format", "csv")[0])))
+    assert [row["label"] for row in rows] == ["tabby", "lynx"]
+
+
+@pytest.mark.parametrize(("name", "format"), [("heat.jpg", "JPEG"), ("heat.webp", "WEBP")])
+def test_standard_input_and_other_formats(tmp_path, name, format):
+    with PHOTO.open("rb") as file:
+        table, _ = run(tmp_path, "-", "-o", name, "--method", "class-map", "--scale", "320", stdin=file)
+    assert table.split()[:5] == ["label", "score", "index", "wnid", "tabby"]
+    with Image.open(tmp_path / name) as drawn:
+        assert drawn.format == format
+    assert os.listdir(tmp_path) == [name]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ([PHOTO, "-o", "heat.txt"], "heat.txt: a picture is written as .png, .jpg, .jpeg, .webp"),
+        ([PHOTO, "-o", "heat.png", "-c", "tab"], "'tab' is no class of the model's 1000; did you mean tabby"),
+        ([PHOTO, "-o", "nowhere/heat.png"], "nowhere/heat.png: can't be written: there is no such file or folder"),
+        (["missing.png", "-o", "heat.png"], "missing.png: there is no such file or folder"),
+    ],
+)
+def test_what_is_wrong_is_one_line(tmp_path, arguments, line):
+    stdout, said = run(tmp_path, *arguments, code=1)
+    assert stdout == ""
+    assert said.startswith(f"vgg: {line}")
+    assert said.count("\n") == 1
+    assert not list(tmp_path.iterdir())

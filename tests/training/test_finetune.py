@@ -1,0 +1,120 @@
+"""Fine-tuning with frozen layers, and distillation: what is cached, and what comes of it."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from conftest import random_network
+from training_helpers import QUICK, class_folders, options
+from vgg import Error, Labels, ModelError, Network, engines
+from vgg.training import RECIPES, train
+from vgg.training.cache import Cache
+from vgg.training.pictures import Pictures
+
+TUNE = replace(RECIPES["finetune"], epochs=8, batch=8, views=2, thaw=1, patience=0, lr=1e-3)
+
+
+def parent(name="vgg11", **options):
+    """A network that has learnt something else: 7 classes, inputs of 32 pixels in BGR."""
+    network = random_network(name, **options)
+    recipe = replace(network.preprocessing, size=36, crop=32, channels="BGR", mean=(0.4, 0.5, 0.6))
+    return replace(network, preprocessing=recipe, provenance=replace(network.provenance, licence="CC-BY 4.0"))
+
+
+@pytest.mark.parametrize(("name", "freeze"), [("vgg11", "conv4"), ("vgg11-bn", "conv5"), ("vgg13", "fc6")])
+def test_only_what_follows_the_frozen_layers_changes(name, freeze, tmp_path):
+    data, network = class_folders(tmp_path / "data", each=12), parent(name)
+    outcome = train(options(data, tmp_path / "run", TUNE, start=network, freeze=freeze))
+    learnt = Network.read(outcome.path)
+    assert (learnt.architecture.name, learnt.labels.names) == (name, ("class0", "class1", "class2"))
+    assert learnt.preprocessing == network.preprocessing
+    assert learnt.provenance.licence == "CC-BY 4.0"
+    same = {key for key in network.parameters if np.array_equal(network.parameters[key], learnt.parameters[key])}
+    frozen = {"conv4": ("conv1", "conv2", "conv3", "conv4"), "conv5": ("conv", "bn"), "fc6": ("conv", "fc6")}[freeze]
+    assert same == {key for key in network.parameters if key.startswith(frozen)}
+    assert outcome.history[-1]["loss"] < outcome.history[0]["loss"]
+
+
+def test_the_cached_values_are_those_of_the_network(tmp_path):
+    data, network = class_folders(tmp_path / "data"), parent()
+    dataset = options(data, tmp_path).data
+    import vgg.datasets
+
+    pictures = Pictures(vgg.datasets.open(dataset, 3), TUNE, network.preprocessing, 0, 2)
+    places = np.array([1, 5, 20])
+    cache = Cache(tmp_path / "cache", pictures, places, (0, 1, None), network, "pool4", "cpu")
+    cache.fill(lambda what, done, total: None)
+    for look in (0, 1, None):
+        [batch] = pictures.batches([places], look)
+        inputs = np.stack([network.preprocessing.normalise(one) for one in batch.pixels])
+        expected = engines.open(network, "onnxruntime").run(inputs, ["pool4"])["pool4"]
+        [found] = cache.batches([places], look)
+        np.testing.assert_allclose(found.pixels, expected, rtol=2e-3, atol=1e-3)
+        assert found.targets.tolist() == [0, 0, 2]
+    again = Cache(tmp_path / "cache", pictures, places, (0, 1, None), network, "pool4", "cpu")
+    again.fill(lambda what, done, total: pytest.fail("it is there already"))
+
+
+def test_the_head_is_kept_where_the_classes_are_the_same(tmp_path):
+    labels = Labels(("class0", "class1", "class2"))
+    network = parent(classes=3, labels=labels)
+    data = class_folders(tmp_path / "data")
+    outcome = train(options(data, tmp_path / "run", replace(TUNE, lr=0.0, epochs=1), start=network))
+    np.testing.assert_array_equal(Network.read(outcome.path).parameters["fc8.weight"], network.parameters["fc8.weight"])
+
+
+def test_blocks_thaw_from_the_last_one_down_and_a_stalled_run_stops(tmp_path):
+    data, network = class_folders(tmp_path / "data"), parent()
+    outcome = train(options(data, tmp_path / "run", replace(TUNE, epochs=1, thaw=1), start=network))
+    learnt = Network.read(outcome.path).parameters
+    changed = {key.split(".")[0] for key in learnt if not np.array_equal(learnt[key], network.parameters.get(key))}
+    assert changed == {"fc8"}
+    outcome = train(options(data, tmp_path / "stalled", replace(TUNE, lr=0.0, epochs=9, patience=2), start=network))
+    assert len(outcome.history) == 3
+
+
+def test_a_student_learns_its_teachers_scores_without_labels(tmp_path):
+    data = class_folders(tmp_path / "data", each=16)
+    teacher = train(options(data, tmp_path / "teacher", replace(QUICK, epochs=8), arch="vgg13-bn"))
+    teachers = [Network.read(teacher.path)] * 2
+    recipe = replace(RECIPES["distil"], epochs=12, batch=8, views=2)
+    others = {"teachers": teachers, "arch": "vgg11-bn", "matched": ("pool5",), "cache": tmp_path / "cache"}
+    outcome = train(options(data / "class0" / "..", tmp_path / "run", recipe, **others))
+    student = Network.read(outcome.path)
+    assert student.labels.names == ("class0", "class1", "class2")
+    assert outcome.history[-1]["loss"] < outcome.history[0]["loss"]
+    assert outcome.history[-1]["val_top1"] >= 75  # as the teacher says
+    files = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "cache").iterdir()}
+    train(options(data / "class0" / "..", tmp_path / "again", recipe, **others))
+    assert {file.name: file.stat().st_mtime_ns for file in (tmp_path / "cache").iterdir()} == files
+
+
+def test_a_student_that_is_its_teacher_stays_as_it_is(tmp_path):
+    network = parent()
+    recipe = replace(QUICK, epochs=1, weight_decay=0.0, crop_range=(0.3, 1.0), views=2)
+    data = class_folders(tmp_path / "data")
+    outcome = train(options(data, tmp_path / "run", recipe, teachers=[network], start=network, matched=("pool5", "fc7")))
+    assert outcome.history[0]["val_top1"] == 100
+    for name, value in Network.read(outcome.path).parameters.items():
+        np.testing.assert_allclose(value, network.parameters[name], rtol=0, atol=1e-3, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("others", "message"),
+    [
+        ({"freeze": "conv4"}, "only layers that have learnt can be frozen"),
+        ({"matched": ("pool5",)}, "there is no teacher whose values could be matched"),
+        ({"start": parent(), "freeze": "conv9"}, "has no layers called 'conv9'"),
+        ({"teachers": [parent(), parent(classes=3)]}, "the teachers have different numbers of classes"),
+        ({"teachers": [parent(input_size=64)]}, "takes 64 pixels, not 32"),
+        ({"teachers": [parent()], "matched": ("fc9",)}, "no value of vgg11 is called 'fc9'"),
+        (
+            {"teachers": [parent("vgg13", width=1 / 8)], "matched": ("pool5",)},
+            "the teacher.s pool5 is",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_said(others, message, tmp_path):
+    with pytest.raises((Error, ModelError), match=message):
+        train(options(class_folders(tmp_path / "data"), tmp_path / "run", TUNE, **others))

@@ -1,0 +1,254 @@
+import csv
+import math
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import vgg
+from conftest import needs_native
+from training_helpers import QUICK, cifar_folder, class_folders, options
+from vgg import Error, Network, engines
+from vgg.architectures import CONFIGURATIONS
+from vgg.training import RECIPES, train
+from vgg.training import loop as home
+from vgg.training.checkpoint import differences, load
+
+
+def test_a_network_learns_class_folders_and_knows_their_names(tmp_path):
+    data = class_folders(tmp_path / "data", each=12)
+    lines = []
+    outcome = train(options(data, tmp_path / "run", replace(QUICK, epochs=10), arch="vgg11-bn"), told=lines.append)
+    network = Network.read(outcome.path)
+    assert network.labels.names == ("class0", "class1", "class2")
+    assert network.preprocessing.crop == 32
+    assert "recipe zoo" in network.provenance.source
+    assert outcome.history[-1]["val_top1"] == 100
+    assert vgg.load(outcome.path).classify(data / "class2" / "3.png", top=1)[0].label == "class2"
+    assert lines[0].startswith("33 pictures of 3 classes to learn from, 3 to judge by; vgg11-bn")
+    with (tmp_path / "run" / "log.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["loss"]) for row in rows] == [row["loss"] for row in outcome.history]
+    with Image.open(tmp_path / "run" / "curves.png") as image:
+        assert image.format == "PNG"
+
+
+def test_tensorboard_reads_the_log(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    outcome = train(options(class_folders(tmp_path / "data"), tmp_path / "run"))
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    found = events.Scalars("loss")
+    assert [event.step for event in found] == [1, 2]
+    assert [event.value for event in found] == pytest.approx([row["loss"] for row in outcome.history])
+
+
+@needs_native
+def test_cifar10_gets_a_small_head_and_three_engines_agree_on_what_was_learnt(tmp_path):
+    data = cifar_folder(tmp_path / "cifar")
+    outcome = train(options(data, tmp_path / "run", replace(RECIPES["modern"], epochs=2, batch=32), arch="vgg11-bn", size=None))
+    network = Network.read(outcome.path)
+    assert (network.architecture.head, network.architecture.input_size, network.labels.names[3]) == ("gap", 32, "cat")
+    batch = np.random.default_rng(0).normal(size=(8, 3, 32, 32)).astype(np.float32)
+    found = [engines.open(outcome.path, engine).logits(batch) for engine in ("torch", "onnxruntime", "native")]
+    for one in found[1:]:
+        np.testing.assert_allclose(one, found[0], rtol=0, atol=1e-4 * np.abs(found[0]).max())
+
+
+@pytest.mark.parametrize(("name", "head"), [*((name, "fc") for name in CONFIGURATIONS), ("vgg11", "gap")])
+def test_every_architecture_learns_a_batch_of_sixteen_by_heart(name, head, tmp_path):
+    data = cifar_folder(tmp_path / "cifar", train=16, test=16)
+    records = (data / "data_batch_1.bin").read_bytes()
+    (data / "data_batch_1.bin").write_bytes(40 * records)
+    recipe = replace(
+        QUICK, epochs=4, batch=16, optimizer="adamw", lr=2e-3, crop="pad", crop_range=(0,), weight_decay=0.0,
+    )  # fmt: skip
+    outcome = train(options(data, tmp_path / "run", recipe, arch=name, head=head, width=1 / 8))
+    assert outcome.history[-1]["loss"] < 1e-2
+
+
+def hashes(outcome):
+    return Network.read(outcome.path).sha256(), [row["loss"] for row in outcome.history]
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path):
+    data = cifar_folder(tmp_path / "cifar")
+    whole = train(options(data, tmp_path / "whole"))
+    parts = train(options(data, tmp_path / "parts", micro_batch=2))
+    for name, value in Network.read(whole.path).parameters.items():
+        np.testing.assert_allclose(Network.read(parts.path).parameters[name], value, rtol=0, atol=1e-5)
+
+
+RUN = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+import torch
+torch.set_num_threads(1)
+from training_helpers import QUICK, options
+from vgg.training import RECIPES, train
+recipe = {recipe}
+outcome = train(options(Path({data!r}), Path(sys.argv[1]), recipe, **{others}))
+print(outcome.path)
+"""
+
+
+def script(tmp_path, data, recipe, **others):
+    path = tmp_path / "run.py"
+    tests = str(home.Path(__file__).parent.parent)
+    path.write_text(RUN.format(tests=tests, data=str(data), recipe=recipe, others=others))
+    return path
+
+
+@pytest.mark.parametrize("noisy", [False, True], ids=["plain", "dropout, jitter, mixup, batch norm"])
+def test_two_processes_learn_what_one_does(noisy, tmp_path):
+    data = cifar_folder(tmp_path / "cifar")
+    recipe = "replace(QUICK, batch=16)"
+    if noisy:
+        recipe = "replace(RECIPES['modern'], batch=16, epochs=2, warm_up=0, jitter=0.4, lighting=0.1, dropout=0.5)"
+    others = {"arch": "vgg11-bn" if noisy else "vgg11"}
+    path = script(tmp_path, data, recipe, **others)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    subprocess.run([*torchrun, path, tmp_path / "two"], check=True, capture_output=True, timeout=300)
+    # Without batch norm, parts don't matter; with it, one process takes the same parts after each other.
+    path = script(tmp_path, data, recipe, **others, **({"micro_batch": 8} if noisy else {}))
+    subprocess.run([sys.executable, path, tmp_path / "one"], check=True, capture_output=True, timeout=300)
+    one, two = (Network.read(tmp_path / run / "model.onnx").parameters for run in ("one", "two"))
+    for name, value in one.items():
+        if noisy and name.endswith((".mean", ".variance")):
+            continue  # the first process counts its own pictures only
+        np.testing.assert_allclose(two[name], value, rtol=0, atol=1e-5, err_msg=name)
+
+
+def test_a_run_killed_at_any_moment_ends_the_same(tmp_path):
+    data = cifar_folder(tmp_path / "cifar", train=160)
+    recipe = "replace(RECIPES['modern'], batch=16, epochs=4, warm_up=1, jitter=0.4)"
+    path = script(tmp_path, data, recipe, arch="vgg11-bn", resume=True, save_seconds=0.0)
+    subprocess.run([sys.executable, path, tmp_path / "whole"], check=True, capture_output=True)
+    rng, kills = random.Random(0), 0
+    while True:
+        running = subprocess.Popen([sys.executable, path, tmp_path / "cut"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        before = (tmp_path / "cut" / "last.pt").stat().st_mtime_ns if (tmp_path / "cut" / "last.pt").exists() else 0
+        while running.poll() is None:  # until it has gone on a little
+            last = tmp_path / "cut" / "last.pt"
+            if kills < 2 and last.exists() and last.stat().st_mtime_ns != before:
+                time.sleep(rng.uniform(0, 0.3))
+                running.send_signal(signal.SIGKILL)
+                kills += 1
+                break
+            time.sleep(0.01)
+        output = running.communicate()
+        if running.returncode == 0:
+            break
+        assert running.returncode == -signal.SIGKILL, output
+    assert kills == 2
+    assert Network.read(tmp_path / "cut" / "model.onnx").sha256() == Network.read(tmp_path / "whole" / "model.onnx").sha256()
+    one, two = (load(tmp_path / run / "last.pt") for run in ("cut", "whole"))
+    for state in (one, two):
+        for row in state["history"]:
+            for name in ("seconds", "images_per_second", "waited", "time"):
+                row.pop(name)
+    assert one["history"] == two["history"]
+    for name, tensor in two["module"].items():
+        assert torch.equal(one["module"][name], tensor), name
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_steps_pictures(tmp_path):
+    data = class_folders(tmp_path / "data")
+    with pytest.raises(Error, match=r"the loss is (nan|inf) in epoch \d+, step \d+; .*nan.pt has the step's pictures"):
+        train(options(data, tmp_path / "run", replace(QUICK, lr=1e20, epochs=5)))
+    state = load(tmp_path / "run" / "nan.pt")
+    assert state["pixels"][0].shape == (8, 32, 32, 3)
+    assert len(state["names"]) == 8
+
+
+def test_another_run_is_not_gone_on_with(tmp_path):
+    data = class_folders(tmp_path / "data")
+    train(options(data, tmp_path / "run"))
+    with pytest.raises(Error, match="has a run in it already; --resume goes on with it"):
+        train(options(data, tmp_path / "run"))
+    with pytest.raises(Error, match=r"is of a run with other options: architecture.name vgg11, not vgg13"):
+        train(options(data, tmp_path / "run", resume=True, arch="vgg13"))
+    (tmp_path / "run" / "last.pt").write_bytes(b"nonsense")
+    with pytest.raises(Error, match=r"last.pt: is damaged, or no checkpoint"):
+        train(options(data, tmp_path / "run", resume=True))
+
+
+def test_a_finished_run_gives_its_result_again(tmp_path):
+    data = class_folders(tmp_path / "data")
+    first = train(options(data, tmp_path / "run"))
+    assert hashes(train(options(data, tmp_path / "run", resume=True))) == hashes(first)
+
+
+def test_a_checkpoint_runs_nothing(tmp_path):
+    class Hostile:
+        def __reduce__(self):
+            return os.system, ("true",)
+
+    torch.save({"config": Hostile()}, tmp_path / "last.pt")
+    with pytest.raises(Error, match=r"is damaged, or no checkpoint of `vgg train` \(UnpicklingError\)"):
+        load(tmp_path / "last.pt")
+
+
+def test_a_full_disk_is_said_in_one_line_and_the_last_checkpoint_stays(tmp_path):
+    data = cifar_folder(tmp_path / "cifar")
+    path = script(tmp_path, data, "replace(QUICK, epochs=1)")
+    subprocess.run([sys.executable, path, tmp_path / "run"], check=True, capture_output=True)
+    size = (tmp_path / "run" / "last.pt").stat().st_size
+    before = load(tmp_path / "run" / "last.pt")
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, size // 2))
+
+    from vgg.training import checkpoint
+
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
+    code += "from pathlib import Path\nfrom vgg.training import checkpoint\nfrom vgg import Error\n"
+    code += f"path = Path({str(tmp_path / 'run' / 'last.pt')!r})\nstate = checkpoint.load(path)\n"
+    code += "try:\n    checkpoint.save(path, state)\nexcept Error as error:\n    print(error)\n"
+    run = subprocess.run([sys.executable, "-c", code], preexec_fn=limit, capture_output=True, text=True, check=True)
+    assert run.stdout.startswith(f"{tmp_path / 'run' / 'last.pt'}: can't be written: ")
+    assert len(run.stdout.splitlines()) == 1
+    assert [file.name for file in (tmp_path / "run").iterdir() if file.suffix == ".part"] == []
+    assert not differences(checkpoint.load(tmp_path / "run" / "last.pt")["config"], before["config"])
+
+
+def test_broken_pictures_are_left_out_and_named(tmp_path):
+    data = class_folders(tmp_path / "data")
+    (data / "class0" / "broken.png").write_bytes(b"no picture")
+    outcome = train(options(data, tmp_path / "run", replace(QUICK, epochs=6)))
+    assert list(outcome.errors) == ["class0/broken.png"]
+    assert math.isfinite(outcome.history[-1]["loss"])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ("empty", "class empty has no pictures"),
+        ("single", "has one class only"),
+        ("few", "has 22 pictures to learn from, fewer than a batch of 256; --batch-size 22 would do"),
+        ("nothing", "has no class folders in it"),
+        ("missing", "there is no such file or folder"),
+    ],
+)
+def test_what_cannot_be_learnt_from_is_said(wrong, message, tmp_path):
+    data = class_folders(tmp_path / "data", classes=1 if wrong == "single" else 3)
+    recipe = replace(QUICK, batch=256) if wrong == "few" else QUICK
+    if wrong == "empty":
+        (data / "empty").mkdir()
+    if wrong == "nothing":
+        data = data / "class0"
+    if wrong == "missing":
+        data = data / "nowhere"
+    with pytest.raises(Error, match=message):
+        train(options(data, tmp_path / "run", recipe))

@@ -1,0 +1,121 @@
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from conftest import needs_native, random_network
+from reference import torchvision_like
+from vgg import Architecture, ModelError, Network, Provenance, engines
+from vgg.architectures import CONFIGURATIONS
+from vgg.preprocessing import PRESETS
+from vgg.training.module import Module, started
+
+
+def module_of(network, dropout=0.0):
+    module = Module(network.architecture, dropout)
+    module.load(network)
+    return module
+
+
+def images(count=4, side=32):
+    return torch.from_numpy(np.random.default_rng(0).normal(size=(count, 3, side, side)).astype(np.float32))
+
+
+@pytest.mark.parametrize("gap", [False, True])
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_gradients_are_those_of_torchs_own_layers(name, gap):
+    reference = torchvision_like(name, 1 / 16, 7, 32, gap).train()
+    for layer in reference.modules():
+        if isinstance(layer, nn.Dropout):
+            layer.p = 0.0
+    ours = Module(Architecture(name, 7, 1 / 16, 32, "gap" if gap else "fc")).train()
+    layers = [[one for one in net.modules() if list(one.parameters(recurse=False))] for net in (ours, reference)]
+    for mine, theirs in zip(*layers, strict=True):
+        mine.load_state_dict(theirs.state_dict())
+    targets = torch.arange(4)
+    for net in (ours, reference):
+        nn.functional.cross_entropy(net(images()), targets).backward()
+    for (label, mine), theirs in zip(ours.named_parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad, msg=lambda text, label=label: f"{label}: {text}")
+    for mine, theirs in zip(ours.buffers(), reference.buffers(), strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+@needs_native
+@pytest.mark.parametrize("head", ["fc", "gap"])
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_what_was_learnt_gives_the_same_in_torch_onnxruntime_and_the_native_engine(name, head, tmp_path):
+    module = module_of(random_network(name, head=head, width=0.1, classes=3)).eval()
+    module.network(PRESETS["torchvision"], None, Provenance()).write(tmp_path / "model.onnx")
+    with torch.inference_mode():
+        expected = module(images()).numpy()
+    for engine in ("onnxruntime", "native", "torch"):
+        found = engines.open(tmp_path / "model.onnx", engine).logits(images().numpy())
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+
+
+def test_a_network_comes_back_as_it_was():
+    network = random_network("vgg13-bn")
+    again = module_of(network).network(network.preprocessing, None, Provenance())
+    assert again.sha256() == network.sha256()
+
+
+@pytest.mark.parametrize(
+    ("name", "head", "freeze", "value", "next_layer"),
+    [
+        ("vgg16", "fc", "conv4", "pool4", "conv5_1"),
+        ("vgg16-bn", "fc", "conv4_2", "conv4_2", "conv4_3"),
+        ("vgg16", "fc", "conv5", "pool5", "flatten"),
+        ("vgg16", "gap", "conv5", "pool6", "flatten"),
+        ("vgg16", "fc", "fc6", "fc6", "drop6"),
+        ("vgg11-lrn", "fc", "conv1", "pool1", "conv2_1"),
+    ],
+)
+def test_layers_are_frozen_up_to_a_block_or_layer(name, head, freeze, value, next_layer):
+    network = random_network(name, head=head)
+    module = module_of(network)
+    end, found = module.end_of(freeze)
+    assert found == value
+    assert list(dict(module.named_children()))[end] == next_layer
+    cut = engines.open(network, "onnxruntime").run(images().numpy(), [value])[value]
+    with torch.inference_mode():
+        torch.testing.assert_close(module.eval()(torch.from_numpy(cut), start=end), module(images()), rtol=1e-4, atol=1e-4)
+    module.freeze(end)
+    module.train()
+    blocks = dict.fromkeys(block for block, _ in module.groups())
+    assert ("conv1" in blocks) == (freeze == "conv0")
+    assert not any(layer.training for layer in list(module)[:end])
+
+
+def test_what_cannot_be_frozen_is_said():
+    module = Module(Architecture("vgg16", 7, 1 / 16, 32))
+    with pytest.raises(ModelError, match="no layers called 'conv6'; it has conv1, conv2"):
+        module.end_of("conv6")
+    with pytest.raises(ModelError, match="something has to be left to learn"):
+        module.end_of("fc8")
+
+
+def test_a_deeper_network_begins_with_the_shallowest_ones_layers_as_in_the_paper():
+    shallow = random_network("vgg11")
+    module = Module(Architecture("vgg16", 7, 1 / 16, 32))
+    module.initialise()
+    before = module.network(PRESETS["torchvision"], None, Provenance()).parameters
+    started(module, shallow)
+    after = module.network(PRESETS["torchvision"], None, Provenance()).parameters
+    taken = {name for name in after if name in shallow.parameters and np.array_equal(after[name], shallow.parameters[name])}
+    first = ("conv1_1", "conv2_1", "conv3_1", "conv3_2", "fc6", "fc7", "fc8")
+    assert {name.split(".")[0] for name in taken} == set(first)
+    assert all(np.array_equal(after[name], before[name]) for name in after if name not in taken)
+    with pytest.raises(ModelError, match="no layer of vgg11 fits"):
+        started(Module(Architecture("vgg16", 5, 1 / 8, 32)), shallow)
+
+
+def test_intermediate_values_come_along():
+    network: Network = random_network("vgg16-bn")
+    names = ("conv5_3", "pool2", "fc7")
+    with torch.inference_mode():
+        logits, *values = module_of(network).eval()(images(), names)
+    expected = engines.open(network, "torch").run(images().numpy(), (*names, "logits"))
+    np.testing.assert_allclose(logits, expected["logits"], rtol=1e-3, atol=1e-4)
+    for name, value in zip(names, values, strict=True):
+        np.testing.assert_allclose(value, expected[name], rtol=1e-3, atol=1e-4)

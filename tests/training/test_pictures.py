@@ -1,0 +1,165 @@
+import random
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import vgg
+import vgg.datasets.shards
+import vgg.files
+from training_helpers import cifar_folder, class_folders
+from vgg import Error
+from vgg.datasets import cifar, classes_of
+from vgg.labels import imagenet
+from vgg.preprocessing import PRESETS
+from vgg.training import RECIPES
+from vgg.training.pictures import COMPONENTS, DEVIATIONS, Colours, Pictures, glimpse, mixed
+
+SMALL = replace(PRESETS["torchvision"], size=32, crop=32)
+
+
+def ramp(height, width):
+    """A picture whose red is the row's and whose green is the column's share."""
+    pixels = np.zeros((height, width, 3), np.uint8)
+    pixels[..., 0] = np.linspace(0, 255, height)[:, None]
+    pixels[..., 1] = np.linspace(0, 255, width)
+    return pixels
+
+
+def test_areas_are_as_large_and_as_wide_as_the_recipe_says():
+    recipe, shares, aspects = replace(RECIPES["zoo"], flip=False), [], []
+    for seed in range(400):
+        seen = glimpse(ramp(300, 400), recipe, 32, random.Random(seed)).astype(float)
+        high = (seen[-1, :, 0].mean() - seen[0, :, 0].mean()) / 255 * 300 * 32 / 31
+        wide = (seen[:, -1, 1].mean() - seen[:, 0, 1].mean()) / 255 * 400 * 32 / 31
+        shares.append(high * wide / (300 * 400))
+        aspects.append(wide / high)
+    assert 0.05 < min(shares) < 0.15
+    assert 0.9 < max(shares) < 1.05
+    assert 0.7 < min(aspects) < 0.8 < 1.25 < max(aspects) < 1.42
+
+
+def test_the_papers_scales_are_jittered():
+    recipe, shorts = replace(RECIPES["paper"], flip=False), []
+    for seed in range(200):
+        seen = glimpse(ramp(300, 400), recipe, 224, random.Random(seed)).astype(float)
+        slope = (seen[-1, :, 0].mean() - seen[0, :, 0].mean()) / 223  # of the picture's 255 levels a row
+        shorts.append(255 / slope)
+    assert 250 < min(shorts) < 270
+    assert 490 < max(shorts) < 520
+
+
+def test_small_pictures_are_framed_and_cropped():
+    recipe = replace(RECIPES["modern"].for_input(32, True), flip=False)
+    picture = np.full((32, 32, 3), 200, np.uint8)
+    seen = [glimpse(picture, recipe, 32, random.Random(seed)) for seed in range(300)]
+    rows = {int((one[:, 16, 0] > 0).sum()) for one in seen}
+    assert rows == {28, 29, 30, 31, 32}
+    assert any((one == 200).all() for one in seen)
+
+
+def test_half_of_the_looks_are_mirrored():
+    recipe = replace(RECIPES["modern"].for_input(32, True), crop_range=(0,))
+    mirrored = sum(int(glimpse(ramp(32, 32), recipe, 32, random.Random(seed))[0, 0, 1] > 128) for seed in range(400))
+    assert 150 < mirrored < 250
+
+
+def test_a_look_depends_on_the_seed_the_picture_and_the_epoch_only(tmp_path):
+    dataset = vgg.datasets.open(class_folders(tmp_path / "data"), 3)
+    recipe = replace(RECIPES["modern"].for_input(32, True))
+    one, two = (Pictures(dataset, recipe, SMALL, 0, workers) for workers in (1, 3))
+    [whole] = one.batches([range(6)], 4)
+    parts = list(two.batches([[5, 4], [3], [0, 1, 2]], 4))
+    for part in parts:
+        for place, pixels, target in zip(part.places, part.pixels, part.targets, strict=True):
+            np.testing.assert_array_equal(pixels, whole.pixels[place])
+            assert target == whole.targets[place]
+    [other] = one.batches([range(6)], 5)
+    assert not np.array_equal(other.pixels, whole.pixels)
+    [as_evaluated] = one.batches([[0]])
+    expected = SMALL.place(Image.open(dataset.samples[0].path))
+    np.testing.assert_array_equal(as_evaluated.pixels[0], expected)
+
+
+@pytest.mark.parametrize("preset", ["torchvision", "caffe"])
+def test_batches_are_normalised_as_the_preprocessing_says(preset):
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
+    recipe = replace(RECIPES["modern"])
+    found = Colours(recipe, PRESETS[preset], torch.device("cpu"))(pixels, training=True)
+    expected = np.stack([PRESETS[preset].normalise(one) for one in pixels])
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-5, atol=1e-4)
+
+
+def test_colours_are_jittered_as_torchvision_does_it():
+    """kornia's ColorJitter, held to the formulas of torchvision's documentation for a fixed order and fixed factors."""
+    from kornia.augmentation import ColorJitter
+
+    batch = torch.rand(1, 3, 8, 8, generator=torch.manual_seed(0))
+    found = ColorJitter((1.3, 1.3), (0.7, 0.7), (1.2, 1.2), order=(0, 1, 2))(batch)
+    grey = torch.tensor([0.2989, 0.587, 0.114])[:, None, None]
+    expected = (batch * 1.3).clamp(0, 1)
+    expected = (0.7 * expected + 0.3 * (expected * grey).sum(1).mean()).clamp(0, 1)
+    expected = (1.2 * expected - 0.2 * (expected * grey).sum(1, keepdim=True)).clamp(0, 1)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-3)
+
+
+def test_jitter_varies_between_the_pictures_of_a_batch_within_its_range():
+    recipe = replace(RECIPES["modern"], jitter=0.4)
+    raw = replace(PRESETS["torchvision"], mean=(0.0,) * 3, std=(1.0,) * 3)
+    torch.manual_seed(0)
+    colours = Colours(recipe, raw, torch.device("cpu"))(np.full((64, 4, 4, 3), 100, np.uint8), training=True)
+    means = colours.mean((1, 2, 3)) * 255
+    assert 58 < means.min() < 75 < 125 < means.max() < 142
+
+
+def test_lighting_shifts_along_the_principal_components():
+    recipe = replace(RECIPES["modern"], lighting=0.1)
+    raw = replace(PRESETS["torchvision"], mean=(0.0,) * 3, std=(1.0,) * 3)
+    torch.manual_seed(0)
+    colours = Colours(recipe, raw, torch.device("cpu"))(np.full((4000, 1, 1, 3), 128, np.uint8), training=True)
+    shifts = (colours[:, :, 0, 0] - 128 / 255).double()
+    expected = torch.tensor(COMPONENTS) @ torch.diag((0.1 * torch.tensor(DEVIATIONS)) ** 2) @ torch.tensor(COMPONENTS).T
+    torch.testing.assert_close(torch.cov(shifts.T), expected.double(), rtol=0.15, atol=1e-5)
+
+
+def test_mixup_blends_pictures_as_it_blends_their_scores():
+    torch.manual_seed(0)
+    scores = torch.eye(8)
+    batch = scores[:, :, None, None].repeat(1, 1, 2, 2)
+    for _ in range(5):
+        pixels, targets = mixed(batch, scores, 0.2)
+        torch.testing.assert_close(pixels[..., 0, 0], targets)
+        torch.testing.assert_close(targets.sum(1), torch.ones(8))
+
+
+def test_cifar10_is_read_as_published(tmp_path):
+    folder = cifar_folder(tmp_path / "cifar")
+    dataset = vgg.datasets.open(folder, 10)
+    assert [sample.target for sample in dataset][:12] == [*range(10), 0, 1]
+    raw = (folder / "data_batch_1.bin").read_bytes()
+    pixels = np.asarray(vgg.images.open_image(dataset.samples[3].read()))
+    np.testing.assert_array_equal(pixels[0, :32, 0], np.frombuffer(raw, np.uint8)[3 * cifar.RECORD + 1 :][:32])
+    np.testing.assert_array_equal(pixels[31, :, 2], np.frombuffer(raw, np.uint8)[3 * cifar.RECORD + 1 + 3072 - 32 :][:32])
+    assert len(vgg.datasets.open(folder / "test_batch.bin", 10)) == 16
+    assert classes_of(folder)[1].names == cifar.NAMES
+    (folder / "data_batch_2.bin").write_bytes(raw[:-1])
+    with pytest.raises(Error, match=r"data_batch_2.bin: is cut short, or no file of CIFAR-10"):
+        vgg.datasets.open(folder, 10)
+    with pytest.raises(Error, match="is CIFAR-10, which has 10 classes; the model has 1000"):
+        vgg.datasets.open(folder / "test_batch.bin", 1000)
+
+
+def test_classes_are_found_in_folders_lists_and_shards(tmp_path):
+    assert classes_of(class_folders(tmp_path / "data"))[1].names == ("class0", "class1", "class2")
+    (tmp_path / "numbers.txt").write_text("a.png 0\nb.png 4\n")
+    assert classes_of(tmp_path / "numbers.txt") == (5, None)
+    (tmp_path / "names.txt").write_text("a.png cat\nb.png ant\nc.png cat\n")
+    assert classes_of(tmp_path / "names.txt")[1].names == ("ant", "cat")
+    for wnid in imagenet().wnids[281:284]:
+        (tmp_path / "cats" / wnid).mkdir(parents=True)
+    assert classes_of(tmp_path / "cats")[1].names == imagenet().names[281:284]
+    with vgg.files.replacing(tmp_path / "shard.tar") as file:
+        vgg.datasets.shards.write(file, [("1", b"x", 2), ("2", b"x", 0)])
+    assert classes_of(tmp_path / "shard.tar") == (3, None)

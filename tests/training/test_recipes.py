@@ -1,0 +1,56 @@
+from dataclasses import replace
+
+import pytest
+
+from vgg import Error
+from vgg.cli.train import RECIPES as NAMES
+from vgg.training import RECIPES
+from vgg.training.recipes import changed, named, rate
+
+
+def test_the_command_line_names_the_recipes_that_there_are():
+    assert tuple(RECIPES) == NAMES
+    assert all(recipe.source and recipe.accuracy for recipe in RECIPES.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "epochs", "rates"),
+    [
+        ("zoo", (0, 49, 50, 79, 80, 99), (0.01, 0.01, 0.001, 0.001, 0.0001, 0.0001)),
+        ("torchvision", (0, 29, 30, 59, 60, 89), (0.01, 0.01, 0.001, 0.001, 0.0001, 0.0001)),
+        ("modern", (2.5, 5, 52.5, 100), (0.025, 0.05, 0.025, 0)),
+    ],
+)
+def test_the_rate_falls_as_published(name, epochs, rates):
+    assert [rate(RECIPES[name], epoch, []) for epoch in epochs] == pytest.approx(rates)
+
+
+def test_on_a_plateau_the_rate_falls_three_times_as_in_the_paper():
+    recipe = replace(RECIPES["paper"], plateau=2)
+    rates = [rate(recipe, epoch, [10, 20, *[15] * (epoch - 2)][:epoch]) for epoch in range(12)]
+    assert rates == pytest.approx([0.01] * 4 + [0.001] * 2 + [0.0001] * 2 + [0.00001] * 4)
+
+
+def test_single_fields_are_set_anew():
+    recipe = changed(RECIPES["modern"], ["mixup=0", "crop=side", "crop_range=256,512", "nesterov=no", "epochs=3"])
+    assert (recipe.mixup, recipe.crop, recipe.crop_range, recipe.nesterov, recipe.epochs) == (0, "side", (256, 512), False, 3)
+
+
+@pytest.mark.parametrize(
+    "setting", ["colour=1", "name=x", "epochs=many", "nesterov=maybe", "crop=round", "dropout=1", "views=-1"]
+)
+def test_what_is_no_field_or_value_is_said(setting):
+    with pytest.raises(Error, match=r"recipes have no|can't be|can work like this"):
+        changed(RECIPES["modern"], [setting])
+
+
+def test_small_inputs_are_framed_and_networks_without_batch_norm_learn_more_slowly():
+    small = RECIPES["modern"].for_input(32, batch_norm=False)
+    assert (small.crop, small.crop_range, small.lr) == ("pad", (4,), 0.01)
+    large = RECIPES["modern"].for_input(224, batch_norm=True)
+    assert (large.crop, large.lr) == ("area", 0.05)
+
+
+def test_an_unknown_recipe_is_said():
+    with pytest.raises(Error, match="no recipe is called 'new'; there are zoo, paper"):
+        named("new")
