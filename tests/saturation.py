@@ -66,11 +66,12 @@ def _conv(given, attributes, saturating):
 
 
 def _gemm(given, attributes, saturating):
-    x, x_scale, x_zero, w, w_scale, w_zero, bias, scale, zero = given
+    x, x_scale, x_zero, w, w_scale, w_zero, bias, *output = given
     assert attributes["transB"]
     assert not np.any(w_zero)
     sums = product(x, w.T, saturating) - int(x_zero) * w.sum(1, dtype=np.int64)
-    return _scaled(sums, x_scale * w_scale, bias, scale, zero)
+    scales = x_scale * w_scale
+    return _scaled(sums, scales, bias, *output) if output else ((sums + bias) * scales).astype(np.float32)
 
 
 def _pool(given, attributes, saturating):

@@ -86,6 +86,7 @@ def quantize_static(
         )  # fmt: skip
         model = onnx.load(made)
     _put(model, stored)
+    _leave_logits(model.graph)
     return model
 
 
@@ -123,6 +124,24 @@ def _put(model: onnx.ModelProto, stored: dict[str, Quantized]) -> None:
             one.dims.extend(rows.shape)
             one.raw_data = np.ascontiguousarray(rows).tobytes()
     del model.graph.value_info[:]
+
+
+def _leave_logits(graph: onnx.GraphProto) -> None:
+    """Give the logits as the last layer's sums have them; rounded to 8 bits, they would make classes equal."""
+    made = {node.output[0]: node for node in graph.node}
+    last = made["logits"]
+    if last.op_type != "DequantizeLinear":
+        return
+    before = made[last.input[0]]
+    if before.op_type == "QuantizeLinear":
+        made[before.input[0]].output[0] = "logits"
+        graph.node.remove(before)
+    else:  # an operator of integers, which gives floats when no scale is asked of it
+        before.output[0] = "logits"
+        del before.input[-2:]
+    graph.node.remove(last)
+    for one in [one for one in graph.initializer if one.name in ("logits_scale", "logits_zero_point")]:
+        graph.initializer.remove(one)
 
 
 def _layer(node: str) -> str:
