@@ -21,7 +21,11 @@ from .errors import Error, ImageError
 from .images import Picture, open_image
 from .labels import Labels
 from .network import Network
+<<<<<<< HEAD
 from .parameters import BLOCK_BYTES, Parameter, expanded
+=======
+from .parameters import BLOCK_BYTES, LowRank, Parameter, expanded
+>>>>>>> main
 from .preprocessing import Preprocessing
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -141,6 +145,8 @@ def _pool5_gradient(network: Network, values: Mapping[str, Array], classes: Sequ
 
 def _product(signal: Array, weight: Parameter, rows: Array) -> Array:
     """signal [classes, rows] times those rows of a weight: [classes, inputs]. A few rows are in memory at a time."""
+    if isinstance(weight, LowRank):
+        return _product(_product(signal, weight.left, rows), weight.right, np.arange(weight.right.shape[0]))
     if isinstance(weight, np.ndarray) and weight.dtype == np.float32 and not weight.flags.c_contiguous:
         order = np.argsort(weight.strides)[::-1]
         lying = weight.transpose(order)

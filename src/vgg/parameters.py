@@ -46,13 +46,10 @@ class Quantized:
 
     def rows(self, start: int, stop: int) -> Array:
         """Some rows of the parameter as float32."""
-        return self._float(slice(start, stop))
+        return self.take(slice(start, stop))
 
-    def take(self, rows: Array) -> Array:
+    def take(self, rows: slice | Array) -> Array:
         """The rows of the parameter with these indices, as float32."""
-        return self._float(rows)
-
-    def _float(self, rows: slice | Array) -> Array:
         values = self.values[rows]
         result = values.astype(np.float32).reshape(len(values), -1) if self.group else values.astype(np.float32)
 
@@ -89,13 +86,11 @@ class LowRank:
 
     def rows(self, start: int, stop: int) -> Array:
         """Some rows of the parameter as float32."""
-        return self._times(self.left.rows(start, stop) if isinstance(self.left, Quantized) else self.left[start:stop])
+        return self.take(slice(start, stop))
 
-    def take(self, rows: Array) -> Array:
+    def take(self, rows: slice | Array) -> Array:
         """The rows of the parameter with these indices, as float32."""
-        return self._times(self.left.take(rows) if isinstance(self.left, Quantized) else self.left[rows])
-
-    def _times(self, left: Array) -> Array:
+        left = self.left.take(rows) if isinstance(self.left, Quantized) else self.left[rows]
         right = expanded(self.right)
         product: Array = left @ right.reshape(len(right), -1)
         return product.reshape(-1, *self.shape[1:])
