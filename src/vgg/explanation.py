@@ -21,11 +21,7 @@ from .errors import Error, ImageError
 from .images import Picture, open_image
 from .labels import Labels
 from .network import Network
-<<<<<<< HEAD
-from .parameters import BLOCK_BYTES, Parameter, expanded
-=======
 from .parameters import BLOCK_BYTES, LowRank, Parameter, expanded
->>>>>>> main
 from .preprocessing import Preprocessing
 
 Array = np.ndarray[Any, np.dtype[Any]]

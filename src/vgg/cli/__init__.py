@@ -13,11 +13,7 @@ from typer.core import TyperGroup
 from ..errors import Error, Notice
 
 VERBS = (
-<<<<<<< HEAD
-    "classify", "convert", "inspect", "models", "pull", "sample", "evaluate", "prepare", "features", "explain", "quantize",
-=======
     "classify", "convert", "inspect", "models", "pull", "sample", "evaluate", "prepare", "quantize", "features", "explain",
->>>>>>> main
     "bench", "serve", "train",
 )  # fmt: skip
 
