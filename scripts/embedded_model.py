@@ -30,6 +30,7 @@ from torch.nn import functional
 
 import vgg
 from vgg.images import SUFFIXES, open_image
+from vgg.quantization import quantize_weights
 from vgg.zoo import EMBEDDED_FILE
 
 # How many pictures of each source are taken, and how many views of each. The first view is the whole picture, squashed;
@@ -255,29 +256,15 @@ def distil(
         print(f"epoch {epoch}: loss {total / len(order):.4f}, {verdict}, {time.time() - started:.0f} s", flush=True)
 
 
-def quantized(value: np.ndarray) -> vgg.Quantized:
-    """Symmetric int8 per output channel; of a few scales, each channel takes the one that loses least."""
-    rows = value.reshape(len(value), -1)
-    largest = np.abs(rows).max(1) / 127
-    best, lost = largest, np.full(len(rows), np.inf)
-    for share in np.linspace(0.7, 1, 31):
-        scale = (largest * share)[:, None]
-        error = ((np.rint(rows / scale).clip(-127, 127) * scale - rows) ** 2).sum(1)
-        best, lost = np.where(error < lost, scale[:, 0], best), np.minimum(error, lost)
-    scale = best.astype(np.float32)
-    integers = np.rint(rows / scale[:, None]).clip(-127, 127).astype(np.int8)
-    return vgg.Quantized(integers.reshape(value.shape), scale)
-
-
 def shipped(student: vgg.Network, tail: Tail) -> vgg.Network:
     """The student with its fitted layers, its weights in int8, and all that should be said of it."""
     parameters = {**student.parameters, **tail.parameters_by_name()}
-    stored = {name: quantized(value) if name.endswith(".weight") else value for name, value in parameters.items()}
     origin = vgg.Provenance(
         source="VGG-16's published convolutions, the last three and a new head distilled from VGG-19; docs/embedded-model.md",
         format="distilled", preprocessing="given", labels="given", licence=LICENCE,
     )  # fmt: skip
-    return replace(student, parameters=stored, labels=vgg.labels.imagenet(), provenance=origin)
+    fitted = replace(student, parameters=parameters, labels=vgg.labels.imagenet(), provenance=origin)
+    return quantize_weights(fitted)
 
 
 def main() -> None:

@@ -68,7 +68,7 @@ def test_linear_weights_count_as_they_are_stored():
     for stored, size in (
         (weight.astype(np.float16), 2 * rows * columns),
         (Quantized(np.ones(weight.shape, np.int8), scale), rows * columns + 4 * rows),
-        (Quantized(np.ones(weight.shape, ml_dtypes.int4), np.ones((rows, columns // 32), np.float32), axis=1, group=32),
+        (Quantized(np.ones(weight.shape, ml_dtypes.int4), np.ones((rows, columns // 32), np.float32), group=32),
          rows * columns / 2 + 4 * rows * columns / 32),
     ):  # fmt: skip
         network = Network(plain.architecture, {**plain.parameters, "fc7.weight": stored}, plain.preprocessing)

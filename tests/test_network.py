@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from conftest import random_network
 from vgg import Labels, ModelError, Network, Quantized
-from vgg.network import blocks, contiguous
+from vgg.parameters import blocks, contiguous
 
 
 def quantized(value: np.ndarray, zero_point: bool = False) -> Quantized:
@@ -48,9 +48,9 @@ def test_a_quantized_parameter_is_near_its_value(zero_point):
     assert np.array_equal(stored.rows(2, 5), stored.dequantize()[2:5])
 
 
-def test_groups_along_an_axis_have_scales_of_their_own():
+def test_groups_along_a_row_have_scales_of_their_own():
     values = np.arange(12, dtype=np.int8).reshape(2, 6)
-    stored = Quantized(values, np.array([[1, 10], [100, 1000]], np.float32), axis=1, group=4)
+    stored = Quantized(values, np.array([[1, 10], [100, 1000]], np.float32), group=4)
     expected = values * np.array([[1, 1, 1, 1, 10, 10], [100, 100, 100, 100, 1000, 1000]], np.float32)
     assert np.array_equal(stored.dequantize(), expected)
     assert np.array_equal(stored.rows(1, 2), expected[1:])

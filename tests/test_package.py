@@ -8,11 +8,11 @@ import vgg
 from conftest import ROOT
 
 ORDER = [
-    "errors", "files", "parallel", "architectures", "labels", "images", "preprocessing", "network", "zoo", "formats", "engines",
-    "classifier", "perceptual", "torch", "datasets", "explanation", "overlay", "evaluation", "features", "samples",
-    "benchmark", "serving", "training", "cli",
+    "errors", "files", "parallel", "architectures", "labels", "images", "preprocessing", "parameters", "network", "zoo",
+    "formats", "engines", "classifier", "perceptual", "torch", "datasets", "explanation", "overlay", "evaluation", "features",
+    "samples", "benchmark", "quantization", "serving", "training", "cli",
 ]  # fmt: skip
-FOLDERS = ("zoo", "formats", "engines", "datasets", "evaluation", "samples", "serving", "training", "cli")
+FOLDERS = ("zoo", "formats", "engines", "datasets", "evaluation", "samples", "quantization", "serving", "training", "cli")
 
 
 def test_importing_is_quick_and_light():

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from .classifier import Classifier, Prediction, Result, load, postprocess
     from .errors import Error, ImageError, ModelError, Notice
     from .labels import Labels
-    from .network import Network, Provenance, Quantized
+    from .network import Network, Provenance
+    from .parameters import LowRank, Quantized
     from .perceptual import perceptual_distance
     from .preprocessing import Preprocessing, preprocess
 
@@ -27,7 +28,8 @@ _HOMES = {
     "classifier": ("Classifier", "Prediction", "Result", "load", "postprocess"),
     "errors": ("Error", "ImageError", "ModelError", "Notice"),
     "labels": ("Labels",),
-    "network": ("Network", "Provenance", "Quantized"),
+    "network": ("Network", "Provenance"),
+    "parameters": ("LowRank", "Quantized"),
     "perceptual": ("perceptual_distance",),
     "preprocessing": ("Preprocessing", "preprocess"),
 }
@@ -37,7 +39,7 @@ _ROOMS = (
 )  # fmt: skip
 
 __all__ = [
-    "Architecture", "Classifier", "Error", "ImageError", "Labels", "ModelError", "Network", "Notice", "Prediction",
+    "Architecture", "Classifier", "Error", "ImageError", "Labels", "LowRank", "ModelError", "Network", "Notice", "Prediction",
     "Preprocessing", "Provenance", "Quantized", "Result", "__version__", "architectures", "datasets", "engines", "evaluation",
     "explanation", "features", "formats", "images", "labels", "load", "perceptual", "perceptual_distance", "postprocess",
     "preprocess", "preprocessing", "samples", "training", "zoo",

@@ -14,7 +14,8 @@ import numpy as np
 
 from . import engines
 from .errors import Error
-from .network import Network, Parameter
+from .network import Network
+from .parameters import LowRank, Parameter, Part, is_int4
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -54,7 +55,8 @@ def work(network: Network) -> dict[str, Work]:
         elif weight:
             numbers, name = math.prod(weight), layer.value.removesuffix(".raw")
             if layer.operation == "linear":
-                found[name] = Work(numbers, _stored_bytes(network.parameters[f"{layer.name}.weight"]))
+                stored = network.parameters[f"{layer.name}.weight"]
+                found[name] = sum((_linear(part) for part in _factors(stored)), Work(0, 0))
             elif weight[2] == 3 and found:
                 found[name] = Work(numbers * side * side / 4, numbers * 4 * 36 / 9)
             else:
@@ -62,11 +64,15 @@ def work(network: Network) -> dict[str, Work]:
     return found
 
 
-def _stored_bytes(weight: Parameter) -> float:
+def _factors(weight: Parameter) -> tuple[Part, ...]:
+    return (weight.left, weight.right) if isinstance(weight, LowRank) else (weight,)
+
+
+def _linear(weight: Part) -> Work:
+    numbers = math.prod(weight.shape)
     if isinstance(weight, np.ndarray):
-        return weight.nbytes
-    bits = 4 if weight.values.dtype.name.endswith("int4") else 8
-    return weight.values.size * bits / 8 + weight.scale.nbytes
+        return Work(numbers, weight.nbytes)
+    return Work(numbers, numbers * (0.5 if is_int4(weight.values) else 1) + weight.scale.nbytes)
 
 
 @dataclass(frozen=True)
@@ -199,9 +205,12 @@ def compare(
     batch_sizes: Sequence[int] = (1,),
     threads: Sequence[int] = (),
     rounds: int = ROUNDS,
+    beside: Mapping[str, Network] | None = None,
     progress: Callable[[str], object] = lambda name: None,
 ) -> Iterator[Comparison]:
-    """Engines side by side on one network: a `Comparison` for each number of threads and each batch size, as they come.
+    """Engines side by side on one network, and on others beside it.
+
+    A `Comparison` for each number of threads and each batch size, as they come.
 
     Args:
         network: what to run, at its `input_size`.
@@ -209,6 +218,7 @@ def compare(
         batch_sizes: images a batch.
         threads: how many an engine uses at most; as many as there are cores when not given.
         rounds: how often each engine is measured.
+        beside: further networks with the same input, by name; on them, an engine is called `ENGINE, NAME`.
         progress: called with an engine's name after each of its measurements.
 
     Raises:
@@ -218,12 +228,14 @@ def compare(
         raise Error("a benchmark needs batches of 1 image or more, and 1 round or more")
     size, rng = network.architecture.input_size, np.random.default_rng(0)
     for count in threads or (os.cpu_count() or 1,):
-        opened = [engines.open(network, name, threads=count) for name in names or engines.installed()]
-        runners = {engine.name: engine for engine in opened}
+        chosen = names or engines.installed()
+        runners = {name: engines.open(network, name, threads=count) for name in chosen}
+        for title, other in (beside or {}).items():
+            runners |= {f"{name}, {title}": engines.open(other, name, threads=count) for name in chosen}
         for batch_size in batch_sizes:
             batch = rng.standard_normal((batch_size, 3, size, size), np.float32)
             yield side_by_side(runners, batch, work(network), count, rounds, progress)
-        del opened, runners  # before the next ones take as much memory
+        del runners  # before the next ones take as much memory
 
 
 def side_by_side(

@@ -20,7 +20,8 @@ from .engines import check_dense
 from .errors import Error, ImageError
 from .images import Picture, open_image
 from .labels import Labels
-from .network import BLOCK_BYTES, Network, Parameter, Quantized, expanded
+from .network import Network
+from .parameters import BLOCK_BYTES, LowRank, Parameter, expanded
 from .preprocessing import Preprocessing
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -140,6 +141,8 @@ def _pool5_gradient(network: Network, values: Mapping[str, Array], classes: Sequ
 
 def _product(signal: Array, weight: Parameter, rows: Array) -> Array:
     """signal [classes, rows] times those rows of a weight: [classes, inputs]. A few rows are in memory at a time."""
+    if isinstance(weight, LowRank):
+        return _product(_product(signal, weight.left, rows), weight.right, np.arange(weight.right.shape[0]))
     if isinstance(weight, np.ndarray) and weight.dtype == np.float32 and not weight.flags.c_contiguous:
         order = np.argsort(weight.strides)[::-1]
         lying = weight.transpose(order)
@@ -159,7 +162,7 @@ def _product(signal: Array, weight: Parameter, rows: Array) -> Array:
 
 def _rows(weight: Parameter, rows: Array) -> Array:
     """Some rows of a weight as a matrix, float32 [rows, inputs]."""
-    part = weight.take(rows) if isinstance(weight, Quantized) else weight[rows]
+    part = weight[rows] if isinstance(weight, np.ndarray) else weight.take(rows)
     return part.reshape(len(rows), -1).astype(np.float32, copy=False)
 
 

@@ -2,80 +2,21 @@
 
 import hashlib
 import json
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
-from .architectures import Architecture, Shape
+from .architectures import Architecture
 from .errors import ModelError
 from .labels import Labels
+from .parameters import Array, LowRank, Parameter, Part, Quantized, as_bytes, blocks, expanded
 from .preprocessing import Preprocessing
-
-Array = np.ndarray[Any, np.dtype[Any]]
-
-BLOCK_BYTES = 2 * 2**20
 
 # Where a fact about a network comes from: the user, the file itself, the file's published hash, or a guess by its format.
 Source = Literal["given", "metadata", "known hash", "guess"]
-
-
-@dataclass(frozen=True)
-class Quantized:
-    """A parameter stored as integers: value = (values - zero_point) * scale.
-
-    Scales run along `axis`, one each index, or, with a `group`, one for every `group` neighbours along `axis`.
-    """
-
-    values: Array  # int8 or uint8, the parameter's shape
-    scale: Array  # float32: [n] along `axis`; with a group, the parameter's shape with `axis` divided by the group
-    zero_point: Array | None = None  # of the values' dtype and the scale's shape; none means 0
-    axis: int = 0
-    group: int = 0  # 0: no groups
-
-    def __post_init__(self) -> None:
-        wanted: Shape = (self.values.shape[self.axis],)
-        if self.group:
-            wanted = tuple(-(-n // self.group) if d == self.axis else n for d, n in enumerate(self.shape))
-        if self.scale.shape != wanted or (self.zero_point is not None and self.zero_point.shape != wanted):
-            raise ModelError(f"a quantized parameter of shape {list(self.shape)} needs scales of shape {list(wanted)}")
-
-    @property
-    def shape(self) -> Shape:
-        return tuple(self.values.shape)
-
-    def dequantize(self) -> Array:
-        """The parameter as float32."""
-        return self._float(slice(None))
-
-    def rows(self, start: int, stop: int) -> Array:
-        """Some rows of the parameter as float32."""
-        return self._float(slice(start, stop))
-
-    def take(self, rows: Array) -> Array:
-        """The rows of the parameter with these indices, as float32."""
-        return self._float(rows)
-
-    def _float(self, rows: slice | Array) -> Array:
-        def spread(along: Array) -> Array:
-            if not self.group:
-                along = along.reshape([-1 if d == self.axis else 1 for d in range(self.values.ndim)])
-                return along[rows] if self.axis == 0 else along
-            if self.axis == 0:
-                return along[np.arange(len(self.values))[rows] // self.group]
-            return np.repeat(along[rows], self.group, self.axis).take(np.arange(self.shape[self.axis]), self.axis)
-
-        result = self.values[rows].astype(np.float32)
-        if self.zero_point is not None:
-            result -= spread(self.zero_point).astype(np.float32)
-        result *= spread(self.scale)
-        return result
-
-
-Parameter = Array | Quantized
 
 
 @dataclass(frozen=True)
@@ -89,6 +30,7 @@ class Provenance:
     preprocessing: Source = "guess"
     labels: Source = "guess"
     licence: str = ""  # of the numbers
+    quantization: str = ""  # how the numbers were rounded, and what it was chosen for
 
 
 @dataclass(frozen=True)
@@ -96,7 +38,7 @@ class Network:
     """A VGG network as a value; see the fields.
 
     Parameters bear the names and shapes of `Architecture.parameters`: float32, float16 or bfloat16 arrays, often mapped
-    from a file and not yet read, or `Quantized`.
+    from a file and not yet read, or `Quantized`; a linear layer's weight may be `LowRank`.
 
     Raises:
         ModelError: a parameter is missing, too many, or of another shape; or the labels are not as many as the classes.
@@ -189,14 +131,28 @@ class Network:
         return replace(self, architecture=plain, parameters=parameters, graph=None)
 
     def expanded(self) -> "Network":
-        """The same network with every quantized parameter as float32."""
-        return replace(self, parameters={name: expanded(value) for name, value in self.parameters.items()}, graph=None)
+        """The same network with every quantized number as float32; weights of low rank stay such."""
+        parameters = {
+            name: LowRank(expanded(value.left), expanded(value.right)) if isinstance(value, LowRank) else expanded(value)
+            for name, value in self.parameters.items()
+        }
+        return replace(self, parameters=parameters, graph=None)
 
-    def tensors(self) -> dict[str, Array]:
-        """The stored arrays by name, in the architecture's order: a quantized parameter's scale is `NAME.scale`."""
-        stored: dict[str, Array] = {}
+    def parts(self) -> dict[str, Part]:
+        """The parameters in the architecture's order; one of low rank as two, `NAME.left` and `NAME.right`."""
+        found: dict[str, Part] = {}
         for name in self.architecture.parameters:
             value = self.parameters[name]
+            if isinstance(value, LowRank):
+                found |= {f"{name}.left": value.left, f"{name}.right": value.right}
+            else:
+                found[name] = value
+        return found
+
+    def tensors(self) -> dict[str, Array]:
+        """The stored arrays of `parts` by name: a quantized one's scale is `NAME.scale`."""
+        stored: dict[str, Array] = {}
+        for name, value in self.parts().items():
             if isinstance(value, Quantized):
                 stored[name], stored[f"{name}.scale"] = value.values, value.scale
                 if value.zero_point is not None:
@@ -218,7 +174,7 @@ class Network:
 class ParametersHash:
     """SHA-256 over each stored array in the architecture's order: a line of JSON, [name, dtype, shape], then its bytes.
 
-    Bytes are little-endian, in C order. Two files with the same hash hold the same numbers under the same names.
+    Bytes are as `as_bytes` gives them, in C order. Two files with the same hash hold the same numbers under the same names.
     """
 
     def __init__(self) -> None:
@@ -228,33 +184,7 @@ class ParametersHash:
         self._hash.update(json.dumps([name, array.dtype.name, list(array.shape)]).encode() + b"\n")
 
     def update(self, block: Array) -> None:
-        self._hash.update(block.view(np.uint8).reshape(-1).data)
+        self._hash.update(as_bytes(block).data)
 
     def hexdigest(self) -> str:
         return self._hash.hexdigest()
-
-
-def expanded(value: Parameter) -> Array:
-    """A parameter as plain floats."""
-    return value.dequantize() if isinstance(value, Quantized) else value
-
-
-def blocks(value: Parameter, dtype: Any = None) -> Iterator[Array]:
-    """A parameter in pieces of whole rows, each contiguous, little-endian and of a few MiB; `Quantized` as float32.
-
-    Only a piece is in memory at a time, so a mapped parameter of any size and any strides can be written or hashed.
-    """
-    rows = max(1, BLOCK_BYTES // (4 * max(1, math.prod(value.shape[1:]))))
-    for start in range(0, value.shape[0], rows):
-        part = value.rows(start, start + rows) if isinstance(value, Quantized) else value[start : start + rows]
-        kind = np.dtype(dtype or part.dtype).newbyteorder("<")
-        if not part.flags.c_contiguous:
-            part = part.copy(order="K")  # as it lies, which is fast to read; turning it is fast once it is in the cache
-        yield np.ascontiguousarray(part, kind)
-
-
-def contiguous(value: Parameter, dtype: Any = None) -> Array:
-    """A parameter as one contiguous array: itself where it is one already, which copies nothing."""
-    if isinstance(value, np.ndarray) and value.flags.c_contiguous and (dtype is None or value.dtype == dtype):
-        return value
-    return np.concatenate(list(blocks(value, dtype)))

@@ -94,7 +94,7 @@ def stored(value: np.ndarray, kind: str):
         padded = np.pad(flat, ((0, 0), (0, -flat.shape[1] % group)))
         scale = (np.abs(padded).reshape(len(flat), -1, group).max(2) / limit + 1e-6).astype(np.float32)
         spread = np.repeat(scale, group, 1)[:, : flat.shape[1]]
-        return Quantized(np.rint(flat / spread).astype(dtype), scale, axis=1, group=group)
+        return Quantized(np.rint(flat / spread).astype(dtype), scale, group=group)
     scale = (np.abs(flat).max(1) / 127).astype(np.float32)
     zero = (np.arange(len(flat)) % 3).astype(np.int8) if kind == "int8 with zero points" else None
     return Quantized(np.rint(flat / scale[:, None]).clip(-120, 120).astype(np.int8).reshape(value.shape), scale, zero)

@@ -25,7 +25,7 @@ def parent(name="vgg11", **options):
 @pytest.mark.parametrize(("name", "freeze"), [("vgg11", "conv4"), ("vgg11-bn", "conv5"), ("vgg13", "fc6")])
 def test_only_what_follows_the_frozen_layers_changes(name, freeze, tmp_path):
     data, network = class_folders(tmp_path / "data", each=12), parent(name)
-    outcome = train(options(data, tmp_path / "run", TUNE, start=network, freeze=freeze))
+    outcome = train(options(data, tmp_path / "run", replace(TUNE, thaw=0), start=network, freeze=freeze))
     learnt = Network.read(outcome.path)
     assert (learnt.architecture.name, learnt.labels.names) == (name, ("class0", "class1", "class2"))
     assert learnt.preprocessing == network.preprocessing

@@ -153,13 +153,16 @@ def test_cifar10_is_read_as_published(tmp_path):
 
 def test_classes_are_found_in_folders_lists_and_shards(tmp_path):
     assert classes_of(class_folders(tmp_path / "data"))[1].names == ("class0", "class1", "class2")
-    (tmp_path / "numbers.txt").write_text("a.png 0\nb.png 4\n")
-    assert classes_of(tmp_path / "numbers.txt") == (5, None)
+    (tmp_path / "numbers.txt").write_text("a.png 0\nb.png 1\nc.png 0\n")
+    assert classes_of(tmp_path / "numbers.txt") == (2, None)
+    (tmp_path / "gaps.txt").write_text("a.png 0\nb.png 4\n")
+    with pytest.raises(Error, match="has 2 classes, whose numbers go up to 4"):
+        classes_of(tmp_path / "gaps.txt")
     (tmp_path / "names.txt").write_text("a.png cat\nb.png ant\nc.png cat\n")
     assert classes_of(tmp_path / "names.txt")[1].names == ("ant", "cat")
     for wnid in imagenet().wnids[281:284]:
         (tmp_path / "cats" / wnid).mkdir(parents=True)
     assert classes_of(tmp_path / "cats")[1].names == imagenet().names[281:284]
     with vgg.files.replacing(tmp_path / "shard.tar") as file:
-        vgg.datasets.shards.write(file, [("1", b"x", 2), ("2", b"x", 0)])
+        vgg.datasets.shards.write(file, [("1", b"x", 2), ("2", b"x", 0), ("3", b"x", 1)])
     assert classes_of(tmp_path / "shard.tar") == (3, None)

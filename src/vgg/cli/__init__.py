@@ -13,8 +13,8 @@ from typer.core import TyperGroup
 from ..errors import Error, Notice
 
 VERBS = (
-    "classify", "convert", "inspect", "models", "pull", "sample", "evaluate", "prepare", "features", "explain", "bench",
-    "serve", "train",
+    "classify", "convert", "inspect", "models", "pull", "sample", "evaluate", "prepare", "quantize", "features", "explain",
+    "bench", "serve", "train",
 )  # fmt: skip
 
 

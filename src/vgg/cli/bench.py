@@ -22,8 +22,10 @@ OURS, OTHERS, LIMIT, QUIET = "#4c9fc4", "#c3cdd3", "#b3261e", "#4f5b63"  # colou
 
 def bench(
     model: Annotated[
-        str | None,
-        typer.Option("--model", "-m", metavar="M", help=f"A model file or name; see `vgg models`.  [default: {EMBEDDED}]"),
+        list[str] | None,
+        typer.Option(
+            "--model", "-m", metavar="M", help=f"A model file or name; further ones stand beside it.  [default: {EMBEDDED}]"
+        ),
     ] = None,
     engine: Annotated[
         list[str] | None,
@@ -62,25 +64,34 @@ def bench(
     if layers and engine and "native" not in names:
         raise Error("--layers: only the native engine says how long its layers took; add `--engine native`")
     if plot:
-        _check_plot(plot)
+        check_plot(plot)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Notice)  # guesses about preprocessing and labels make no difference here
-        network = Network.read(locate(model))
+        network, *others = [Network.read(locate(one)) for one in model or (None,)]
     batch_sizes, counts = (tuple(dict.fromkeys(given or ())) for given in (batch_size, threads))
-    found = _measured(network, names, batch_sizes or (1,), counts, rounds)
-    title = {"model": Path(model).name if model else EMBEDDED, "processor": processor()}
+    title, *titles = [Path(one).name for one in model or [EMBEDDED]]
+    beside = dict(zip(titles, others, strict=True))
+    if len(beside) < len(others) or any(one.architecture.input_size != network.architecture.input_size for one in others):
+        raise Error("models side by side need names of their own and the same size of pictures")
+    found = _measured(network, names, batch_sizes or (1,), counts, rounds, beside)
+    heading = {"model": title, "processor": processor()}
     if format is Format.table:
-        _table(found, title, layers)
+        _table(found, heading, layers)
     else:
-        _records(found, title, layers, format)
+        _records(found, heading, layers, format)
     if plot:
-        _plot(found, " on ".join(title.values()), plot)
+        _plot(found, " on ".join(heading.values()), plot)
     if not engines.native_library():
         print("vgg: the native engine, which also measures the limit, is not in this installation", file=sys.stderr)
 
 
 def _measured(
-    network: "Network", names: Sequence[str], batch_sizes: Sequence[int], threads: Sequence[int], rounds: int
+    network: "Network",
+    names: Sequence[str],
+    batch_sizes: Sequence[int],
+    threads: Sequence[int],
+    rounds: int,
+    beside: "dict[str, Network]",
 ) -> "list[Comparison]":
     """The comparisons, with a progress bar on a terminal."""
     from rich.console import Console
@@ -88,12 +99,12 @@ def _measured(
 
     from ..benchmark import compare
 
-    total = len(names) * len(batch_sizes) * (len(threads) or 1) * rounds
+    total = len(names) * (1 + len(beside)) * len(batch_sizes) * (len(threads) or 1) * rounds
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task("Measuring", total=total)
         return list(
             compare(
-                network, names, batch_sizes=batch_sizes, threads=threads, rounds=rounds,
+                network, names, batch_sizes=batch_sizes, threads=threads, rounds=rounds, beside=beside,
                 progress=lambda name: bar.advance(task),
             )
         )  # fmt: skip
@@ -143,7 +154,7 @@ def _case(one: "Comparison") -> str:
     return f"batch {one.batch}, {one.threads} thread{'s' * (one.threads > 1)}"
 
 
-def _check_plot(path: Path) -> None:
+def check_plot(path: Path) -> None:
     """Raises Error where a plot can't be made, before anything is measured."""
     from importlib.util import find_spec
 
@@ -180,7 +191,7 @@ def _plot(found: "Sequence[Comparison]", title: str, path: Path) -> None:
     for panel, one in zip(panels.flat, found, strict=True):
         low, middle, high = ([one.milliseconds(t.quantile(q)) for t in one.timings] for q in (0.25, 0.5, 0.75))
         spread = [[m - a for m, a in zip(middle, low, strict=True)], [b - m for m, b in zip(middle, high, strict=True)]]
-        colours = [OURS if name == "native" else OTHERS for name in engines]
+        colours = [OURS if name.partition(",")[0] == "native" else OTHERS for name in engines]
         panel.barh(places, middle, 0.62, color=colours, xerr=spread, error_kw={"ecolor": QUIET, "capsize": 3, "elinewidth": 1})
         for place, end, value in zip(places, high, middle, strict=True):
             panel.annotate(

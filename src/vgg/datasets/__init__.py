@@ -107,16 +107,14 @@ def classes_of(place: str | Path) -> tuple[int, Labels | None]:
     """How many classes the pictures at a place have, and their names, for a network that is yet to be made.
 
     Class folders are classes in the order of their names, and so are the names that a list or shards give; where these are
-    numbers, there are as many classes as the largest one says, and they have no names. Where all names are WordNet ids of
-    ImageNet's, the labels have ImageNet's names, too.
+    numbers, the classes have no names. Where all names are WordNet ids of ImageNet's, they get ImageNet's names, too.
 
     Raises:
-        Error: as `open` does.
+        Error: as `open` does; or numbers are left out.
     """
     from . import cifar, folders, shards
 
-    path = Path(place)
-    found: dict[str, int] = {}
+    path, found = Path(place), dict[str, int]()
 
     def collect(name: str) -> int:
         return found.setdefault(name, len(found))
@@ -124,21 +122,31 @@ def classes_of(place: str | Path) -> tuple[int, Labels | None]:
     try:
         if cifar.is_here(path):
             return len(cifar.NAMES), Labels(cifar.NAMES)
-        if path.is_dir() and not any(path.glob("*.tar")):
-            found = dict.fromkeys(folders.class_names(path), 0)
-        elif path.is_dir() or path.suffix == ".tar":
-            shards.read(sorted(path.glob("*.tar")) or [path], collect)
+        tars = sorted(path.glob("*.tar")) if path.is_dir() else [path] if path.suffix == ".tar" else []
+        if path.is_dir() and not tars:
+            return _named(folders.class_names(path))
+        if tars:
+            shards.read(tars, collect)
         else:
             folders.list_file(path, collect)
     except OSError as error:
         raise Error(f"{error.filename or path}: {reason(error)}") from None
-    if found and all(name.isdecimal() for name in found) and not (path.is_dir() and (path / next(iter(found))).is_dir()):
-        return max(map(int, found)) + 1, None
-    names = tuple(sorted(found))
+    if not found:
+        raise Error(f"{path}: has no pictures in it")
+    if not all(name.isdecimal() for name in found):
+        return _named(sorted(found))
+    numbers = set(map(int, found))
+    if len(numbers) <= max(numbers):
+        raise Error(f"{path}: has {len(numbers)} classes, whose numbers go up to {max(numbers)}; they must be 0, 1, 2 …")
+    return len(numbers), None
+
+
+def _named(names: Sequence[str]) -> tuple[int, Labels]:
+    """How many classes of these names there are, with ImageNet's names where these are its WordNet ids."""
     known = dict(zip(imagenet().wnids or (), imagenet().names, strict=True))
     if all(name in known for name in names):
-        return len(names), Labels(tuple(known[name] for name in names), names)
-    return len(names), Labels(names)
+        return len(names), Labels(tuple(known[name] for name in names), tuple(names))
+    return len(names), Labels(tuple(names))
 
 
 def resolver(classes: int, labels: Labels | None) -> Resolve:

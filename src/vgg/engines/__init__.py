@@ -22,6 +22,8 @@ _HOMES = {
     "openvino": ("openvino", "OpenVinoEngine", "openvino"),
     "torch": ("torch", "TorchEngine", "torch"),
 }
+# The classes that run a graph with quantized activations as it is.
+_GRAPHS = {"onnxruntime": "OnnxGraphEngine", "openvino": "OpenVinoGraphEngine"}
 ENGINES = tuple(_HOMES)
 DENSE = ("native", "torch")  # they take pictures larger than the paper's head was built for
 DEVICES = ("cpu", "cuda")
@@ -59,7 +61,8 @@ def open(model: Network | str | Path, engine: str = "auto", *, threads: int | No
         model: what to run; a Network, or a file or name that `vgg.load` takes.
         engine: a name from ENGINES, or `auto`: on a GPU torch, else the native engine, or ONNX Runtime where the native one
             was not built. docs/performance.md has the measurements behind this. An ONNX file that quantizes activations
-            runs on ONNX Runtime as it is; the other engines take its weights and compute in float.
+            runs as it is on ONNX Runtime, in the QDQ format on OpenVINO too; otherwise an engine takes its weights and
+            computes in float.
         threads: how many to use at most; as many as there are cores when not given.
         device: `cpu`, or `cuda` for a GPU, which only torch uses.
 
@@ -81,8 +84,10 @@ def open(model: Network | str | Path, engine: str = "auto", *, threads: int | No
     if engine not in installed():
         raise Error(_missing(engine))
     home, name, _ = _HOMES[engine]
-    if engine == "onnxruntime" and network.graph:
-        name = "OnnxGraphEngine"
+    if network.graph and engine in _GRAPHS:
+        from ..formats.onnx_reader import is_qdq
+
+        name = _GRAPHS[engine] if engine == "onnxruntime" or is_qdq(network.graph) else name
     made = getattr(import_module(f".{home}", __name__), name)
     opened: Engine = made(network, threads, device) if engine == "torch" else made(network, threads)
     return opened

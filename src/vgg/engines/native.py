@@ -12,7 +12,8 @@ import numpy as np
 
 from ..architectures import LRN_ALPHA, LRN_BETA, LRN_K, LRN_SIZE, Layer
 from ..errors import Error
-from ..network import Network, Parameter, contiguous
+from ..network import Network
+from ..parameters import LowRank, Parameter, Part, as_bytes, contiguous
 from . import Array, check_batch, native_library
 
 OPERATIONS = ("convolution", "lrn", "max_pool", "average_pool", "linear")  # as native/vgg.h numbers them
@@ -47,6 +48,7 @@ class NativeEngine:
         self._threads = threads or os.cpu_count() or 1
         self._kept: list[Array] = []  # what the engine reads in place
         self._steps: dict[str, int] = {}  # of each named value
+        self._count = 0  # of all steps
         instructions = chosen_instructions()
         self._handle = self._library.vgg_open(instructions, self._threads, self._architecture.input_size)
         if not self._handle:
@@ -56,7 +58,7 @@ class NativeEngine:
             if layer.operation in OPERATIONS:
                 relu = following is not None and following.operation == "relu"
                 self._add(network.parameters, layer, relu)
-                self._steps[following.value if relu and following else layer.value] = len(self._steps)
+                self._steps[following.value if relu and following else layer.value] = self._count - 1
 
     def __del__(self) -> None:
         if getattr(self, "_handle", None):
@@ -77,48 +79,55 @@ class NativeEngine:
 
     def times(self) -> dict[str, float]:
         """Seconds that each layer took in the last run; a convolution's pooling counts as its own."""
-        seconds = (ctypes.c_double * len(self._steps))()
+        seconds = (ctypes.c_double * self._count)()
         self._library.vgg_times(self._handle, seconds)
-        return dict(zip(self._steps, seconds, strict=True))
+        steps = [-1, *self._steps.values()]
+        return {name: sum(seconds[a + 1 : b + 1]) for name, a, b in zip(self._steps, steps, steps[1:], strict=False)}
 
     def _add(self, parameters: Mapping[str, Parameter], layer: Layer, relu: bool) -> None:
-        entry = _Layer(operation=OPERATIONS.index(layer.operation), relu=relu, kernel=1, group=1)
-        held: list[Array] = []  # until the engine has copied it
-        if layer.operation == "lrn":
-            entry.lrn = (LRN_SIZE, LRN_ALPHA, LRN_BETA, LRN_K)
-        shape = layer.parameters.get("weight")
-        if shape:
-            entry.outputs, entry.inputs, entry.kernel = shape[0], shape[1], shape[-1] if len(shape) == 4 else 1
-            weight, bias = parameters[f"{layer.name}.weight"], contiguous(parameters[f"{layer.name}.bias"], np.float32)
-            values, entry.kind, scale, entry.group = _in_place(weight)
-            if layer.operation == "linear":
-                self._kept.append(values)
-            elif values.dtype != np.int8 or entry.group < math.prod(shape[1:]):
-                values, scale = contiguous(weight, np.float32), None
-            held += [values, bias, *([] if scale is None else [scale])]
-            entry.scale = None if scale is None else scale.ctypes.data
-            entry.weight, entry.bias = values.ctypes.data, bias.ctypes.data
+        """A layer as one step, or, where its weight is a product, as two."""
+        if "weight" not in layer.parameters:
+            self._step(layer, _Layer(kernel=1, group=1, lrn=(LRN_SIZE, LRN_ALPHA, LRN_BETA, LRN_K)))
+            return
+        weight, bias = parameters[f"{layer.name}.weight"], contiguous(parameters[f"{layer.name}.bias"], np.float32)
+        if isinstance(weight, LowRank):
+            self._weighted(layer, weight.right, np.zeros(weight.right.shape[0], np.float32), relu=False)
+            weight = weight.left
+        self._weighted(layer, weight, bias, relu)
+
+    def _weighted(self, layer: Layer, weight: Part, bias: Array, relu: bool) -> None:
+        shape = weight.shape
+        entry = _Layer(relu=relu, outputs=shape[0], inputs=shape[1], kernel=shape[-1] if len(shape) == 4 else 1, group=1)
+        values, entry.kind, scale, entry.group = _in_place(weight)
+        if layer.operation == "linear":
+            self._kept.append(values)
+        elif values.dtype != np.int8 or entry.group < math.prod(shape[1:]):
+            values, scale = contiguous(weight, np.float32), None
+        entry.scale = None if scale is None else scale.ctypes.data
+        entry.weight, entry.bias = values.ctypes.data, bias.ctypes.data
+        self._step(layer, entry)
+
+    def _step(self, layer: Layer, entry: _Layer) -> None:
+        entry.operation = OPERATIONS.index(layer.operation)
         if self._library.vgg_add(self._handle, ctypes.byref(entry)):
             raise MemoryError(f"there is no memory for {layer.name}")
+        self._count += 1
 
 
-def _in_place(weight: Parameter) -> tuple[Array, int, Array | None, int]:
+def _in_place(weight: Part) -> tuple[Array, int, Array | None, int]:
     """A linear layer's numbers as the engine reads them: values, their kind, scales, numbers that share a scale."""
     inputs = int(np.prod(weight.shape[1:]))
     if isinstance(weight, np.ndarray):
         values = contiguous(weight, None if weight.dtype in KINDS else np.float32)
         return values, KINDS[values.dtype], None, inputs
     plain = weight.zero_point is None or not weight.zero_point.any()
-    grouped = weight.group and weight.axis == 1 and weight.values.ndim == 2
-    by_row = not weight.group and weight.axis == 0
-    if plain and (grouped or by_row):
-        group = weight.group if grouped else inputs
+    if plain and (weight.group or weight.axis == 0):
+        group = weight.group or inputs
         scale = contiguous(weight.scale, np.float32)
         if weight.values.dtype == np.int8:
             return contiguous(weight.values), KINDS[np.dtype(np.int8)], scale, group
-        if weight.values.dtype == ml_dtypes.int4 and inputs % 2 == group % 2 == 0:
-            bits = weight.values.astype(np.int8).reshape(weight.shape[0], -1).view(np.uint8) & 15
-            return np.ascontiguousarray(bits[:, ::2] | bits[:, 1::2] << 4), INT4, scale, group
+        if weight.values.dtype == ml_dtypes.int4 and inputs % 2 == 0 and (group % 2 == 0 or group >= inputs):
+            return as_bytes(contiguous(weight.values)), INT4, scale, group
     return weight.dequantize(), KINDS[np.dtype(np.float32)], None, inputs
 
 

@@ -3,54 +3,41 @@
 import threading
 from collections.abc import Sequence
 
-import numpy as np
 import onnx
 import onnxruntime
 from onnx import helper
 
 from ..errors import ModelError, one_line
-from ..formats import onnx_graph, onnx_reader
+from ..formats import onnx_graph
 from ..formats.onnx_options import OnnxOptions
-from ..network import Network, contiguous
+from ..network import Network
+from ..parameters import contiguous
 from . import Array, check_batch
+from .graph import GraphEngine
 
 OPSET = 17
 
 
-class OnnxGraphEngine:
-    """An ONNX file that quantizes activations, as it is; see `vgg.engines.Engine`. It has no values but `logits`."""
+class OnnxGraphEngine(GraphEngine):
+    """An ONNX file that quantizes activations, in ONNX Runtime's CPU provider."""
 
     name = "onnxruntime"
 
     def __init__(self, network: Network, threads: int | None = None) -> None:
-        path = network.graph
-        assert path is not None
-        self._architecture, self._softmax = network.architecture, onnx_reader.ends_in_softmax(path)
+        super().__init__(network)
         try:
-            self._session = onnxruntime.InferenceSession(path, _options(threads), providers=["CPUExecutionProvider"])
+            self._session = onnxruntime.InferenceSession(self._path, _options(threads), providers=["CPUExecutionProvider"])
         except Exception as error:  # whatever ONNX Runtime's bindings raise
             why = one_line(error)
-            raise ModelError(f"{path}: ONNX Runtime can't run it ({why}); the engine native takes its weights alone") from None
+            raise ModelError(
+                f"{self._path}: ONNX Runtime can't run it ({why}); the engine native takes its weights alone"
+            ) from None
         count = self._session.get_inputs()[0].shape[0]
-        self._count = count if isinstance(count, int) else None  # images that the file wants at once
+        self._count = count if isinstance(count, int) else None
 
-    def run(self, batch: Array, outputs: Sequence[str] = ("logits",)) -> dict[str, Array]:
-        self._architecture.check_values(outputs)
-        if set(outputs) - {"logits"}:
-            raise ModelError("a graph with quantized activations gives its logits only; the engine native gives every value")
-        return {"logits": self.logits(batch)}
-
-    def logits(self, batch: Array) -> Array:
-        check_batch(self._architecture, batch)
-        step = self._count or max(1, len(batch))
-        port, rows = self._session.get_inputs()[0].name, [np.empty((0, self._architecture.classes), np.float32)]
-        for start in range(0, len(batch), step):
-            part = batch[start : start + step]
-            filled = np.concatenate([part, np.zeros((step - len(part), *part.shape[1:]), np.float32)])
-            rows.append(self._session.run(None, {port: filled})[0].reshape(step, -1)[: len(part)])
-        found = np.concatenate(rows)
-        # Of probabilities, logarithms are logits as good as any.
-        return np.log(found.clip(np.finfo(np.float32).tiny)) if self._softmax else found
+    def _infer(self, batch: Array) -> Array:
+        found: Array = self._session.run(None, {self._session.get_inputs()[0].name: batch})[0]
+        return found
 
 
 class OnnxRuntimeEngine:

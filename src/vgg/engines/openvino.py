@@ -1,5 +1,6 @@
 """OpenVINO: the graph is built here, the parameters are lent to it as they lie in memory or in the file."""
 
+import math
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
@@ -9,12 +10,35 @@ import numpy as np
 import openvino
 from onnx import helper
 
+from ..errors import ModelError, one_line
 from ..formats import onnx_graph
 from ..formats.onnx_options import OnnxOptions
-from ..network import Network, Parameter, Quantized, contiguous
+from ..network import Network
+from ..parameters import LowRank, Parameter, Part, Quantized, as_bytes, contiguous
 from . import Array, check_batch
+from .graph import GraphEngine
 
 OPSET, IR_VERSION = 21, 10  # the first with 4-bit numbers and with scales in groups
+
+
+class OpenVinoGraphEngine(GraphEngine):
+    """An ONNX file that quantizes activations, in OpenVINO's CPU plugin, which computes with integers where it can."""
+
+    name = "openvino"
+
+    def __init__(self, network: Network, threads: int | None = None) -> None:
+        super().__init__(network)
+        options = {"PERFORMANCE_HINT": "LATENCY", **({"INFERENCE_NUM_THREADS": str(threads)} if threads else {})}
+        try:
+            model = openvino.Core().read_model(self._path)
+            self._model = openvino.Core().compile_model(model, "CPU", options)
+        except Exception as error:  # whatever OpenVINO's bindings raise
+            raise ModelError(f"{self._path}: OpenVINO can't run it ({one_line(error)}); the engine onnxruntime may") from None
+        count = model.input(0).partial_shape[0]
+        self._count = count.get_length() if count.is_static else None
+
+    def _infer(self, batch: Array) -> Array:
+        return np.array(self._model.create_infer_request().infer([batch])[0])
 
 
 class OpenVinoEngine:
@@ -79,14 +103,20 @@ class OpenVinoEngine:
 
 
 def _lent(value: Parameter) -> Parameter:
-    """A parameter as OpenVINO takes it: integers with a scale a row or in whole groups along a matrix's rows, else float32.
+    """A parameter as OpenVINO takes it: integers with a scale a row or in whole groups along the rows, else float32.
 
     OpenVINO 2026.4 refuses other groups, and computes something else when there is a scale a column.
     """
-    if isinstance(value, Quantized):
-        grouped = value.group and value.axis == 1 and len(value.shape) == 2 and value.shape[1] % value.group == 0
-        if grouped or (not value.group and value.axis == 0):
-            return value
+    if isinstance(value, LowRank):
+        return LowRank(_lent_part(value.left), _lent_part(value.right))
+    return _lent_part(value)
+
+
+def _lent_part(value: Part) -> Part:
+    if isinstance(value, Quantized) and (
+        math.prod(value.shape[1:]) % value.group == 0 if value.group else value.axis == 0
+    ):  # fmt: skip
+        return value
     return contiguous(value, np.float32)
 
 
@@ -95,7 +125,5 @@ def _tensor(array: Array) -> openvino.Tensor:
     kinds = {np.dtype(ml_dtypes.int4): openvino.Type.i4, np.dtype(ml_dtypes.uint4): openvino.Type.u4}
     if (kind := kinds.get(array.dtype)) is None:
         return openvino.Tensor(array, openvino.Shape(array.shape), openvino.Type(array.dtype))
-    halves = array.astype(np.int8).reshape(-1).view(np.uint8) & 15
-    packed = halves[::2].copy()
-    packed[: array.size // 2] |= halves[1::2] << 4
+    packed = as_bytes(array)
     return openvino.Tensor(packed, openvino.Shape(array.shape), kind)

@@ -11,7 +11,8 @@ from torch.nn import functional
 
 from ..architectures import LRN_ALPHA, LRN_BETA, LRN_K, LRN_SIZE, Layer
 from ..errors import Error
-from ..network import Network, Parameter, contiguous
+from ..network import Network
+from ..parameters import Parameter, contiguous
 from . import Array, check_batch
 
 GRAPHS = 64  # CUDA graphs that are kept

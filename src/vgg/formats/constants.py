@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..network import Array, Parameter, Quantized, expanded
+from ..parameters import Array, Part, Quantized, expanded, shaped
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Node:
     attributes: Mapping[str, Any]
 
 
-def transposed(value: Parameter) -> Parameter:
+def transposed(value: Part) -> Part:
     """A matrix with its axes exchanged; as floats where scales in groups would not outlive that."""
     if not isinstance(value, Quantized):
         return value.T
@@ -32,11 +32,18 @@ def transposed(value: Parameter) -> Parameter:
     return Quantized(turned, value.scale, value.zero_point, 1 - value.axis)
 
 
-def quantized(values: Array, scale: Array, zero_point: Array | None, axis: int, group: int = 0) -> Parameter:
-    """Integers with their scales along an axis, or one for all; as floats where they aren't of 8 bits."""
+def quantized(values: Array, scale: Array, zero_point: Array | None, axis: int, group: int = 0) -> Part:
+    """Integers with their scales along an axis, or one for all; as floats where a `Quantized` can't hold them."""
     if values.ndim == 0:
         raise ValueError("a number stands where a tensor should")
     axis %= values.ndim
+    if group and (axis, values.ndim) != (1, 2):  # groups that aren't neighbours in a row
+
+        def each(along: Array) -> Array:
+            return np.repeat(along, group, axis).take(range(values.shape[axis]), axis).astype(np.float32)
+
+        floats: Array = (values.astype(np.float32) - (0 if zero_point is None else each(zero_point))) * each(scale)
+        return floats
     if not group:
         spread = (values.shape[axis],)
         scale = np.broadcast_to(scale.reshape(-1), spread)
@@ -44,10 +51,10 @@ def quantized(values: Array, scale: Array, zero_point: Array | None, axis: int, 
     if zero_point is not None:
         zero_point = zero_point.astype(values.dtype) if zero_point.any() else None
     made = Quantized(values, scale.astype(np.float32), zero_point, axis, group)
-    return made if values.dtype.name in ("int8", "uint8") else made.dequantize()
+    return made if values.dtype.name in ("int8", "uint8", "int4", "uint4") else made.dequantize()
 
 
-def folded(node: Node, inputs: list[Parameter | None]) -> Parameter | None:
+def folded(node: Node, inputs: list[Part | None]) -> Part | None:
     """What a node makes of constants; None where it makes nothing that a layer could read."""
     attributes = node.attributes
     if node.operator == "Constant":
@@ -63,8 +70,8 @@ def folded(node: Node, inputs: list[Parameter | None]) -> Parameter | None:
         permutation = attributes.get("perm") or list(range(len(first.shape)))[::-1]
         return transposed(first) if permutation == [1, 0] else expanded(first).transpose(permutation)
     arrays = [None if value is None else expanded(value) for value in (first, *others)]
-    if node.operator == "Reshape" and isinstance(first, np.ndarray) and len(arrays) == 2 and arrays[1] is not None:
-        return first.reshape(arrays[1].tolist())
+    if node.operator == "Reshape" and len(arrays) == 2 and arrays[1] is not None:
+        return shaped(first, tuple(arrays[1].tolist()))
     if node.operator in ("DequantizeLinear", "QuantizeLinear"):
         values, scale, zero_point = (*arrays, None)[:3]
         axis = int(attributes.get("axis", 1)) if scale is not None and scale.ndim else 0

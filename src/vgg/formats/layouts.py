@@ -7,14 +7,14 @@ file. Here the architecture is recognised from the shapes, and what doesn't fit 
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from ..architectures import Architecture, recognise
 from ..errors import ModelError
-from ..network import Parameter, Quantized, expanded
+from ..parameters import LowRank, Parameter, expanded, shaped
 
 Array = np.ndarray[Any, Any]
 Bare = tuple[Architecture, dict[str, Parameter]]  # what another's file holds: no preprocessing, no labels
@@ -83,13 +83,11 @@ def misfit(path: object, key: str, shape: Sequence[int], expected: str) -> Model
     return ModelError(f"{path}: is not a VGG network: expected {expected}, found {key} {list(shape)}")
 
 
-def shaped(value: Parameter, shape: tuple[int, ...]) -> Parameter:
-    """A parameter in another shape; as floats where its scales would not outlive that."""
-    if isinstance(value, Quantized):
-        if value.axis or value.group:
-            return value.dequantize().reshape(shape)
-        return replace(value, values=value.values.reshape(shape))
-    return value.reshape(shape)
+def _mapped(value: Parameter, shape: tuple[int, ...]) -> Parameter:
+    """fc6's weight, [units, inputs], as it sees a map."""
+    if isinstance(value, LowRank):
+        return LowRank(value.left, shaped(value.right, (value.right.shape[0], *shape[1:])))
+    return shaped(value, shape)
 
 
 def _fitted(path: object, found: Found, name: str, shape: tuple[int, ...], channels_last: bool) -> Parameter:
@@ -99,7 +97,7 @@ def _fitted(path: object, found: Found, name: str, shape: tuple[int, ...], chann
         if channels_last:
             value = expanded(value).T.reshape(height, width, channels, units).transpose(3, 2, 0, 1)
         else:
-            value = shaped(value, shape)
+            value = _mapped(value, shape)
     if value.shape != shape:
         raise misfit(path, found.key, found.value.shape, f"{name} {list(shape)}")
     if isinstance(value, np.ndarray) and value.dtype.name not in ("float32", "float16", "bfloat16"):

@@ -14,7 +14,8 @@ import numpy as np
 from ..architectures import Architecture
 from ..errors import Error, ModelError
 from ..labels import parse
-from ..network import Network, Parameter, Provenance, Quantized
+from ..network import Network, Provenance
+from ..parameters import LowRank, Parameter, Part, Quantized
 from ..preprocessing import Preprocessing
 
 ARCHITECTURE = "vgg.architecture"
@@ -34,7 +35,7 @@ def describe(network: Network, expanded: Collection[str] = ()) -> dict[str, str]
     """
     quantized = {
         name: {"axis": value.axis, "group": value.group}
-        for name, value in network.parameters.items()
+        for name, value in network.parts().items()
         if isinstance(value, Quantized) and name not in expanded
     }
     text = {
@@ -54,14 +55,20 @@ def build(path: object, text: Mapping[str, str], tensors: Mapping[str, np.ndarra
     made = architecture(path, text)
     quantized = _parsed(path, QUANTIZED, text, dict) if QUANTIZED in text else {}
     parameters: dict[str, Parameter] = {}
+
+    def part(name: str, *shape: int) -> Part:
+        value = tensors[name].reshape(shape)
+        if name not in quantized:
+            return value
+        return Quantized(value, tensors[f"{name}.scale"], tensors.get(f"{name}.zero_point"), **quantized[name])
+
     try:
         for name, shape in made.parameters.items():
-            value = tensors[name].reshape(shape)
-            if name in quantized:
-                zero_point = tensors.get(f"{name}.zero_point")
-                parameters[name] = Quantized(value, tensors[f"{name}.scale"], zero_point, **quantized[name])
+            if f"{name}.left" in tensors:
+                rank = tensors[f"{name}.left"].shape[1]
+                parameters[name] = LowRank(part(f"{name}.left", shape[0], rank), part(f"{name}.right", rank, *shape[1:]))
             else:
-                parameters[name] = value
+                parameters[name] = part(name, *shape)
     except KeyError as error:
         raise ModelError(f"{path}: parameter {error.args[0]} of {made.name} is missing") from None
     except (ValueError, TypeError, IndexError):
@@ -69,6 +76,11 @@ def build(path: object, text: Mapping[str, str], tensors: Mapping[str, np.ndarra
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from None
     return complete(path, text, made, parameters)
+
+
+def is_whole(made: Architecture, tensors: Collection[str]) -> bool:
+    """Whether each parameter of an architecture is among the stored arrays, as `build` wants them."""
+    return all(name in tensors or {f"{name}.left", f"{name}.right"} <= set(tensors) for name in made.parameters)
 
 
 def architecture(path: object, text: Mapping[str, str]) -> Architecture:

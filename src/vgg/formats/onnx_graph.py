@@ -17,11 +17,12 @@ from onnx import TensorProto, helper
 from .. import architectures
 from ..architectures import Architecture, Layer, Shape
 from ..errors import ModelError
-from ..network import Network, Parameter, Quantized
+from ..network import Network
+from ..parameters import LowRank, Part, Quantized, is_int4
 from . import onnx_preprocessing
 from .onnx_options import OnnxOptions
 
-PER_AXIS, BLOCKED = 13, 21  # the opsets in which DequantizeLinear learned scales along an axis, and in groups
+PER_AXIS, BLOCKED = 13, 21  # the opsets in which DequantizeLinear learned scales along an axis; 4-bit numbers and groups
 PROBABILITIES = "probabilities"
 
 
@@ -31,14 +32,14 @@ class Initializer:
 
     name: str
     title: str
-    value: Parameter
+    value: Part
     dtype: Any
     dims: Shape
 
     @property
     def nbytes(self) -> int:
-        size: int = np.dtype(self.dtype).itemsize
-        return math.prod(self.dims) * size
+        count, dtype = math.prod(self.dims), np.dtype(self.dtype)
+        return (count + 1) // 2 if dtype.name in ("int4", "uint4") else count * int(dtype.itemsize)
 
     @property
     def data_type(self) -> int:
@@ -93,14 +94,20 @@ class _Graph:
 
     def add(self, layer: Layer) -> None:
         """A layer's operator, with its parameters."""
+        weight = self.network.parameters[f"{layer.name}.weight"] if "weight" in layer.parameters else None
+        operator, attributes = self.operator(layer)
         inputs = [self.value]
+        if isinstance(weight, LowRank):  # two of the layer's operators, the first without bias
+            right = self.parameter(f"{layer.name}.weight.right", weight.right, self.dims(layer, weight.right.shape))
+            self.node(operator, [self.value, right], f"{layer.name}.low", **attributes)
+            inputs = [f"{layer.name}.low"]
+            attributes = {**attributes, "kernel_shape": [1, 1]} if self.options.dense else attributes
+            inputs.append(self.parameter(f"{layer.name}.weight.left", weight.left, self.dims(layer, weight.left.shape)))
         for role, shape in layer.parameters.items():
             name = f"{layer.name}.{role}"
-            dims = shape
-            if (layer.operation, role) == ("linear", "weight"):
-                dims = (*shape, 1, 1)[:4] if self.options.dense else (shape[0], math.prod(shape[1:]))
-            inputs.append(self.parameter(name, self.network.parameters[name], dims))
-        operator, attributes = self.operator(layer)
+            value = self.network.parameters[name]
+            if not isinstance(value, LowRank):
+                inputs.append(self.parameter(name, value, self.dims(layer, shape) if role == "weight" else shape))
         self.value = layer.value
         if self.options.bits == 16 and layer.value in self.wanted:
             self.value = f"{layer.value}.half"
@@ -109,20 +116,31 @@ class _Graph:
         else:
             self.node(operator, inputs, self.value, **attributes)
 
-    def parameter(self, name: str, value: Parameter, dims: Shape) -> str:
+    def dims(self, layer: Layer, shape: Shape) -> Shape:
+        """A weight's shape as the layer's operator wants it."""
+        if layer.operation != "linear":
+            return shape
+        return (*shape, 1, 1)[:4] if self.options.dense else (shape[0], math.prod(shape[1:]))
+
+    def parameter(self, name: str, value: Part, dims: Shape) -> str:
         """Add a parameter's tensors; the name of what a node reads."""
         if self.options.bits == 16 or not isinstance(value, Quantized) or not _kept(value, dims, self.opset):
             self.initializers.append(Initializer(name, name, value, self.dtype, dims))
             return name
+        rows = (dims[0], math.prod(dims[1:])) if value.group else dims  # groups run along rows of a matrix
         inputs = []
         parts = {"": value.values, ".scale": value.scale, ".zero_point": value.zero_point}
         for suffix, array in parts.items():
             if array is not None:
                 inputs.append(f"{name}{suffix}")
-                shape = tuple(array.shape) if suffix else dims
+                shape = tuple(array.shape) if suffix else rows
                 self.initializers.append(Initializer(inputs[-1], inputs[-1], array, array.dtype, shape))
+        output = f"{name}.float" if rows == dims else f"{name}.rows"
         grouped = {"block_size": value.group} if value.group else {}
-        self.node("DequantizeLinear", inputs, f"{name}.float", axis=value.axis, **grouped)
+        self.node("DequantizeLinear", inputs, output, axis=1 if value.group else value.axis, **grouped)
+        if rows != dims:
+            self.node("Constant", [], f"{name}.shape", value_ints=dims)
+            self.node("Reshape", [output, f"{name}.shape"], f"{name}.float")
         return f"{name}.float"
 
     def operator(self, layer: Layer) -> tuple[str, dict[str, Any]]:
@@ -193,8 +211,9 @@ class _Graph:
 
 def _kept(value: Quantized, dims: Shape, opset: int) -> bool:
     """Whether DequantizeLinear can say what a quantized parameter says, in this opset and with these dimensions."""
-    as_it_is = dims == value.shape or (value.axis == 0 and not value.group)  # scales within a map don't outlive its flattening
-    return as_it_is and value.values.dtype.name in ("int8", "uint8") and opset >= (BLOCKED if value.group else PER_AXIS)
+    needed = BLOCKED if value.group or is_int4(value.values) else PER_AXIS
+    flattens = dims != value.shape and value.axis != 0 and not value.group  # scales within a map don't outlive that
+    return opset >= needed and not flattens and value.values.dtype.name in ("int8", "uint8", "int4", "uint4")
 
 
 def _port(name: str, data_type: int, shape: Sequence[int | str] | None, axes: str = "") -> onnx.ValueInfoProto:

@@ -18,7 +18,8 @@ import numpy as np
 from ..architectures import Architecture
 from ..errors import ModelError, Notice
 from ..files import map_file
-from ..network import Network, Parameter
+from ..network import Network
+from ..parameters import Parameter, Part, from_int4
 from . import metadata, onnx_wire, walk
 from .constants import Node
 from .layouts import Bare
@@ -27,8 +28,9 @@ from .onnx_wire import Buffer, Tensor, Value, fields, span, text
 # TensorProto.DataType
 DTYPES: Mapping[int, Any] = {
     1: np.float32, 2: np.uint8, 3: np.int8, 6: np.int32, 7: np.int64, 9: np.bool_, 10: np.float16, 11: np.float64,
-    16: ml_dtypes.bfloat16,
+    16: ml_dtypes.bfloat16, 21: ml_dtypes.uint4, 22: ml_dtypes.int4,
 }  # fmt: skip
+_INT4 = (21, 22)
 _QUANTIZING = ("QuantizeLinear", "DynamicQuantizeLinear", "QLinear", "QGemm", "ConvInteger", "MatMulInteger")
 _DOMAINS = ("", "ai.onnx", "com.microsoft")  # whose operators are known by their bare names
 
@@ -66,6 +68,9 @@ class OnnxFile:
             raise ValueError(f"tensor {found.name} is of the unknown type {found.data_type}")
         dtype, count = np.dtype(DTYPES[found.data_type]), math.prod(found.dims)
         buffer, begin, end = (self.mapped, found.begin, found.end) if not found.external else self._outside(found)
+        if found.data_type in _INT4 and end - begin == (count + 1) // 2 and found.kind != onnx_wire.INT32S:
+            packed = np.frombuffer(buffer, np.uint8, end - begin, begin)
+            return from_int4(packed, dtype, count).reshape(found.dims)
         if found.kind in (onnx_wire.INT32S, onnx_wire.INT64S):
             halves = dtype.itemsize == 2  # 16-bit floats stand there as whole numbers with the same bits
             decoded = onnx_wire.integers(buffer, begin, end, np.uint16 if halves else dtype, count)
@@ -112,7 +117,7 @@ def read(path: Path) -> Network | Bare:
     model = scan(path)
     said = metadata.architecture(path, model.metadata) if metadata.ARCHITECTURE in model.metadata else None
     try:
-        if said and said.parameters.keys() <= model.tensors.keys():
+        if said and metadata.is_whole(said, model.tensors.keys()):
             return metadata.build(path, model.metadata, {name: model.array(name) for name in model.tensors})
         architecture, parameters, softmax = _walk(model, said is not None)
     except (ValueError, KeyError, TypeError, IndexError, OverflowError) as error:
@@ -128,6 +133,12 @@ def read(path: Path) -> Network | Bare:
 def quantizes_activations(path: Path) -> bool:
     """Whether an ONNX file computes with integers: it has operators that quantize what flows through the graph."""
     return any(node.operator.startswith(_QUANTIZING) for node in scan(path).nodes)
+
+
+def is_qdq(path: Path) -> bool:
+    """Whether all its integers stand between QuantizeLinear and DequantizeLinear, around operators of floats."""
+    operators = {node.operator for node in scan(path).nodes}
+    return not any(one.startswith(_QUANTIZING[1:]) for one in operators)
 
 
 def ends_in_softmax(path: Path) -> bool:
@@ -153,7 +164,7 @@ def _walk(model: OnnxFile, ours: bool) -> tuple[Architecture, dict[str, Paramete
     if len(model.inputs) != 1:
         found = ", ".join(port.name for port in model.inputs) or "none"
         raise ModelError(f"{model.path}: is not a VGG network: expected one input, found {found}")
-    constants: dict[str, Parameter] = {name: model.array(name) for name in model.tensors}
+    constants: dict[str, Part] = {name: model.array(name) for name in model.tensors}
     nodes = []
     for node in model.nodes:
         held = {key: model.array(value) for key, value in node.attributes.items() if isinstance(value, Tensor)}

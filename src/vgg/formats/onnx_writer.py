@@ -9,7 +9,8 @@ from onnx import helper
 
 from ..errors import ModelError, Notice
 from ..files import replacing
-from ..network import Network, ParametersHash, Quantized, blocks
+from ..network import Network, ParametersHash
+from ..parameters import Quantized, as_bytes, blocks
 from . import metadata, onnx_graph, onnx_preprocessing
 from .onnx_graph import Initializer
 from .onnx_options import OnnxOptions
@@ -38,7 +39,7 @@ def write(network: Network, path: Path, options: OnnxOptions) -> None:
         warnings.warn(
             Notice(
                 f"{path}: {len(expanded)} quantized weights were expanded to float{options.bits}; opset {onnx_graph.PER_AXIS} "
-                f"keeps those of 8 bits with scales along an axis, opset {onnx_graph.BLOCKED} those in groups"
+                f"keeps those of 8 bits with scales along an axis, opset {onnx_graph.BLOCKED} those of 4 bits and in groups"
             ), stacklevel=2,
         )  # fmt: skip
     head, heads = _layout(made, initializers, opset)
@@ -51,7 +52,7 @@ def write(network: Network, path: Path, options: OnnxOptions) -> None:
             total.begin(one.name, np.broadcast_to(np.zeros((), one.dtype), stored.shape))
             for block in blocks(one.value, one.dtype):
                 total.update(block)
-                file.write(block.view(np.uint8).data)
+                file.write(as_bytes(block).data)
         text = {**metadata.describe(network, expanded), **_image(network), metadata.SHA256: total.hexdigest()}
         for key, value in sorted(text.items()):
             file.write(field(14, field(1, key.encode()) + field(2, value.encode())))

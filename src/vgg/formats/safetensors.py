@@ -15,7 +15,8 @@ import numpy as np
 
 from ..errors import ModelError
 from ..files import map_file, replacing
-from ..network import Network, blocks
+from ..network import Network
+from ..parameters import blocks, is_int4
 from . import metadata
 from .layouts import Bare, from_state_dict
 
@@ -55,6 +56,8 @@ def read(path: Path) -> Network | Bare:
 def write(network: Network, path: Path) -> None:
     """Write a network under the paper's names, with its description in `__metadata__`."""
     tensors, offset = network.tensors(), 0
+    if any(is_int4(array) for array in tensors.values()):
+        raise ModelError(f"{path}: safetensors has no numbers of 4 bits; write .onnx")
     header: dict[str, Mapping[str, Any]] = {"__metadata__": {**metadata.describe(network), metadata.SHA256: network.sha256()}}
     for name, array in tensors.items():
         span = [offset, offset := offset + array.nbytes]

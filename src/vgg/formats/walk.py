@@ -13,15 +13,15 @@ import numpy as np
 
 from ..architectures import LRN_ALPHA, LRN_BETA, LRN_K, LRN_SIZE, Architecture
 from ..errors import ModelError
-from ..network import Array, Parameter, expanded
+from ..parameters import Array, LowRank, Parameter, Part, expanded, shaped
 from .constants import Node, folded, quantized, transposed
-from .layouts import Found, Layer, assemble, shaped
+from .layouts import Found, Layer, assemble
 
 BLOCKS = 5  # of convolutions, each with a pooling at its end
 
 
 def recognise(
-    path: object, nodes: Iterable[Node], constants: Mapping[str, Parameter], start: str, outputs: Sequence[str]
+    path: object, nodes: Iterable[Node], constants: Mapping[str, Part], start: str, outputs: Sequence[str]
 ) -> tuple[Architecture, dict[str, Parameter], bool]:
     """The VGG that a graph computes.
 
@@ -49,7 +49,7 @@ def recognise(
 class _Walk:
     """What has been found on the way: `value` is the name of the value that the next operator must read."""
 
-    def __init__(self, path: object, constants: dict[str, Parameter], start: str) -> None:
+    def __init__(self, path: object, constants: dict[str, Part], start: str) -> None:
         self.path, self.constants, self.value = path, constants, start
         self.shapes: set[str] = set()  # values made from the shape of the data
         self.layers: list[Layer] = []
@@ -96,7 +96,7 @@ class _Walk:
     def error(self, message: str) -> ModelError:
         return ModelError(f"{self.path}: is not a VGG network: {message}")
 
-    def constant(self, node: Node, place: int) -> Parameter:
+    def constant(self, node: Node, place: int) -> Part:
         """What a node reads as its input number `place`, which must be constant."""
         name = node.inputs[place] if place < len(node.inputs) else ""
         if name not in self.constants:
@@ -123,7 +123,7 @@ class _Walk:
         bias = self.array(node, 2) if self.has(node, 2) else None
         self._convolution(node, self.constant(node, 1), bias)
 
-    def _convolution(self, node: Node, weight: Parameter, bias: Array | None) -> None:
+    def _convolution(self, node: Node, weight: Part, bias: Array | None) -> None:
         self.wanted(node, strides=1, dilations=1, group=1)
         if len(weight.shape) != 4:
             raise self.error(f"{_named(node)} has a weight of shape {list(weight.shape)}")
@@ -138,9 +138,18 @@ class _Walk:
         else:
             self.add("convolution", node, weight, bias)
 
-    def linear(self, node: Node, weight: Parameter, bias: Array | None) -> None:
+    def linear(self, node: Node, weight: Part, bias: Array | None) -> None:
         if len(weight.shape) != 2:
             raise self.error(f"{_named(node)} has a weight of shape {list(weight.shape)}")
+        before = self.layers[-1] if self.operations[-1:] == ["linear"] else {}
+        if before and "bias" not in before:  # a weight of low rank, as the two that it is a product of
+            right = before["weight"].value
+            if isinstance(right, LowRank) or weight.shape[1] != right.shape[0]:
+                raise self.error(f"{_named(node)} has a weight of shape {list(weight.shape)}")
+            self.layers.pop()
+            self.operations.pop()
+            self.add("linear", node, LowRank(weight, right), bias)
+            return
         self.add("linear", node, weight, bias)
 
     def add(self, operation: str, node: Node, weight: Parameter, bias: Array | None) -> None:
@@ -236,7 +245,7 @@ class _Walk:
     def _quantizelinear(self, node: Node) -> None:
         self.quantize(self.array(node, 2) if self.has(node, 2) else np.zeros((), np.uint8))
 
-    def weight(self, node: Node, place: int, axis: int) -> Parameter:
+    def weight(self, node: Node, place: int, axis: int) -> Part:
         """Quantized numbers, their scale and zero point, which a node reads from its input number `place` on."""
         values, scale, zero_point = (self.array(node, place + offset) for offset in range(3))
         return quantized(values, scale, zero_point, axis)

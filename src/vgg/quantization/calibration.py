@@ -1,0 +1,146 @@
+"""What flows through a network when it looks at pictures: the range of each value, and the directions of linear layers."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
+from dataclasses import asdict, dataclass
+from io import StringIO
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from .. import engines, zoo
+from ..errors import Error
+from ..images import find
+from ..network import Network
+from ..parallel import ahead
+from ..parameters import Array, contiguous, expanded
+
+BATCH = 2  # the values of all layers, 60 MB a picture of VGG-16, are in memory twice
+PERCENTILE = 99.99  # of all numbers of a value lie in the range that is kept
+Method = Literal["minmax", "percentile"]
+Progress = Callable[[int], object]
+
+
+class Pictures:
+    """Unlabelled pictures at a place: a folder, which is walked, a picture, or a glob.
+
+    Raises ImageError where there are none.
+    """
+
+    def __init__(self, place: str | Path) -> None:
+        self.place, self.found = place, find(place)
+
+    def __len__(self) -> int:
+        return len(self.found)
+
+    def digest(self) -> str:
+        """SHA-256 over names and sizes: pictures with the same one are taken for the same."""
+        total = hashlib.sha256()
+        for name, picture in self.found:
+            size = os.path.getsize(picture) if isinstance(picture, str | Path) else 0
+            total.update(f"{os.path.relpath(name, self.place)}\0{size}\n".encode(errors="surrogateescape"))
+        return total.hexdigest()
+
+    def batches(self, network: Network, progress: Progress = lambda done: None) -> Iterator[Array]:
+        """float32 [batch, 3, crop, crop], prepared by other threads; the pictures done so far are told to `progress`.
+
+        Raises ImageError at the first picture that can't be read.
+        """
+        prepared = ahead(lambda one: network.preprocessing(one[1], one[0]), self.found, os.cpu_count() or 1, 2 * BATCH)
+        done = 0
+        while batch := list(islice(prepared, BATCH)):
+            yield np.stack(batch)
+            done += len(batch)
+            progress(done)
+
+
+def ranges(network: Network, pictures: Pictures, method: Method = "minmax", progress: Progress = lambda done: None) -> Any:
+    """The range of each value of a network over pictures, as `onnxruntime.quantization` wants it.
+
+    Pictures are looked at a few at a time, and forgotten: the smallest and the largest number of each value is kept, or a
+    histogram of 2048 bins, from which the percentile comes. The result is kept in the user's cache.
+
+    Returns:
+        `onnxruntime.quantization.calibrate.TensorsData`.
+
+    Raises:
+        ImageError: a picture can't be read.
+    """
+    from onnxruntime.quantization import CalibrationMethod
+    from onnxruntime.quantization.calibrate import (
+        HistogramCollector,
+        TensorData,
+        TensorsData,
+        load_tensors_data,
+        save_tensors_data,
+    )
+
+    key = json.dumps([network.sha256(), asdict(network.preprocessing), pictures.digest(), method, PERCENTILE])
+    path = zoo.home() / "calibrations" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
+    if path.is_file():
+        return load_tensors_data(path)
+    engine, values = engines.open(network), network.architecture.values
+    found: dict[str, tuple[Any, Any]] = {}
+    histograms = HistogramCollector("percentile", False, 2048, 128, PERCENTILE, "same")
+    with redirect_stdout(StringIO()):  # the histograms talk
+        for batch in pictures.batches(network, progress):
+            arrays = {"data": batch, **engine.run(batch, values)}
+            if method == "percentile":
+                histograms.collect({name: [array] for name, array in arrays.items()})
+            else:
+                for name, array in arrays.items():
+                    low, high = found.get(name, (array.min(), array.max()))
+                    found[name] = min(low, array.min()), max(high, array.max())
+        if method == "percentile":
+            found = {name: (low, high) for name, (low, high, *_) in histograms.compute_collection_result().items()}
+    kind = CalibrationMethod.Percentile if method == "percentile" else CalibrationMethod.MinMax
+    made = TensorsData(kind, {name: TensorData(lowest=np.float32(a), highest=np.float32(b)) for name, (a, b) in found.items()})
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_tensors_data(made, path)
+    except OSError as error:
+        raise Error(f"{path}: can't be written: {error}") from None
+    return made
+
+
+@dataclass
+class Responses:
+    """How the values of a linear layer, before bias and ReLU, lie over pictures."""
+
+    count: int
+    total: Array  # float64 [units]
+    gram: Array  # float64 [units, units]: the sum of their products
+
+    @property
+    def mean(self) -> Array:
+        found: Array = self.total / self.count
+        return found
+
+    @property
+    def covariance(self) -> Array:
+        """float64 [units, units]."""
+        found: Array = self.gram / self.count - np.outer(self.mean, self.mean)
+        return found
+
+
+def responses(network: Network, pictures: Pictures, progress: Progress = lambda done: None) -> dict[str, Responses]:
+    """The responses of fc6 and fc7 to pictures, by the layer's name."""
+    engine, inputs = engines.open(network), {"fc6": "pool5", "fc7": "fc6"}
+    weights = {}
+    for name in inputs:
+        weight = contiguous(expanded(network.parameters[f"{name}.weight"]), np.float32)
+        weights[name] = weight.reshape(len(weight), -1)
+    found = {name: Responses(0, np.zeros(len(w)), np.zeros((len(w), len(w)))) for name, w in weights.items()}
+    for batch in pictures.batches(network, progress):
+        values = engine.run(batch, tuple(inputs.values()))
+        for name, one in found.items():
+            answers = values[inputs[name]].reshape(len(batch), -1) @ weights[name].T
+            one.count += len(batch)
+            one.total += answers.sum(0, dtype=np.float64)
+            one.gram += answers.T @ answers
+    return found

@@ -1,0 +1,183 @@
+"""From the smallest file that may do to the first that does: configurations tried one after another on the same pictures."""
+
+import hashlib
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import engines, zoo
+from ..benchmark import REFERENCE, processor, side_by_side
+from ..classifier import Classifier
+from ..datasets import Dataset
+from ..errors import Error
+from ..evaluation import Protocol, Run, evaluate, records
+from ..evaluation.run import Answers
+from ..network import Network
+from ..preprocessing import Preprocessing
+from .calibration import Pictures
+from .quantizer import Configuration, Progress, Quantizer, silent
+from .weights import noise, quantize_weights
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What came of a configuration."""
+
+    configuration: Configuration
+    size: int  # bytes of the file
+    record: dict[str, Any]  # as of `vgg.evaluation.records`, against float32
+    baseline: dict[str, Any]  # float32's own
+
+    @property
+    def loss(self) -> float:
+        """Of top-1 against float32, in percentage points."""
+        return float(self.baseline["top1"] - self.record["top1"])
+
+    @property
+    def agreement(self) -> float:
+        """Share of the pictures whose best class is float32's, in percent."""
+        return float(self.record["agreement"])
+
+
+@dataclass
+class Judge:
+    """The pictures that configurations are tried on, and what float32 makes of them."""
+
+    network: Network
+    dataset: Dataset
+    pictures: Pictures | None = None  # for calibration
+    preprocessing: Preprocessing | None = None  # of the dataset, instead of the network's
+    engine: str = "auto"
+    threads: int | None = None
+    progress: Progress = silent
+
+    def run(self, network: Network, name: str) -> Run:
+        """A network's answers to all pictures, from the user's cache where it has been asked before."""
+        shown = replace(network, preprocessing=self.preprocessing or network.preprocessing)
+        digest = self.pictures.digest() if self.pictures else ""
+        key = json.dumps([self.network.sha256(), name, asdict(shown.preprocessing), digest, self.dataset.digest(), self.engine])
+        path = zoo.home() / "quantizations" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npz"
+        model = Classifier(shown, self.engine, threads=self.threads, name=name)
+        run = Run([model], self.dataset, Protocol(), [name], [Answers.empty(len(self.dataset), shown.architecture.classes)])
+        run.restore(path)
+        if run.done < len(self.dataset):
+            total = len(self.dataset)
+            run = evaluate([model], self.dataset, resume=True, progress=lambda done: self.progress(name, done, total))
+            run.save(path)
+        return run
+
+    def against_float(self, network: Network, name: str) -> dict[str, Any]:
+        """The records of a network beside float32's, whose own comes first."""
+        first, second = self.run(self.network, "float32"), self.run(network, name)
+        both = Run(
+            [*first.models, *second.models], self.dataset, first.protocol, ["float32", name],
+            [*first.answers, *second.answers], {**first.errors, **second.errors}, first.done,
+        )  # fmt: skip
+        return records(both)[1]
+
+    def baseline(self) -> dict[str, Any]:
+        """The record of float32."""
+        return records(self.run(self.network, "float32"))[0]
+
+
+def tune(
+    quantizer: Quantizer,
+    judge: Judge,
+    rungs: Iterable[Configuration],
+    path: Path,
+    tolerance: float | None = None,
+    agreement: float = 0,
+) -> Iterator[Trial]:
+    """Try configurations one after another on the judge's pictures, and write the first one that is good enough.
+
+    Each is written beside `path`, read again, and judged as the file that it is. What has been judged once, by the same
+    pictures, is known; so a run that was cut goes on.
+
+    Args:
+        quantizer: of the judge's network.
+        judge: with the labelled pictures.
+        rungs: the configurations, the smallest file first, see `ladder`.
+        path: the file to write; where nothing is good enough, none is.
+        tolerance: the largest loss of top-1 against float32, in percentage points; any when not given.
+        agreement: the least share of pictures with the same best class, in percent.
+
+    Raises:
+        Error: none is good enough.
+    """
+    tried: list[Trial] = []
+    for configuration in rungs:
+        made = quantizer.make(configuration)
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+            file = Path(folder) / path.name
+            quantizer.write(made, file, str(configuration))
+            size = file.stat().st_size
+            trial = Trial(configuration, size, judge.against_float(Network.read(file), str(configuration)), judge.baseline())
+        tried.append(trial)
+        yield trial
+        if tolerance is None or (trial.loss <= tolerance and trial.agreement >= agreement):
+            quantizer.write(made, path, _reason(trial, judge, tolerance, len(tried)))
+            return
+    best = min(tried, key=lambda one: one.loss)
+    wanted = f"within {tolerance:g} points of float32" + (f" and {agreement:g}% agreement" if agreement else "")
+    raise Error(
+        f"{path}: nothing written: none of {len(tried)} configurations is {wanted}; the nearest, {best.configuration}, loses "
+        f"{best.loss:.2f} points and agrees on {best.agreement:.2f}%"
+    )
+
+
+def _reason(trial: Trial, judge: Judge, tolerance: float | None, tried: int) -> str:
+    """Why a configuration was chosen, for the file's metadata."""
+    said = (
+        f"{trial.configuration}: top-1 {trial.record['top1']:.2f}%, {trial.loss:.2f} points below float32, the same best class "
+        f"for {trial.agreement:.2f}%, of {trial.record['images']} pictures in {Path(judge.dataset.name).name}"
+    )
+    return said if tolerance is None else f"{said}; the first of {tried} tried that is within {tolerance:g} points"
+
+
+@dataclass(frozen=True)
+class LayerTrial:
+    """What quantizing one layer's weight costs."""
+
+    layer: str
+    numbers: int
+    noise: float  # ratio of the weight's signal to its quantization noise, in decibels
+    record: dict[str, Any] | None = None  # as of `vgg.evaluation.records`, with this layer alone quantized
+    loss: float | None = None  # of top-1, in percentage points
+
+
+def per_layer(network: Network, configuration: Configuration, judge: Judge | None = None) -> Iterator[LayerTrial]:
+    """Each layer's ratio of signal to quantization noise, and, with a judge, what is lost when it alone is quantized."""
+    for layer in network.architecture.layers:
+        if "weight" not in layer.parameters:
+            continue
+        name, alone = f"{layer.name}.weight", None
+        alone = quantize_weights(
+            network, configuration.bits, fine=configuration.fine, group=configuration.group, only=[layer.name]
+        )  # fmt: skip
+        ratio = noise(network.parameters[name], alone.parameters[name])
+        record = judge.against_float(alone, f"{configuration}, {layer.name} alone") if judge else None
+        loss = judge.baseline()["top1"] - record["top1"] if judge and record else None
+        yield LayerTrial(layer.name, math.prod(layer.parameters["weight"]), ratio, record, loss)
+
+
+def speed(network: Network, path: Path, engine: str = "auto", threads: int | None = None) -> str:
+    """How fast a quantized file is beside its network in float32, measured in turns on this machine, as a sentence."""
+    count = threads or os.cpu_count() or 1
+    size = network.architecture.input_size
+    batch = np.random.default_rng(0).standard_normal((1, 3, size, size), np.float32)
+    ours = engines.open(path, engine, threads=count)
+    runners = {REFERENCE: engines.open(network, REFERENCE, threads=count), "ours": ours}
+    compared = side_by_side(runners, batch, {}, count)
+    times = {one.engine: compared.milliseconds(one.quantile(0.5)) for one in compared.timings}
+    ratio = compared.ratio(compared.timings[1])
+    return (
+        f"{times['ours']:.1f} ms an image on {ours.name}, {ratio:.2f} of float32's {times[REFERENCE]:.1f} ms on ONNX Runtime; "
+        f"batch 1, {count} thread{'s' * (count > 1)} of {os.cpu_count()} cores, {processor()}"
+    )

@@ -1,0 +1,129 @@
+"""Weights as integers, found from the weights alone: a scale for each row, or for each group of neighbours in a row."""
+
+import math
+import os
+from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import ml_dtypes
+import numpy as np
+
+from ..errors import ModelError
+from ..network import Network
+from ..parameters import Array, LowRank, Parameter, Part, Quantized, blocks
+
+INT8, INT4 = 127, 7  # the largest integers
+GROUP = 128  # neighbours in a row that share a scale where there are 4 bits
+# Of these shares of the largest number, the best becomes the largest that can be told apart: rounding all others finer is
+# worth cutting a few short.
+SHARES = np.linspace(0.4, 1, 31)
+CACHED = 2**15  # numbers that are worked on at once, few enough to stay in a core's cache
+
+
+def integers(value: Part, limit: int = INT8, group: int = 0) -> Quantized:
+    """A parameter in integers around zero; of 31 scales, each row or group takes the one with the least squared error.
+
+    Args:
+        value: floats, [rows, ...]; of a mapped file, a few MiB are read at a time.
+        limit: the largest integer; up to 7, they are stored in 4 bits; 7 goes with -8.
+        group: how many neighbours in a row share a scale; all when 0.
+    """
+    rows, inputs = value.shape[0], math.prod(value.shape[1:])
+    size = group or inputs
+    values = np.empty((rows, inputs), np.int8)
+    scale = np.empty((rows, -(-inputs // size)), np.float32)
+
+    def work(start: int, block: Array) -> None:
+        whole = inputs // size * size
+        stop = start + len(block)
+        for begin, end in ((0, whole), (whole, inputs)):  # whole groups, and what is left of the row
+            if begin < end:
+                parts = block[:, begin:end].reshape(-1, min(size, end - begin))
+                found, scales = _rounded(parts, limit)
+                values[start:stop, begin:end] = found.reshape(len(block), -1)
+                scale[start:stop, begin // size : -(-end // size)] = scales.reshape(len(block), -1)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        start, waiting = 0, []
+        for block in blocks(value, np.float32):
+            waiting.append(pool.submit(work, start, block.reshape(len(block), -1)))
+            start += len(block)
+            if len(waiting) > 2 * (os.cpu_count() or 1):
+                waiting.pop(0).result()
+        for one in waiting:
+            one.result()
+    stored = values if limit > INT4 else (values.view(np.uint8) & 15).view(ml_dtypes.int4)
+    return Quantized(stored.reshape(value.shape), scale if group else scale[:, 0], group=group)
+
+
+def _rounded(rows: Array, limit: int) -> tuple[Array, Array]:
+    """Integers [rows, numbers] up to a limit, and the scale of each row."""
+    lowest = -limit - (limit == INT4)  # of 16 integers none is wasted; of 256, one matters nothing
+    found, scales = np.empty(rows.shape, np.int8), np.empty(len(rows), np.float32)
+    step = max(1, CACHED // rows.shape[1])
+    for start in range(0, len(rows), step):
+        part = rows[start : start + step]
+        largest = np.abs(part).max(1)
+        largest[largest == 0] = limit
+        best, least = largest / limit, np.full(len(part), np.inf, np.float32)
+        scaled, nearest = np.empty_like(part), np.empty_like(part)
+        for share in SHARES:
+            scale = largest * np.float32(share / limit)
+            np.multiply(part, (1 / scale)[:, None], out=scaled)
+            np.rint(scaled, out=nearest)
+            np.clip(nearest, lowest, limit, out=nearest)
+            nearest -= scaled
+            error = np.einsum("ij,ij->i", nearest, nearest) * scale**2
+            best, least = np.where(error < least, scale, best), np.minimum(error, least)
+        np.divide(part, best[:, None], out=scaled)
+        found[start : start + step] = np.rint(scaled, out=scaled).clip(lowest, limit)
+        scales[start : start + step] = best
+    return found, scales
+
+
+def quantize_weights(
+    network: Network, bits: int = 8, *, fine: Collection[str] = (), group: int = 0, only: Collection[str] | None = None
+) -> Network:
+    """A network whose weights are integers: 8 bits with a scale for each output channel.
+
+    Args:
+        network: in floats; a weight may be of low rank.
+        bits: 4 stores the linear layers in 4 bits, with a scale for every 128 neighbours in a row.
+        fine: linear layers that are stored in 8 bits all the same, such as fc8.
+        group: neighbours in a row that share a scale where there are 8 bits; the whole row when 0.
+        only: the layers to quantize; all when not given.
+
+    Raises:
+        ModelError: a weight is quantized already.
+    """
+    check_floats(network)
+    parameters = dict(network.parameters)
+    for layer in network.architecture.layers:
+        value = parameters.get(f"{layer.name}.weight")
+        if "weight" not in layer.parameters or value is None or (only is not None and layer.name not in only):
+            continue
+        few = bits == 4 and layer.operation == "linear" and layer.name not in fine
+        limit, size = (INT4, GROUP) if few else (INT8, group)
+        if isinstance(value, LowRank):
+            parameters[f"{layer.name}.weight"] = LowRank(*(integers(part, limit, size) for part in (value.left, value.right)))
+        elif not isinstance(value, Quantized):
+            parameters[f"{layer.name}.weight"] = integers(value, limit, size)
+    return replace(network, parameters=parameters, graph=None)
+
+
+def check_floats(network: Network) -> None:
+    """Raises ModelError where a network has quantized parameters."""
+    for name, value in network.parts().items():
+        if isinstance(value, Quantized):
+            raise ModelError(f"{name} is quantized already; begin with the network in floats")
+
+
+def noise(value: Parameter, stored: Parameter) -> float:
+    """The ratio of signal to quantization noise in decibels: 10 log10 of a parameter's squares by those of what it lost."""
+    signal = lost = 0.0
+    for one, other in zip(blocks(value, np.float32), blocks(stored, np.float32), strict=True):
+        signal += float(np.vdot(one, one))
+        difference = one - other
+        lost += float(np.vdot(difference, difference))
+    return 10 * math.log10(signal / lost) if lost and signal else math.inf

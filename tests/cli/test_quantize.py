@@ -1,0 +1,106 @@
+"""`vgg quantize` as a user runs it."""
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from conftest import random_network
+from vgg import Labels, Network, Quantized
+
+VGG = [sys.executable, "-m", "vgg"]
+LABELS = Labels(("ant", "bee", "cat", "dog", "eel", "fox", "gnu"))
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    root = tmp_path_factory.mktemp("quantize")
+    one = random_network("vgg11", width=1 / 8, labels=LABELS)
+    replace(one, preprocessing=replace(one.preprocessing, crop=32, size=36)).write(root / "n.onnx")
+    rng = np.random.default_rng(0)
+    for index in range(14):
+        folder = root / "data" / LABELS.names[index % 7]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (40, 50, 3), np.uint8)).save(folder / f"{index}.png")
+    (root / "empty").mkdir()
+    (root / "broken").mkdir()
+    (root / "broken" / "a.png").write_bytes(b"no picture")
+    return root
+
+
+def vgg(place, *arguments, code=0):
+    environment = {**os.environ, "VGG_HOME": str(place / "home")}
+    done = subprocess.run(
+        [*VGG, "quantize", *map(str, arguments)], capture_output=True, text=True, cwd=place, env=environment, timeout=120
+    )
+    assert done.returncode == code, done.stderr
+    return done
+
+
+def test_weights_need_nothing_but_the_model(place):
+    done = vgg(place, "n.onnx", "-o", "w.onnx", "--bits", 4)
+    assert done.stdout == ""
+    assert done.stderr.startswith("w.onnx: vgg11, 0.7 MB")
+    kinds = {one.values.dtype.name for one in Network.read(place / "w.onnx").parameters.values() if isinstance(one, Quantized)}
+    assert kinds == {"int8", "int4"}
+
+
+def test_what_it_costs_is_said(place):
+    looks = ("--calibrate", "data", "--evaluate", "data", "--report", "json")
+    done = vgg(place, "n.onnx", "-o", "q.onnx", "--format", "qdq", *looks)
+    first, second = json.loads(done.stdout)
+    assert (first["configuration"], second["configuration"]) == ("float32", "qdq, u8, minmax")
+    assert second["images"] == 14
+    assert second["top1 lost"] == pytest.approx(first["top1"] - second["top1"])
+    assert second["MB"] == round((place / "q.onnx").stat().st_size / 1e6, 2)
+    assert "ms an image on onnxruntime, " in done.stderr
+    done = vgg(place, "n.onnx", "-o", "t.onnx", "--bits", 4, "--evaluate", "data", "--tolerance", 50, "--report", "csv")
+    assert [row["configuration"] for row in csv.DictReader(io.StringIO(done.stdout))] == ["float32", "weights int4"]
+
+
+def test_layers_as_a_table_and_a_picture(place):
+    done = vgg(place, "n.onnx", "--per-layer", "--evaluate", "data", "--plot", "layers.png")
+    lines = done.stdout.splitlines()
+    assert lines[0].split() == ["layer", "numbers", "dB", "top1", "lost", "agreement"]
+    assert [line.split()[0] for line in lines[1:]][-3:] == ["fc6", "fc7", "fc8"]
+    with Image.open(place / "layers.png") as image:
+        assert image.format == "PNG"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (("missing.onnx", "-o", "x.onnx"), r"missing.onnx: there is no such file"),
+        (("n.onnx", "-o", "x.onnx", "--format", "qdq"), "the format qdq needs pictures for calibration; give --calibrate"),
+        (("n.onnx", "-o", "x.onnx", "--format", "qdq", "--calibrate", "empty"), "empty: has no images in it"),
+        (("n.onnx", "-o", "x.onnx", "--format", "qdq", "--calibrate", "broken"), "broken/a.png: "),
+        (("n.onnx", "-o", "x.onnx", "--rank", "many"), "a rank is a whole number"),
+        (("n.onnx", "-o", "x.safetensors"), "x.safetensors: a quantized network is written to .onnx"),
+        (("n.onnx", "-o", "x.onnx", "--tolerance", "1"), "--tolerance and --agreement need labelled pictures"),
+        (("w.onnx", "-o", "x.onnx"), "conv1_1.weight is quantized already"),
+        (
+            ("n.onnx", "-o", "x.onnx", "--rank", "64", "--evaluate", "data", "--tolerance", "0", "--agreement", "100"),
+            "x.onnx: nothing written: none of 2 configurations is within 0 points",
+        ),
+    ],
+)
+def test_a_mistake_is_one_line_and_leaves_no_file(place, arguments, line):
+    if arguments[0] == "w.onnx" and not (place / "w.onnx").exists():
+        vgg(place, "n.onnx", "-o", "w.onnx")
+    before = sorted(place.iterdir())
+    done = vgg(place, *arguments, code=1)
+    assert done.stderr.startswith("vgg: ")
+    assert line in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert [path for path in sorted(place.iterdir()) if path not in before and path.name != "home"] == []
+
+
+def test_without_a_file_to_write_there_is_no_use(place):
+    assert "say where to write" in vgg(place, "n.onnx", code=2).stderr

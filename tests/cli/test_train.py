@@ -1,0 +1,57 @@
+"""`vgg train` as a user runs it."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from training_helpers import class_folders
+from vgg import Network
+
+TINY = ("--arch", "vgg11", "--width", "0.0625", "--size", "32", "-b", "8", "--epochs", "1", "--set", "jitter=0", "-r", "zoo")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    root = tmp_path_factory.mktemp("train")
+    class_folders(root / "data")
+    (root / "data/class0/broken.png").write_bytes(b"no picture")
+    return root
+
+
+def vgg(place, *arguments, code=0):
+    environment = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1", "PYTHONUTF8": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "vgg", "train", *arguments]
+    found = subprocess.run(command, capture_output=True, text=True, cwd=place, env=environment, timeout=120)
+    assert found.returncode == code, found.stderr
+    return found
+
+
+def test_a_run_from_start_to_end(place):
+    found = vgg(place, "data", "-o", "run", *TINY)
+    assert found.stdout == "run/model.onnx\n"
+    lines = found.stderr.splitlines()
+    assert lines[0].startswith("23 pictures of 3 classes to learn from, 2 to judge by; vgg11")
+    assert lines[1].startswith("epoch 1 of 1: loss ")
+    assert "of the time for pictures" in lines[1]
+    assert lines[2:] in ([], ["vgg: left out: class0/broken.png: is not an image that can be read"])
+    network = Network.read(place / "run/model.onnx")
+    assert (network.architecture.head, network.labels.names) == ("gap", ("class0", "class1", "class2"))
+    again = vgg(place, "data", "-o", "run", *TINY, code=1)
+    assert again.stderr == "vgg: run: has a run in it already; --resume goes on with it, another folder begins anew\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("nowhere", "-o", "new"), "vgg: nowhere: there is no such file or folder\n"),
+        (("data", "-o", "new", "-r", "best"), "vgg: no recipe is called 'best'; there are zoo, paper, torchvision, modern, "),
+        (("data", "-o", "new", "--freeze", "conv4"), "vgg: only layers that have learnt can be frozen; give the network"),
+    ],
+)
+def test_a_mistake_is_said_in_one_line(place, arguments, message):
+    found = vgg(place, *arguments, code=1)
+    assert found.stderr.startswith(message)
+    assert len(found.stderr.splitlines()) == 1
+    assert not (place / "new" / "last.pt").exists()

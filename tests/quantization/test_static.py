@@ -1,0 +1,165 @@
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+from onnxruntime.quantization import CalibrationMethod
+from onnxruntime.quantization.calibrate import TensorData, TensorsData
+from PIL import Image
+
+import vgg
+from conftest import needs_native, random_network
+from saturation import product, run
+from vgg import ModelError, Network, engines
+from vgg.quantization import Pictures, calibration, quantize_weights, static
+from vgg.quantization.calibration import ranges
+from vgg.quantization.static import quantize_static, write
+
+COUNT = 11
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("VGG_HOME", str(tmp_path_factory.mktemp("home")))
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    for index in range(COUNT):
+        Image.fromarray(rng.integers(0, 255, (9, 9, 3), np.uint8)).resize((80, 80)).save(folder / f"{index}.png")
+    return folder
+
+
+def network(name="vgg16", **options):
+    made = random_network(name, width=1 / 8, input_size=64, **options)
+    return replace(made, preprocessing=replace(made.preprocessing, crop=64, size=64))
+
+
+def looked_at(one, place):
+    return np.concatenate(list(Pictures(place).batches(one)))
+
+
+def extremes(one, place):
+    """The range of each value, found in one go."""
+    batch = looked_at(one, place)
+    values = {"data": batch, **engines.open(one, "onnxruntime").run(batch, one.architecture.values)}
+    return {name: (array.min(), array.max()) for name, array in values.items()}
+
+
+def test_ranges_are_those_of_all_pictures_and_are_remembered(place, monkeypatch):
+    one = network("vgg11-lrn")
+    found = ranges(one, Pictures(place))
+    for name, (low, high) in extremes(one, place).items():
+        np.testing.assert_allclose(found[name].range_value, (low, high), rtol=1e-4, atol=1e-5)
+    monkeypatch.setattr(engines, "open", None)
+    assert ranges(one, Pictures(place)).to_dict().keys() == found.to_dict().keys()
+
+
+def test_a_percentile_leaves_outliers_out(place, capsys):
+    one = network("vgg11")
+    batch, whole = looked_at(one, place), extremes(one, place)
+    found = ranges(one, Pictures(place), "percentile")
+    assert capsys.readouterr().out == ""
+    for name in ("data", "conv1_1", "conv3_1"):
+        array = batch if name == "data" else engines.open(one, "onnxruntime").run(batch, [name])[name]
+        low, high = found[name].range_value
+        assert whole[name][0] <= low < high < whole[name][1]
+        assert np.mean(array <= high) == pytest.approx(calibration.PERCENTILE / 100, abs=2e-3)
+
+
+@pytest.mark.parametrize("format", ["qdq", "qoperator"])
+@pytest.mark.parametrize("activations", ["u8", "s8"])
+@pytest.mark.parametrize("floats", [(), ("conv1_1", "fc8")], ids=["all", "but two"])
+@pytest.mark.parametrize("name", ["vgg11", "vgg16-bn"])
+def test_what_is_written_runs_and_is_read(tmp_path, place, format, activations, floats, name):
+    one = network(name)
+    batch = looked_at(one, place)
+    model = quantize_static(one, ranges(one, Pictures(place)), format, activations=activations, floats=floats)
+    write(model, one, tmp_path / "q.onnx")
+    onnx.checker.check_model(tmp_path / "q.onnx", full_check=True)
+    again = Network.read(tmp_path / "q.onnx")
+    assert (again.architecture, again.preprocessing) == (one.fold_batch_norm().architecture, one.preprocessing)
+    kept = {name.removesuffix(".weight") for name, value in again.parameters.items() if isinstance(value, np.ndarray)}
+    assert {layer for layer in kept if not layer.endswith("bias")} == set(floats)
+    for value in again.parameters.values():
+        assert isinstance(value, np.ndarray) or (np.abs(value.values.astype(int)).max() <= 64 and len(set(value.scale)) > 1)
+    expected = engines.open(one, "onnxruntime").logits(batch)
+    found = engines.open(again).logits(batch)
+    assert np.abs(found - expected).max() < 0.1 * np.abs(expected).max()
+    operators = {node.op_type for node in onnx.load(tmp_path / "q.onnx").graph.node}
+    assert ("QLinearConv" in operators) == (format == "qoperator")
+
+
+def test_no_pair_of_products_overflows():
+    """vpmaddubsw at its limits: activations of 255 with weights of 64 are exact, with weights of 127 they are not."""
+    left = np.full((1, 2), 255, np.uint8)
+    for limit, exact in ((static.REDUCED, True), (static.REDUCED + 1, False), (127, False)):
+        for sign in (1, -1):
+            right = np.full((2, 1), sign * limit, np.int8)
+            assert np.array_equal(product(left, right, True), product(left, right, False)) == exact
+    rng = np.random.default_rng(0)
+    left, right = rng.choice([0, 255], (40, 300)).astype(np.uint8), rng.choice([-64, 64], (300, 20)).astype(np.int8)
+    assert np.array_equal(product(left, right, True), product(left, right, False))
+
+
+def loud(one):
+    """A network whose weights are all as large as a channel's largest."""
+    parameters = {
+        name: np.sign(value) * np.abs(value).mean() if name.endswith("weight") else value
+        for name, value in one.parameters.items()
+    }
+    return replace(one, parameters={name: value.astype(np.float32) for name, value in parameters.items()})
+
+
+def test_the_file_is_right_without_vnni_and_the_published_recipe_is_not(tmp_path, place):
+    one = loud(network("vgg11"))
+    batch = looked_at(one, place)[:2]
+    found, expected = ranges(one, Pictures(place)), engines.open(one, "onnxruntime").logits(batch)
+    lost = {}
+    for reduced in (True, False):
+        write(quantize_static(one, found, "qoperator", reduced=reduced), one, tmp_path / "q.onnx")
+        exact, saturated = (run(tmp_path / "q.onnx", batch, saturating) for saturating in (False, True))
+        assert np.array_equal(exact, saturated) == reduced
+        lost[reduced] = [float(np.abs(logits - expected).max() / np.abs(expected).max()) for logits in (exact, saturated)]
+        if reduced:  # the emulation is ONNX Runtime's arithmetic, to a rounding here and there
+            theirs = engines.open(Network.read(tmp_path / "q.onnx")).logits(batch)
+            np.testing.assert_allclose(exact, theirs, rtol=0, atol=0.03 * np.abs(theirs).max())
+    assert max(*lost[True], lost[False][0]) < 0.1
+    assert lost[False][1] > 3 * lost[True][1]
+
+
+def test_a_stand_in_is_quantized_as_the_whole_network_would_be(tmp_path, place):
+    """Each activation has the scale that the quantizer finds by itself; each bias is in units of both scales."""
+    one = network("vgg11")
+    model = quantize_static(one, ranges(one, Pictures(place)), "qoperator")
+    stored = {init.name: onnx.numpy_helper.to_array(init) for init in model.graph.initializer}
+    node = next(node for node in model.graph.node if node.op_type == "QLinearConv")
+    x_scale, w_scale, bias = (stored[node.input[place]] for place in (1, 4, 8))
+    assert np.abs(bias * x_scale * w_scale - one.parameters["conv1_1.bias"]).max() <= 0.51 * (x_scale * w_scale).max()
+    assert stored["conv1_1.weight_quantized"].shape == one.parameters["conv1_1.weight"].shape
+
+
+@needs_native
+def test_other_engines_take_the_weights(tmp_path, place):
+    one = network("vgg11")
+    write(quantize_static(one, ranges(one, Pictures(place))), one, tmp_path / "q.onnx")
+    batch = looked_at(one, place)
+    expected = engines.open(one, "native").logits(batch)
+    found = engines.open(Network.read(tmp_path / "q.onnx"), "native").logits(batch)
+    assert np.abs(found - expected).max() < 0.1 * np.abs(expected).max()
+
+
+def test_quantized_networks_are_refused(place):
+    one = network("vgg11")
+    data = TensorsData(CalibrationMethod.MinMax, {"data": TensorData(lowest=np.float32(0), highest=np.float32(1))})
+    with pytest.raises(ModelError, match="quantized already"):
+        quantize_static(quantize_weights(one), data)
+
+
+def test_pictures_that_fail_and_folders_without_any(tmp_path):
+    with pytest.raises(vgg.ImageError, match="has no images in it"):
+        Pictures(tmp_path)
+    (tmp_path / "a.png").write_bytes(b"no picture")
+    with pytest.raises(vgg.ImageError, match=r"a\.png"):
+        ranges(network(), Pictures(tmp_path))
