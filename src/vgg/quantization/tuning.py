@@ -61,7 +61,7 @@ class Judge:
     def run(self, network: Network, name: str) -> Run:
         """A network's answers to all pictures, from the user's cache where it has been asked before."""
         shown = replace(network, preprocessing=self.preprocessing or network.preprocessing)
-        digest = self.pictures.digest() if self.pictures else ""
+        digest = self.pictures.digest() if self.pictures and network is not self.network else ""
         key = json.dumps([self.network.sha256(), name, asdict(shown.preprocessing), digest, self.dataset.digest(), self.engine])
         path = zoo.home() / "quantizations" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npz"
         model = Classifier(shown, self.engine, threads=self.threads, name=name)
