@@ -47,7 +47,7 @@ def vgg(place, *arguments, code=0):
 def test_weights_need_nothing_but_the_model(place):
     done = vgg(place, "n.onnx", "-o", "w.onnx", "--bits", 4)
     assert done.stdout == ""
-    assert done.stderr.startswith("w.onnx: vgg11, 0.7 MB")
+    assert done.stderr.startswith("w.onnx: vgg11, 0.3 MB")
     kinds = {one.values.dtype.name for one in Network.read(place / "w.onnx").parameters.values() if isinstance(one, Quantized)}
     assert kinds == {"int8", "int4"}
 

@@ -85,14 +85,14 @@ def test_the_rank_by_number_energy_and_size(tmp_path):
     for share in (0.3, 0.8):
         for name, rank in ranks(found, f"{100 * share:g}%", len).items():
             energy = found[name].energy.cumsum()
-            assert energy[rank - 1] >= share > energy[rank - STEP - 1]
+            assert energy[rank - 1] >= share > (energy[rank - STEP - 1] if rank > STEP else 0)
     for bits in (8, 4):
         sizes = []
         for size in (0.9, 0.7):
             quantizer = Quantizer(one)
             quantizer.write(quantizer.make(Configuration(bits=bits, rank=f"{size}MB")), tmp_path / "n.onnx", "")
             sizes.append((tmp_path / "n.onnx").stat().st_size / 1e6)
-        assert 0.45 < sizes[1] <= sizes[0] <= 0.9
+        assert 0.2 < sizes[1] <= sizes[0] <= 0.9
         assert sizes[1] <= 0.7
     with pytest.raises(Error, match=r"--rank 0.1MB: even with the rank 64, the file takes 0\.\d MB"):
         Quantizer(one).make(Configuration(rank="0.1MB"))
