@@ -215,6 +215,10 @@ void convolution(const Pixels &pixels, int count, int k, const float *panel, con
 
 // --- Linear layers ------------------------------------------------------------------------------------------------------
 
+// How far each lane's four bits of a word are from the top.
+template <int... I> constexpr uvec nibbles(std::integer_sequence<int, I...>) { return uvec{(28 - 4 * (I % 8))...}; }
+constexpr uvec NIBBLES = nibbles(std::make_integer_sequence<int, LANES>());
+
 // LANES numbers of a row from the index on, as floats, without their scale.
 template <vgg::Kind> inline vec numbers(const void *row, std::int64_t index);
 
@@ -238,11 +242,9 @@ template <> inline vec numbers<vgg::INT4>(const void *row, std::int64_t index) {
     constexpr int COUNT = LANES < 8 ? 1 : LANES / 8;
     std::uint32_t words[COUNT] = {};
     std::memcpy(words, static_cast<const char *>(row) + index / 2, LANES / 2);
-    uvec bits;
-    for (int i = 0; i < LANES; ++i) bits[i] = words[i / 8];
-    uvec shift;
-    for (int i = 0; i < LANES; ++i) shift[i] = 28 - 4 * (i % 8);
-    return __builtin_convertvector(ivec(bits << shift) >> 28, vec);
+    uvec bits = words[0] - uvec{};
+    for (int i = 8; i < LANES; ++i) bits[i] = words[i / 8];
+    return __builtin_convertvector(ivec(bits << NIBBLES) >> 28, vec);
 }
 
 constexpr int BITS[] = {32, 16, 16, 8, 4};  // of a number of each kind
@@ -263,50 +265,56 @@ template <vgg::Kind K> inline float scale_of(const Matrix &matrix, std::int64_t 
     return 1;
 }
 
-// Adds R rows of the matrix times B rows of inputs, over some columns, all of one group where there are groups. Where B is
-// more than one, columns are few, too few for the processor's own prefetching, so the next R rows are fetched ahead.
+// Adds R rows of the matrix times B rows of inputs, over some columns. Where B is more than one, columns are few, too few for
+// the processor's own prefetching, so the next R rows are fetched ahead.
 template <vgg::Kind K, int R, int B>
 inline void add_dots(const Matrix &matrix, std::int64_t row, const float *inputs, std::int64_t begin, std::int64_t end,
                      float *to) {
+    constexpr bool SCALED = K == vgg::INT8 || K == vgg::INT4;
     const char *rows[R];
     for (int r = 0; r < R; ++r) rows[r] = static_cast<const char *>(matrix.values) + (row + r) * (matrix.inputs * BITS[K] / 8);
-    vec sums[R][B] = {};
-    std::int64_t i = begin;
-    for (; i + LANES <= end; i += LANES) {
-        vec right[B];
+    vec totals[R][B] = {};
+    for (std::int64_t i = begin; i < end;) {  // a group at a time, where there are groups
+        const std::int64_t group_end = SCALED ? (i / matrix.group + 1) * matrix.group : end;
+        const std::int64_t stop = group_end < end ? group_end : end;
+        float scales[R];
+        for (int r = 0; r < R; ++r) scales[r] = scale_of<K>(matrix, row + r, i);
+        vec sums[R][B] = {};
+        for (; i + LANES <= stop; i += LANES) {
+            vec right[B];
 #pragma GCC unroll 4
-        for (int b = 0; b < B; ++b) right[b] = load(inputs + b * matrix.inputs + i);
+            for (int b = 0; b < B; ++b) right[b] = load(inputs + b * matrix.inputs + i);
 #pragma GCC unroll 4
-        for (int r = 0; r < R; ++r) {
-            if constexpr (B > 1) __builtin_prefetch(rows[r] + (R * matrix.inputs + i) * BITS[K] / 8);
-            const vec left = numbers<K>(rows[r], i);
+            for (int r = 0; r < R; ++r) {
+                if constexpr (B > 1) __builtin_prefetch(rows[r] + (R * matrix.inputs + i) * BITS[K] / 8);
+                const vec left = numbers<K>(rows[r], i);
 #pragma GCC unroll 4
-            for (int b = 0; b < B; ++b) sums[r][b] += left * right[b];
+                for (int b = 0; b < B; ++b) sums[r][b] += left * right[b];
+            }
         }
-    }
-    if (i < end) {  // what fills no vector, with zeros after it
-        float right[B][LANES] = {};
-        for (int b = 0; b < B; ++b) std::memcpy(right[b], inputs + b * matrix.inputs + i, (end - i) * 4);
+        if (i < stop) {  // what fills no vector, with zeros after it
+            float right[B][LANES] = {};
+            for (int b = 0; b < B; ++b) std::memcpy(right[b], inputs + b * matrix.inputs + i, (stop - i) * 4);
+            for (int r = 0; r < R; ++r)
+                for (int b = 0; b < B; ++b) sums[r][b] += last_numbers<K>(rows[r], i, stop) * load(right[b]);
+            i = stop;
+        }
         for (int r = 0; r < R; ++r)
-            for (int b = 0; b < B; ++b) sums[r][b] += last_numbers<K>(rows[r], i, end) * load(right[b]);
+            for (int b = 0; b < B; ++b) totals[r][b] += SCALED ? sums[r][b] * scales[r] : sums[r][b];
     }
     for (int r = 0; r < R; ++r) {
         float parts[B];
         if constexpr (B == 4)
-            sum_each(sums[r], parts);
+            sum_each(totals[r], parts);
         else
-            for (int b = 0; b < B; ++b) parts[b] = sum(sums[r][b]);
-        const float scale = scale_of<K>(matrix, row + r, begin);
-        for (int b = 0; b < B; ++b) to[b * matrix.outputs + row + r] += scale * parts[b];
+            for (int b = 0; b < B; ++b) parts[b] = sum(totals[r][b]);
+        for (int b = 0; b < B; ++b) to[b * matrix.outputs + row + r] += parts[b];
     }
 }
 
 // A few rows of inputs: one streams the matrix; of several, only as many columns are taken at once as stay in the cache.
 template <vgg::Kind K>
 void add_rows(const Matrix &matrix, std::int64_t first, std::int64_t last, const float *inputs, std::int64_t count, float *to) {
-    const bool grouped = (K == vgg::INT8 || K == vgg::INT4) && matrix.group < matrix.inputs;
-    const std::int64_t step = grouped ? matrix.group : count == 1 ? matrix.inputs : FEW_COLUMNS;
-    const std::int64_t span = count == 1 ? matrix.inputs : grouped ? (FEW_COLUMNS + step - 1) / step * step : step;
     const auto add = [&]<int R>(std::integral_constant<int, R>, std::int64_t row, std::int64_t begin, std::int64_t end) {
         constexpr int B = 4;
         std::int64_t b = 0;
@@ -315,20 +323,18 @@ void add_rows(const Matrix &matrix, std::int64_t first, std::int64_t last, const
         for (; b < count; ++b)
             add_dots<K, R, 1>(matrix, row, inputs + b * matrix.inputs, begin, end, to + b * matrix.outputs);
     };
+    const std::int64_t span = count == 1 ? matrix.inputs : FEW_COLUMNS;
     const std::int64_t most = count == 1 ? 4 : 3;  // rows at once: 3 x 4 sums leave four of sixteen registers
-    for (std::int64_t column = 0; column < matrix.inputs; column += span) {
-        const std::int64_t stop = column + span < matrix.inputs ? column + span : matrix.inputs;
+    for (std::int64_t begin = 0; begin < matrix.inputs; begin += span) {
+        const std::int64_t end = begin + span < matrix.inputs ? begin + span : matrix.inputs;
         for (std::int64_t row = first, rows; row < last; row += rows) {
             rows = row + most <= last ? most : 1;
-            for (std::int64_t begin = column; begin < stop; begin += step) {
-                const std::int64_t end = begin + step < stop ? begin + step : stop;
-                if (rows == 4)
-                    add_dots<K, 4, 1>(matrix, row, inputs, begin, end, to);
-                else if (rows == 3)
-                    add(std::integral_constant<int, 3>(), row, begin, end);
-                else
-                    add(std::integral_constant<int, 1>(), row, begin, end);
-            }
+            if (rows == 4)
+                add_dots<K, 4, 1>(matrix, row, inputs, begin, end, to);
+            else if (rows == 3)
+                add(std::integral_constant<int, 3>(), row, begin, end);
+            else
+                add(std::integral_constant<int, 1>(), row, begin, end);
         }
     }
 }

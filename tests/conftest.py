@@ -1,3 +1,4 @@
+import contextlib
 import os
 import subprocess
 import sys
@@ -64,3 +65,13 @@ def real_onnx(real_models: dict[str, Path], tmp_path_factory: pytest.TempPathFac
     for name, path in real_models.items():
         Network.read(path).write(folder / f"{name}.onnx")
     return {name: folder / f"{name}.onnx" for name in real_models}
+
+
+def read_terminal(ours: int) -> bytes:
+    """All that a process says on a pseudo-terminal, until it ends; one that nobody reads from would have it wait."""
+    said = b""
+    with contextlib.suppress(OSError):  # the way a terminal ends whose other side is gone
+        while part := os.read(ours, 65536):
+            said += part
+    os.close(ours)
+    return said

@@ -220,6 +220,12 @@ def test_a_large_picture_is_drawn_smaller_and_a_long_name_is_cut(explanation):
     assert drawn.width < 2100
 
 
+@pytest.mark.parametrize("size", [(1, 1), (3, 40), (32, 32)])
+def test_the_smallest_pictures_are_drawn(explanation, size):
+    tiny = replace(explanation, image=Image.new("RGB", size))
+    assert tiny.overlay(boxes=True).height >= size[1]
+
+
 def test_the_page_paints_in_the_same_colours():
     script = (ROOT / "src/vgg/serving/page/heat.js").read_text()
     stops = re.search(r"COLOURS = \[(.*)\];", script)[1]

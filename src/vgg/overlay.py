@@ -20,6 +20,7 @@ COLOURS = (
 EDGE = 0.06  # the share of a map's side along which the glow fades out, so that the crop's border draws no line
 LARGEST = 1024  # pixels; larger pictures are drawn smaller
 INK = (20, 20, 24)
+SMALLEST = 16  # pixels below a picture for its name
 LINE, GAP, CAPTION = 1 / 160, 1 / 60, 1 / 14  # of the longer side: a box's line, the space between pictures, below them
 
 
@@ -44,7 +45,7 @@ def overlay(explanation: Explanation, boxes: bool = False) -> Image.Image:
         panels.append(panel)
     if len(panels) == 1:
         return panels[0]
-    width, height, gap, caption = *picture.size, round(longer * GAP), round(longer * CAPTION)
+    width, height, gap, caption = *picture.size, round(longer * GAP), max(SMALLEST, round(longer * CAPTION))
     sheet = Image.new("RGB", (len(panels) * (width + gap) - gap, height + caption), "white")
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(round(caption * 0.6))
     for place, (panel, one) in enumerate(zip(panels, explanation.classes, strict=True)):
@@ -57,12 +58,11 @@ def overlay(explanation: Explanation, boxes: bool = False) -> Image.Image:
 def _frame(panel: Image.Image, box: tuple[int, int, int, int], scale: float, line: int) -> None:
     """Draw a box of the picture's pixels: a light line inside a dark one, seen on anything."""
     left, top, right, bottom = (round(side * scale) for side in box)
-    pen = ImageDraw.Draw(panel)
-    pen.rectangle((left, top, right - 1, bottom - 1), outline=INK, width=line)
-    inner = max(1, line // 3)
-    pen.rectangle(
-        (left + inner, top + inner, right - 1 - inner, bottom - 1 - inner), outline="white", width=max(1, line - 2 * inner)
-    )
+    pen, inner = ImageDraw.Draw(panel), max(1, line // 3)
+    for colour, inset, width in ((INK, 0, line), ("white", inner, max(1, line - 2 * inner))):
+        corners = left + inset, top + inset, right - 1 - inset, bottom - 1 - inset
+        if corners[2] >= corners[0] and corners[3] >= corners[1]:
+            pen.rectangle(corners, outline=colour, width=width)
 
 
 def _fitting(one: Prediction, font: Any, width: int) -> str:
@@ -77,6 +77,7 @@ def paint(picture: Image.Image, heat: Array, area: Box) -> Image.Image:
     """A picture, RGB, with a map [rows, columns] on a part of it; places that speak against the class stay clear."""
     width, height = picture.size
     left, top, right, bottom = (round(share * side) for share, side in zip(area, (width, height) * 2, strict=True))
+    right, bottom = max(right, left + 1), max(bottom, top + 1)  # of the tiniest pictures, too, there is a pixel
     smooth = np.asarray(Image.fromarray(heat).resize((right - left, bottom - top), Image.Resampling.BICUBIC))
     shares = (smooth / max(float(smooth.max()), 1e-9)).clip(0, 1)
     stops = np.array(COLOURS).T

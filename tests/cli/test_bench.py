@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import random_network
+from conftest import random_network, read_terminal
 from vgg import engines
 from vgg.cli import main
 
@@ -157,7 +157,7 @@ def test_a_terminal_gets_a_bar_and_an_interrupt_ends_it(model):
         while not re.search(rb"[1-9]%", shown):  # it measures
             shown += os.read(ours, 65536)
         process.send_signal(signal.SIGINT)
+        read_terminal(ours)
         assert process.stdout.read() == b""
-    os.close(ours)
     assert process.returncode == 130
     assert b"Measuring" in shown

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import EXAMPLES, random_network
+from conftest import EXAMPLES, random_network, read_terminal
 from reference import save_tiny
 from vgg import Architecture, Labels, Network, Provenance
 from vgg.preprocessing import PRESETS
@@ -252,15 +252,7 @@ def test_many_pictures_show_a_bar_on_a_terminal_and_the_result_stays_clean(model
     command = [*VGG, "classify", str(tmp_path), "-m", str(model), "--format", "jsonl"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, env=environment) as process:
         os.close(theirs)
-        shown = b""
-        while True:
-            try:
-                part = os.read(ours, 65536)
-            except OSError:
-                break
-            if not part:
-                break
-            shown += part
+        shown = read_terminal(ours)
         output = process.stdout.read().decode()
     assert process.returncode == 0
     assert b"Classifying" in shown

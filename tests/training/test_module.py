@@ -41,6 +41,22 @@ def test_gradients_are_those_of_torchs_own_layers(name, gap):
         torch.testing.assert_close(mine, theirs)
 
 
+@pytest.mark.parametrize(("name", "head"), [*((name, "fc") for name in CONFIGURATIONS), ("vgg11", "gap")])
+def test_every_architecture_learns_a_batch_of_sixteen_by_heart(name, head):
+    torch.manual_seed(0)
+    module = Module(Architecture(name, 10, 1 / 8, 32, head)).train()
+    module.initialise()
+    optimizer = torch.optim.AdamW(module.parameters(), 1e-3, weight_decay=0)
+    for _ in range(300):
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(module(images(16)), torch.arange(16) % 10)
+        loss.backward()
+        optimizer.step()
+        if loss.item() < 1e-3:
+            break
+    assert loss.item() < 1e-3
+
+
 @needs_native
 @pytest.mark.parametrize("head", ["fc", "gap"])
 @pytest.mark.parametrize("name", CONFIGURATIONS)

@@ -15,7 +15,7 @@ from dataclasses import replace
 import pytest
 
 import vgg
-from conftest import EXAMPLES, random_network
+from conftest import EXAMPLES, random_network, read_terminal
 from loopback import serving
 from vgg import Error, Labels, Notice, zoo
 from vgg.preprocessing import PRESETS
@@ -193,19 +193,13 @@ def test_pull_without_a_network_is_one_line_and_exit_1(command):
 def test_progress_is_shown_on_a_terminal_only(command, model, tmp_path):
     ours, theirs = pty.openpty()
     with serving({FILE: model}, ["cut 100000"]) as server:
-        result = command("pull", "tiny-7", mirror=server.address, stdout=subprocess.PIPE, stderr=theirs)
-    os.close(theirs)
-    shown = b""
-    while True:
-        try:
-            part = os.read(ours, 65536)
-        except OSError:
-            break
-        if not part:
-            break
-        shown += part
-    os.close(ours)
-    assert result.stdout.decode() == f"{tmp_path / 'home' / FILE}\n"
+        process = command(
+            "pull", "tiny-7", mirror=server.address, start=subprocess.Popen, stdout=subprocess.PIPE, stderr=theirs
+        )
+        os.close(theirs)
+        shown = read_terminal(ours)
+        output, _ = process.communicate()
+    assert output.decode() == f"{tmp_path / 'home' / FILE}\n"
     assert b"zoo/tiny-7" in shown
 
 

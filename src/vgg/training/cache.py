@@ -15,7 +15,7 @@ from ..errors import Error
 from ..files import reason
 from ..network import Network
 from ..parallel import ahead
-from .pictures import Batch, Pictures
+from .pictures import Batch, Pictures, timed
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -100,7 +100,7 @@ class Cache:
             targets = np.array([self.dataset.samples[place].target for place in good], np.int64)
             return Batch(good, targets, self.rows(good, look))
 
-        return ahead(read, parts, READERS, 2 * READERS)
+        return timed(ahead(read, parts, READERS, 2 * READERS), self)
 
 
 def _array(path: Path, dtype: Any, shape: tuple[int, ...]) -> Array:

@@ -64,14 +64,7 @@ class Pictures:
 
         `look` is the number of the random look that is taken at each picture; without it, all is as in evaluation.
         """
-        prepared = ahead(lambda places: self._batch(places, look), parts, self._workers, self._workers + 1)
-        while True:
-            started = time.perf_counter()
-            batch = next(prepared, None)
-            self.waited += time.perf_counter() - started
-            if batch is None:
-                return
-            yield batch
+        return timed(ahead(lambda places: self._batch(places, look), parts, self._workers, self._workers + 1), self)
 
     def _batch(self, places: Sequence[int], look: int | None) -> Batch:
         good, pixels = [], []
@@ -102,6 +95,17 @@ class Pictures:
                 self._room -= picture.nbytes
                 self._decoded[place] = picture
         return picture
+
+
+def timed(batches: Iterator[Batch], owner: Any) -> Iterator[Batch]:
+    """The same batches; the seconds for which they are waited for are added to the owner's `waited`."""
+    while True:
+        started = time.perf_counter()
+        batch = next(batches, None)
+        owner.waited += time.perf_counter() - started
+        if batch is None:
+            return
+        yield batch
 
 
 def glimpse(picture: Array, recipe: Recipe, side: int, rng: random.Random) -> Array:
