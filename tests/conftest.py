@@ -1,5 +1,6 @@
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,9 @@ from hypothesis import settings
 
 from vgg import Architecture, Labels, Network, engines
 from vgg.preprocessing import PRESETS
+
+# A process in the background doesn't hear an interrupt, and neither do those that it starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Found anew on every other machine; in CI the same examples every time.
 settings.register_profile("ci", derandomize=True)

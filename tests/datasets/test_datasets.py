@@ -1,4 +1,5 @@
 import tarfile
+from importlib import import_module
 
 import pytest
 
@@ -140,3 +141,9 @@ def test_a_shard_with_a_damaged_header_is_not_taken_for_a_shorter_one(tmp_path):
         assert len(tar.getnames()) == 2  # what tarfile alone makes of it
     with pytest.raises(Error, match="no header where one should be, at byte 2,048"):
         datasets.open(tmp_path, 3)
+
+
+def test_classes_are_named_whatever_was_imported(tmp_path):
+    import_module("vgg.datasets.imagenet")
+    count, labels = datasets.classes_of(made(tmp_path, "n02123045/a.png", "unknown/a.png"))
+    assert (count, labels.names) == (2, ("n02123045", "unknown"))

@@ -12,7 +12,8 @@ from pathlib import Path
 from ..errors import Error, ImageError
 from ..files import reason
 from ..images import MAX_BYTES
-from ..labels import Labels, imagenet
+from ..labels import Labels
+from ..labels import imagenet as imagenet_labels  # `imagenet` is a module of this package
 
 Resolve = Callable[[str], int]  # a class's name as the dataset has it -> its index
 
@@ -143,7 +144,7 @@ def classes_of(place: str | Path) -> tuple[int, Labels | None]:
 
 def _named(names: Sequence[str]) -> tuple[int, Labels]:
     """How many classes of these names there are, with ImageNet's names where these are its WordNet ids."""
-    known = dict(zip(imagenet().wnids or (), imagenet().names, strict=True))
+    known = dict(zip(imagenet_labels().wnids or (), imagenet_labels().names, strict=True))
     if all(name in known for name in names):
         return len(names), Labels(tuple(known[name] for name in names), tuple(names))
     return len(names), Labels(tuple(names))
