@@ -373,8 +373,8 @@ void add_panels(const Matrix &matrix, std::int64_t first, std::int64_t last, con
                 const char *next = static_cast<const char *>(matrix.values) + (row * matrix.inputs + column + COLUMNS) * BITS[K] / 8;
                 const auto part = [&]<int R, int V>(std::integer_sequence<int, R, V>, int top, std::int64_t b) {
                     float *to = sums + (row - first + top) * stride + b;
-                    sized<R, V>(
-                        height - top < R ? height - top : R, k, panels + b * matrix.inputs + column * V * LANES,
+                    block<R, V>(
+                        k, panels + b * matrix.inputs + column * V * LANES,
                         [&](int r, int i) { return rows[(top + r) * COLUMNS + i]; },
                         [&](int i) {
                             if (b == 0 && i * BITS[K] % 512 == 0)
@@ -390,10 +390,16 @@ void add_panels(const Matrix &matrix, std::int64_t first, std::int64_t last, con
                         });
                 };
                 for (std::int64_t b = 0; b < count; b += PANEL) {
-                    if (count - b <= LANES)
-                        part(std::integer_sequence<int, NARROW, 1>(), 0, b);
-                    else
-                        for (int top = 0; top < height; top += ROWS) part(std::integer_sequence<int, ROWS, VECTORS>(), top, b);
+                    const bool narrow = count - b <= LANES;
+                    int top = 0;
+                    if (narrow && height == NARROW)
+                        part(std::integer_sequence<int, NARROW, 1>(), top, b), top = NARROW;
+                    for (; !narrow && top + ROWS <= height; top += ROWS) part(std::integer_sequence<int, ROWS, VECTORS>(), top, b);
+                    for (; top < height; ++top)  // the last rows, one by one
+                        if (narrow)
+                            part(std::integer_sequence<int, 1, 1>(), top, b);
+                        else
+                            part(std::integer_sequence<int, 1, VECTORS>(), top, b);
                 }
             }
         }
