@@ -168,13 +168,13 @@ template <class With> inline void in_blocks(int count, const With &with) {
     }
 }
 
-template <int R, int V, class At, class Fetch, class Finish>
+template <int R, class At, class Fetch, class Finish>
 inline void sized(int rows, int k, const float *panel, const At &at, const Fetch &fetch, const Finish &finish) {
     if constexpr (R > 0) {
         if (rows == R)
-            block<R, V>(k, panel, at, fetch, finish);
+            block<R, VECTORS>(k, panel, at, fetch, finish);
         else
-            sized<R - 1, V>(rows, k, panel, at, fetch, finish);
+            sized<R - 1>(rows, k, panel, at, fetch, finish);
     }
 }
 
@@ -186,7 +186,7 @@ void product(const float *rows, std::ptrdiff_t stride, int count, int k, const f
         float *target = to + row * to_stride;
         const float *ahead = next + std::ptrdiff_t(k) * PANEL * number / blocks;
         const int lines = (8 * PANEL / 16 + blocks - 1) / blocks;
-        sized<ROWS, VECTORS>(
+        sized<ROWS>(
             height, k, panel, [&](int r, int i) { return from[r * stride + i]; },
             [&](int) {
                 for (int line = 0; line < lines; ++line, ahead += 16) __builtin_prefetch(ahead, 0, 2);
@@ -203,7 +203,7 @@ void convolution(const Pixels &pixels, int count, int k, const float *panel, con
     in_blocks(count, [&](int height, int row, int) {
         const float *from = pixels.data + row * pixels.stride;
         float *target = to + row * to_stride;
-        sized<ROWS, VECTORS>(
+        sized<ROWS>(
             height, k, panel, [&](int r, int i) { return from[r * pixels.stride + pixels.offsets[i]]; }, [](int) {},
             [&](int r, const vec(&sums)[VECTORS]) {
 #pragma GCC unroll 4

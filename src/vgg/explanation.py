@@ -17,6 +17,7 @@ from .architectures import STRIDE
 from .classifier import Classifier, Prediction, named, softmax
 from .datasets import resolver
 from .engines import check_dense
+from .engines.graph import GraphEngine
 from .errors import Error, ImageError
 from .images import Picture, open_image
 from .labels import Labels
@@ -96,8 +97,8 @@ def find_class(wanted: int | str, classes: int, labels: Labels | None) -> int:
 
 
 def can_explain(classifier: Classifier) -> bool:
-    """Whether the engine gives what Grad-CAM needs: ONNX Runtime gives the logits only of a file that quantizes activations."""
-    return classifier.network.graph is None or classifier.engine.name != "onnxruntime"
+    """Whether the engine gives what Grad-CAM needs: a file that quantizes activations, run as it is, gives its logits only."""
+    return not isinstance(classifier.engine, GraphEngine)
 
 
 def outputs(network: Network) -> tuple[str, ...]:

@@ -18,11 +18,6 @@ from vgg.quantization.static import quantize_static, write
 COUNT = 11
 
 
-@pytest.fixture(autouse=True)
-def home(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv("VGG_HOME", str(tmp_path_factory.mktemp("home")))
-
-
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     folder, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)

@@ -13,11 +13,6 @@ LABELS = Labels(("ant", "bee", "cat", "dog", "eel", "fox", "gnu"))
 COUNT = 30
 
 
-@pytest.fixture(autouse=True)
-def home(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv("VGG_HOME", str(tmp_path_factory.mktemp("home")))
-
-
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """Pictures in class folders, each in that of the class which the network sees in it."""

@@ -3,7 +3,8 @@
 import csv
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from ..classifier import Result
     from ..features import Features
 
+PROTOCOLS = ("center", "ten-crop", "dense", "multi-crop", "dense+multi-crop")  # as vgg.evaluation has them
 MANY = 8  # pictures that are worth a progress bar
 
 Outcome = TypeVar("Outcome", "Result", "Features")  # what came of one picture
@@ -63,6 +65,19 @@ ThreadsOption = Annotated[
 DeviceOption = Annotated[
     str, typer.Option("--device", metavar="D", autocompletion=_devices, help=f"Where: {', '.join(DEVICES)}.")
 ]
+WorkersOption = Annotated[
+    int | None,
+    typer.Option("--workers", "-j", min=1, metavar="N", help="Threads that decode.  [default: as many as there are cores]"),
+]
+
+ProtocolOption = Annotated[
+    str, typer.Option("--protocol", "-p", metavar="P", help=f"How a picture is looked at: {', '.join(PROTOCOLS)}.")
+]
+ScalesOption = Annotated[
+    str | None, typer.Option("--scales", metavar="N,N", help="Short sides in pixels, instead of the preset's: 256,384,512.")
+]
+FlipOption = Annotated[bool, typer.Option("--flip", help="Also look at each view mirrored.")]
+ViewsOption = Annotated[int, typer.Option("--batch-size", "-b", min=1, metavar="N", help="Views an engine gets at once.")]
 
 
 def print_records(records: Sequence[dict[str, Any]], format: Format, keys: Sequence[str] = ()) -> None:
@@ -128,3 +143,20 @@ def numbers(text: str | None, option: str) -> tuple[int, ...]:
         return tuple(int(one) for one in text.split(",")) if text else ()
     except ValueError:
         raise Error(f"{option} takes whole numbers with commas between them, such as 256,384,512, not {text!r}") from None
+
+
+@contextmanager
+def progress() -> Iterator[Callable[[str, int, int], None]]:
+    """A function that shows how much of what is done; a bar for each thing, on a terminal only."""
+    from rich.console import Console
+    from rich.progress import Progress, TaskID
+
+    tasks: dict[str, TaskID] = {}
+    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+
+        def show(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what)
+            bar.update(tasks[what], completed=done, total=total)
+
+        yield show

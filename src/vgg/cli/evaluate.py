@@ -13,11 +13,16 @@ from ..zoo import EMBEDDED
 from .common import (
     DeviceOption,
     EngineOption,
+    FlipOption,
     Format,
     FormatOption,
     LabelsOption,
     PresetOption,
+    ProtocolOption,
+    ScalesOption,
     ThreadsOption,
+    ViewsOption,
+    WorkersOption,
     numbers,
     print_records,
 )  # fmt: skip
@@ -26,8 +31,6 @@ if TYPE_CHECKING:
     from ..classifier import Classifier
     from ..datasets import Dataset
     from ..evaluation import Protocol, Run
-
-PROTOCOLS = ("center", "ten-crop", "dense", "multi-crop", "dense+multi-crop")
 
 
 def evaluate(
@@ -38,13 +41,9 @@ def evaluate(
             "--model", "-m", metavar="M", help=f"A model file; may be repeated.  [default: {EMBEDDED}, in the package]"
         ),
     ] = None,
-    protocol: Annotated[
-        str, typer.Option("--protocol", "-p", metavar="P", help=f"How a picture is looked at: {', '.join(PROTOCOLS)}.")
-    ] = "center",
-    scales: Annotated[
-        str | None, typer.Option("--scales", metavar="N,N", help="Short sides in pixels, instead of the preset's: 256,384,512.")
-    ] = None,
-    flip: Annotated[bool, typer.Option("--flip", help="Also look at each view mirrored.")] = False,
+    protocol: ProtocolOption = "center",
+    scales: ScalesOption = None,
+    flip: FlipOption = False,
     fuse: Annotated[bool, typer.Option("--fuse", help="Also score the mean of the models' probabilities.")] = False,
     no_resize: Annotated[bool, typer.Option("--no-resize", help="Crop the pictures as they are.")] = False,
     real: Annotated[
@@ -65,13 +64,8 @@ def evaluate(
     labels: LabelsOption = None,
     preset: PresetOption = None,
     engine: EngineOption = "auto",
-    batch_size: Annotated[
-        int, typer.Option("--batch-size", "-b", min=1, metavar="N", help="Views an engine gets at once.")
-    ] = 16,
-    workers: Annotated[
-        int | None,
-        typer.Option("--workers", "-j", min=1, metavar="N", help="Threads that decode.  [default: as many as there are cores]"),
-    ] = None,
+    batch_size: ViewsOption = 16,
+    workers: WorkersOption = None,
     threads: ThreadsOption = None,
     device: DeviceOption = "cpu",
 ) -> None:

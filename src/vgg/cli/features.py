@@ -7,8 +7,20 @@ from typing import Annotated
 import typer
 
 from ..zoo import EMBEDDED
-from .common import DeviceOption, EngineOption, PresetOption, ThreadsOption, counted, find_pictures, numbers
-from .evaluate import PROTOCOLS
+from .common import (
+    DeviceOption,
+    EngineOption,
+    FlipOption,
+    PresetOption,
+    ProtocolOption,
+    ScalesOption,
+    ThreadsOption,
+    ViewsOption,
+    WorkersOption,
+    counted,
+    find_pictures,
+    numbers,
+)  # fmt: skip
 
 
 def features(
@@ -22,25 +34,16 @@ def features(
         str | None,
         typer.Option("--model", "-m", metavar="M", help=f"A model file or name; see `vgg models`.  [default: {EMBEDDED}]"),
     ] = None,
-    protocol: Annotated[
-        str, typer.Option("--protocol", "-p", metavar="P", help=f"How a picture is looked at: {', '.join(PROTOCOLS)}.")
-    ] = "center",
-    scales: Annotated[
-        str | None, typer.Option("--scales", metavar="N,N", help="Short sides in pixels, instead of the preset's: 256,384,512.")
-    ] = None,
-    flip: Annotated[bool, typer.Option("--flip", help="Also look at each view mirrored.")] = False,
+    protocol: ProtocolOption = "center",
+    scales: ScalesOption = None,
+    flip: FlipOption = False,
     stack: Annotated[bool, typer.Option("--stack", help="The scales side by side instead of their mean.")] = False,
     normalize: Annotated[bool, typer.Option("--normalize", help="Each vector to length 1 (L2).")] = False,
     maps: Annotated[bool, typer.Option("--maps", help="Keep a convolution's map instead of its mean.")] = False,
     preset: PresetOption = None,
     engine: EngineOption = "auto",
-    batch_size: Annotated[
-        int, typer.Option("--batch-size", "-b", min=1, metavar="N", help="Views an engine gets at once.")
-    ] = 16,
-    workers: Annotated[
-        int | None,
-        typer.Option("--workers", "-j", min=1, metavar="N", help="Threads that decode.  [default: as many as there are cores]"),
-    ] = None,
+    batch_size: ViewsOption = 16,
+    workers: WorkersOption = None,
     threads: ThreadsOption = None,
     device: DeviceOption = "cpu",
 ) -> None:

@@ -1,14 +1,12 @@
 """vgg prepare"""
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from .common import Format, FormatOption, print_records
+from .common import Format, FormatOption, print_records, progress
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -55,9 +53,9 @@ def imagenet(
     archives = {split: path for split, path in (("train", train), ("val", val)) if path}
     if not archives:
         raise Error("nothing to prepare; give --train, --val, or both")
-    with _progress() as progress:
+    with progress() as show:
         problems = library(
-            to, archives, short_side=short_side, as_shards=shards, verify=not no_verify, workers=workers, progress=progress
+            to, archives, short_side=short_side, as_shards=shards, verify=not no_verify, workers=workers, progress=show
         )
     for problem in problems:
         print(f"vgg: {problem}", file=sys.stderr)
@@ -81,28 +79,11 @@ def check(
 
     from ..datasets.check import check as library
 
-    with _progress() as progress:
-        counts, problems = library(folder, workers=workers, progress=progress)
+    with progress() as show:
+        counts, problems = library(folder, workers=workers, progress=show)
     print_records([asdict(problem) for problem in problems], format, ("path", "problem"))
     told = ", ".join(f"{split} {count:,} pictures" for split, count in counts.items())
     found = f"{len(problems):,} problems" if problems else "nothing is missing or broken"
     print(f"vgg: {told}; {found}", file=sys.stderr)
     if problems:
         raise typer.Exit(1)
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A function that shows how much of what is done; a bar for each thing, on a terminal only."""
-    from rich.console import Console
-    from rich.progress import Progress, TaskID
-
-    tasks: dict[str, TaskID] = {}
-    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
-
-        def show(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bar.add_task(what)
-            bar.update(tasks[what], completed=done, total=total)
-
-        yield show

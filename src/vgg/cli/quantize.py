@@ -1,19 +1,17 @@
 """vgg quantize"""
 
-import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from enum import Enum, StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .common import EngineOption, Format, PresetOption, ThreadsOption, print_records
+from .common import EngineOption, Format, PresetOption, ThreadsOption, print_records, progress
 
 if TYPE_CHECKING:
     from ..network import Network
-    from ..quantization import Configuration, Judge, Progress, Quantizer, Trial
+    from ..quantization import Configuration, Judge, Quantizer, Trial
 
 
 class Kind(StrEnum):
@@ -109,12 +107,12 @@ def quantize(
     network = described(Network.read(locate(model)), preset)
     pictures = quantization.Pictures(calibrate) if calibrate else None
     judge = None
-    with _bar() as progress:
+    with progress() as show:
         if evaluate:
             recipe = replace(network.preprocessing, resize="none") if no_resize else None
             labelled = datasets.open(evaluate, network.architecture.classes, network.labels)
-            judge = quantization.Judge(network, labelled, pictures, recipe, engine, threads, progress)
-        quantizer = quantization.Quantizer(network, pictures, progress)
+            judge = quantization.Judge(network, labelled, pictures, recipe, engine, threads, show)
+        quantizer = quantization.Quantizer(network, pictures, show)
         if per_layer:
             _layers(network, first, judge, plot, report)
         if to is not None:
@@ -209,22 +207,3 @@ def _plot(rows: Sequence[dict[str, Any]], title: str, path: Path) -> None:
         panel.tick_params("x", colors=QUIET, labelsize=8)
     with replacing(path) as file:
         figure.savefig(file, format=path.suffix[1:], dpi=160)
-
-
-@contextmanager
-def _bar() -> "Iterator[Progress]":
-    """A progress bar on a terminal, for one thing after another."""
-    from rich.console import Console
-    from rich.progress import MofNCompleteColumn
-    from rich.progress import Progress as Bar
-
-    columns = (*Bar.get_default_columns(), MofNCompleteColumn())
-    with Bar(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
-        tasks: dict[str, Any] = {}
-
-        def progress(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bar.add_task(what, total=total)
-            bar.update(tasks[what], completed=done)
-
-        yield progress

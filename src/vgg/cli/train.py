@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from ..architectures import CONFIGURATIONS
-from .common import DeviceOption, LabelsOption
+from .common import DeviceOption, LabelsOption, WorkersOption
 
 RECIPES = ("zoo", "paper", "torchvision", "modern", "finetune", "distil")
 NEEDED = ("torch", "kornia", "tensorboardX", "matplotlib")
@@ -102,10 +102,7 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on where the same run was cut.")] = False,
     seed: Annotated[int, typer.Option("--seed", min=0, metavar="N", help="Of everything random.")] = 0,
     labels: LabelsOption = None,
-    workers: Annotated[
-        int | None,
-        typer.Option("--workers", "-j", min=1, metavar="N", help="Threads that decode.  [default: as many as there are cores]"),
-    ] = None,
+    workers: WorkersOption = None,
     device: DeviceOption = "cpu",
 ) -> None:
     """Train a network, fine-tune one, or distil one from others; the result is an ONNX file. Needs `vgg[train]`.
