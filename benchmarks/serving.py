@@ -3,13 +3,14 @@
     .venv/bin/pip install '.[serve]' locust
     .venv/bin/python benchmarks/serving.py vgg16.onnx --pictures photos/
 
-All of it stays on this machine's loopback, and each part ends by itself. `--parts` chooses among pipeline, closed, poisson,
-overload and memory; poisson and overload need to know the capacity, so closed comes before them, or `--capacity` says it.
+All of it stays on this machine's loopback, and each part ends by itself. `--parts` chooses among throughput, poisson, overload
+and memory; poisson and overload need to know the capacity, so throughput comes before them, or `--capacity` says it.
 """
 
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 import time
@@ -24,27 +25,25 @@ import numpy as np
 import vgg
 
 HERE = Path(__file__).parent
-PARTS = ("pipeline", "closed", "poisson", "overload", "memory")
+FILLING = 4  # seconds
+PARTS = ("throughput", "poisson", "overload", "memory")
+ROUNDS = 5
+BATCHES = (8, 16)  # the better one of which counts
 
 
-def pipeline(model: str, pictures: Path, seconds: float) -> float:
-    """Pictures a second in this process: decoding threads before the engine, at its best batch."""
-    classifier = vgg.load(model)
+def pipeline(classifier: vgg.Classifier, pictures: Path, batch: int, seconds: float) -> float:
+    """Pictures a second in this process: decoding threads before the engine."""
     files = [path.read_bytes() for path in sorted(pictures.rglob("*.[jJ]*"))[:300]]
-    best = 0.0
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for batch in (4, 8, 16):
-            todo = cycle(files)
-            ahead = [pool.submit(classifier.preprocess, one) for one in islice(todo, 2 * batch)]
-            done, begun = 0, time.perf_counter()
-            while (took := time.perf_counter() - begun) < seconds:
-                values = [future.result() for future in ahead[:batch]]
-                ahead = ahead[batch:] + [pool.submit(classifier.preprocess, one) for one in islice(todo, batch)]
-                classifier.engine.logits(np.stack(values))
-                done += batch
-            print(f"pipeline, batch {batch}: {done / took:.2f} pictures/s", flush=True)
-            best = max(best, done / took)
-    return best
+        todo = cycle(files)
+        ahead = [pool.submit(classifier.preprocess, one) for one in islice(todo, 2 * batch)]
+        done, begun = 0, time.perf_counter()
+        while (took := time.perf_counter() - begun) < seconds:
+            values = [future.result() for future in ahead[:batch]]
+            ahead = ahead[batch:] + [pool.submit(classifier.preprocess, one) for one in islice(todo, batch)]
+            classifier.engine.logits(np.stack(values))
+            done += batch
+    return done / took
 
 
 @contextmanager
@@ -63,14 +62,24 @@ def server(*options: str) -> Iterator[tuple[str, int]]:
         process.kill()
 
 
-def load(address: str, pictures: Path, users: int, seconds: float, rate: float = 0) -> dict[str, dict]:
+def load(address: str, pictures: Path, users: int, seconds: float, arrivals: float = 0) -> dict[str, dict]:
     """Locust's account by status."""
-    environment = {**os.environ, "VGG_PICTURES": str(pictures), "VGG_RATE": str(rate)}
+    environment = {**os.environ, "VGG_PICTURES": str(pictures), "VGG_RATE": str(arrivals)}
     command = [sys.executable, "-m", "locust", "-f", HERE / "locustfile.py", "--headless", "--host", address, "--json",
                "--users", str(users), "--spawn-rate", "1000", "--run-time", f"{seconds:.0f}s", "--loglevel", "ERROR",
                ]  # fmt: skip
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=seconds + 60)
-    return {one["name"]: one for one in json.loads(result.stdout)}
+    accounts = {one["name"]: one for one in json.loads(result.stdout)}
+    if not accounts:
+        raise SystemExit(f"no answer at all:\n{result.stderr}")
+    return accounts
+
+
+def rate(account: dict) -> float:
+    """Answers a second, without the first seconds, in which the queue fills, and the last one, which was cut."""
+    counts = {int(float(second)): count for second, count in account["num_reqs_per_sec"].items()}
+    seconds = range(min(counts) + FILLING, max(counts))
+    return sum(counts.get(second, 0) for second in seconds) / len(seconds)
 
 
 def quantile(account: dict, share: float) -> float:
@@ -109,25 +118,28 @@ def main() -> None:
     options.add_argument("--capacity", type=float, default=0.0, help="pictures a second")
     options.add_argument("--requests", type=int, default=20_000, help="of the part memory")
     given = options.parse_args()
-    parts, capacity, reference = given.parts.split(","), given.capacity, 0.0
-    if "pipeline" in parts:
-        reference = pipeline(given.model, given.pictures, given.seconds / 3)
+    parts, capacity = given.parts.split(","), given.capacity
+    classifier = vgg.load(given.model)
     with server("-m", given.model) as (address, process):
-        if "closed" in parts:
-            accounts = load(address, given.pictures, 32, given.seconds)
-            capacity = accounts["200"]["num_requests"] / given.seconds
-            share = f", {capacity / reference:.1%} of the pipeline" if reference else ""
-            print(f"closed, 32 clients: {capacity:.2f} pictures/s{share}; {told(accounts)}", flush=True)
+        if "throughput" in parts:
+            shares, rates = [], []
+            for _ in range(ROUNDS):
+                alone = max(pipeline(classifier, given.pictures, batch, given.seconds / 4) for batch in BATCHES)
+                accounts = load(address, given.pictures, 32, given.seconds / 2)
+                rates.append(rate(accounts["200"]))
+                shares.append(rates[-1] / alone)
+                print(f"pipeline {alone:.2f}, 32 clients {rates[-1]:.2f} pictures/s; {told(accounts)}", flush=True)
+            capacity = statistics.median(rates)
+            print(f"the server does {statistics.median(shares):.1%} of the pipeline's work, median of {ROUNDS}", flush=True)
         if "poisson" in parts:
-            accounts = load(address, given.pictures, 200, given.seconds, 0.8 * capacity)
+            accounts = load(address, given.pictures, 1, given.seconds, 0.8 * capacity)
             print(f"poisson, {0.8 * capacity:.2f}/s: {told(accounts)}", flush=True)
         if "overload" in parts:
-            accounts = load(address, given.pictures, 600, given.seconds / 2, 5 * capacity)
+            accounts = load(address, given.pictures, 1, given.seconds / 2, 5 * capacity)
             print(f"overload, {5 * capacity:.2f}/s: {told(accounts)}", flush=True)
             time.sleep(2)
             accounts = load(address, given.pictures, 32, given.seconds / 6)
-            rate = accounts["200"]["num_requests"] / (given.seconds / 6)
-            print(f"after it: {rate:.2f} pictures/s; {told(accounts)}", flush=True)
+            print(f"after it: {rate(accounts['200']):.2f} pictures/s; {told(accounts)}", flush=True)
         if "memory" in parts:
             done, begun = 0, memory(process)
             while done < given.requests:
