@@ -24,13 +24,18 @@ CACHED = 2**15  # numbers that are worked on at once, few enough to stay in a co
 def integers(value: Part, limit: int = INT8, group: int = 0) -> Quantized:
     """A parameter in integers around zero; of 31 scales, each row or group takes the one with the least squared error.
 
+    Then the errors are balanced, as SQuant does (Guo et al., arXiv 2202.07471): what a layer gets, behind a ReLU, has a mean
+    above zero and changes little from pixel to pixel, so that the sum of a filter's errors weighs more than their squares. The
+    numbers that are nearest to being rounded the other way are, until the errors of each filter's channel, and of each row or
+    group, sum to half a step or less.
+
     Args:
         value: floats, [rows, ...]; of a mapped file, a few MiB are read at a time.
         limit: the largest integer; up to 7, they are stored in 4 bits; 7 goes with -8.
         group: how many neighbours in a row share a scale; all when 0.
     """
     rows, inputs = value.shape[0], math.prod(value.shape[1:])
-    size = group or inputs
+    size, kernel = group or inputs, 0 if group else math.prod(value.shape[2:])
     values = np.empty((rows, inputs), np.int8)
     scale = np.empty((rows, -(-inputs // size)), np.float32)
 
@@ -40,7 +45,7 @@ def integers(value: Part, limit: int = INT8, group: int = 0) -> Quantized:
         for begin, end in ((0, whole), (whole, inputs)):  # whole groups, and what is left of the row
             if begin < end:
                 parts = block[:, begin:end].reshape(-1, min(size, end - begin))
-                found, scales = _rounded(parts, limit)
+                found, scales = _rounded(parts, limit, kernel)
                 values[start:stop, begin:end] = found.reshape(len(block), -1)
                 scale[start:stop, begin // size : -(-end // size)] = scales.reshape(len(block), -1)
 
@@ -57,8 +62,8 @@ def integers(value: Part, limit: int = INT8, group: int = 0) -> Quantized:
     return Quantized(stored.reshape(value.shape), scale if group else scale[:, 0], group=group)
 
 
-def _rounded(rows: Array, limit: int) -> tuple[Array, Array]:
-    """Integers [rows, numbers] up to a limit, and the scale of each row."""
+def _rounded(rows: Array, limit: int, kernel: int) -> tuple[Array, Array]:
+    """Integers [rows, numbers] up to a limit, and the scale of each row; `kernel` numbers are a filter's channel."""
     lowest = -limit - (limit == INT4)  # of 16 integers none is wasted; of 256, one matters nothing
     found, scales = np.empty(rows.shape, np.int8), np.empty(len(rows), np.float32)
     step = max(1, CACHED // rows.shape[1])
@@ -77,9 +82,33 @@ def _rounded(rows: Array, limit: int) -> tuple[Array, Array]:
             error = np.einsum("ij,ij->i", nearest, nearest) * scale**2
             best, least = np.where(error < least, scale, best), np.minimum(error, least)
         np.divide(part, best[:, None], out=scaled)
-        found[start : start + step] = np.rint(scaled, out=scaled).clip(lowest, limit)
+        scaled.clip(lowest, limit, out=scaled)  # what is cut short is lost, and not to be made up for by others
+        np.rint(scaled, out=nearest)
+        if kernel > 1:
+            _balance(nearest.reshape(-1, kernel), scaled.reshape(-1, kernel), lowest, limit)
+        _balance(nearest, scaled, lowest, limit)
+        found[start : start + step] = nearest
         scales[start : start + step] = best
     return found, scales
+
+
+def _balance(rounded: Array, scaled: Array, lowest: int, limit: int) -> None:
+    """Round some numbers [rows, numbers] the other way, in place, so that each row's errors sum to half a step or less."""
+    error = rounded - scaled
+    total = error.sum(1, keepdims=True)
+    count = np.rint(np.abs(total))
+    most = min(int(count.max()), rounded.shape[1])
+    if not most:
+        return
+    back = -np.sign(total)
+    error *= -back  # the larger, the nearer to being rounded the other way
+    error[(rounded + back < lowest) | (rounded + back > limit)] = -1
+    chosen = np.argpartition(error, -most, 1)[:, -most:]
+    near = np.take_along_axis(error, chosen, 1)
+    order = np.argsort(-near, 1)
+    chosen, near = np.take_along_axis(chosen, order, 1), np.take_along_axis(near, order, 1)
+    turned = np.where((np.arange(most) < count) & (near > 0), back, 0)
+    np.put_along_axis(rounded, chosen, np.take_along_axis(rounded, chosen, 1) + turned, 1)
 
 
 def quantize_weights(
