@@ -100,6 +100,20 @@ def test_a_student_that_is_its_teacher_stays_as_it_is(tmp_path):
         np.testing.assert_allclose(value, network.parameters[name], rtol=0, atol=1e-3, err_msg=name)
 
 
+def test_teachers_see_what_the_student_sees_anew_in_every_epoch(tmp_path):
+    """The teacher is the student with its channels in the other order, so nothing is to be learnt from it."""
+    network = parent()
+    recipe = network.preprocessing
+    turned = replace(recipe, channels="RGB", mean=recipe.mean[::-1], std=recipe.std[::-1])
+    parameters = {**network.parameters, "conv1_1.weight": network.parameters["conv1_1.weight"][:, ::-1]}
+    teacher = replace(network, parameters=parameters, preprocessing=turned)
+    quick = replace(QUICK, epochs=2, weight_decay=0.0, crop_range=(0.3, 1.0), mixup=0.5, lighting=0.1, views=0)
+    others = {"teachers": [teacher, teacher], "start": network, "matched": ("pool5", "fc7")}
+    outcome = train(options(class_folders(tmp_path / "data"), tmp_path / "run", quick, **others))
+    for name, value in Network.read(outcome.path).parameters.items():
+        np.testing.assert_allclose(value, network.parameters[name], rtol=0, atol=1e-6, err_msg=name)
+
+
 @pytest.mark.parametrize(
     ("others", "message"),
     [

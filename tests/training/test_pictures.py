@@ -1,4 +1,3 @@
-import random
 from dataclasses import replace
 
 import numpy as np
@@ -15,7 +14,7 @@ from vgg.datasets import cifar, classes_of
 from vgg.labels import imagenet
 from vgg.preprocessing import PRESETS
 from vgg.training import RECIPES
-from vgg.training.pictures import COMPONENTS, DEVIATIONS, Colours, Pictures, glimpse, mixed
+from vgg.training.pictures import COMPONENTS, DEVIATIONS, Colours, Pictures, draws, glimpse, mixing, normalised
 
 SMALL = replace(PRESETS["torchvision"], size=32, crop=32)
 
@@ -31,7 +30,7 @@ def ramp(height, width):
 def test_areas_are_as_large_and_as_wide_as_the_recipe_says():
     recipe, shares, aspects = replace(RECIPES["zoo"], flip=False), [], []
     for seed in range(400):
-        seen = glimpse(ramp(300, 400), recipe, 32, random.Random(seed)).astype(float)
+        seen = glimpse(ramp(300, 400), recipe, 32, draws(0, seed, [0])[0]).astype(float)
         high = (seen[-1, :, 0].mean() - seen[0, :, 0].mean()) / 255 * 300 * 32 / 31
         wide = (seen[:, -1, 1].mean() - seen[:, 0, 1].mean()) / 255 * 400 * 32 / 31
         shares.append(high * wide / (300 * 400))
@@ -44,7 +43,7 @@ def test_areas_are_as_large_and_as_wide_as_the_recipe_says():
 def test_the_papers_scales_are_jittered():
     recipe, shorts = replace(RECIPES["paper"], flip=False), []
     for seed in range(200):
-        seen = glimpse(ramp(300, 400), recipe, 224, random.Random(seed)).astype(float)
+        seen = glimpse(ramp(300, 400), recipe, 224, draws(0, seed, [0])[0]).astype(float)
         slope = (seen[-1, :, 0].mean() - seen[0, :, 0].mean()) / 223  # of the picture's 255 levels a row
         shorts.append(255 / slope)
     assert 250 < min(shorts) < 270
@@ -54,7 +53,7 @@ def test_the_papers_scales_are_jittered():
 def test_small_pictures_are_framed_and_cropped():
     recipe = replace(RECIPES["modern"].for_input(32, True), flip=False)
     picture = np.full((32, 32, 3), 200, np.uint8)
-    seen = [glimpse(picture, recipe, 32, random.Random(seed)) for seed in range(300)]
+    seen = [glimpse(picture, recipe, 32, draws(0, seed, [0])[0]) for seed in range(300)]
     rows = {int((one[:, 16, 0] > 0).sum()) for one in seen}
     assert rows == {28, 29, 30, 31, 32}
     assert any((one == 200).all() for one in seen)
@@ -62,7 +61,7 @@ def test_small_pictures_are_framed_and_cropped():
 
 def test_half_of_the_looks_are_mirrored():
     recipe = replace(RECIPES["modern"].for_input(32, True), crop_range=(0,))
-    mirrored = sum(int(glimpse(ramp(32, 32), recipe, 32, random.Random(seed))[0, 0, 1] > 128) for seed in range(400))
+    mirrored = sum(int(glimpse(ramp(32, 32), recipe, 32, draws(0, seed, [0])[0])[0, 0, 1] > 128) for seed in range(400))
     assert 150 < mirrored < 250
 
 
@@ -87,7 +86,7 @@ def test_a_look_depends_on_the_seed_the_picture_and_the_epoch_only(tmp_path):
 def test_batches_are_normalised_as_the_preprocessing_says(preset):
     pixels = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
     recipe = replace(RECIPES["modern"])
-    found = Colours(recipe, PRESETS[preset], torch.device("cpu"))(pixels, training=True)
+    found = normalised(Colours(recipe, torch.device("cpu"))(pixels, training=True), PRESETS[preset])
     expected = np.stack([PRESETS[preset].normalise(one) for one in pixels])
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-5, atol=1e-4)
 
@@ -107,19 +106,17 @@ def test_colours_are_jittered_as_torchvision_does_it():
 
 def test_jitter_varies_between_the_pictures_of_a_batch_within_its_range():
     recipe = replace(RECIPES["modern"], jitter=0.4)
-    raw = replace(PRESETS["torchvision"], mean=(0.0,) * 3, std=(1.0,) * 3)
     torch.manual_seed(0)
-    colours = Colours(recipe, raw, torch.device("cpu"))(np.full((64, 4, 4, 3), 100, np.uint8), training=True)
-    means = colours.mean((1, 2, 3)) * 255
+    colours = Colours(recipe, torch.device("cpu"))(np.full((64, 4, 4, 3), 100, np.uint8), training=True)
+    means = colours.mean((1, 2, 3))
     assert 58 < means.min() < 75 < 125 < means.max() < 142
 
 
 def test_lighting_shifts_along_the_principal_components():
     recipe = replace(RECIPES["modern"], lighting=0.1)
-    raw = replace(PRESETS["torchvision"], mean=(0.0,) * 3, std=(1.0,) * 3)
     torch.manual_seed(0)
-    colours = Colours(recipe, raw, torch.device("cpu"))(np.full((4000, 1, 1, 3), 128, np.uint8), training=True)
-    shifts = (colours[:, :, 0, 0] - 128 / 255).double()
+    colours = Colours(recipe, torch.device("cpu"))(np.full((4000, 1, 1, 3), 128, np.uint8), training=True)
+    shifts = (colours[:, :, 0, 0] / 255 - 128 / 255).double()
     expected = torch.tensor(COMPONENTS) @ torch.diag((0.1 * torch.tensor(DEVIATIONS)) ** 2) @ torch.tensor(COMPONENTS).T
     torch.testing.assert_close(torch.cov(shifts.T), expected.double(), rtol=0.15, atol=1e-5)
 
@@ -129,7 +126,8 @@ def test_mixup_blends_pictures_as_it_blends_their_scores():
     scores = torch.eye(8)
     batch = scores[:, :, None, None].repeat(1, 1, 2, 2)
     for _ in range(5):
-        pixels, targets = mixed(batch, scores, 0.2)
+        mix = mixing(8, 0.2)
+        pixels, targets = mix(batch), mix(scores)
         torch.testing.assert_close(pixels[..., 0, 0], targets)
         torch.testing.assert_close(targets.sum(1), torch.ones(8))
 

@@ -9,9 +9,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from PIL import Image
+
 from ..errors import Error, ImageError
 from ..files import reason
-from ..images import MAX_BYTES
+from ..images import MAX_BYTES, open_image
 from ..labels import Labels
 from ..labels import imagenet as imagenet_labels  # `imagenet` is a module of this package
 
@@ -42,6 +44,10 @@ class Sample:
         if len(content) < size:
             raise ImageError(f"{self.name}: {self.path} is cut short")
         return content
+
+    def picture(self) -> Image.Image:
+        """The picture, RGB. Raises ImageError where it can't be read, or is none."""
+        return open_image(self.read(), self.name)
 
 
 @dataclass(frozen=True)

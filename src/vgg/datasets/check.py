@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import Error, ImageError
-from ..images import open_image
 from ..labels import imagenet
 from ..parallel import ahead
 from . import Dataset, Sample, resolver, shards
@@ -50,7 +49,7 @@ def check(
 
 def _broken(sample: Sample) -> str | None:
     try:
-        open_image(sample.read(), sample.name)
+        sample.picture()
     except ImageError as error:
         return str(error).removeprefix(f"{sample.name}: ")
     return None

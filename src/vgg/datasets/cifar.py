@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from ..errors import Error
 from . import Sample
@@ -26,8 +27,11 @@ class Record(Sample):
 
     def read(self) -> bytes:
         """The picture as a PPM file. Raises ImageError where it can't be read."""
+        return b"P6 %d %d 255\n" % (SIDE, SIDE) + self.picture().tobytes()
+
+    def picture(self) -> Image.Image:
         planes = np.frombuffer(Sample.read(self), np.uint8).reshape(3, SIDE, SIDE)
-        return b"P6 %d %d 255\n" % (SIDE, SIDE) + planes.transpose(1, 2, 0).tobytes()
+        return Image.fromarray(np.ascontiguousarray(planes.transpose(1, 2, 0)))
 
 
 def is_here(place: Path) -> bool:

@@ -13,7 +13,6 @@ from PIL import Image, ImageOps
 
 from ..errors import ImageError
 from ..files import replacing
-from ..images import open_image
 from .metrics import BINS, Bin, calibration, confusions
 from .run import Answers, Run
 
@@ -211,7 +210,7 @@ def _thumbnail(run: Run, place: int) -> str:
     """A picture as a small square, inside the page; a mark where it has vanished since."""
     sample = run.dataset.samples[place]
     try:
-        image = ImageOps.fit(open_image(sample.read(), sample.name), (THUMBNAIL, THUMBNAIL), Image.Resampling.BILINEAR)
+        image = ImageOps.fit(sample.picture(), (THUMBNAIL, THUMBNAIL), Image.Resampling.BILINEAR)
     except ImageError:
         return f'<img alt="{escape(sample.name)}">'
     file = io.BytesIO()

@@ -21,7 +21,6 @@ from ..engines import check_dense
 from ..errors import Error, ImageError, Notice
 from ..explanation import Box, can_explain, outputs
 from ..files import replacing
-from ..images import open_image
 from ..parallel import ahead
 from ..preprocessing import Preprocessing
 from .localisation import Annotations, overlap
@@ -229,7 +228,7 @@ def _prepared(
     for place in places:
         sample = dataset.samples[place]
         try:
-            image = open_image(sample.read(), sample.name)
+            image = sample.picture()
             looks = [(recipe, list(protocol.look(image, recipe, sample.name))) for recipe in recipes]
         except ImageError as error:
             errors[place] = str(error)

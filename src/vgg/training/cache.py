@@ -53,8 +53,6 @@ class Cache:
         self._network, self._value = network, value
         side = pictures.side
         network.architecture.check_values([value])
-        if network.architecture.head == "fc" and network.architecture.input_size != side:
-            raise Error(f"{network.architecture.name} takes {network.architecture.input_size} pixels, not {side}; use --size")
         shape = network.architecture.shape(value, 1, side, side)[1:]
         key = [network.sha256(), asdict(network.preprocessing), value, pictures.key(), list(looks), places.tolist()]
         path = folder / f"{value}-{sha256(json.dumps(key).encode()).hexdigest()[:16]}.npy"

@@ -1,12 +1,16 @@
 """Checkpoints: all that a training needs to go on as if it had never been cut, as plain tensors, numbers and text."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..errors import Error
 from ..files import reason, replacing
+from .pictures import Batch
+from .task import Task
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
@@ -19,6 +23,15 @@ def save(path: Path, state: dict[str, Any]) -> None:
             if guarded.error:
                 raise guarded.error from None
             raise
+
+
+def keep_step(path: Path, epoch: int, step: int, lr: float, used: Sequence[Batch], task: Task) -> None:
+    """Write down what a step that went wrong was given."""
+    names = [task.train.dataset.samples[place].name for batch in used for place in batch.places]
+    state = {"epoch": epoch, "step": step, "lr": lr, "names": names, "config": task.config}
+    state |= {"pixels": [torch.from_numpy(np.ascontiguousarray(batch.pixels)) for batch in used]}
+    state |= {"targets": [torch.from_numpy(batch.targets) for batch in used]}
+    save(path, state)
 
 
 def load(path: Path) -> dict[str, Any]:

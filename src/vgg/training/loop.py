@@ -21,10 +21,11 @@ from ..errors import Error
 from ..network import Network, Provenance
 from . import checkpoint, log
 from .cache import Progress
-from .module import Module
-from .pictures import Batch, Colours, mixed
+from .module import Module, results
+from .pictures import Batch, Colours, mixing, normalised
 from .recipes import rate
 from .task import Options, Task, prepare
+from .teachers import Teachers
 
 LAST, BEST, NAN = "last.pt", "model.onnx", "nan.pt"  # in the run's folder
 EVALUATED = 256  # pictures at once
@@ -74,11 +75,28 @@ def train(
         parallel: Any = DistributedDataParallel(module) if world > 1 else module
         autocast = torch.autocast("cuda", torch.bfloat16) if recipe.bf16 and device.type == "cuda" else nullcontext()
 
-        colours = Colours(recipe, task.preprocessing, device)
+        colours = Colours(recipe, device)
+        teachers = Teachers(task.teachers, task.matched, device, layout) if task.teachers else None
 
-        def inputs_of(batch: Batch, training: bool = False) -> torch.Tensor:
+        def prepared(pictures: torch.Tensor) -> torch.Tensor:
+            """Pictures as the module takes them."""
+            return normalised(pictures, task.preprocessing).contiguous(memory_format=layout)
+
+        def judged_inputs(batch: Batch) -> torch.Tensor:
             """Pictures, or what frozen layers made of them, as the module takes them."""
-            return torch.from_numpy(batch.pixels).to(device) if task.start else colours(batch.pixels, training)
+            return torch.from_numpy(batch.pixels).to(device) if task.start else prepared(colours(batch.pixels))
+
+        def given(batch: Batch, look: int) -> tuple[torch.Tensor, torch.Tensor, Sequence[torch.Tensor]]:
+            """What a step is given: inputs, the scores that are to come of them, and the teacher's values to be matched."""
+            if task.start:
+                return judged_inputs(batch), task.targets(batch, look).to(device), task.match(batch, look, device)
+            pictures = colours(batch.pixels, training=True)
+            mix = mixing(len(pictures), recipe.mixup) if recipe.mixup else lambda values: values
+            pictures = mix(pictures)
+            if teachers:
+                with autocast:
+                    return prepared(pictures), *teachers(pictures, recipe.temperature)
+            return prepared(pictures), mix(task.targets(batch, look).to(device)), task.match(batch, look, device)
 
         steps = len(task.places) // recipe.batch  # the last, incomplete batch is left out
         parts = world * math.ceil(recipe.batch / world / (options.micro_batch or recipe.batch))  # of a batch
@@ -130,22 +148,20 @@ def train(
                         continue
                     # Seeded by the part, so that dropout, colours and mixup are the same wherever it is computed.
                     torch.manual_seed(((options.seed * recipe.epochs + epoch) * steps + step) * parts + part)
-                    inputs, targets = inputs_of(batch, training=True), task.targets(batch, look).to(device)
-                    if recipe.mixup and not task.start:
-                        inputs, targets = mixed(inputs, targets, recipe.mixup)
+                    inputs, targets, theirs = given(batch, look)
                     synchronised = part + world >= parts or world == 1
                     with nullcontext() if synchronised else parallel.no_sync():
                         with autocast:
-                            logits, *values = _results(parallel, inputs, task.matched, task.start)
+                            logits, *values = results(parallel, inputs, task.matched, task.start)
                         one = _loss(logits.float(), targets, recipe.temperature, recipe.smoothing)
-                        for value, theirs in zip(values, task.match(batch, look, device), strict=True):
-                            one = one + recipe.match_weight * functional.mse_loss(value.float(), theirs)
+                        for value, wanted in zip(values, theirs, strict=True):
+                            one = one + recipe.match_weight * functional.mse_loss(value.float(), wanted)
                         one = one * (len(batch.places) / recipe.batch)
                         torch.autograd.backward(one * world)  # DistributedDataParallel takes the mean over the processes
                     loss += one.detach()
                 step_loss = float(loss)
                 if not math.isfinite(step_loss):
-                    _keep(folder / NAN, epoch, step, lr, used, task)
+                    checkpoint.keep_step(folder / NAN, epoch, step, lr, used, task)
                     raise Error(
                         f"the loss is {step_loss} in epoch {epoch + 1}, step {step + 1}; {folder / NAN} has the step's "
                         f"pictures, {LAST} an earlier state; a lower --lr often helps"
@@ -163,7 +179,7 @@ def train(
             seconds = time.perf_counter() - started
             waited = (task.train.waited - waited) / seconds
             row = {"epoch": epoch + 1, "lr": lr, "loss": _total(loss_sum, device, world) / steps}
-            row |= _evaluated(judged, task, inputs_of, device, rank, world)
+            row |= _evaluated(judged, task, judged_inputs, device, rank, world)
             speed = (steps - first_step) * recipe.batch / seconds
             row |= {"seconds": seconds, "images_per_second": speed, "waited": waited, "time": time.time()}
             best = not len(task.judges) or all(_better(row, one) for one in history)
@@ -221,12 +237,6 @@ def _average(module: Module, decay: float) -> AveragedModel:
     """The moving average of a module's parameters and of its batch normalisation's means and variances."""
     every: Any = get_ema_multi_avg_fn  # torch doesn't say its types
     return AveragedModel(module, multi_avg_fn=every(decay), use_buffers=True)
-
-
-def _results(module: Any, inputs: torch.Tensor, matched: tuple[str, ...], start: int) -> list[torch.Tensor]:
-    """The logits, and the values that are matched with a teacher's."""
-    found = module(inputs, matched, start)
-    return found if matched else [found]
 
 
 def _loss(logits: torch.Tensor, targets: torch.Tensor, temperature: float, smoothing: float) -> torch.Tensor:
@@ -289,12 +299,3 @@ def _network(module: Any, task: Task, row: dict[str, float]) -> Network:
     )  # fmt: skip
     learnt: Module = module
     return learnt.network(task.preprocessing, task.labels, origin)
-
-
-def _keep(path: Path, epoch: int, step: int, lr: float, used: list[Batch], task: Task) -> None:
-    """Write down what a step that went wrong was given."""
-    names = [task.train.dataset.samples[place].name for batch in used for place in batch.places]
-    state = {"epoch": epoch, "step": step, "lr": lr, "names": names, "config": task.config}
-    state |= {"pixels": [torch.from_numpy(np.ascontiguousarray(batch.pixels)) for batch in used]}
-    state |= {"targets": [torch.from_numpy(batch.targets) for batch in used]}
-    checkpoint.save(path, state)

@@ -142,6 +142,12 @@ class Module(nn.Sequential):
         ]
 
 
+def results(module: Any, inputs: torch.Tensor, also: tuple[str, ...], start: int = 0) -> list[torch.Tensor]:
+    """A module's logits, and the further values that are wanted."""
+    found = module(inputs, also, start)
+    return found if also else [found]
+
+
 LEARN = ("convolution", "linear")
 
 

@@ -4,9 +4,8 @@ Whatever is random about a picture is drawn from the seed, its place in the data
 whoever prepares them, in whichever order, and wherever a run was cut and resumed.
 """
 
-import random
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from math import exp, log
 from typing import Any
@@ -17,7 +16,6 @@ from PIL import Image
 
 from ..datasets import Dataset
 from ..errors import ImageError
-from ..images import open_image
 from ..parallel import ahead
 from ..preprocessing import Preprocessing
 from .recipes import Recipe
@@ -27,6 +25,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 MEMORY = 2**30  # bytes of decoded pictures that are kept, so that a small dataset is decoded once
 ASPECTS = (3 / 4, 4 / 3)  # of random areas: torchvision's and Gluon's
 TRIES = 10  # to find an area that fits into the picture, as there
+DRAWS = 3 + 2 * TRIES  # random numbers for a look: where, whether mirrored, and how large
 # Principal components of ImageNet's RGB values of 0..1, and their standard deviations; Krizhevsky et al. 2012. The numbers are
 # those of fb.resnet.torch, which Gluon's RandomLighting has as well.
 COMPONENTS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203))
@@ -68,18 +67,18 @@ class Pictures:
 
     def _batch(self, places: Sequence[int], look: int | None) -> Batch:
         good, pixels = [], []
-        for place in map(int, places):
+        drawn = None if look is None else draws(self._seed, look, places)
+        for index, place in enumerate(map(int, places)):
             try:
                 picture = self._picture(place)
             except ImageError as error:
                 self.errors[self.dataset.samples[place].name] = str(error)
                 continue
             good.append(place)
-            if look is None:
+            if drawn is None:
                 pixels.append(self._preprocessing.place(Image.fromarray(picture)))
             else:
-                rng = random.Random(f"{self._seed} {place} {look}")
-                pixels.append(glimpse(picture, self._recipe, self._preprocessing.crop, rng))
+                pixels.append(glimpse(picture, self._recipe, self._preprocessing.crop, drawn[index]))
         targets = np.array([self.dataset.samples[place].target for place in good], np.int64)
         return Batch(
             np.array(good, np.int64), targets, np.stack(pixels) if pixels else np.zeros((0, self.side, self.side, 3), np.uint8)
@@ -90,7 +89,7 @@ class Pictures:
         picture = self._decoded.get(place)
         if picture is None:
             sample = self.dataset.samples[place]
-            picture = np.asarray(open_image(sample.read(), sample.name))
+            picture = np.asarray(sample.picture())
             if picture.nbytes <= self._room:
                 self._room -= picture.nbytes
                 self._decoded[place] = picture
@@ -108,49 +107,69 @@ def timed(batches: Iterator[Batch], owner: Any) -> Iterator[Batch]:
         yield batch
 
 
-def glimpse(picture: Array, recipe: Recipe, side: int, rng: random.Random) -> Array:
-    """A random look at a picture, uint8 [height, width, 3] of any size, by the recipe: uint8 [side, side, 3]."""
+def draws(seed: int, look: int, places: Sequence[int]) -> list[list[float]]:
+    """Random numbers for a look at each of the pictures, 0 <= x < 1; they depend on the seed, the look and the picture alone.
+
+    A hash of what they depend on, SplitMix64's (Steele, Lea & Flood 2014): a generator for each picture takes longer to set up
+    than a small picture to crop.
+    """
+    state = np.array([seed], np.uint64)
+    for number in ([look], places):
+        state = _hash(state + np.asarray(number, np.uint64))
+    numbers = _hash(state[:, None] + np.arange(DRAWS, dtype=np.uint64)) >> np.uint64(11)
+    return list((numbers * 2.0**-53).tolist())
+
+
+def _hash(state: Array) -> Array:
+    state = (state + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return np.asarray(state ^ (state >> np.uint64(31)))
+
+
+def glimpse(picture: Array, recipe: Recipe, side: int, drawn: Sequence[float]) -> Array:
+    """A look at a picture, uint8 [height, width, 3] of any size, by the recipe and the numbers drawn: uint8 [side, side, 3]."""
     height, width = picture.shape[:2]
+    down, across, mirrored, *others = drawn
     if recipe.crop == "pad":
-        frame = int(recipe.crop_range[0])
         if (height, width) != (side, side):
             picture = np.asarray(Image.fromarray(picture).resize((side, side), Image.Resampling.BILINEAR))
-        framed = np.zeros((side + 2 * frame, side + 2 * frame, 3), np.uint8)
-        framed[frame : frame + side, frame : frame + side] = picture
-        row, column = rng.randint(0, 2 * frame), rng.randint(0, 2 * frame)
-        seen = framed[row : row + side, column : column + side]
+        frame = int(recipe.crop_range[0])
+        row, column = (int(share * (2 * frame + 1)) - frame for share in (down, across))
+        seen = np.zeros((side, side, 3), np.uint8)
+        seen[max(-row, 0) : side - row, max(-column, 0) : side - column] = picture[
+            max(row, 0) : side + row, max(column, 0) : side + column
+        ]
     else:
-        box = _area(width, height, recipe.crop_range, rng) if recipe.crop == "area" else None
-        if box is None:
+        box_size = _area(width, height, recipe.crop_range, others) if recipe.crop == "area" else None
+        if box_size is None:
             low, high = (size * side / 224 for size in (recipe.crop_range if recipe.crop == "side" else (256, 256)))
-            short = max(rng.uniform(low, high), side)
-            across = down = side * min(width, height) / short  # what becomes `side` pixels when the short side becomes `short`
-            left, top = rng.uniform(0, width - across), rng.uniform(0, height - down)
-            box = (left, top, left + across, top + down)
+            short = max(low + (high - low) * others[0], side)
+            box_size = (
+                side * min(width, height) / short,
+            ) * 2  # what becomes `side` pixels when the short side becomes `short`
+        left, top = (width - box_size[0]) * across, (height - box_size[1]) * down
+        box = (left, top, left + box_size[0], top + box_size[1])
         seen = np.asarray(Image.fromarray(picture).resize((side, side), Image.Resampling.BILINEAR, box))
-    return seen[:, ::-1] if recipe.flip and rng.random() < 0.5 else seen
+    return seen[:, ::-1] if recipe.flip and mirrored < 0.5 else seen
 
 
-def _area(width: int, height: int, shares: tuple[float, ...], rng: random.Random) -> tuple[float, float, float, float] | None:
-    """A random part of a picture, (left, top, right, bottom), as torchvision's RandomResizedCrop; None where none fits."""
-    for _ in range(TRIES):
-        area = width * height * rng.uniform(*shares)
-        aspect = exp(rng.uniform(*map(log, ASPECTS)))
+def _area(width: int, height: int, shares: tuple[float, ...], drawn: Sequence[float]) -> tuple[float, float] | None:
+    """The width and height of a random part of a picture, as torchvision's RandomResizedCrop; None where no part drawn fits."""
+    low, high = map(log, ASPECTS)
+    for share, shape in zip(drawn[:TRIES], drawn[TRIES:], strict=True):
+        area, aspect = width * height * (shares[0] + (shares[1] - shares[0]) * share), exp(low + (high - low) * shape)
         across, down = round((area * aspect) ** 0.5), round((area / aspect) ** 0.5)
         if 0 < across <= width and 0 < down <= height:
-            left, top = rng.randint(0, width - across), rng.randint(0, height - down)
-            return left, top, left + across, top + down
+            return across, down
     return None
 
 
 class Colours:
-    """Batches of pixels as the network takes them, on a device; in training with the recipe's changes of colour."""
+    """Batches of pixels as pictures on a device; in training with the recipe's changes of colour."""
 
-    def __init__(self, recipe: Recipe, preprocessing: Preprocessing, device: torch.device) -> None:
-        self._recipe, self._preprocessing, self._device = recipe, preprocessing, device
-        self._mean, self._std = (
-            torch.tensor(value, device=device)[:, None, None] for value in (preprocessing.mean, preprocessing.std)
-        )
+    def __init__(self, recipe: Recipe, device: torch.device) -> None:
+        self._recipe, self._device = recipe, device
         self._jitter = None
         if recipe.jitter:
             from kornia.augmentation import ColorJitter
@@ -158,7 +177,7 @@ class Colours:
             self._jitter = ColorJitter(recipe.jitter, recipe.jitter, recipe.jitter)
 
     def __call__(self, pixels: Array, training: bool = False) -> torch.Tensor:
-        """float32 [batch, 3, side, side], normalised, from pixels [batch, side, side, 3], RGB, 0..255."""
+        """float32 [batch, 3, side, side] from pixels [batch, side, side, 3], both RGB, 0..255."""
         batch = torch.from_numpy(pixels)
         if self._device.type == "cuda":
             batch = batch.pin_memory().to(self._device, non_blocking=True)
@@ -170,11 +189,7 @@ class Colours:
             if self._recipe.lighting:
                 batch = batch + self._light(len(batch))
             batch = batch.clamp(0, 1) * 255
-        if self._preprocessing.channels == "BGR":
-            batch = batch.flip(1)
-        batch = (batch * self._preprocessing.scale - self._mean) / self._std
-        last = torch.channels_last if self._recipe.channels_last else torch.contiguous_format
-        return batch.contiguous(memory_format=last)
+        return batch
 
     def _light(self, count: int) -> torch.Tensor:
         """A shift of the colours for each picture, [count, 3, 1, 1]."""
@@ -185,11 +200,23 @@ class Colours:
         return (strength @ components.T)[:, :, None, None]
 
 
-def mixed(batch: torch.Tensor, targets: torch.Tensor, strength: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mixup (Zhang et al., arXiv 1710.09412): each picture and its scores [batch, classes] blended with another one's.
+def normalised(pictures: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:
+    """Pictures [batch, 3, side, side], RGB, 0..255, as the network takes them that was trained with this preprocessing."""
+    mean, std = (
+        torch.tensor(value, device=pictures.device)[:, None, None] for value in (preprocessing.mean, preprocessing.std)
+    )
+    batch = pictures.flip(1) if preprocessing.channels == "BGR" else pictures
+    return (batch * preprocessing.scale - mean) / std
+
+
+Mix = Callable[[torch.Tensor], torch.Tensor]
+
+
+def mixing(count: int, strength: float) -> Mix:
+    """Mixup (Zhang et al., arXiv 1710.09412): each of `count` pictures, or their scores, blended with another one's.
 
     One share a batch, drawn from a beta distribution as there; kornia draws it evenly.
     """
     share = float(torch.distributions.Beta(strength, strength).sample())
-    other = torch.randperm(len(batch)).to(batch.device)
-    return torch.lerp(batch[other], batch, share), torch.lerp(targets[other], targets, share)
+    other = torch.randperm(count)
+    return lambda values: torch.lerp(values[other.to(values.device)], values, share)

@@ -45,7 +45,7 @@ class Recipe:
     patience: int = 0  # stop after so many epochs without a better validation; 0: never
     thaw: int = 0  # epochs until the next block of layers, from the last one down, learns too; 0: all from the start
     rate_decay: float = 1.0  # by how much each block learns more slowly than the one after it
-    views: int = 0  # looks at each picture, which take turns; 0: a new look each epoch
+    views: int = 0  # looks at each picture, which take turns, for what is computed once; 0: a new look each epoch
     temperature: float = 1.0  # of the teachers' and the student's scores
     match_weight: float = 1.0  # of the mean square error between matched layers
 

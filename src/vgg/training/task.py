@@ -77,6 +77,7 @@ class Task:
     config: dict[str, Any]  # all that decides the result, for the checkpoints
     start: int = 0  # the module's first layer that computes
     matched: tuple[str, ...] = ()
+    teachers: Sequence[Network] = ()  # that look at each step's pictures; the others looked once, and these three are of them:
     soft: list[Cache] = field(default_factory=list)  # each teacher's logits
     soft_val: list[Cache] = field(default_factory=list)  # where the pictures that judge have no labels either
     values: list[Cache] = field(default_factory=list)  # the first teacher's values that are matched
@@ -120,8 +121,6 @@ def prepare(options: Options, progress: Progress, told: Callable[[str], object])
     module, preprocessing = _network(options, data, classes, labels)
     batch_norm = module.architecture.configuration.batch_norm
     recipe = checked(options.recipe.for_input(preprocessing.crop, batch_norm))
-    if options.teachers and not recipe.views:
-        recipe = replace(recipe, views=1)
 
     unlabelled = bool(options.teachers)
     dataset = _pictures(data) if unlabelled else datasets.open(data, classes, labels)
@@ -134,6 +133,11 @@ def prepare(options: Options, progress: Progress, told: Callable[[str], object])
         judging = Pictures(datasets.open(val, classes, labels), recipe, preprocessing, options.seed, workers)
         judges = np.arange(len(judging.dataset))
     _check(dataset, places, classes, recipe, labels, unlabelled)
+    for teacher in options.teachers:
+        if teacher.architecture.head == "fc" and teacher.architecture.input_size != train.side:
+            raise Error(
+                f"{teacher.architecture.name} takes {teacher.architecture.input_size} pixels, not {train.side}; use --size"
+            )
     told(
         f"{len(places):,} pictures of {classes:,} classes to learn from, {len(judges):,} to judge by; "
         f"{module.architecture.name}, {module.architecture.parameter_count:,} parameters; recipe {recipe.name}"
@@ -172,8 +176,11 @@ def prepare(options: Options, progress: Progress, told: Callable[[str], object])
             raise Error(f"{early[0]} is frozen by --freeze {options.freeze}; it can't become like a teacher's")
         task.train = cache(train, places, looks, options.start, value)
         task.val = cache(judging, judges, (None,), options.start, value)
+    if not recipe.views:
+        task.teachers = options.teachers
     for teacher in options.teachers:
-        task.soft.append(cache(train, places, looks, teacher, "logits"))
+        if recipe.views:
+            task.soft.append(cache(train, places, looks, teacher, "logits"))
         if not val:
             task.soft_val.append(cache(train, judges, (None,), teacher, "logits"))
     for value in options.matched:
@@ -184,7 +191,8 @@ def prepare(options: Options, progress: Progress, told: Callable[[str], object])
             raise Error(
                 f"the teacher's {value} is {list(theirs)}, the student's {list(ours)}; matched values have the same shape"
             )
-        task.values.append(cache(train, places, looks, options.teachers[0], value))
+        if recipe.views:
+            task.values.append(cache(train, places, looks, options.teachers[0], value))
     task.licence = "; ".join(dict.fromkeys(
         one.provenance.licence for one in (options.start, options.init, *options.teachers) if one and one.provenance.licence
     ))  # fmt: skip
