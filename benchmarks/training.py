@@ -9,6 +9,7 @@ import argparse
 import statistics
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,6 +36,19 @@ def bare(classes: int) -> nn.Module:
     linear = [nn.Flatten(), nn.Linear(25088, 4096), nn.ReLU(inplace=True), nn.Dropout(), nn.Linear(4096, 4096),
               nn.ReLU(inplace=True), nn.Dropout(), nn.Linear(4096, classes)]  # fmt: skip
     return nn.Sequential(*layers, *linear).train()
+
+
+def pictures(folder: Path, count: int, classes: int) -> None:
+    """Class folders with pictures of the size that ImageNet's mostly have."""
+
+    def write(index: int) -> None:
+        path = folder / f"class{index % classes}" / f"{index}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        noise = np.random.default_rng(index).integers(0, 255, (32, 32, 3), np.uint8)
+        Image.fromarray(noise).resize((500, 375)).save(path)
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(write, range(count)))
 
 
 def main() -> None:
@@ -72,11 +86,8 @@ def main() -> None:
         mark[:] = time.perf_counter(), time.process_time()
 
     with tempfile.TemporaryDirectory() as folder:
-        data, rng = Path(folder) / "data", np.random.default_rng(0)
-        for index in range(given.batch * given.steps * 10 // 9 + 10):
-            path = data / f"class{index % 10}" / f"{index}.jpg"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(rng.integers(0, 255, (32, 32, 3), np.uint8)).resize((500, 375)).save(path)
+        data = Path(folder) / "data"
+        pictures(data, given.batch * given.steps * 10 // 9 + 10, 10)
         recipe = replace(RECIPES["torchvision"], batch=given.batch, epochs=1)
         train(Options(data, Path(folder) / "run", recipe, arch="vgg16"), pair)
 

@@ -1,5 +1,6 @@
 """Fine-tuning with frozen layers, and distillation: what is cached, and what comes of it."""
 
+import tarfile
 from dataclasses import replace
 
 import numpy as np
@@ -112,6 +113,16 @@ def test_teachers_see_what_the_student_sees_anew_in_every_epoch(tmp_path):
     outcome = train(options(class_folders(tmp_path / "data"), tmp_path / "run", quick, **others))
     for name, value in Network.read(outcome.path).parameters.items():
         np.testing.assert_allclose(value, network.parameters[name], rtol=0, atol=1e-6, err_msg=name)
+
+
+def test_shards_without_classes_are_unlabelled_pictures(tmp_path):
+    pictures = sorted(class_folders(tmp_path / "data").rglob("*.png"))
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for number, path in enumerate(pictures):
+            tar.add(path, f"{number}.png")
+    outcome = train(options(tmp_path / "0.tar", tmp_path / "run", replace(QUICK, views=1), teachers=[parent()]))
+    assert len(outcome.history) == 2
+    assert not outcome.errors
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from .. import datasets
 from ..architectures import Architecture
-from ..datasets import Dataset, Sample, cifar
+from ..datasets import Dataset, Sample, cifar, shards
 from ..errors import Error
 from ..files import reason
 from ..images import SUFFIXES
@@ -248,7 +248,9 @@ def _network(options: Options, data: Path, classes: int, labels: Labels | None) 
 
 def _pictures(data: Path) -> Dataset:
     """The pictures at a place, whether they have labels or not."""
-    if not data.is_dir() or cifar.is_here(data) or any(data.glob("*.tar")):
+    if tars := sorted(data.glob("*.tar")) or [data] * (data.suffix == ".tar"):
+        return Dataset(str(data), shards.read(tars, None))
+    if not data.is_dir() or cifar.is_here(data):
         return datasets.open(data, *datasets.classes_of(data))
     files = sorted(path for path in data.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
     if not files:
