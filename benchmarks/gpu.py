@@ -28,8 +28,8 @@ from vgg.preprocessing import PRESETS
 from vgg.training import RECIPES, Options, train
 from vgg.training.module import Module
 
-ROUNDS = 5
-STEPS = 20  # in each round, and in an epoch of the real loop
+ROUNDS = 3
+STEPS = 10  # in each round, and in an epoch of the real loop
 
 
 def seconds(work: Callable[[], object], steps: int = STEPS) -> float:

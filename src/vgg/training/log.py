@@ -58,7 +58,8 @@ def curves(folder: Path, history: Sequence[Row]) -> None:
     accuracies.plot(epochs, [row["val_top1"] for row in history], color="C1", label="top-1")
     accuracies.set(xlabel="epoch", ylabel="right, %")
     best = max(history, key=lambda row: row["val_top1"])
-    accuracies.annotate(f"{best['val_top1']:.2f}%", (best["epoch"], best["val_top1"]), ha="right", va="bottom")
+    place = {"xytext": (0, -6), "textcoords": "offset points", "ha": "right", "va": "top"}
+    accuracies.annotate(f"{best['val_top1']:.2f}%", (best["epoch"], best["val_top1"]), **place)
     for axes in (losses, accuracies):
         axes.grid(alpha=0.3)
     losses.legend()

@@ -95,7 +95,7 @@ RECIPES = {
         Recipe(
             "distil",
             "Hinton et al., arXiv 1503.02531; matched layers as in Romero et al., arXiv 1412.6550",
-            "nothing measured yet",
+            "docs/embedded-model.md",
             epochs=30, batch=64, optimizer="adamw", lr=1e-3, schedule="cosine", warm_up=1, weight_decay=1e-2, decay_all=False,
             dropout=0.1, crop_range=(0.3, 1.0), bf16=True, channels_last=True, views=4, temperature=4.0,
         ),
