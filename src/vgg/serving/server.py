@@ -32,7 +32,7 @@ def serve(settings: Settings) -> None:
     Raises Error when a model can't be loaded or the port can't be listened on.
     """
     configure_log(sys.stderr.isatty())
-    signal.signal(signal.SIGTERM, lambda *_: None)  # what uvicorn hands the signal on to, once it is done
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # while the models load; nothing is accepted yet
     asyncio.run(_serve(settings))
 
 
@@ -62,6 +62,7 @@ async def _serve(settings: Settings) -> None:
         names = [f"{model.name}:{model.version}" for model in application.repository]
         seconds = round(time.perf_counter() - begun, 2)
         log.info(f"ready at {address}", extra={**facts, "models": names, "seconds": seconds})
+        signal.signal(signal.SIGTERM, lambda *_: None)  # what uvicorn hands the signal on to, once it is done
         await server.serve(sockets=[listener])
         await application.repository.close()
 
