@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import uvicorn
+from PIL import Image
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
@@ -40,6 +41,7 @@ async def _serve(settings: Settings) -> None:
     begun = time.perf_counter()
     with listen(settings.host, settings.port) as listener:
         application = Application(settings)
+        Image.init()  # else the first picture waits for Pillow's readers
         await application.repository.load_all()
         front: ASGIApp = application
         if settings.allow_origins:
