@@ -135,10 +135,12 @@ def main() -> None:
             accounts = load(address, given.pictures, 1, given.seconds, 0.8 * capacity)
             print(f"poisson, {0.8 * capacity:.2f}/s: {told(accounts)}", flush=True)
         if "overload" in parts:
+            accounts = load(address, given.pictures, 32, given.seconds / 4)
+            print(f"before it: {rate(accounts['200']):.2f} pictures/s", flush=True)
             accounts = load(address, given.pictures, 1, given.seconds / 2, 5 * capacity)
             print(f"overload, {5 * capacity:.2f}/s: {told(accounts)}", flush=True)
             time.sleep(2)
-            accounts = load(address, given.pictures, 32, given.seconds / 6)
+            accounts = load(address, given.pictures, 32, given.seconds / 4)
             print(f"after it: {rate(accounts['200']):.2f} pictures/s; {told(accounts)}", flush=True)
         if "memory" in parts:
             done, begun = 0, memory(process)

@@ -7,16 +7,18 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import httpx
 
 
 class Server:
-    """`vgg serve` with some options, and what it has logged; `run` is the code that starts the command line."""
+    """`vgg serve` with some options, and what it has logged; `run` is the code that starts the command line, `within` a
+    command that runs a command."""
 
-    def __init__(self, *options: object, run: str = "from vgg.cli import main; main()") -> None:
-        command = [sys.executable, "-W", "ignore", "-c", run, "serve", "--port", "0", *map(str, options)]
+    def __init__(self, *options: object, run: str = "from vgg.cli import main; main()", within: Sequence[str] = ()) -> None:
+        command = [*within, sys.executable, "-W", "ignore", "-c", run, "serve", "--port", "0", *map(str, options)]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         self.log: list[dict] = []
         self.other: list[str] = []
@@ -24,7 +26,7 @@ class Server:
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
         assert self._ready.wait(60), "the server took too long"
-        assert self.process.poll() is None or self.log, "".join(self.other)
+        assert self.log, "".join(self.other)
         self.address = self.log[0]["address"]
         self.client = httpx.Client(base_url=self.address, timeout=60)
 
@@ -64,8 +66,16 @@ class Server:
         return code
 
 
+def until(condition: Callable[[], bool]) -> None:
+    """Wait for something that is bound to happen."""
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.01)
+
+
 @contextlib.contextmanager
-def serving(*options: object, **more: str) -> Iterator[Server]:
+def serving(*options: object, **more: Any) -> Iterator[Server]:
     server = Server(*options, **more)
     try:
         yield server

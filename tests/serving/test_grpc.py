@@ -1,11 +1,14 @@
 """The Open Inference Protocol over gRPC, by Triton's own client, unchanged."""
 
+import queue
+import signal
+
 import numpy as np
 import pytest
 
 import vgg
 from conftest import EXAMPLES
-from serving_helpers import serving
+from serving_helpers import serving, until
 
 triton = pytest.importorskip("tritonclient.grpc", reason="needs tritonclient[grpc]")
 
@@ -80,6 +83,39 @@ def test_what_is_wrong_is_a_status_and_a_line(client, batch):
         with pytest.raises(triton.InferenceServerException, match=line) as refused:
             call()
         assert refused.value.status() == f"StatusCode.{code}"
+
+
+def test_a_call_has_an_id_in_the_log(client, running, batch):
+    client.infer("fc", [tensor(batch)], headers={"x-request-id": "call-1"})
+    (entry,) = running.logged(request_id="call-1")
+    assert (entry["method"], entry["status"]) == ("ModelInfer", 200)
+
+
+def test_who_hangs_up_is_not_worked_for(client, running, batch):
+    many = np.zeros((12, 3, 448, 448), np.float32)
+    before = client.get_inference_statistics("slow").model_stats[0]
+    call = client.async_infer("slow", [tensor(many)], lambda **_: None, headers={"x-request-id": "call-2"})
+    # Two pictures may be left over from a test before; four have been in the engine, so that this call's work has begun.
+    until(lambda: client.get_inference_statistics("slow").model_stats[0].inference_count >= before.inference_count + 4)
+    call.cancel()
+    (entry,) = running.logged(request_id="call-2")
+    assert entry["status"] == 499
+    (after,) = client.get_inference_statistics("slow").model_stats
+    assert after.inference_stats.fail.count == before.inference_stats.fail.count + 1
+    assert after.inference_count < before.inference_count + 12
+
+
+def test_sigterm_lets_calls_end(models, batch):
+    with serving("-m", models["slow"], "--grpc-port", 0) as server:
+        client = triton.InferenceServerClient(server.log[0]["grpc"])
+        answers = queue.Queue()
+        many = np.zeros((8, 3, 448, 448), np.float32)
+        client.async_infer("slow", [tensor(many)], lambda result, error: answers.put(error or result))
+        until(lambda: client.get_inference_statistics("slow").model_stats[0].inference_count > 0)
+        server.process.send_signal(signal.SIGTERM)
+        assert answers.get(timeout=30).as_numpy("logits").shape == (8, 7)
+        assert server.process.wait(30) == 0
+        client.close()
 
 
 def test_keys_count_here_too(models, tmp_path):

@@ -17,11 +17,18 @@ def test_ping(server):
 @pytest.mark.parametrize("path", PATHS)
 def test_a_picture_gets_its_five_best_classes(server, models, path):
     expected = vgg.load(models["fc"]).classify(PHOTO)
-    for form in ({"content": PHOTO.read_bytes()}, {"files": {"data": PHOTO.read_bytes()}}):
+    data = PHOTO.read_bytes()
+    kind = {"content-type": "application/x-image"}
+    for form in ({"content": data}, {"files": {"data": data}}, {"content": data, "headers": kind}):
         found = server.ask("POST", path, **form).json()
         assert [set(one) for one in found] == [{"class", "probability"}] * 5
         assert [one["class"] for one in found] == [one.label for one in expected]
         assert found[0]["probability"] == pytest.approx(expected[0].score, abs=1e-4)
+
+
+def test_curl_may_upload(server):
+    put, posted = (server.ask(method, "/predictions/fc", content=PHOTO.read_bytes()) for method in ("PUT", "POST"))
+    assert put.json() == posted.json()
 
 
 def test_invocations_ask_the_default_model_or_the_forms(server):
@@ -48,6 +55,6 @@ def test_errors_have_a_code_a_type_and_a_message(server):
     assert answer.json()["message"] == "image: is not an image that can be read"
 
 
-@pytest.mark.parametrize(("method", "path"), [("GET", "/api-description"), ("OPTIONS", "/")])
+@pytest.mark.parametrize(("method", "path"), [("GET", "/api-description"), ("OPTIONS", "/"), ("OPTIONS", "/predictions/fc")])
 def test_the_description_is_openapi(server, method, path):
     assert server.ask(method, path).json()["openapi"].startswith("3.")

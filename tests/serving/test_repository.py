@@ -65,6 +65,21 @@ def test_models_come_and_go(models, folder):
         assert post(server, "models/plain/load", json=parameters).status_code == 400
 
 
+def test_tritons_client_loads_and_unloads_but_only_what_is_in_the_folder(models, folder):
+    triton = pytest.importorskip("tritonclient.http", reason="needs tritonclient")
+    with serving("-m", models["fc"], "--repository", folder) as server:
+        client = triton.InferenceServerClient(server.address.removeprefix("http://"))
+        client.load_model("plain")
+        assert client.is_model_ready("plain")
+        client.unload_model("plain")
+        assert not client.is_model_ready("plain")
+        with pytest.raises(triton.InferenceServerException, match="fc is not from the repository's folder") as refused:
+            client.unload_model("fc")
+        assert refused.value.status() == "403"
+        assert client.is_model_ready("fc")
+        client.close()
+
+
 def test_a_swap_loses_no_request(models, folder):
     plain = folder / "plain.onnx"
     with serving("-m", models["fc"], "--repository", folder) as server:

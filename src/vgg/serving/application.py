@@ -21,9 +21,9 @@ from ..images import open_image
 from . import Settings, model_server, open_inference, site, v1
 from .batcher import Batcher, Place, Values
 from .bodies import Picture, check_size
-from .exchange import Exchange, going_down
+from .exchange import Exchange, going_down, unhurried
 from .metrics import Metrics
-from .refusals import Busy, TooLarge, Unauthorized
+from .refusals import Busy, Forbidden, TooLarge, Unauthorized
 from .repository import Model, Repository
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -32,7 +32,7 @@ Made = TypeVar("Made")
 
 # Who watches the server, and the page, need no key; nor do they wait for a drain.
 OPEN = ("/healthz", "/readyz", "/ping", "/v2/health/live", "/v2/health/ready", "/", "/docs", "/openapi.json", "/page/")
-UNHURRIED = "/v2/repository/"  # a model may take longer to load than a request may take
+SAFE = ("GET", "HEAD", "OPTIONS")
 BODIES = 8  # so many of the largest bodies are held in memory at the same time
 
 
@@ -107,13 +107,17 @@ class Application:
 
     async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let the router answer, before the deadline."""
-        seconds = None if scope["path"].startswith(UNHURRIED) else self.settings.deadline
+        seconds = None if unhurried(scope) else self.settings.deadline
         async with asyncio.timeout(seconds):
             await self._router(scope, receive, send)
 
     def check(self, scope: Scope, headers: Headers) -> None:
         """Raises Refusal when a request must not come in: without a key, too large, or while the server goes down."""
         path = scope["path"]
+        # A browser hides answers from pages of other origins, but sends what they ask for all the same.
+        foreign = headers.get("sec-fetch-site") in ("cross-site", "same-site") and scope["method"] not in SAFE
+        if foreign and not {"*", headers.get("origin")} & {*self.settings.allow_origins}:
+            raise Forbidden("web pages of this origin may not call; `vgg serve --allow-origin` lets them")
         if path in OPEN or path.startswith("/page/"):
             return
         self.check_key(headers)

@@ -16,6 +16,8 @@ from starlette.requests import ClientDisconnect, Request
 from ..errors import ImageError
 from .refusals import Refusal, TooLarge, Unsupported
 
+# A picture itself, besides image/...: curl --data-binary calls everything a urlencoded form, SageMaker's clients say x-image.
+RAW = ("", "application/octet-stream", "application/x-www-form-urlencoded", "application/x-image")
 MAX_FIELDS = 1000  # of a form
 MAX_PIXELS = 50_000_000  # of a picture: less than the library reads, since a server decodes for strangers, several at once
 
@@ -55,8 +57,7 @@ async def read_pictures(request: Request) -> Body:
         body = await _form(request)
     elif kind == "application/json":
         body = _json(await decoded_body(request))
-    elif kind in ("", "application/octet-stream", "application/x-www-form-urlencoded") or kind.startswith("image/"):
-        # curl --data-binary calls everything a urlencoded form
+    elif kind in RAW or kind.startswith("image/"):
         data = await decoded_body(request)
         body = Body([Picture("image", data)] if data else [])
     else:

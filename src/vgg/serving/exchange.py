@@ -25,7 +25,9 @@ log = logging.getLogger("vgg.serving")
 
 LINGER = 2.0  # seconds in which a client that is refused may go on sending before the connection is closed
 REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
-METHODS = ("GET", "HEAD", "POST", "OPTIONS")
+LEFT = 499  # nginx's number for a client that went away before it had an answer
+FAILURES = {503: "REJECTED", LEFT: "CANCELED", 504: "CANCELED"}  # the statistics' reasons by status; else OTHER
+METHODS = ("GET", "HEAD", "POST", "PUT", "OPTIONS")
 
 
 class Exchange:
@@ -37,8 +39,9 @@ class Exchange:
         self._started = time.perf_counter()
         self._held, self._read = 0, False  # bytes of the body, and whether that was all
         self._status = 0
-        given = self._headers.get("x-request-id", "")
-        self._id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        self._watch: asyncio.Task[None] | None = None
+        self._left = False  # the client went away
+        self._id = request_id(self._headers)
         scope["app"] = application
         scope["facts"] = {}  # what a handler wants to have logged
 
@@ -48,11 +51,16 @@ class Exchange:
         try:
             app.check(self._scope, self._headers)
             await app.answer(self._scope, self.receive, self.send)
-        except asyncio.CancelledError:  # its time to finish, while the server goes down, is over
-            await self._refuse(going_down())
+        except asyncio.CancelledError:
+            if self._left:
+                self._status = LEFT
+            else:  # its time to finish, while the server goes down, is over
+                await self._refuse(going_down())
         except Exception as error:
             await self._refuse(error)
         finally:
+            if self._watch:
+                self._watch.cancel()
             app.at_work -= 1
             app.release(self._held)
             self._account()
@@ -64,7 +72,17 @@ class Exchange:
             self._application.hold(size, self._held)
             self._held += size
             self._read = not message.get("more_body", False)
+            if self._read and not self._watch and not unhurried(self._scope):
+                self._watch = asyncio.create_task(self._drop_when_left(asyncio.current_task()))
         return message
+
+    async def _drop_when_left(self, work: "asyncio.Task[None] | None") -> None:
+        """End the work for a client that goes away before it has an answer, so that the engine works for those who wait."""
+        while (await self._receive())["type"] == "http.request":
+            pass
+        if not self._status and work:
+            self._left = True
+            work.cancel()
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -118,7 +136,7 @@ class Exchange:
         if model and self._status < 400:
             model.statistics.answered(seconds)
         elif model:
-            model.statistics.failed({503: "REJECTED", 504: "CANCELED"}.get(self._status, "OTHER"), seconds)
+            model.statistics.failed(FAILURES.get(self._status, "OTHER"), seconds)
         log.info(
             "request",
             extra={
@@ -132,6 +150,17 @@ class Exchange:
                 **facts,
             },
         )
+
+
+def request_id(headers: Headers) -> str:
+    """The id that a request brings, or a new one."""
+    given = headers.get("x-request-id", "")
+    return given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+
+
+def unhurried(scope: Scope) -> bool:
+    """Whether a request may take as long as it takes: a model may take longer to load than its caller waits."""
+    return bool(scope["path"].startswith("/v2/repository/"))
 
 
 def going_down() -> Busy:

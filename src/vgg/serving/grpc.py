@@ -17,8 +17,8 @@ from tritonclient.grpc import service_pb2_grpc
 from ..errors import Error
 from . import open_inference, tensors
 from .application import Application
-from .exchange import going_down
-from .refusals import Late, Refusal
+from .exchange import FAILURES, LEFT, going_down, request_id
+from .refusals import Refusal
 from .repository import Model
 
 log = logging.getLogger("vgg.serving")
@@ -54,28 +54,54 @@ def _guarded(method: Callable[[Any, Any], Any]) -> Any:
 
     @functools.wraps(method)
     async def call(self: "_Service", request: Any, context: Any) -> Any:
-        app, begun, status = self.application, time.perf_counter(), 200
+        app, begun, status, held = self.application, time.perf_counter(), 200, 0
+        headers = Headers({key: str(value) for key, value in context.invocation_metadata()})
+        identity = request_id(headers)
+        context.set_trailing_metadata((("x-request-id", identity),))
         app.at_work += 1
         try:
-            app.check_key(Headers({key: str(value) for key, value in context.invocation_metadata()}))
+            app.check_key(headers)
             if app.draining:
                 raise going_down()
+            app.hold(size := request.ByteSize(), 0)
+            held = size
             async with asyncio.timeout(None if "Repository" in method.__name__ else app.settings.deadline):
                 return await method(self, request)
         except (Error, TimeoutError) as error:
-            refusal = Late("no answer before the deadline") if isinstance(error, TimeoutError) else error
-            status = refusal.status if isinstance(refusal, Refusal) else 400
-            await context.abort(CODES.get(status, grpc.StatusCode.INVALID_ARGUMENT), str(refusal))
+            status = _status(error)
+            line = "no answer before the deadline" if isinstance(error, TimeoutError) else str(error)
+            await context.abort(CODES.get(status, grpc.StatusCode.INVALID_ARGUMENT), line)
+        except asyncio.CancelledError:
+            status = LEFT
+            raise
         except Exception as error:
             status = 500
-            log.error("internal error", exc_info=error)
+            log.error("internal error", exc_info=error, extra={"request_id": identity})
             await context.abort(grpc.StatusCode.INTERNAL, "internal error; the server's log says more")
         finally:
             app.at_work -= 1
-            milliseconds = round((time.perf_counter() - begun) * 1000, 1)
-            log.info("call", extra={"method": method.__name__, "status": status, "ms": milliseconds})
+            app.release(held)
+            log.info(
+                "call",
+                extra={
+                    "request_id": identity,
+                    "client": context.peer(),
+                    "method": method.__name__,
+                    "status": status,
+                    "ms": round((time.perf_counter() - begun) * 1000, 1),
+                },
+            )
 
     return call
+
+
+def _status(error: BaseException) -> int:
+    """The HTTP status that says the same."""
+    if isinstance(error, Refusal):
+        return error.status
+    if isinstance(error, TimeoutError | asyncio.CancelledError):
+        return 504 if isinstance(error, TimeoutError) else LEFT
+    return 400 if isinstance(error, Error) else 500
 
 
 class _Service(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
@@ -145,9 +171,9 @@ class _Service(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
                 model.batcher.check_room()
                 inference = _inference(request, model)
                 found = await open_inference.run(self.application, model, inference)
-            except (Error, TimeoutError) as error:
-                status = error.status if isinstance(error, Refusal) else 504 if isinstance(error, TimeoutError) else 400
-                model.statistics.failed({503: "REJECTED", 504: "CANCELED"}.get(status, "OTHER"), time.perf_counter() - begun)
+            except (Exception, asyncio.CancelledError) as error:
+                reason = FAILURES.get(_status(error), "OTHER")
+                model.statistics.failed(reason, time.perf_counter() - begun)
                 raise
             model.statistics.answered(time.perf_counter() - begun)
         outputs = [

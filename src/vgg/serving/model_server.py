@@ -58,8 +58,9 @@ def _classes(model: Model, logits: Any) -> list[dict[str, Any]]:
 
 ROUTES = [
     Route("/ping", ping, methods=["GET"]),
-    Route("/predictions/{model}", predict, methods=["POST"]),
-    Route("/predictions/{model}/{version}", predict, methods=["POST"]),
+    Route("/predictions/{model}", predict, methods=["POST", "PUT"]),  # PUT is what `curl -T` sends
+    Route("/predictions/{model}/{version}", predict, methods=["POST", "PUT"]),
+    Route("/predictions/{model}", site.openapi, methods=["OPTIONS"]),
     Route("/models/{model}/invoke", predict, methods=["POST"]),
     Route("/invocations", predict, methods=["POST"]),
     Route("/api-description", site.openapi, methods=["GET"]),

@@ -128,11 +128,18 @@ class Repository:
             self._let_go(old)
 
     async def unload(self, name: str) -> None:
-        """Take a model out; requests that it has accepted are still answered. Raises Forbidden or NotFound."""
+        """Take a model out; requests that it has accepted are still answered.
+
+        Raises:
+            Forbidden: there is no such folder, or the model is from elsewhere, so that nobody could load it again.
+            NotFound: there is no such model.
+        """
         async with self._loading:
-            self._folder()
+            folder = self._folder()
             if name not in self._models:
                 raise NotFound(f"no model is called {name!r}")
+            if not all(one.source.resolve().is_relative_to(folder) for one in self._models[name].values()):
+                raise Forbidden(f"{name} is not from the repository's folder; it stays")
             self._let_go(self._models.pop(name))
 
     def index(self) -> list[dict[str, str]]:

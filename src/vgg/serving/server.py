@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import uvicorn
+from PIL import Image
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
@@ -32,7 +33,7 @@ def serve(settings: Settings) -> None:
     Raises Error when a model can't be loaded or the port can't be listened on.
     """
     configure_log(sys.stderr.isatty())
-    signal.signal(signal.SIGTERM, lambda *_: None)  # what uvicorn hands the signal on to, once it is done
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # while the models load; nothing is accepted yet
     asyncio.run(_serve(settings))
 
 
@@ -40,6 +41,7 @@ async def _serve(settings: Settings) -> None:
     begun = time.perf_counter()
     with listen(settings.host, settings.port) as listener:
         application = Application(settings)
+        Image.init()  # else the first picture waits for Pillow's readers
         await application.repository.load_all()
         front: ASGIApp = application
         if settings.allow_origins:
@@ -62,6 +64,7 @@ async def _serve(settings: Settings) -> None:
         names = [f"{model.name}:{model.version}" for model in application.repository]
         seconds = round(time.perf_counter() - begun, 2)
         log.info(f"ready at {address}", extra={**facts, "models": names, "seconds": seconds})
+        signal.signal(signal.SIGTERM, lambda *_: None)  # what uvicorn hands the signal on to, once it is done
         await server.serve(sockets=[listener])
         await application.repository.close()
 

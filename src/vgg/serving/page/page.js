@@ -9,6 +9,7 @@ const PATIENCE = 5; // how often a full server is asked again
 let models = [];
 let pictures = []; // {name, blob, url, button, result, error, ms}
 let chosen = null;
+let round = new AbortController(); // ends what is asked for pictures that were replaced, or of a model that was
 let key = sessionStorage.getItem("key") || "";
 
 const percent = (score) => (score < 0.001 ? "<0.1%" : `${(100 * score).toFixed(1)}%`);
@@ -25,50 +26,58 @@ function element(tag, text = "", attributes = {}) {
 
 async function ask(path, options = {}) {
   const response = await fetch(path, { ...options, headers: key ? { ...options.headers, "X-API-Key": key } : options.headers });
-  $("key").hidden = response.status !== 401;
+  if (response.status === 401 && $("key").hidden) {
+    $("key").hidden = false;
+    $("key-field").focus();
+  }
   return response;
 }
 
 async function loadModels() {
   const response = await ask("/v1/models");
-  if (!response.ok) return;
+  if (!response.ok) return response.status !== 401;
   models = (await response.json()).models;
   $("model").replaceChildren(...models.map((one) => element("option", one.version === "1" ? one.name : `${one.name}, version ${one.version}`)));
   document.querySelector(".model").hidden = models.length === 0;
+  return true;
 }
 
-async function classify(picture) {
+async function classify(picture, signal) {
   const { name, version, explains } = model() || {};
   const query = new URLSearchParams({ top: 5, explain: Boolean(explains), ...(name && { model: name, version }) });
   const started = performance.now();
   for (let attempt = 0; ; attempt++) {
-    const response = await ask(`/v1/classify?${query}`, { method: "POST", body: picture.blob, headers: { "Content-Type": "application/octet-stream" } });
+    const response = await ask(`/v1/classify?${query}`, { method: "POST", body: picture.blob, headers: { "Content-Type": "application/octet-stream" }, signal });
     const answer = await response.json();
     if (response.status === 503 && attempt < PATIENCE) {
       await wait(Number(response.headers.get("Retry-After")) || 1);
     } else if (response.ok) {
       return { ...answer.results[0], timing: answer.timing, model: models.find((one) => one.name === name && one.version === version), ms: performance.now() - started };
     } else {
-      return { error: answer.error.replace(/^image: /, "This file ") };
+      return { error: answer.error.replace(/^image: /, "This file "), short: response.status === 422 ? "can't be read" : "no answer" };
     }
   }
 }
 
-async function look(picture) {
+async function look(picture, signal) {
   picture.result = null;
   if (picture === chosen) show(picture);
+  let result;
   try {
-    picture.result = await classify(picture);
+    result = await classify(picture, signal);
   } catch {
-    picture.result = { error: "The server can't be reached." };
+    result = { error: "The server can't be reached.", short: "no answer" };
   }
+  if (signal.aborted) return;
+  picture.result = result;
   label(picture);
   if (picture === chosen) show(picture);
 }
 
 async function lookAtAll() {
-  const left = [...pictures];
-  const worker = async () => { while (left.length) await look(left.shift()); };
+  round.abort();
+  const left = [...pictures], { signal } = round = new AbortController();
+  const worker = async () => { while (left.length && !signal.aborted) await look(left.shift(), signal); };
   await Promise.all(Array.from({ length: AT_ONCE }, worker));
 }
 
@@ -78,7 +87,7 @@ function add(files) {
   if (!pictures.length) return;
   $("gallery").hidden = pictures.length < 2;
   $("gallery").querySelector("ul").replaceChildren(...pictures.map((picture) => {
-    picture.button = element("button", "", { type: "button", onclick: () => choose(picture) });
+    picture.button = element("button", "", { type: "button", onclick: () => { choose(picture); $("shown").scrollIntoView({ block: "nearest" }); } });
     const thumb = element("img", "", { src: picture.url, alt: "", onerror: () => thumb.replaceWith(element("div")) });
     picture.button.append(thumb, element("span", "…"));
     const item = element("li");
@@ -97,10 +106,10 @@ function choose(picture) {
 
 // What a picture's card in the gallery says.
 function label(picture) {
-  const { error, predictions } = picture.result;
+  const { error, short, predictions } = picture.result;
   const text = picture.button.querySelector("span");
   picture.button.classList.toggle("wrong", Boolean(error));
-  text.replaceChildren(element("b", error ? "can't be read" : predictions[0].label), element("i", error ? "" : percent(predictions[0].score)));
+  text.replaceChildren(element("b", error ? short : predictions[0].label), element("i", error ? "" : percent(predictions[0].score)));
   picture.button.setAttribute("aria-label", `${picture.name}: ${text.textContent}`);
 }
 
@@ -120,7 +129,6 @@ function show(picture) {
   }
   $("trouble").hidden = !result.error;
   $("told").hidden = Boolean(result.error);
-  $("picture").hidden = Boolean(result.error);
   $("facts").replaceChildren();
   if (result.error) {
     $("trouble").textContent = result.error;
@@ -154,8 +162,10 @@ function tell({ predictions, timing, model, ms }) {
     ["In the network", milliseconds(timing.inference_ms)],
     ["Reading the picture", milliseconds(timing.decode_ms)],
     ["From click to answer", milliseconds(ms)],
-    ["Model", `${model.name}, ${count(model.parameters)} parameters`],
-    ["Size", `${(model.bytes / 1e6).toFixed(1)} MB, ${count(model.classes)} classes`],
+    ["Model", model.name],
+    ["Size", `${(model.bytes / 1e6).toFixed(1)} MB`],
+    ["Parameters", count(model.parameters)],
+    ["Classes", count(model.classes)],
   ];
   $("facts").replaceChildren(...facts.flatMap(([name, value]) => [element("dt", name), element("dd", value)]));
 }
@@ -182,13 +192,24 @@ const onlyPictures = (files) => [...files].filter((file) => !file.type || file.t
 $("choose").addEventListener("change", () => { add([...$("choose").files]); $("choose").value = ""; });
 $("heat-on").addEventListener("change", refresh);
 addEventListener("resize", refresh);
-$("picture").addEventListener("load", ({ target }) => { target.style.setProperty("--aspect", target.naturalWidth / target.naturalHeight); refresh(); });
+$("picture").addEventListener("load", ({ target }) => {
+  target.style.setProperty("--aspect", target.naturalWidth / target.naturalHeight);
+  $("frame").classList.remove("blank");
+  refresh();
+});
+$("picture").addEventListener("error", () => $("frame").classList.add("blank")); // no picture, or of a kind that browsers don't show
 $("model").addEventListener("change", lookAtAll);
 $("key").addEventListener("submit", async (event) => {
   event.preventDefault();
   key = $("key-field").value;
-  sessionStorage.setItem("key", key);
-  await loadModels();
+  if (await loadModels()) {
+    sessionStorage.setItem("key", key);
+    $("key").hidden = true;
+    lookAtAll();
+  } else {
+    $("key-label").textContent = "The server does not know this key; it asks for another";
+    $("key-field").select();
+  }
 });
 $("examples").addEventListener("click", async (event) => {
   const button = event.target.closest("button");
