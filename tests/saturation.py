@@ -2,6 +2,8 @@
 
 That instruction, which processors without VNNI multiply bytes with, takes unsigned activations a and signed weights w and
 gives a1 * w1 + a2 * w2 in 16 bits, saturated; pairs are neighbours in memory. Intel's manual, volume 2, PMADDUBSW.
+Signed activations are made unsigned first, by adding 128 to them and to their zero point, as ONNX Runtime does to a QDQ file
+(QDQS8ToU8Transformer) and oneDNN to its source.
 """
 
 from pathlib import Path
@@ -28,7 +30,7 @@ def product(left: Array, right: Array, saturating: bool) -> Array:
 
 
 def run(path: Path, data: Array, saturating: bool) -> Array:
-    """The logits that a QOperator file with uint8 activations gives, float32 [batch, classes]."""
+    """The logits that a QOperator file gives, float32 [batch, classes]."""
     graph = onnx.load(path).graph
     values = {one.name: numpy_helper.to_array(one) for one in graph.initializer} | {"data": data}
     for node in graph.node:
@@ -40,7 +42,8 @@ def run(path: Path, data: Array, saturating: bool) -> Array:
 
 def _quantize(given, attributes, saturating):
     value, scale, zero = given
-    return (np.rint(value / scale) + zero).clip(0, 255).astype(np.uint8)
+    limits = np.iinfo(zero.dtype)
+    return (np.rint(value / scale) + zero).clip(limits.min, limits.max).astype(zero.dtype)
 
 
 def _dequantize(given, attributes, saturating):
@@ -52,9 +55,15 @@ def _scaled(sums, scales, bias, scale, zero):
     return _quantize([(sums + bias) * scales, scale, zero], {}, False)
 
 
+def _unsigned(x, zero):
+    """Activations and their zero point as uint8."""
+    return (x, zero) if x.dtype == np.uint8 else (x.view(np.uint8) ^ 128, np.uint8(int(zero) + 128))
+
+
 def _conv(given, attributes, saturating):
     x, x_scale, x_zero, w, w_scale, w_zero, scale, zero, bias = given
     assert not np.any(w_zero)
+    x, x_zero = _unsigned(x, x_zero)
     pad = attributes["pads"][0]
     padded = np.pad(x, ((0, 0), (0, 0), (pad, pad), (pad, pad)), constant_values=x_zero)
     windows = sliding_window_view(padded, w.shape[2:], (2, 3)).transpose(0, 2, 3, 4, 5, 1)  # channels are neighbours
@@ -69,6 +78,7 @@ def _gemm(given, attributes, saturating):
     x, x_scale, x_zero, w, w_scale, w_zero, bias, *output = given
     assert attributes["transB"]
     assert not np.any(w_zero)
+    x, x_zero = _unsigned(x, x_zero)
     sums = product(x, w.T, saturating) - int(x_zero) * w.sum(1, dtype=np.int64)
     scales = x_scale * w_scale
     return _scaled(sums, scales, bias, *output) if output else ((sums + bias) * scales).astype(np.float32)

@@ -68,7 +68,7 @@ def test_what_it_costs_is_said(place):
 def test_layers_as_a_table_and_a_picture(place):
     done = vgg(place, "n.onnx", "--per-layer", "--evaluate", "data", "--plot", "layers.png")
     lines = done.stdout.splitlines()
-    assert lines[0].split() == ["layer", "numbers", "dB", "top1", "lost", "agreement"]
+    assert lines[0].split() == ["layer", "numbers", "weight", "dB", "answer", "dB", "top1", "lost", "agreement"]
     assert [line.split()[0] for line in lines[1:]][-3:] == ["fc6", "fc7", "fc8"]
     with Image.open(place / "layers.png") as image:
         assert image.format == "PNG"

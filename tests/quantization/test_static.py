@@ -1,3 +1,6 @@
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -107,13 +110,14 @@ def loud(one):
     return replace(one, parameters={name: value.astype(np.float32) for name, value in parameters.items()})
 
 
-def test_the_file_is_right_without_vnni_and_the_published_recipe_is_not(tmp_path, place):
+@pytest.mark.parametrize("activations", ["u8", "s8"])
+def test_the_file_is_right_without_vnni_and_the_published_recipe_is_not(tmp_path, place, activations):
     one = loud(network("vgg11"))
     batch = looked_at(one, place)[:2]
     found, expected = ranges(one, Pictures(place)), engines.open(one, "onnxruntime").logits(batch)
     lost = {}
     for reduced in (True, False):
-        write(quantize_static(one, found, "qoperator", reduced=reduced), one, tmp_path / "q.onnx")
+        write(quantize_static(one, found, "qoperator", activations=activations, reduced=reduced), one, tmp_path / "q.onnx")
         exact, saturated = (run(tmp_path / "q.onnx", batch, saturating) for saturating in (False, True))
         assert np.array_equal(exact, saturated) == reduced
         lost[reduced] = [float(np.abs(logits - expected).max() / np.abs(expected).max()) for logits in (exact, saturated)]
@@ -122,6 +126,34 @@ def test_the_file_is_right_without_vnni_and_the_published_recipe_is_not(tmp_path
             np.testing.assert_allclose(exact, theirs, rtol=0, atol=0.03 * np.abs(theirs).max())
     assert max(*lost[True], lost[False][0]) < 0.1
     assert lost[False][1] > 3 * lost[True][1]
+
+
+RUN = """
+import sys, numpy as np
+from vgg import engines
+np.save(sys.argv[2], engines.open(sys.argv[1], "openvino").logits(np.load(sys.argv[3])))
+"""
+
+
+@pytest.mark.parametrize("activations", ["u8", "s8"])
+def test_openvino_is_right_with_its_kernels_for_avx2(tmp_path, place, activations):
+    """oneDNN, OpenVINO's library of kernels, is told to leave VNNI alone: it really uses vpmaddubsw."""
+    pytest.importorskip("openvino", reason="openvino isn't installed; `scripts/setup test` installs it")
+    one = loud(network("vgg11"))
+    batch = looked_at(one, place)[:2]
+    np.save(tmp_path / "batch.npy", batch)
+    found, expected = ranges(one, Pictures(place)), engines.open(one, "onnxruntime").logits(batch)
+    lost = {}
+    for reduced in (True, False):
+        write(quantize_static(one, found, activations=activations, reduced=reduced), one, tmp_path / "q.onnx")
+        arguments = [sys.executable, "-c", RUN, "q.onnx", "logits.npy", "batch.npy"]
+        subprocess.run(arguments, check=True, cwd=tmp_path, env={**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"})
+        without = np.load(tmp_path / "logits.npy")
+        lost[reduced] = float(np.abs(without - expected).max() / np.abs(expected).max())
+        logits = engines.open(Network.read(tmp_path / "q.onnx"), "openvino").logits(batch)
+        assert np.abs(logits - expected).max() < 0.03 * np.abs(expected).max()
+    assert lost[True] < 0.03
+    assert lost[False] > 3 * lost[True]
 
 
 def test_a_stand_in_is_quantized_as_the_whole_network_would_be(tmp_path, place):

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from conftest import random_network
-from vgg import Error, Labels, Network, datasets
+from vgg import Error, Labels, Network, datasets, engines
 from vgg.quantization import Configuration, Judge, Pictures, Quantizer, ladder, noise, per_layer, quantize_weights, tune
 from vgg.quantization.quantizer import silent
 
@@ -98,12 +98,25 @@ def test_each_layer_alone(network, place):
     found = list(per_layer(network, Configuration(bits=4), judge(network, place)))
     weights = [name for name in network.parameters if name.endswith(".weight")]
     assert [f"{one.layer}.weight" for one in found] == weights
-    assert all(one.noise > (15 if one.layer.startswith("fc") else 35) for one in found)
+    assert all(one.weight > (15 if one.layer.startswith("fc") else 35) for one in found)
     assert all(one.record["images"] == COUNT for one in found)
     (quiet, *_) = per_layer(network, Configuration())
-    assert (quiet.loss, quiet.record) == (None, None)
+    assert (quiet.loss, quiet.record, quiet.answer) == (None, None, None)
     name = "conv1_1.weight"
-    assert quiet.noise == noise(network.parameters[name], quantize_weights(network).parameters[name])
+    assert quiet.weight == noise(network.parameters[name], quantize_weights(network).parameters[name])
+
+
+def test_noise_in_what_layers_answer(network, place):
+    pictures = Pictures(place)
+    batch = np.concatenate(list(pictures.batches(network)))[::2]  # 15 of 30, of which at most 16 are looked at
+    found = {one.layer: one.answer for one in per_layer(network, Configuration(bits=4), pictures=pictures)}
+    for layer, value in (("conv1_1", "conv1_1"), ("conv3_2", "conv3_2"), ("fc6", "fc6"), ("fc8", "logits")):
+        alone = quantize_weights(network, 4, only=[layer])
+        expected, heard = (engines.open(one, "onnxruntime").run(batch, (value,))[value] for one in (network, alone))
+        ratio = 10 * np.log10(np.square(expected).sum() / np.square(heard - expected).sum())
+        assert found[layer] == pytest.approx(ratio, abs=0.1)
+    labelled = {one.layer: one.answer for one in per_layer(network, Configuration(bits=4), judge(network, place))}
+    assert labelled == pytest.approx(found, abs=0.01)
 
 
 def test_a_static_format_needs_pictures(network):

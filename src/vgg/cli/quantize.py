@@ -11,7 +11,7 @@ from .common import EngineOption, Format, PresetOption, ThreadsOption, print_rec
 
 if TYPE_CHECKING:
     from ..network import Network
-    from ..quantization import Configuration, Judge, Quantizer, Trial
+    from ..quantization import Configuration, Judge, Pictures, Quantizer, Trial
 
 
 class Kind(StrEnum):
@@ -114,7 +114,7 @@ def quantize(
             judge = quantization.Judge(network, labelled, pictures, recipe, engine, threads, show)
         quantizer = quantization.Quantizer(network, pictures, show)
         if per_layer:
-            _layers(network, first, judge, plot, report)
+            _layers(network, first, judge, pictures, plot, report)
         if to is not None:
             limits = tolerance, agreement
             _write(quantizer, first, judge, to, limits, report)
@@ -166,13 +166,21 @@ def _rows(network: "Network", trials: "Sequence[Trial]") -> Iterator[dict[str, A
 
 
 def _layers(
-    network: "Network", configuration: "Configuration", judge: "Judge | None", plot: Path | None, report: Format
+    network: "Network",
+    configuration: "Configuration",
+    judge: "Judge | None",
+    pictures: "Pictures | None",
+    plot: Path | None,
+    report: Format,
 ) -> None:
+    """Say of each layer what quantizing it alone costs."""
     from ..quantization import per_layer
 
     rows: list[dict[str, Any]] = []
-    for one in per_layer(network, configuration, judge):
-        row: dict[str, Any] = {"layer": one.layer, "numbers": one.numbers, "dB": round(one.noise, 2)}
+    for one in per_layer(network, configuration, judge, pictures):
+        row: dict[str, Any] = {"layer": one.layer, "numbers": one.numbers, "weight dB": round(one.weight, 2)}
+        if one.answer is not None:
+            row["answer dB"] = round(one.answer, 2)
         if one.record and one.loss is not None:
             row |= {"top1 lost": round(one.loss, 3), "agreement": one.record["agreement"]}
         rows.append(row)
@@ -182,15 +190,18 @@ def _layers(
 
 
 def _plot(rows: Sequence[dict[str, Any]], title: str, path: Path) -> None:
-    """Draw each layer's ratio of signal to noise, and beside it what is lost when it alone is quantized."""
+    """Draw each layer's ratios of signal to noise, and beside them what is lost when it alone is quantized."""
     from matplotlib.figure import Figure
 
     from ..files import replacing
     from .bench import OURS, QUIET
 
-    columns = [("dB", "signal to quantization noise, dB")]
-    if "agreement" in rows[0]:
-        columns.append(("agreement", "same best class as float32, %"))
+    known = {
+        "weight dB": "the weight's signal to noise, dB",
+        "answer dB": "the answers' signal to noise, dB",
+        "agreement": "same best class as float32, %",
+    }
+    columns = [(key, label) for key, label in known.items() if key in rows[0]]
     figure = Figure((1 + 4 * len(columns), 1.2 + 0.3 * len(rows)), layout="constrained")
     figure.suptitle(f"{title}: each layer alone", x=0.01, ha="left", fontsize=12, fontweight="bold")
     panels = figure.subplots(1, len(columns), squeeze=False, sharey=True)

@@ -28,7 +28,12 @@ class OpenVinoGraphEngine(GraphEngine):
 
     def __init__(self, network: Network, threads: int | None = None) -> None:
         super().__init__(network)
-        options = {"PERFORMANCE_HINT": "LATENCY", **({"INFERENCE_NUM_THREADS": str(threads)} if threads else {})}
+        # What is left in floats stays float32: in bfloat16, which OpenVINO takes where there is AMX, it finds no kernel for
+        # signed activations.
+        options = {
+            "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32",
+            **({"INFERENCE_NUM_THREADS": str(threads)} if threads else {}),
+        }  # fmt: skip
         try:
             model = openvino.Core().read_model(self._path)
             self._model = openvino.Core().compile_model(model, "CPU", options)

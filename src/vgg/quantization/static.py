@@ -5,7 +5,8 @@ one number a row, the one that makes it find the scale that `integers` found; af
 
 On processors without VNNI, products of unsigned 8-bit activations and signed 8-bit weights are added in pairs in 16 bits
 (vpmaddubsw), which overflow where both are large: 2 * 255 * 127 is more than 32767. Weights therefore go from -64 to 64:
-2 * 255 * 64 = 32640 never overflows, on any processor and in any runtime.
+2 * 255 * 64 = 32640 never overflows, on any processor and in any runtime. Signed activations overflow as well, since runtimes
+make them unsigned first, and are less accurate; docs/quantization.md has the measurements.
 """
 
 import logging

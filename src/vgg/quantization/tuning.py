@@ -5,10 +5,10 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -20,10 +20,14 @@ from ..errors import Error
 from ..evaluation import Protocol, Run, evaluate, records
 from ..evaluation.run import Answers
 from ..network import Network
+from ..parameters import Array
 from ..preprocessing import Preprocessing
-from .calibration import Pictures
+from .calibration import BATCH, Pictures
 from .quantizer import Configuration, Progress, Quantizer, silent
-from .weights import noise, quantize_weights
+from .weights import decibels, noise, quantize_weights
+
+Item = TypeVar("Item")
+LOOKS = 16  # pictures at most that what layers answer is compared on
 
 
 @dataclass(frozen=True)
@@ -147,24 +151,67 @@ class LayerTrial:
 
     layer: str
     numbers: int
-    noise: float  # ratio of the weight's signal to its quantization noise, in decibels
+    weight: float  # ratio of the weight's signal to its quantization noise, in decibels
+    answer: float | None = None  # the same ratio of what the layer answers, behind its ReLU, to pictures
     record: dict[str, Any] | None = None  # as of `vgg.evaluation.records`, with this layer alone quantized
     loss: float | None = None  # of top-1, in percentage points
 
 
-def per_layer(network: Network, configuration: Configuration, judge: Judge | None = None) -> Iterator[LayerTrial]:
-    """Each layer's ratio of signal to quantization noise, and, with a judge, what is lost when it alone is quantized."""
+def per_layer(
+    network: Network, configuration: Configuration, judge: Judge | None = None, pictures: Pictures | None = None
+) -> Iterator[LayerTrial]:
+    """What quantizing each layer alone costs: the noise in its weight, in what it answers, and what is lost by it.
+
+    Args:
+        network: in floats.
+        configuration: says how weights are quantized.
+        judge: with the labelled pictures, for what is lost.
+        pictures: some of them are for the answers; when not given, some of the judge's are.
+
+    Raises:
+        ImageError: a picture can't be read.
+    """
+    looks = _looks(network, judge, pictures)
+    plain = None if looks is None else engines.open(network)
     for layer in network.architecture.layers:
         if "weight" not in layer.parameters:
             continue
-        name, alone = f"{layer.name}.weight", None
         alone = quantize_weights(
             network, configuration.bits, fine=configuration.fine, group=configuration.group, only=[layer.name]
-        )  # fmt: skip
-        ratio = noise(network.parameters[name], alone.parameters[name])
+        )
+        ratio = noise(network.parameters[f"{layer.name}.weight"], alone.parameters[f"{layer.name}.weight"])
+        value = layer.name if layer.name in network.architecture.values else "logits"
+        heard = None if plain is None or looks is None else _answers(plain, engines.open(alone), value, looks)
         record = judge.against_float(alone, f"{configuration}, {layer.name} alone") if judge else None
         loss = judge.baseline()["top1"] - record["top1"] if judge and record else None
-        yield LayerTrial(layer.name, math.prod(layer.parameters["weight"]), ratio, record, loss)
+        yield LayerTrial(layer.name, math.prod(layer.parameters["weight"]), ratio, heard, record, loss)
+
+
+def _looks(network: Network, judge: Judge | None, pictures: Pictures | None) -> Array | None:
+    """Some pictures, float32 [batch, 3, crop, crop], from all over those that there are."""
+    if pictures:
+        chosen, recipe = _spread(pictures.found), network.preprocessing
+    elif judge:
+        chosen = [(one.name, one.read()) for one in _spread(judge.dataset.samples)]
+        recipe = judge.preprocessing or network.preprocessing
+    else:
+        return None
+    return np.stack([recipe(picture, name) for name, picture in chosen])
+
+
+def _spread(found: Sequence[Item]) -> Sequence[Item]:
+    return found[:: -(-len(found) // LOOKS)]
+
+
+def _answers(plain: engines.Engine, alone: engines.Engine, value: str, looks: Array) -> float:
+    """The ratio of signal to noise of a value, in decibels, over pictures, which are looked at a few at a time."""
+    signal = lost = 0.0
+    for start in range(0, len(looks), BATCH):
+        expected, found = (engine.run(looks[start : start + BATCH], (value,))[value] for engine in (plain, alone))
+        signal += float(np.vdot(expected, expected))
+        found -= expected
+        lost += float(np.vdot(found, found))
+    return decibels(signal, lost)
 
 
 def speed(network: Network, path: Path, engine: str = "auto", threads: int | None = None) -> str:

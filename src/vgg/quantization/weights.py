@@ -155,4 +155,9 @@ def noise(value: Parameter, stored: Parameter) -> float:
         signal += float(np.vdot(one, one))
         difference = one - other
         lost += float(np.vdot(difference, difference))
+    return decibels(signal, lost)
+
+
+def decibels(signal: float, lost: float) -> float:
+    """10 log10 of a ratio of squares; infinite where nothing is lost."""
     return 10 * math.log10(signal / lost) if lost and signal else math.inf
