@@ -17,15 +17,17 @@ from .tars import members
 LONGEST_LABEL = 256  # bytes
 
 
-def read(paths: Sequence[Path], resolve: Resolve) -> list[Sample]:
+def read(paths: Sequence[Path], resolve: Resolve | None) -> list[Sample]:
     """The samples in shards, with the places of the pictures in the tar files, which are not read.
+
+    Without `resolve`, classes are passed over, and every sample's is -1.
 
     Raises Error where a shard is damaged, a picture has no class, or a class is unknown.
     """
     return [sample for path in paths for sample in _samples(path, resolve)]
 
 
-def _samples(path: Path, resolve: Resolve) -> Iterable[Sample]:
+def _samples(path: Path, resolve: Resolve | None) -> Iterable[Sample]:
     pictures: dict[str, tuple[str, int, int]] = {}
     targets: dict[str, int] = {}
     for member, shard in members(path):
@@ -37,6 +39,8 @@ def _samples(path: Path, resolve: Resolve) -> Iterable[Sample]:
         if key in (targets if suffix == "cls" else pictures):
             raise Error(f"{path}: {key} has two {'classes' if suffix == 'cls' else 'pictures'}, the second as {member.name}")
         if suffix == "cls":
+            if resolve is None:
+                continue
             shard.seek(member.offset_data)
             try:
                 targets[key] = resolve(shard.read(min(member.size, LONGEST_LABEL)).decode("utf-8", "replace").strip())
@@ -45,9 +49,9 @@ def _samples(path: Path, resolve: Resolve) -> Iterable[Sample]:
         else:
             pictures[key] = member.name, member.offset_data, member.size
     for key, (name, offset, size) in pictures.items():
-        if key not in targets:
+        if resolve and key not in targets:
             raise Error(f"{path}: {name} has no class beside it ({key}.cls)")
-        yield Sample(f"{path.name}/{name}", targets[key], str(path), offset, size)
+        yield Sample(f"{path.name}/{name}", targets.get(key, -1), str(path), offset, size)
 
 
 def write(file: BinaryIO, samples: Iterable[tuple[str, bytes, int]]) -> None:
