@@ -20,9 +20,9 @@ from .common import (
     ScaleOption,
     ThreadsOption,
     counted,
+    end,
     find_pictures,
     in_parts,
-    print_outcome,
 )  # fmt: skip
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def classify(
         models = [(name, library.described(network, preset, labels))]
         without = {"--format": format is not Format.table}
         options = {"engine": engine, "threads": threads, "device": device}
-        print_outcome(in_parts(Classify(top), models, images, output, scale, without=without, **options))
+        end(in_parts(Classify(top), models, images, output, scale, without=without, **options))
         return
     pictures, failures = find_pictures(images)
     found = library.load(model, engine, threads=threads, device=device, labels=labels, preprocessing=preset)

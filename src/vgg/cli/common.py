@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 PROTOCOLS = ("center", "ten-crop", "dense", "multi-crop", "dense+multi-crop")  # as vgg.evaluation has them
 MANY = 8  # pictures that are worth a progress bar
 
-Outcome = TypeVar("Finished", "Result", "Features")  # what came of one picture
+Outcome = TypeVar("Outcome", "Result", "Features")  # what came of one picture
 
 
 class Format(StrEnum):
@@ -203,13 +203,13 @@ def in_parts(
         raise
 
 
-def print_outcome(outcome: "Finished") -> None:
+def end(run: "Finished") -> None:
     """Say on standard error what came of a run in parts, and end with code 1 where pictures failed."""
-    parts, place = f"{outcome.plan.parts:,} parts", outcome.folder.place
-    print(f"{place}: {outcome.pictures:,} pictures in {parts}, {outcome.failed:,} failed", file=sys.stderr)
-    for error in outcome.errors:
+    parts = f"{run.plan.parts:,} part{'s' * (run.plan.parts != 1)}"
+    print(f"{run.folder.place}: {run.pictures:,} pictures in {parts}, {run.failed:,} failed", file=sys.stderr)
+    for error in run.errors:
         print(f"vgg: {error}", file=sys.stderr)
-    if outcome.failed > len(outcome.errors):
-        print(f"vgg: and {outcome.failed - len(outcome.errors):,} more; the column `error` has all", file=sys.stderr)
-    if outcome.failed:
+    if run.failed > len(run.errors):
+        print(f"vgg: and {run.failed - len(run.errors):,} more; the column `error` has all", file=sys.stderr)
+    if run.failed:
         raise typer.Exit(1)

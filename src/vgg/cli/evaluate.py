@@ -25,9 +25,9 @@ from .common import (
     ThreadsOption,
     ViewsOption,
     WorkersOption,
+    end,
     in_parts,
     numbers,
-    print_outcome,
     print_records,
 )  # fmt: skip
 
@@ -139,10 +139,10 @@ def _in_parts(
     from ..scale import Score, records
 
     task = Score(protocol, fuse)
-    outcome = in_parts(task, models, [data], output, scale, **options)
-    found = records(outcome, task, models)
+    run = in_parts(task, models, [data], output, scale, **options)
+    found = records(run, task, models)
     _print(found, format)
-    print_outcome(outcome)
+    end(run)
 
 
 def _run(models: "Sequence[Classifier]", dataset: "Dataset", protocol: "Protocol", **options: Any) -> "Run":

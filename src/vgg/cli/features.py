@@ -20,10 +20,10 @@ from .common import (
     ViewsOption,
     WorkersOption,
     counted,
+    end,
     find_pictures,
     in_parts,
     numbers,
-    print_outcome,
 )  # fmt: skip
 
 
@@ -75,7 +75,7 @@ def features(
         network, name = library.read(model)
         models = [(name, library.described(network, preset))]
         options = {"engine": engine, "threads": threads, "device": device, "batch_size": batch_size, "workers": workers}
-        print_outcome(in_parts(Describe(descriptor), models, images, output, scale, without={"--to": to}, **options))
+        end(in_parts(Describe(descriptor), models, images, output, scale, without={"--to": to}, **options))
         return
     if to is None:
         raise typer.BadParameter("where to? --to OUT writes one file, --output DIR many, in parts")

@@ -138,6 +138,8 @@ def _counted(folder: Folder, plan: Plan, rows: int) -> Finished:
 def records(outcome: Finished, task: Score, models: Sequence[Model]) -> list[dict[str, Any]]:
     """What `vgg.evaluation.records` says, of a run whose task was `Score`, summed up part by part.
 
+    How it was computed is not known: parts may come of different engines and machines.
+
     Raises Error when no picture could be read.
     """
     if outcome.failed == outcome.pictures:
@@ -157,5 +159,6 @@ def records(outcome: Finished, task: Score, models: Sequence[Model]) -> list[dic
     for index, (name, tally) in enumerate(zip(names, tallies, strict=True)):
         used = [network for _, network in models[index : index + 1] or models]
         about = {"model": name, "images": tally.images, "failed": outcome.failed} | tally.accuracies()
-        found.append(about | tally.others(index > 0) | settings(used, task.protocol))
+        about |= {"real": None, "real_images": None} | tally.others(index > 0) | settings(used, task.protocol)
+        found.append(about | {"engine": None, "images_per_second": None})
     return found

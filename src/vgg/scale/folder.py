@@ -108,7 +108,7 @@ class Folder:
                 return there
             if any(name.startswith("part-") for name in names):
                 other = next(key for key in (*run, *there.run) if there.run.get(key) != run.get(key))
-                raise Error(f"{self.place}: holds another run, with another {other}; write this one to another folder")
+                raise Error(f"{self.place}: holds another run (its {other} differ); write this one to another folder")
         elif any(name[0] not in "._" for name in names):
             raise Error(f"{self.place}: is not empty, and holds no run of vgg; write to a new folder")
         with tempfile.NamedTemporaryFile(prefix="vgg-") as file:

@@ -62,27 +62,34 @@ def labelled(place: str, classes: int, labels: Labels | None) -> Iterator[Sample
     Raises Error where there is nothing, or a class is unknown; see `vgg.datasets.open`.
     """
     system, path = filesystem(place)
-    resolve = resolver(classes, labels)
-    if not is_url(place) and cifar.is_here(Path(place)):
-        raise Error(f"{place}: CIFAR-10's binary version is small; it is not for runs in parts")
     if path.endswith(".tar"):
         yield from _some(place, _found(place))
-    elif not system.isdir(path):
-        if is_url(place):
-            raise Error(f"{place}: is no folder, and no .tar shard")
-        yield from _listed(Path(path), resolve)
+        return
+    with _asking(place):
+        is_folder = system.isdir(path)
+    if is_folder:
+        with _asking(place):
+            yield from _in_folder(system, path, place, classes, labels)
+    elif is_url(place):
+        raise Error(f"{place}: is no folder, and no .tar shard")
+    elif cifar.is_here(Path(path)):
+        raise Error(f"{place}: CIFAR-10's binary version is small; it is not for runs in parts")
     else:
-        entries = _entries(system, path, place)
-        if any(one["name"].endswith(".tar") for one in entries):
-            yield from (_sample(system, one) for one in entries if one["name"].endswith(".tar"))
-            return
-        inside = {Path(one["name"]).name: one["name"] for one in entries if one["type"] == "directory"}
-        names = [name for name in inside if not name.startswith(".")]
-        if not names:
-            raise Error(f"{place}: has no class folders in it, nor .tar shards")
-        for name, target in folders.targets(place, names, classes, labels).items():
-            found = _walk(system, inside[name], place)
-            yield from (replace(one, target=target) for one in found if not is_shard(one))
+        yield from _listed(Path(path), resolver(classes, labels))
+
+
+def _in_folder(system: Any, path: str, place: str, classes: int, labels: Labels | None) -> Iterator[Sample]:
+    """The shards of a folder, or the pictures of its class folders."""
+    entries = _entries(system, path)
+    if tars := [one for one in entries if one["name"].endswith(".tar")]:
+        yield from (_sample(system, one) for one in tars)
+        return
+    inside = {Path(one["name"]).name: one["name"] for one in entries if one["type"] == "directory"}
+    names = [name for name in inside if not name.startswith(".")]
+    if not names:
+        raise Error(f"{place}: has no class folders in it, nor .tar shards")
+    for name, target in folders.targets(place, names, classes, labels).items():
+        yield from (replace(one, target=target) for one in _walk(system, inside[name]) if not is_shard(one))
 
 
 def _listed(path: Path, resolve: Resolve) -> Iterator[Sample]:
@@ -106,33 +113,47 @@ def _found(place: str) -> Iterator[Sample]:
     import fsspec.core
 
     system, path = filesystem(place)
-    if system.isdir(path):
-        yield from _walk(system, path, place)
-    elif system.exists(path):
-        yield _sample(system, system.info(path))
-    elif fsspec.core.has_magic(path):
-        for match in sorted(system.glob(path)):
-            yield from _walk(system, match, place) if system.isdir(match) else [_sample(system, system.info(match))]
-    else:
-        raise Error(f"{place}: there is no such file or folder")
+    with _asking(place):
+        # Whether a URL is a folder is known to its store alone; a web server sends the whole file to say so.
+        if not (is_url(place) and _is_picture(path)) and system.isdir(path):
+            yield from _walk(system, path)
+        elif system.exists(path):
+            yield _sample(system, {"name": path})
+        elif fsspec.core.has_magic(path):
+            for match in sorted(system.glob(path)):
+                yield from _walk(system, match) if system.isdir(match) else [_sample(system, {"name": match})]
+        else:
+            raise Error(f"{place}: there is no such file or folder")
 
 
-def _walk(system: Any, folder: str, place: str) -> Iterator[Sample]:
-    for one in _entries(system, folder, place):
+@contextmanager
+def _asking(place: str) -> Iterator[None]:
+    """Raises Error where a store doesn't answer."""
+    try:
+        yield
+    except Error:
+        raise
+    except Exception as error:  # stores raise what they like
+        raise Error(f"{place}: can't be listed: {one_line(error) or type(error).__name__}") from None
+
+
+def _is_picture(path: str) -> bool:
+    """Whether a file is called as a picture or a shard is."""
+    return Path(path).suffix.lower() in (*SUFFIXES, ".tar")
+
+
+def _walk(system: Any, folder: str) -> Iterator[Sample]:
+    for one in _entries(system, folder):
         if one["type"] == "directory":
-            yield from _walk(system, one["name"], place)
-        elif Path(one["name"]).suffix.lower() in (*SUFFIXES, ".tar"):
+            yield from _walk(system, one["name"])
+        elif _is_picture(one["name"]):
             yield _sample(system, one)
 
 
-def _entries(system: Any, folder: str, place: str) -> list[dict[str, Any]]:
+def _entries(system: Any, folder: str) -> list[dict[str, Any]]:
     """What is in a folder, by name. Object stores may list a folder in itself, as an object without content."""
-    try:
-        entries = system.ls(folder, detail=True)
-    except Exception as error:  # stores raise what they like
-        raise Error(f"{place}: can't be listed: {one_line(error)}") from None
-    own = folder.rstrip("/")
-    return sorted((one for one in entries if one["name"].rstrip("/") != own), key=lambda one: str(one["name"]))
+    entries = (one for one in system.ls(folder, detail=True) if one["name"].rstrip("/") != folder.rstrip("/"))
+    return sorted(entries, key=lambda one: str(one["name"]))
 
 
 def _sample(system: Any, entry: dict[str, Any]) -> Sample:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -22,7 +23,7 @@ Model = tuple[str, Network]  # and what it is called in the rows
 
 READERS = 16  # threads that read from a store, which mostly wait
 MOST_THREADS = 8  # of a worker on Ray, when nobody says how many
-RETRIES = 3  # of a part whose worker dies; a picture that ends its reader would end one after the other
+TRIES = 4  # at a part whose worker dies
 AHEAD = 2  # parts that a worker on Ray has: the one that it is at, and the next
 
 
@@ -91,34 +92,44 @@ def on_ray(job: Job, networks: Sequence[Network], parts: Sequence[int]) -> Itera
             max_size=len(parts),
             max_tasks_in_flight_per_actor=AHEAD,
         )
+        tries = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Tries).remote()
         lent = [ray.put(_in_one_piece(network)) for network in networks]
         todo = ray.data.from_items([{"part": part} for part in parts], override_num_blocks=len(parts))
         done = todo.map_batches(
             _Actor,
-            fn_constructor_args=(replace(job, threads=threads), lent),
+            fn_constructor_args=(replace(job, threads=threads), lent, tries),
             batch_size=1,
             compute=pool,
             num_cpus=threads,
             num_gpus=1 if job.device == "cuda" else None,
-            ray_remote_args_fn=lambda: {"max_task_retries": RETRIES},
         )
         try:
             for row in done.iter_rows():
                 if row["error"]:
                     raise Error(row["error"])
                 yield row["part"]
+        except ray.exceptions.RayTaskError:
+            raise  # a fault of ours, with its traceback
         except ray.exceptions.RayError as error:
-            if isinstance(error, ray.exceptions.RayTaskError):
-                raise  # a fault of ours, with its traceback
-            lost = f"a worker was lost {RETRIES + 1} times at the same part, or Ray itself was"
-            raise Error(f"{lost} ({one_line(error)}); the same command goes on from here") from None
+            raise Error(f"Ray failed ({one_line(error)}); the same command goes on from here") from None
+
+
+class _Tries:
+    """Counts how often each part has been begun, since Ray Data would try forever what ends its worker each time."""
+
+    def __init__(self) -> None:
+        self._begun: Counter[int] = Counter()
+
+    def begin(self, part: int) -> int:
+        self._begun[part] += 1
+        return self._begun[part]
 
 
 class _Actor:
     """A worker as Ray Data has it: called with a batch of one part's number."""
 
-    def __init__(self, job: Job, lent: Sequence[Any]) -> None:
-        self._job, self._lent = job, lent
+    def __init__(self, job: Job, lent: Sequence[Any], tries: Any) -> None:
+        self._job, self._lent, self._tries = job, lent, tries
 
     @cached_property
     def _worker(self) -> Worker:
@@ -127,8 +138,14 @@ class _Actor:
         return Worker(self._job, ray.get(list(self._lent)))
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        import ray
+
+        part = int(batch["part"][0])
         try:
-            self._worker.do(int(batch["part"][0]))
+            if ray.get(self._tries.begin.remote(part)) > TRIES:
+                where = f"row group {part} of {self._job.plan.inputs}"
+                raise Error(f"part {part} ended its worker {TRIES} times; one of its pictures may be to blame ({where})")
+            self._worker.do(part)
         except Error as error:  # which Ray would wrap in its own, and try again
             return batch | {"error": [str(error)]}
         return batch | {"error": [""]}
