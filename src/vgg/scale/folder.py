@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from ..datasets import Sample
 from ..errors import Error, one_line
 from ..files import replacing
-from .places import filesystem, is_local, is_shard, sample
+from .places import asking, filesystem, is_local, is_shard, sample
 
 if TYPE_CHECKING:
     import pyarrow
@@ -56,9 +56,9 @@ class Folder:
         self._system, self._path = filesystem(place)
 
     def names(self) -> set[str]:
-        if not self._system.exists(self._path):
-            return set()
-        return {Path(one["name"]).name for one in self._system.ls(self._path, detail=True)}
+        with asking(self.place):
+            found = self._system.ls(self._path, detail=True) if self._system.exists(self._path) else []
+        return {Path(one["name"]).name for one in found}
 
     def put(self, name: str, content: bytes) -> None:
         """A file, whole or not at all."""
@@ -102,8 +102,11 @@ class Folder:
         """
         names = self.names()
         if MANIFEST in names:
-            with self.open(MANIFEST) as file:
-                there = Plan(**json.load(file))
+            try:
+                with self.open(MANIFEST) as file:
+                    there = Plan(**json.load(file))
+            except (ValueError, TypeError):
+                raise Error(f"{self.place}/{MANIFEST}: is damaged, or of another version of vgg") from None
             if there.run == run:
                 return there
             if any(name.startswith("part-") for name in names):

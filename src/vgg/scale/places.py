@@ -65,10 +65,10 @@ def labelled(place: str, classes: int, labels: Labels | None) -> Iterator[Sample
     if path.endswith(".tar"):
         yield from _some(place, _found(place))
         return
-    with _asking(place):
+    with asking(place):
         is_folder = system.isdir(path)
     if is_folder:
-        with _asking(place):
+        with asking(place):
             yield from _in_folder(system, path, place, classes, labels)
     elif is_url(place):
         raise Error(f"{place}: is no folder, and no .tar shard")
@@ -113,7 +113,7 @@ def _found(place: str) -> Iterator[Sample]:
     import fsspec.core
 
     system, path = filesystem(place)
-    with _asking(place):
+    with asking(place):
         # Whether a URL is a folder is known to its store alone; a web server sends the whole file to say so.
         if not (is_url(place) and _is_picture(path)) and system.isdir(path):
             yield from _walk(system, path)
@@ -127,7 +127,7 @@ def _found(place: str) -> Iterator[Sample]:
 
 
 @contextmanager
-def _asking(place: str) -> Iterator[None]:
+def asking(place: str) -> Iterator[None]:
     """Raises Error where a store doesn't answer."""
     try:
         yield
