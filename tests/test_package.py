@@ -13,18 +13,8 @@ ORDER = [
     "scale", "samples", "benchmark", "quantization", "serving", "training", "cli",
 ]  # fmt: skip
 FOLDERS = (
-    "zoo",
-    "formats",
-    "engines",
-    "datasets",
-    "evaluation",
-    "scale",
-    "samples",
-    "quantization",
-    "serving",
-    "training",
-    "cli",
-)
+    "zoo", "formats", "engines", "datasets", "evaluation", "scale", "samples", "quantization", "serving", "training", "cli",
+)  # fmt: skip
 
 
 def test_importing_is_quick_and_light():
