@@ -2,7 +2,7 @@
 
     .venv/bin/python benchmarks/scale.py run local pictures/ 1000 10000 100000 > local.jsonl
     .venv/bin/python benchmarks/scale.py run ray pictures/ 1000 10000 100000 > ray.jsonl
-    .venv/bin/python benchmarks/scale.py plot local.jsonl ray.jsonl scale.svg
+    .venv/bin/python benchmarks/scale.py plot local.jsonl ray.jsonl scale.png
 
 The pictures are made where they are missing: JPEG files of 40x40, a thousand a folder. The network is narrow, so that the way
 around it is measured. Each run has a process of its own; its clock begins when Python has started, Ray's start included.
@@ -19,6 +19,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+NAMES = {"local": "one process", "ray": "Ray"}
 
 
 def make(folder: Path, count: int) -> list[str]:
@@ -94,22 +96,21 @@ def plot(files: list[str], to: str) -> None:
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4))
     for file in files:
         rows = [json.loads(line) for line in Path(file).read_text().splitlines()]
-        counts, where = [row["pictures"] for row in rows], rows[0]["scale"]
+        counts, where = [row["pictures"] / 1000 for row in rows], NAMES[rows[0]["scale"]]
         left.plot(counts, [row["seconds"] for row in rows], "o-", label=where)
         for who in ("driver", "worker"):
             if rows[0][who]:
-                name = f"{where}: {who}" if where == "ray" else where
-                right.plot(counts, [row[who] / 2**20 for row in rows], "o-", label=name)
-    for axes, title in ((left, "seconds"), (right, "peak memory, MiB")):
+                right.plot(
+                    counts, [row[who] / 2**20 for row in rows], "o-", label=f"{where}: {who}" if rows[0]["worker"] else where
+                )
+    for axes, title in ((left, "seconds"), (right, "peak memory of a process, MiB")):
         axes.set_title(title, fontsize=10)
-        axes.set_xlabel("pictures")
-        axes.set_xscale("log")
+        axes.set_xlabel("thousand pictures")
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)
-    left.set_yscale("log")
     figure.tight_layout()
-    figure.savefig(to)
+    figure.savefig(to, dpi=100)
 
 
 def main() -> None:
