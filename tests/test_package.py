@@ -10,9 +10,11 @@ from conftest import ROOT
 ORDER = [
     "errors", "files", "parallel", "architectures", "labels", "images", "preprocessing", "parameters", "network", "zoo",
     "formats", "engines", "classifier", "perceptual", "torch", "datasets", "explanation", "overlay", "evaluation", "features",
-    "samples", "benchmark", "quantization", "serving", "training", "cli",
+    "scale", "samples", "benchmark", "quantization", "serving", "training", "cli",
 ]  # fmt: skip
-FOLDERS = ("zoo", "formats", "engines", "datasets", "evaluation", "samples", "quantization", "serving", "training", "cli")
+FOLDERS = (
+    "zoo", "formats", "engines", "datasets", "evaluation", "scale", "samples", "quantization", "serving", "training", "cli",
+)  # fmt: skip
 
 
 def test_importing_is_quick_and_light():

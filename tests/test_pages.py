@@ -1,4 +1,4 @@
-"""The pages on features, explanations and perceptual distance: what stands in them runs, in order, and says what they say."""
+"""The pages on features, explanations, distances and bulk work: what stands in them runs, in order, and says what they say."""
 
 import os
 import re
@@ -18,6 +18,7 @@ MADE = {  # by each page: what must be there at the end
     "features.md": ["caltech.npz", "svm.png", "examples.npz", "examples.parquet"],
     "explain.md": ["heat.jpg", "map.jpg", "coffee.png"],
     "perceptual.md": ["distances.jpg"],
+    "scale.md": ["labels/_run.json", "vectors/_run.json"],
 }
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import architectures, datasets, engines, evaluation, explanation, features, formats, images, labels  # isort: skip
-    from . import perceptual, preprocessing, quantization, samples, training, zoo  # isort: skip
+    from . import perceptual, preprocessing, quantization, samples, scale, training, zoo  # isort: skip
     from .architectures import Architecture
     from .classifier import Classifier, Prediction, Result, load, postprocess
     from .errors import Error, ImageError, ModelError, Notice
@@ -35,14 +35,14 @@ _HOMES = {
 }
 _ROOMS = (
     "architectures", "datasets", "engines", "evaluation", "explanation", "features", "formats", "images", "labels",
-    "perceptual", "preprocessing", "quantization", "samples", "torch", "training", "zoo",
+    "perceptual", "preprocessing", "quantization", "samples", "scale", "torch", "training", "zoo",
 )  # fmt: skip
 
 __all__ = [
     "Architecture", "Classifier", "Error", "ImageError", "Labels", "LowRank", "ModelError", "Network", "Notice", "Prediction",
     "Preprocessing", "Provenance", "Quantized", "Result", "__version__", "architectures", "datasets", "engines", "evaluation",
     "explanation", "features", "formats", "images", "labels", "load", "perceptual", "perceptual_distance", "postprocess",
-    "preprocess", "preprocessing", "quantization", "samples", "training", "zoo",
+    "preprocess", "preprocessing", "quantization", "samples", "scale", "training", "zoo",
 ]  # fmt: skip
 
 

@@ -95,12 +95,12 @@ class Classifier:
             rows.append(self.engine.logits(np.stack([value for _, value in batch])))
         return np.concatenate(rows)
 
-    def results(self, images: Any, top: int = 5) -> Iterator[Result]:
+    def results(self, images: Any, top: int = 5, *, workers: int | None = None) -> Iterator[Result]:
         """A `Result` for each picture, in order, as they come; a picture that can't be read gives one with an error.
 
-        Pictures are read and prepared by other threads while the engine works.
+        Pictures are read and prepared by other threads while the engine works: `workers`, or as many as there are cores.
         """
-        for batch in self._batches(find(images)):
+        for batch in self._batches(find(images), workers):
             good = [value for _, value in batch if not isinstance(value, ImageError)]
             rows = iter(softmax(self.engine.logits(np.stack(good))) if good else ())
             for name, value in batch:
@@ -183,7 +183,7 @@ class Classifier:
         """One picture as the network's input, float32 [3, crop, crop]. Raises ImageError when it can't be read."""
         return self.network.preprocessing(image, name)
 
-    def _batches(self, pictures: Iterable[tuple[str, Picture]]) -> Iterator[list[tuple[str, Any]]]:
+    def _batches(self, pictures: Iterable[tuple[str, Picture]], workers: int | None = None) -> Iterator[list[tuple[str, Any]]]:
         """Names with inputs, or with errors, in batches; the next two batches are prepared meanwhile."""
 
         def prepare(named: tuple[str, Picture]) -> tuple[str, Array | ImageError]:
@@ -193,7 +193,7 @@ class Classifier:
             except ImageError as error:
                 return name, error
 
-        prepared = ahead(prepare, pictures, min(os.cpu_count() or 1, BATCH_SIZE), 2 * BATCH_SIZE)
+        prepared = ahead(prepare, pictures, workers or min(os.cpu_count() or 1, BATCH_SIZE), 2 * BATCH_SIZE)
         while batch := list(islice(prepared, BATCH_SIZE)):
             yield batch
 
@@ -223,13 +223,15 @@ def load(
         ModelError: the file can't be read or holds no VGG network.
         Error: the model can't be downloaded; or the labels, the preset, the engine or the device can't be used.
     """
-    if isinstance(model, Network):
-        network, name = model, ""
-    else:
-        path = locate(model)
-        network, name = Network.read(path), EMBEDDED if path == EMBEDDED_FILE else path.name
+    network, name = (model, "") if isinstance(model, Network) else read(model)
     network = described(network, preprocessing, labels)
     return Classifier(network, engine, threads=threads, device=device, name=name)
+
+
+def read(model: str | Path | None) -> tuple[Network, str]:
+    """The network in a file or of a published name, as `load` takes it, and what it is called in output."""
+    path = locate(model)
+    return Network.read(path), EMBEDDED if path == EMBEDDED_FILE else path.name
 
 
 def described(

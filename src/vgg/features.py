@@ -192,6 +192,20 @@ def _values(classifier: Classifier, window: _Window, descriptor: Descriptor, sca
     return found
 
 
+def columns(found: Sequence[Features], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """The columns of a Parquet file: pictures' names, and their values by layer, null for those with an error."""
+    import pyarrow
+
+    made: dict[str, Any] = {"image": pyarrow.array([one.image for one in found], pyarrow.string())}
+    broken = np.array([one.error is not None for one in found])
+    for layer, shape in shapes.items():
+        none = np.zeros(shape, np.float32)
+        flat = np.concatenate([none.reshape(-1) if one.error else one.values[layer].reshape(-1) for one in found])
+        mask = pyarrow.array(broken) if broken.any() else None
+        made[layer] = pyarrow.FixedSizeListArray.from_arrays(flat, none.size, mask=mask)
+    return made
+
+
 def _write_npz(found: Iterable[Features], file: BinaryIO, path: Path) -> dict[str, tuple[int, ...]]:
     """Rows go to a temporary file for each layer first, since an array's header says how many there are."""
     names: list[str] = []
@@ -223,12 +237,8 @@ def _write_parquet(found: Iterable[Features], file: BinaryIO, path: Path) -> dic
 
     source, writer, shapes, count = _good(found, path), None, {}, 0
     while group := list(islice(source, ROWS)):
-        columns: dict[str, Any] = {"image": pyarrow.array([one.image for one in group], pyarrow.string())}
-        for layer in group[0].values:
-            flat = np.stack([one.values[layer].reshape(-1) for one in group])
-            columns[layer] = pyarrow.FixedSizeListArray.from_arrays(flat.reshape(-1), flat.shape[1])
-            shapes[layer] = group[0].values[layer].shape
-        table = pyarrow.table(columns)
+        shapes = {layer: value.shape for layer, value in group[0].values.items()}
+        table = pyarrow.table(columns(group, shapes))
         writer = writer or parquet.ParquetWriter(file, table.schema)
         writer.write_table(table)
         count += len(group)

@@ -10,7 +10,7 @@ import io
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Union
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, Union
 
 from .errors import ImageError
 from .files import reason
@@ -30,15 +30,23 @@ SUFFIXES = frozenset(
     for name in "avif bmp gif jfif jp2 jpe jpeg jpg pbm pgm png pnm ppm tga tif tiff webp".split()  # noqa: SIM905
 )
 
-Picture = Union[str, Path, bytes, "Image.Image", "np.ndarray[Any, Any]"]
+
+class Readable(Protocol):
+    """A place that gives a picture's file when it is read, such as a `vgg.datasets.Sample`, or an open file."""
+
+    def read(self) -> bytes: ...
+
+
+Picture = Union[str, Path, bytes, Readable, "Image.Image", "np.ndarray[Any, Any]"]
 
 
 def open_image(source: Picture, name: str | None = None) -> "Image.Image":
     """An 8-bit RGB image, upright.
 
     Args:
-        source: a path; the bytes of a file; a PIL image; or an array, uint8 or uint16, [height, width] or
-            [height, width, channels] with 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGBA) channels, 0..255 or 0..65535.
+        source: a path; the bytes of a file, or something to `read()` them from; a PIL image; or an array, uint8 or uint16,
+            [height, width] or [height, width, channels] with 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGBA) channels,
+            0..255 or 0..65535.
         name: what to call it in an error; a path calls itself.
 
     Raises:
@@ -48,6 +56,8 @@ def open_image(source: Picture, name: str | None = None) -> "Image.Image":
 
     if isinstance(source, Image.Image):
         return _rgb(source, name or "the image")
+    if hasattr(source, "read"):
+        source = source.read()
     if isinstance(source, bytes | bytearray | memoryview):
         return _decode(io.BytesIO(source), len(source), name or "the image's bytes")
     if isinstance(source, str | Path):

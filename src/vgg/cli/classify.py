@@ -11,7 +11,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..zoo import EMBEDDED
-from .common import DeviceOption, EngineOption, LabelsOption, PresetOption, ThreadsOption, counted, find_pictures
+from .common import (
+    DeviceOption,
+    EngineOption,
+    LabelsOption,
+    OutputOption,
+    PresetOption,
+    ScaleOption,
+    ThreadsOption,
+    counted,
+    end,
+    find_pictures,
+    in_parts,
+)  # fmt: skip
 
 if TYPE_CHECKING:
     from ..classifier import Result
@@ -34,6 +46,8 @@ def classify(
     ] = None,
     top: Annotated[int, typer.Option("--top", "-k", min=1, metavar="K", help="How many predictions a picture.")] = 5,
     format: Annotated[Format, typer.Option("--format", help="How to print the result.")] = Format.table,
+    output: OutputOption = None,
+    scale: ScaleOption = None,
     labels: LabelsOption = None,
     preset: PresetOption = None,
     engine: EngineOption = "auto",
@@ -44,10 +58,20 @@ def classify(
 
     Example: `vgg classify examples/ cat.jpg --top 3`
 
-    Folders are walked. When some pictures can't be read, the others are still answered, and the exit code is 1.
+    Folders are walked. When some pictures can't be read, the others are still answered, and the exit code is 1. With
+    `--output`, pictures may be URLs, and WebDataset shards.
     """
     from .. import classifier as library
 
+    if output or scale:
+        from ..scale import Classify
+
+        network, name = library.read(model)
+        models = [(name, library.described(network, preset, labels))]
+        without = {"--format": format is not Format.table}
+        options = {"engine": engine, "threads": threads, "device": device}
+        end(in_parts(Classify(top), models, images, output, scale, without=without, **options))
+        return
     pictures, failures = find_pictures(images)
     found = library.load(model, engine, threads=threads, device=device, labels=labels, preprocessing=preset)
     results = counted(found.results(pictures, top), len(pictures), failures, "Classifying") if pictures else []

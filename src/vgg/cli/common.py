@@ -18,6 +18,8 @@ from ..preprocessing import PRESETS
 if TYPE_CHECKING:
     from ..classifier import Result
     from ..features import Features
+    from ..network import Network
+    from ..scale import Finished, Task
 
 PROTOCOLS = ("center", "ten-crop", "dense", "multi-crop", "dense+multi-crop")  # as vgg.evaluation has them
 MANY = 8  # pictures that are worth a progress bar
@@ -77,6 +79,17 @@ ScalesOption = Annotated[
     str | None, typer.Option("--scales", metavar="N,N", help="Short sides in pixels, instead of the preset's: 256,384,512.")
 ]
 FlipOption = Annotated[bool, typer.Option("--flip", help="Also look at each view mirrored.")]
+OutputOption = Annotated[
+    str | None,
+    typer.Option(
+        "--output",
+        metavar="DIR",
+        help="Work in parts, and write the rows to this folder or URL, as Parquet files; a run that was cut goes on.",
+    ),
+]
+ScaleOption = Annotated[
+    str | None, typer.Option("--scale", metavar="S", help="With --output: local, or ray, on many machines.  [default: local]")
+]
 ViewsOption = Annotated[int, typer.Option("--batch-size", "-b", min=1, metavar="N", help="Views an engine gets at once.")]
 
 
@@ -160,3 +173,43 @@ def progress() -> Iterator[Callable[[str, int, int], None]]:
             bar.update(tasks[what], completed=done, total=total)
 
         yield show
+
+
+def in_parts(
+    task: "Task",
+    models: Sequence[tuple[str, "Network"]],
+    places: Sequence[str],
+    output: str | None,
+    scale: str | None,
+    *,
+    without: dict[str, Any] | None = None,
+    **options: Any,
+) -> "Finished":
+    """A verb's work in parts, with a progress bar on a terminal. `without`: options that don't go with --output."""
+    from ..scale import run
+
+    if output is None:
+        raise Error("--scale needs --output, the folder or URL where the results go")
+    for option in (name for name, value in (without or {}).items() if value):
+        raise Error(f"{option} doesn't go with --output")
+    try:
+        with progress() as show:
+            doing = f"{type(task).__name__} in parts"
+            return run(
+                task, models, places, output, scale=scale or "local", progress=lambda *done: show(doing, *done), **options
+            )
+    except KeyboardInterrupt:
+        print("vgg: cut short; the same command goes on from here", file=sys.stderr)
+        raise
+
+
+def end(run: "Finished") -> None:
+    """Say on standard error what came of a run in parts, and end with code 1 where pictures failed."""
+    parts = f"{run.plan.parts:,} part{'s' * (run.plan.parts != 1)}"
+    print(f"{run.folder.place}: {run.pictures:,} pictures in {parts}, {run.failed:,} failed", file=sys.stderr)
+    for error in run.errors:
+        print(f"vgg: {error}", file=sys.stderr)
+    if run.failed > len(run.errors):
+        print(f"vgg: and {run.failed - len(run.errors):,} more; the column `error` has all", file=sys.stderr)
+    if run.failed:
+        raise typer.Exit(1)

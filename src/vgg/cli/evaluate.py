@@ -17,12 +17,16 @@ from .common import (
     Format,
     FormatOption,
     LabelsOption,
+    OutputOption,
     PresetOption,
     ProtocolOption,
+    ScaleOption,
     ScalesOption,
     ThreadsOption,
     ViewsOption,
     WorkersOption,
+    end,
+    in_parts,
     numbers,
     print_records,
 )  # fmt: skip
@@ -31,10 +35,11 @@ if TYPE_CHECKING:
     from ..classifier import Classifier
     from ..datasets import Dataset
     from ..evaluation import Protocol, Run
+    from ..network import Network
 
 
 def evaluate(
-    data: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of class folders, a list file, or WebDataset shards.")],
+    data: Annotated[str, typer.Argument(metavar="DIR", help="A folder of class folders, a list file, or WebDataset shards.")],
     model: Annotated[
         list[str] | None,
         typer.Option(
@@ -60,6 +65,8 @@ def evaluate(
         Path | None, typer.Option("--report", metavar="OUT", help="Also write a report, as one HTML page.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where the same evaluation was cut.")] = False,
+    output: OutputOption = None,
+    scale: ScaleOption = None,
     format: FormatOption = Format.table,
     labels: LabelsOption = None,
     preset: PresetOption = None,
@@ -79,7 +86,7 @@ def evaluate(
     from dataclasses import replace
 
     from .. import datasets
-    from ..classifier import described, load
+    from ..classifier import described, load, read
     from ..errors import Error
     from ..evaluation import Protocol, read_real, records
 
@@ -90,6 +97,14 @@ def evaluate(
     if fuse and len(model or ()) < 2:
         raise Error("--fuse takes the mean of several models; give --model more than once")
     files: list[str | None] = list(model) if model else [None]
+    if output or scale:
+        networks = [(name, described(network, preset, labels)) for network, name in map(read, files)]
+        if no_resize:
+            networks = [(name, described(one, replace(one.preprocessing, resize="none"))) for name, one in networks]
+        options = {"engine": engine, "threads": threads, "device": device, "batch_size": batch_size, "workers": workers}
+        without = {"--real": real, "--boxes": boxes, "--predictions": predictions, "--report": report, "--resume": resume}
+        _in_parts(networks, data, look, fuse, format, output, scale, without=without, **options)
+        return
     models = [load(one, engine, threads=threads, device=device, labels=labels, preprocessing=preset) for one in files]
     for one in models if no_resize else ():
         one.network = described(one.network, replace(one.network.preprocessing, resize="none"))
@@ -98,10 +113,7 @@ def evaluate(
     relabelled = read_real(real, dataset, network.architecture.classes) if real else None
     run = _run(models, dataset, look, fuse=fuse, boxes=boxes, batch_size=batch_size, workers=workers, resume=resume)
     found = records(run, relabelled)
-    if format is Format.table:
-        _table(found)
-    else:
-        print_records(found, format)
+    _print(found, format)
     if predictions:
         _predictions(run, predictions)
     if report:
@@ -112,6 +124,25 @@ def evaluate(
         print(f"vgg: {error}", file=sys.stderr)
     if run.errors:
         raise typer.Exit(1)
+
+
+def _in_parts(
+    models: "Sequence[tuple[str, Network]]",
+    data: str,
+    protocol: "Protocol",
+    fuse: bool,
+    format: Format,
+    output: str | None,
+    scale: str | None,
+    **options: Any,
+) -> None:
+    from ..scale import Score, records
+
+    task = Score(protocol, fuse)
+    run = in_parts(task, models, [data], output, scale, **options)
+    found = records(run, task, models)
+    _print(found, format)
+    end(run)
 
 
 def _run(models: "Sequence[Classifier]", dataset: "Dataset", protocol: "Protocol", **options: Any) -> "Run":
@@ -129,6 +160,13 @@ def _run(models: "Sequence[Classifier]", dataset: "Dataset", protocol: "Protocol
         except KeyboardInterrupt:
             print("vgg: cut short; the same command with --resume goes on from here", file=sys.stderr)
             raise
+
+
+def _print(found: Sequence[dict[str, Any]], format: Format) -> None:
+    if format is Format.table:
+        _table(found)
+    else:
+        print_records(found, format)
 
 
 def _table(found: Sequence[dict[str, Any]]) -> None:
@@ -155,7 +193,7 @@ def _table(found: Sequence[dict[str, Any]]) -> None:
             "calibration %": one["calibration_error"],
             "agreement %": one["agreement"],
             "McNemar's p": one["mcnemar"] and f"{one['mcnemar']:.2g}",
-            "images/s": one["images_per_second"],
+            "images/s": one.get("images_per_second"),
         }
         for one in found
     ]

@@ -11,21 +11,27 @@ from .common import (
     DeviceOption,
     EngineOption,
     FlipOption,
+    OutputOption,
     PresetOption,
     ProtocolOption,
+    ScaleOption,
     ScalesOption,
     ThreadsOption,
     ViewsOption,
     WorkersOption,
     counted,
+    end,
     find_pictures,
+    in_parts,
     numbers,
 )  # fmt: skip
 
 
 def features(
     images: Annotated[list[str], typer.Argument(help="Pictures, folders of them, globs, or - for standard input.")],
-    to: Annotated[Path, typer.Option("--to", "-o", metavar="OUT", help="The file to write, .npz or .parquet.")],
+    to: Annotated[
+        Path | None, typer.Option("--to", "-o", metavar="OUT", help="The file to write, .npz or .parquet.", show_default=False)
+    ] = None,
     layer: Annotated[
         list[str] | None,
         typer.Option("--layer", "-l", metavar="L", help="Such as fc7 or conv5_3; may be repeated.  [default: last but one]"),
@@ -40,6 +46,8 @@ def features(
     stack: Annotated[bool, typer.Option("--stack", help="The scales side by side instead of their mean.")] = False,
     normalize: Annotated[bool, typer.Option("--normalize", help="Each vector to length 1 (L2).")] = False,
     maps: Annotated[bool, typer.Option("--maps", help="Keep a convolution's map instead of its mean.")] = False,
+    output: OutputOption = None,
+    scale: ScaleOption = None,
     preset: PresetOption = None,
     engine: EngineOption = "auto",
     batch_size: ViewsOption = 16,
@@ -55,14 +63,24 @@ def features(
     `-p dense --scales 256,384,512 --flip --normalize`. When some pictures can't be read, the others are still written, and
     the exit code is 1.
     """
-    from ..classifier import load
+    from .. import classifier as library
     from ..evaluation import Protocol
     from ..features import Descriptor, extract, write
 
     look = Protocol(protocol, numbers(scales, "--scales"), flip)
     descriptor = Descriptor(tuple(layer or ()), look, stack, normalize, maps)
+    if output or scale:
+        from ..scale import Describe
+
+        network, name = library.read(model)
+        models = [(name, library.described(network, preset))]
+        options = {"engine": engine, "threads": threads, "device": device, "batch_size": batch_size, "workers": workers}
+        end(in_parts(Describe(descriptor), models, images, output, scale, without={"--to": to}, **options))
+        return
+    if to is None:
+        raise typer.BadParameter("where to? --to OUT writes one file, --output DIR many, in parts")
     pictures, failures = find_pictures(images)
-    found = load(model, engine, threads=threads, device=device, preprocessing=preset)
+    found = library.load(model, engine, threads=threads, device=device, preprocessing=preset)
     results = extract(found, pictures, descriptor, batch_size=batch_size, workers=workers)
     try:
         if pictures:

@@ -1,6 +1,7 @@
 """Pictures in a folder for each class, and pictures on a list."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import Error
@@ -20,22 +21,29 @@ def class_names(root: Path) -> list[str]:
 def class_folders(root: Path, classes: int, labels: Labels | None) -> list[Sample]:
     """The pictures below a folder's folders, each of which is a class."""
     names = class_names(root)
+    return [
+        Sample(os.path.relpath(file, root), target, file)
+        for name, target in targets(root, names, classes, labels).items()
+        for file in _pictures(root / name)
+    ]
+
+
+def targets(root: Path | str, names: Sequence[str], classes: int, labels: Labels | None) -> dict[str, int]:
+    """The classes that a place's folders of these names, sorted, stand for. Raises Error where one stands for none."""
     if labels is None and len(names) != classes:
         raise Error(f"{root}: has {len(names)} class folders; the model has {classes} classes and no labels to tell them by")
     resolve = resolver(classes, labels) if labels is not None else names.index
     owners: dict[int, str] = {}
-    samples = []
     for name in names:
         try:
             target = resolve(name)
         except ValueError as error:
-            inside = next((f"; did you mean {root / one}?" for one in ("val", "train") if one in names), "")
-            raise Error(f"{root / name}: {error}{inside}") from None
+            inside = next((f"; did you mean {root}/{one}?" for one in ("val", "train") if one in names), "")
+            raise Error(f"{root}/{name}: {error}{inside}") from None
         if target in owners:
-            raise Error(f"{root / name}: is class {target}, and so is {root / owners[target]}")
+            raise Error(f"{root}/{name}: is class {target}, and so is {root}/{owners[target]}")
         owners[target] = name
-        samples += [Sample(os.path.relpath(file, root), target, file) for file in _pictures(root / name)]
-    return samples
+    return {name: target for target, name in owners.items()}
 
 
 def _pictures(folder: Path) -> list[str]:

@@ -20,7 +20,7 @@ LONGEST_LABEL = 256  # bytes
 def read(paths: Sequence[Path], resolve: Resolve | None) -> list[Sample]:
     """The samples in shards, with the places of the pictures in the tar files, which are not read.
 
-    Without `resolve`, classes are not looked at, and all are 0.
+    Without `resolve`, classes are passed over, and every sample's is -1.
 
     Raises Error where a shard is damaged, a picture has no class, or a class is unknown.
     """
@@ -49,7 +49,7 @@ def _samples(path: Path, resolve: Resolve | None) -> Iterable[Sample]:
     for key, (name, offset, size) in pictures.items():
         if resolve and key not in targets:
             raise Error(f"{path}: {name} has no class beside it ({key}.cls)")
-        yield Sample(f"{path.name}/{name}", targets.get(key, 0), str(path), offset, size)
+        yield Sample(f"{path.name}/{name}", targets.get(key, -1), str(path), offset, size)
 
 
 def write(file: BinaryIO, samples: Iterable[tuple[str, bytes, int]]) -> None:

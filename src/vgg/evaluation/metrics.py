@@ -53,11 +53,10 @@ class Bin:
     accuracy: float  # share of them that is right, 0..1
 
 
-def calibration(confidence: Array, right: Array, bins: int = BINS) -> tuple[float, list[Bin]]:
-    """The expected calibration error, 0..1, and the bins of equal width, (low, high], that it is computed from.
+def binned(confidence: Array, right: Array, bins: int = BINS) -> Array:
+    """Pictures in bins of equal width, (low, high], by the probability of their best class: float64 [3, bins], sums.
 
-    C. Guo et al., "On calibration of modern neural networks", ICML 2017: the mean over all pictures of
-    |accuracy - confidence| of the bin that the picture is in.
+    How many there are, their probabilities, and how many are right. The sums of two lots of pictures are those of both.
 
     Args:
         confidence: [images], the probability of each picture's best class, 0..1.
@@ -65,13 +64,26 @@ def calibration(confidence: Array, right: Array, bins: int = BINS) -> tuple[floa
         bins: how many.
     """
     places = np.clip(np.ceil(confidence.astype(np.float64) * bins).astype(int) - 1, 0, bins - 1)
-    counts = np.bincount(places, minlength=bins)
-    sums = np.bincount(places, confidence, bins), np.bincount(places, right, bins)
+    return np.stack([np.bincount(places, weights, bins) for weights in (None, confidence, right)]).astype(np.float64)
+
+
+def calibration_error(sums: Array) -> float:
+    """The expected calibration error, 0..1, of what `binned` gives.
+
+    C. Guo et al., "On calibration of modern neural networks", ICML 2017: the mean over all pictures of
+    |accuracy - confidence| of the bin that the picture is in.
+    """
+    return float(np.abs(sums[2] - sums[1]).sum() / max(sums[0].sum(), 1))
+
+
+def calibration(confidence: Array, right: Array, bins: int = BINS) -> tuple[float, list[Bin]]:
+    """The expected calibration error, and the bins that it is computed from; see `binned` and `calibration_error`."""
+    sums = binned(confidence, right, bins)
     found = [
         Bin(index / bins, (index + 1) / bins, int(n), float(sure / max(n, 1)), float(hits / max(n, 1)))
-        for index, (n, sure, hits) in enumerate(zip(counts, *sums, strict=True))
+        for index, (n, sure, hits) in enumerate(sums.T)
     ]
-    return sum(one.count * abs(one.accuracy - one.confidence) for one in found) / max(len(confidence), 1), found
+    return calibration_error(sums), found
 
 
 def confusions(targets: Array, predicted: Array) -> list[tuple[int, int, Array]]:

@@ -72,6 +72,13 @@ class Run:
     done: int = 0  # pictures, from the first on
     annotations: Annotations | None = None  # the pictures' boxes, where localisation is measured
 
+    @classmethod
+    def of(cls, models: Sequence[Classifier], dataset: Dataset, protocol: Protocol, fuse: bool = False) -> "Run":
+        """A run in which nothing has been answered yet."""
+        names = [one.name for one in models] + ([" + ".join(one.name for one in models)] if fuse else [])
+        classes = models[0].network.architecture.classes
+        return cls(models, dataset, protocol, names, [Answers.empty(len(dataset), classes) for _ in names])
+
     def read(self) -> Array:
         """bool [images]: which pictures could be read."""
         found = np.arange(len(self.dataset)) < self.done
@@ -147,30 +154,18 @@ def evaluate(
         Error: the models have different classes, a scale or the engine doesn't fit, or no picture could be read.
     """
     protocol = protocol or Protocol()
-    _check(models, protocol)
-    names = [one.name for one in models] + ([" + ".join(one.name for one in models)] if fuse else [])
-    classes = models[0].network.architecture.classes
-    run = Run(models, dataset, protocol, names, [Answers.empty(len(dataset), classes) for _ in names])
+    check(models, protocol)
+    run = Run.of(models, dataset, protocol, fuse)
     if boxes is not None:
         check_localisation(models, protocol)
         run.annotations = Annotations(boxes, dataset)
     path = cache(partial(_state_path, run))  # hashing the parameters takes a second, which a short run doesn't need
     if resume:
         run.restore(path())
-    recipes = list(dict.fromkeys(one.network.preprocessing for one in models))
-    size = max(1, min(batch_size, VIEWS // protocol.views))
-    windows = (range(start, min(start + size, len(dataset))) for start in range(run.done, len(dataset), size))
-    workers = workers or os.cpu_count() or 1
-
-    def prepare(places: range) -> _Window:
-        return _prepared(dataset, places, recipes, protocol, batch_size)
-
     saved, kept = time.monotonic(), resume
-    prepared = ahead(prepare, windows, workers, workers + 1)
     try:
-        for window, waited in _timed(prepared):
-            _answer(run, window, waited)
-            progress(run.done)
+        for done in answer(run, batch_size=batch_size, workers=workers):
+            progress(done)
             if time.monotonic() - saved > SAVE_SECONDS:
                 run.save(path())
                 saved, kept = time.monotonic(), True
@@ -184,7 +179,20 @@ def evaluate(
     return run
 
 
-def _check(models: Sequence[Classifier], protocol: Protocol) -> None:
+def answer(run: Run, *, batch_size: int = BATCH_SIZE, workers: int | None = None) -> Iterator[int]:
+    """Let the models answer for what is left of a run; gives how far it is, after each lot of pictures."""
+    recipes = list(dict.fromkeys(one.network.preprocessing for one in run.models))
+    count, size = len(run.dataset), max(1, min(batch_size, VIEWS // run.protocol.views))
+    windows = (range(start, min(start + size, count)) for start in range(run.done, count, size))
+    workers = workers or os.cpu_count() or 1
+    prepare = partial(_prepared, run.dataset, recipes=recipes, protocol=run.protocol, batch_size=batch_size)
+    for window, waited in _timed(ahead(prepare, windows, workers, workers + 1)):
+        _answer(run, window, waited)
+        yield run.done
+
+
+def check(models: Sequence[Classifier], protocol: Protocol) -> None:
+    """Raises Error where models can't run side by side, or a scale or the engine doesn't fit."""
     first = models[0].network
     for one in models:
         labels = first.labels and one.network.labels and (first.labels.wnids or first.labels.names)

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ from .. import zoo
 from ..datasets import Dataset
 from ..errors import Error
 from ..files import reason
+from ..network import Network
 from .localisation import OVERLAP
-from .metrics import calibration, mcnemar, wilson
+from .metrics import BINS, binned, calibration_error, mcnemar, wilson
+from .protocols import Protocol
 from .run import Run
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -52,6 +55,50 @@ def read_real(path: str | Path, dataset: Dataset, classes: int) -> Real:
     return found
 
 
+@dataclass
+class Tally:
+    """What the figures of one model are made of: sums over pictures, which take the same room however many there are."""
+
+    images: int = 0
+    right: int = 0
+    right5: int = 0  # the right class is among the best five
+    loss: float = 0.0  # sum of the cross-entropies
+    bins: Array = field(default_factory=lambda: np.zeros((3, BINS)))  # as `binned` gives them
+    same: int = 0  # the best class is that of the first model
+    only: tuple[int, int] = (0, 0)  # pictures that only the first model, and only this one, has right
+
+    def add(self, targets: Array, top: Array, scores: Array, losses: Array, first: Array) -> None:
+        """Count some pictures.
+
+        Args:
+            targets: int [images], the right classes.
+            top: int [images, TOP], the best classes, best first; scores: float32, their probabilities.
+            losses: float32 [images].
+            first: int [images], the first model's best classes.
+        """
+        best = top[:, 0]
+        right, before = best == targets, first == targets
+        self.images += len(targets)
+        self.right += int(right.sum())
+        self.right5 += int((top == targets[:, None]).any(1).sum())
+        self.loss += float(losses.sum(dtype=np.float64))
+        self.bins += binned(scores[:, 0], right, BINS)
+        self.same += int((best == first).sum())
+        self.only = self.only[0] + int((before & ~right).sum()), self.only[1] + int((right & ~before).sum())
+
+    def accuracies(self) -> dict[str, Any]:
+        return _accuracy("top1", self.right, self.images) | _accuracy("top5", self.right5, self.images)
+
+    def others(self, compared: bool) -> dict[str, Any]:
+        """What is said of a model after its accuracies; `compared`: with the first one."""
+        return {
+            "cross_entropy": round(self.loss / self.images, 4),
+            "calibration_error": _percent(calibration_error(self.bins)),
+            "agreement": _percent(self.same / self.images) if compared else None,
+            "mcnemar": float(f"{mcnemar(*self.only):.3g}") if compared else None,
+        }
+
+
 def records(run: Run, real: Real | None = None) -> list[dict[str, Any]]:
     """A record for each model and for their fusion: accuracies in percent with 95% intervals, and what they were got with.
 
@@ -63,22 +110,15 @@ def records(run: Run, real: Real | None = None) -> list[dict[str, Any]]:
     tops = [answers.top[read] for answers in run.answers]
     found = []
     for index, (name, answers, top) in enumerate(zip(run.names, run.answers, tops, strict=True)):
+        tally = Tally()
+        tally.add(targets, top, answers.scores[read], answers.losses[read], tops[0][:, 0])
+        used = run.models[index : index + 1] or run.models  # of one, or of all for their fusion
+        record: dict[str, Any] = {"model": name, "images": tally.images, "failed": len(run.errors)} | tally.accuracies()
         right, right5 = top[:, 0] == targets, (top == targets[:, None]).any(1)
-        model = run.models[index] if index < len(run.models) else None
-        record: dict[str, Any] = {"model": name, "images": int(read.sum()), "failed": len(run.errors)}
-        record |= _accuracy("top1", right) | _accuracy("top5", right5)
         record |= _localisation(run, right, right5, answers.overlaps[read])
-        record |= _real(top[:, 0], np.flatnonzero(read), real)
-        record["cross_entropy"] = round(float(answers.losses[read].mean(dtype=np.float64)), 4)
-        record["calibration_error"] = _percent(calibration(answers.scores[read, 0], right)[0])
-        first = tops[0][:, 0]
-        record["agreement"] = _percent(float((top[:, 0] == first).mean())) if index else None
-        only = [int(np.sum(a & ~b)) for a, b in ((first == targets, right), (right, first == targets))]
-        record["mcnemar"] = float(f"{mcnemar(*only):.3g}") if index else None
-        known = model and next((one for one in zoo.list() if one.name == model.network.provenance.published), None)
-        record["published"] = known.name if known else None
-        record["published_top1"], record["published_top5"] = (known.top1, known.top5) if known else (None, None)
-        record |= _settings(run, index)
+        record |= _real(top[:, 0], np.flatnonzero(read), real) | tally.others(index > 0)
+        record |= settings([one.network for one in used], run.protocol)
+        record["engine"] = " + ".join(dict.fromkeys(one.engine.name for one in used))
         record["images_per_second"] = round(run.done / answers.seconds, 2) if answers.seconds else None
         found.append(record)
     return found
@@ -91,7 +131,7 @@ def predictions(run: Run) -> Iterator[dict[str, Any]]:
     for place, sample in enumerate(run.dataset):
         for name, answers in zip(run.names, run.answers, strict=True):
             row: dict[str, Any] = {"image": sample.name, "model": name, "class": sample.target}
-            row["label"] = labels.names[sample.target] if labels else None
+            row["label"] = labels.names[sample.target] if labels and sample.target >= 0 else None
             row["right"] = row["cross_entropy"] = None
             pairs: list[tuple[Any, Any]] = [(None, None)] * width
             if place not in run.errors:
@@ -102,8 +142,8 @@ def predictions(run: Run) -> Iterator[dict[str, Any]]:
             yield row | {"error": run.errors.get(place)}
 
 
-def _accuracy(name: str, right: Array) -> dict[str, float]:
-    share, (low, high) = _percent(float(right.mean())), wilson(int(right.sum()), len(right))
+def _accuracy(name: str, right: int, total: int) -> dict[str, float]:
+    share, (low, high) = _percent(right / total), wilson(right, total)
     return {name: share, f"{name}_err": round(100 - share, 3), f"{name}_low": _percent(low), f"{name}_high": _percent(high)}
 
 
@@ -115,7 +155,7 @@ def _localisation(run: Run, right: Array, right5: Array, overlaps: Array) -> dic
     hit = overlaps[known] > OVERLAP
     found: dict[str, Any] = {"loc_images": int(known.sum())}
     for name, count in (("loc1", hit & right[known]), ("loc5", hit & right5[known]), ("loc_known", hit)):
-        found |= _accuracy(name, count) if known.any() else dict.fromkeys(_accuracy(name, np.zeros(1)))
+        found |= _accuracy(name, int(count.sum()), len(hit)) if len(hit) else dict.fromkeys(_accuracy(name, 0, 1))
     return found
 
 
@@ -130,20 +170,24 @@ def _real(best: Array, places: Array, real: Real | None) -> dict[str, Any]:
     return {"real": _percent(sum(right) / max(len(right), 1)), "real_images": len(right)}
 
 
-def _settings(run: Run, index: int) -> dict[str, Any]:
-    """How a model, or the fusion of all, was run."""
-    used = [run.models[index]] if index < len(run.models) else run.models
-    recipe = used[0].network.preprocessing
-    sizes = [one.size for one in run.protocol.recipes(recipe)]
-    resized = bool(run.protocol.scales) or recipe.resize != "none"
+def settings(networks: Sequence[Network], protocol: Protocol) -> dict[str, Any]:
+    """What a model, or the fusion of several, is and how it is run."""
+    first = networks[0]
+    alone = first.provenance.published if len(networks) == 1 else ""
+    known = next((one for one in zoo.list() if one.name == alone), None)
+    recipe = first.preprocessing
+    sizes = [one.size for one in protocol.recipes(recipe)]
+    resized = bool(protocol.scales) or recipe.resize != "none"
     return {
-        "param_count": round(sum(one.network.architecture.parameter_count for one in used) / 1e6, 2),
+        "published": known.name if known else None,
+        "published_top1": known.top1 if known else None,
+        "published_top5": known.top5 if known else None,
+        "param_count": round(sum(one.architecture.parameter_count for one in networks) / 1e6, 2),
         "img_size": recipe.crop,
-        "crop_pct": round(recipe.crop / sizes[0], 3) if resized and len(sizes) == 1 and not run.protocol.dense else None,
+        "crop_pct": round(recipe.crop / sizes[0], 3) if resized and len(sizes) == 1 and not protocol.dense else None,
         "interpolation": recipe.interpolation if resized else None,
-        "preprocessing": " + ".join(dict.fromkeys(one.network.preprocessing.name for one in used)),
-        "protocol": run.protocol.name,
-        "scales": ",".join(map(str, run.protocol.scales)) or None,
-        "flip": run.protocol.mirrored,
-        "engine": " + ".join(dict.fromkeys(one.engine.name for one in used)),
+        "preprocessing": " + ".join(dict.fromkeys(one.preprocessing.name for one in networks)),
+        "protocol": protocol.name,
+        "scales": ",".join(map(str, protocol.scales)) or None,
+        "flip": protocol.mirrored,
     }

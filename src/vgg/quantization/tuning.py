@@ -18,7 +18,6 @@ from ..classifier import Classifier
 from ..datasets import Dataset
 from ..errors import Error
 from ..evaluation import Protocol, Run, evaluate, records
-from ..evaluation.run import Answers
 from ..network import Network
 from ..parameters import Array
 from ..preprocessing import Preprocessing
@@ -69,7 +68,7 @@ class Judge:
         key = json.dumps([self.network.sha256(), name, asdict(shown.preprocessing), digest, self.dataset.digest(), self.engine])
         path = zoo.home() / "quantizations" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npz"
         model = Classifier(shown, self.engine, threads=self.threads, name=name)
-        run = Run([model], self.dataset, Protocol(), [name], [Answers.empty(len(self.dataset), shown.architecture.classes)])
+        run = Run.of([model], self.dataset, Protocol())
         run.restore(path)
         if run.done < len(self.dataset):
             total = len(self.dataset)

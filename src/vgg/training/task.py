@@ -255,7 +255,7 @@ def _pictures(data: Path) -> Dataset:
     files = sorted(path for path in data.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
     if not files:
         raise Error(f"{data}: has no pictures in it")
-    return Dataset(str(data), [Sample(str(path.relative_to(data)), 0, str(path)) for path in files])
+    return Dataset(str(data), [Sample(str(path.relative_to(data)), -1, str(path)) for path in files])
 
 
 def _check(dataset: Dataset, places: Array, classes: int, recipe: Recipe, labels: Labels | None, unlabelled: bool) -> None:

@@ -1,0 +1,132 @@
+"""How time and memory of a run in parts grow with the number of pictures.
+
+    .venv/bin/python benchmarks/scale.py run local pictures/ 1000 10000 100000 > local.jsonl
+    .venv/bin/python benchmarks/scale.py run ray pictures/ 1000 10000 100000 > ray.jsonl
+    .venv/bin/python benchmarks/scale.py plot local.jsonl ray.jsonl scale.png
+
+The pictures are made where they are missing: JPEG files of 40x40, a thousand a folder. The network is narrow, so that the way
+around it is measured. Each run has a process of its own; its clock begins when Python has started, Ray's start included.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+NAMES = {"local": "one process", "ray": "Ray"}
+
+
+def make(folder: Path, count: int) -> list[str]:
+    """Folders with so many pictures in all."""
+    folders = [folder / f"{number:03}" for number in range(count // 1000)]
+    for number, inside in enumerate(folders):
+        inside.mkdir(parents=True, exist_ok=True)
+        rng = np.random.default_rng(number)
+        for index in range(len(list(inside.iterdir())), 1000):
+            pixels = rng.integers(0, 256, (4, 4, 3), np.uint8)
+            image = Image.fromarray(pixels).resize((40, 40), Image.Resampling.BICUBIC)
+            image.save(inside / f"{index:03}.jpg", quality=80)
+    return [str(one) for one in folders]
+
+
+def network():
+    """VGG-11 a tenth as wide, for 32x32, with random weights."""
+    from dataclasses import replace
+
+    import vgg
+    from vgg.preprocessing import PRESETS
+
+    architecture = vgg.Architecture("vgg11", classes=10, width=0.1, input_size=32)
+    rng = np.random.default_rng(0)
+    parameters = {name: rng.normal(0, 0.05, shape).astype(np.float32) for name, shape in architecture.parameters.items()}
+    return vgg.Network(architecture, parameters, replace(PRESETS["torchvision"], size=36, crop=32))
+
+
+def memory(process: Path) -> tuple[str, int]:
+    """A process's name, and the most that it has ever had in memory, in bytes."""
+    lines = dict(line.split(":", 1) for line in (process / "status").read_text().splitlines())
+    return (process / "cmdline").read_bytes().decode(errors="replace"), int(lines.get("VmHWM", "0 kB").split()[0]) * 1024
+
+
+def watch(peak: dict[str, int], stop: threading.Event) -> None:
+    """Keep the peaks of this process and of the workers on Ray."""
+    while not stop.wait(0.5):
+        for process in (path for path in Path("/proc").iterdir() if path.name.isdecimal()):
+            try:
+                name, most = memory(process)
+            except OSError:
+                continue  # it has ended
+            if "MapWorker" in name:
+                peak["worker"] = max(peak["worker"], most)
+        peak["driver"] = memory(Path("/proc/self"))[1]
+
+
+def one(where: str, folders: list[str]) -> None:
+    begun = time.perf_counter()
+    from vgg import scale
+
+    peak, stop, first = {"driver": 0, "worker": 0}, threading.Event(), []
+    thread = threading.Thread(target=watch, args=(peak, stop))
+    thread.start()
+
+    def progress(done: int, total: int) -> None:
+        if done and not first:
+            first.append(time.perf_counter() - begun)
+
+    with tempfile.TemporaryDirectory() as output:
+        done = scale.run(
+            scale.Classify(), [("narrow", network())], folders, f"{output}/out", scale=where, threads=1, progress=progress
+        )
+    stop.set()
+    thread.join()
+    seconds = time.perf_counter() - begun
+    print(json.dumps({"scale": where, "pictures": done.pictures, "seconds": seconds, "first": first[0], **peak}), flush=True)
+
+
+def plot(files: list[str], to: str) -> None:
+    from matplotlib import pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4))
+    for file in files:
+        rows = [json.loads(line) for line in Path(file).read_text().splitlines()]
+        counts, where = [row["pictures"] / 1000 for row in rows], NAMES[rows[0]["scale"]]
+        left.plot(counts, [row["seconds"] for row in rows], "o-", label=where)
+        for who in ("driver", "worker"):
+            if rows[0][who]:
+                right.plot(
+                    counts, [row[who] / 2**20 for row in rows], "o-", label=f"{where}: {who}" if rows[0]["worker"] else where
+                )
+    for axes, title in ((left, "seconds"), (right, "peak memory of a process, MiB")):
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel("thousand pictures")
+        axes.set_ylim(bottom=0)
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False)
+    figure.tight_layout()
+    figure.savefig(to, dpi=100)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("run", "one", "plot"))
+    parser.add_argument("rest", nargs="+")
+    given = parser.parse_args()
+    if given.what == "plot":
+        plot(given.rest[:-1], given.rest[-1])
+    elif given.what == "one":
+        one(given.rest[0], given.rest[1:])
+    else:
+        where, folder, *counts = given.rest
+        for count in counts:
+            subprocess.run([sys.executable, __file__, "one", where, *make(Path(folder), int(count))], check=True)
+
+
+if __name__ == "__main__":
+    main()

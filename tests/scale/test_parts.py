@@ -1,0 +1,123 @@
+"""Bulk work in parts, in this process."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.dataset
+import pytest
+
+from conftest import needs_native
+from miniature import picture
+from scale_helpers import BROKEN, COUNT, LABELS, MODELS, PART, classify, near, network, rows
+from vgg import Error, datasets, scale
+from vgg.classifier import Classifier
+from vgg.evaluation import Protocol, evaluate, records
+from vgg.features import Descriptor, extract
+
+pytestmark = needs_native
+
+
+def test_rows_of_classify_are_the_classifiers(photos, tmp_path):
+    done = classify(photos, tmp_path / "out")
+    assert (done.pictures, done.failed, done.plan.parts) == (COUNT, 1, 10)
+    broken = str(photos / LABELS.names[BROKEN % 7] / f"{BROKEN:03}.jpg")
+    assert done.errors == [f"{broken}: is not an image that can be read"]
+    found = rows(tmp_path / "out")
+    for row, result in zip(found, Classifier(MODELS[0][1], threads=1).results(photos, 3), strict=True):
+        assert (row["image"], row["error"]) == (result.image, result.error)
+        assert (row["predictions"] is None) == (row["image"] == broken)
+        assert near(row["predictions"] or [], [vars(one) for one in result.predictions])
+
+
+def test_rows_of_features_are_the_vectors(photos, tmp_path):
+    descriptor = Descriptor(("conv4_2", "fc7"), Protocol(flip=True), normalize=True)
+    scale.run(scale.Describe(descriptor), MODELS, [str(photos)], str(tmp_path / "out"), part=1)  # a part of a broken one, too
+    pictures = [(str(path), path) for path in sorted(photos.rglob("*.jpg"))]
+    for row, one in zip(rows(tmp_path / "out"), extract(Classifier(MODELS[0][1]), pictures, descriptor), strict=True):
+        assert (row["image"], row["error"]) == (one.image, one.error)
+        for layer in descriptor.layers:
+            assert near(row[layer], None if one.error else one.values[layer].tolist())
+    [kind] = {field.type for field in pyarrow.dataset.dataset(str(tmp_path / "out")).schema if field.name == "fc7"}
+    assert kind.list_size == 256
+
+
+def test_figures_of_evaluate_are_those_of_one_run(photos, tmp_path):
+    models = [*MODELS, ("other", network(1))]
+    task = scale.Score(Protocol("ten-crop"), fuse=True)
+    done = scale.run(task, models, [str(photos)], str(tmp_path / "out"), part=PART)
+    assert (done.pictures, done.failed) == (COUNT, 1)
+    found = scale.records(done, task, models)
+    classifiers = [Classifier(one, name=name) for name, one in models]
+    run = evaluate(classifiers, datasets.open(photos, 7, LABELS), task.protocol, fuse=True)
+    for one, expected in zip(found, records(run), strict=True):
+        expected |= {"images_per_second": None, "engine": None}
+        assert one == {key: pytest.approx(value, abs=2e-4) for key, value in expected.items()}
+    named = [row for row in rows(tmp_path / "out") if row["model"] == "tiny"]
+    assert [row["label"] for row in named] == [Path(row["image"]).parent.name for row in named]
+
+
+def test_figures_need_a_picture(tmp_path):
+    (tmp_path / "list.txt").write_text("a.jpg 0\nb.jpg ant\n")
+    done = scale.run(scale.Score(), MODELS, [str(tmp_path / "list.txt")], str(tmp_path / "out"))
+    assert (done.pictures, done.failed) == (2, 2)
+    with pytest.raises(Error, match=r"out: none of its 2 pictures could be read; .*/a\.jpg: there is no such file"):
+        scale.records(done, scale.Score(), MODELS)
+
+
+def test_a_run_that_is_cut_does_only_what_is_missing(photos, tmp_path):
+    def stop(done, total):
+        if done == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        classify(photos, tmp_path / "out", progress=stop)
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
+    assert len([name for name in before if name.startswith("part-")]) == 4
+    (photos / "ant/999.jpg").write_bytes(picture(0))  # came later, and is no part of this run
+    said = []
+    classify(photos, tmp_path / "out", progress=lambda *done: said.append(done))
+    assert said == [(number, 10) for number in range(4, 11)]
+    assert all((tmp_path / "out" / name).stat().st_mtime_ns == then for name, then in before.items())
+    classify(photos, tmp_path / "whole", progress=lambda *done: None)
+    assert near(rows(tmp_path / "out"), [row for row in rows(tmp_path / "whole") if not row["image"].endswith("999.jpg")])
+
+
+def test_a_run_that_is_killed_leaves_whole_parts(photos, tmp_path):
+    code = f"import scale_helpers; scale_helpers.classify({str(photos)!r}, 'out', part=1)"
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    for _ in range(3):
+        run = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env=environment)
+        before = len(list(tmp_path.glob("out/part-*")))
+        while run.poll() is None and len(list(tmp_path.glob("out/part-*"))) < before + 5:
+            time.sleep(0.005)
+        run.send_signal(signal.SIGKILL)
+        run.wait()
+        found = [row["image"] for row in rows(tmp_path / "out")]  # every part can be read
+        assert len(set(found)) == len(found) >= before
+    classify(photos, tmp_path / "out", part=1)
+    classify(photos, tmp_path / "whole")
+    assert near(rows(tmp_path / "out"), rows(tmp_path / "whole"))
+
+
+def test_a_folder_holds_one_run(photos, tmp_path):
+    with pytest.raises(Error, match=r"nowhere: there is no such file or folder"):
+        classify(tmp_path / "nowhere", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(Error, match="no value of vgg11 is called 'fc9'"):
+        scale.run(scale.Describe(Descriptor(("fc9",))), MODELS, [str(photos)], str(tmp_path / "out"))
+    classify(photos, tmp_path / "out")  # where no part is, no run is
+    with pytest.raises(Error, match=r"out: holds another run \(its options differ\)"):
+        scale.run(scale.Classify(4), MODELS, [str(photos)], str(tmp_path / "out"), part=PART)
+    with pytest.raises(Error, match=r"out: holds another run \(its models differ\)"):
+        scale.run(scale.Classify(3), [("tiny", network(1))], [str(photos)], str(tmp_path / "out"), part=PART)
+    with pytest.raises(Error, match="photos: is not empty, and holds no run of vgg"):
+        classify(photos, photos)
+    with pytest.raises(Error, match="no scale is called 'up'"):
+        classify(photos, tmp_path / "out", scale="up")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(Error, match=r"empty: has no images or \.tar shards in it"):
+        classify(tmp_path / "empty", tmp_path / "other")
