@@ -121,3 +121,10 @@ def test_a_folder_holds_one_run(photos, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(Error, match=r"empty: has no images or \.tar shards in it"):
         classify(tmp_path / "empty", tmp_path / "other")
+
+
+@pytest.mark.parametrize(("module", "option"), [("fsspec.core", "local"), ("pyarrow", "local"), ("ray", "ray")])
+def test_what_is_not_installed_is_said(photos, tmp_path, monkeypatch, module, option):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(Error, match=rf"needs {module}; `pip install 'vgg\[scale\]'` brings it"):
+        classify(photos, tmp_path / "out", scale=option)

@@ -28,9 +28,10 @@ UNKNOWN = -1  # the class of a picture, or the size of a file
 def filesystem(place: str) -> tuple[Any, str]:
     """The file system of a place, and the place's path in it. Raises Error where there is none for it."""
     try:
+        import pyarrow  # noqa: F401
         from fsspec.core import url_to_fs
-    except ModuleNotFoundError:
-        raise Error("this needs fsspec; `pip install 'vgg[scale]'` brings it") from None
+    except ModuleNotFoundError as error:
+        raise Error(f"work in parts needs {error.name}; `pip install 'vgg[scale]'` brings it") from None
     try:
         # Listings are not kept: those of ten million pictures would fill the memory.
         system, path = url_to_fs(place, use_listings_cache=False)

@@ -81,8 +81,8 @@ def on_ray(job: Job, networks: Sequence[Network], parts: Sequence[int]) -> Itera
     try:
         import ray
         import ray.data
-    except ModuleNotFoundError:
-        raise Error("--scale ray needs Ray; `pip install 'vgg[scale]'` brings it") from None
+    except ModuleNotFoundError as error:
+        raise Error(f"the scale ray needs {error.name}; `pip install 'vgg[scale]'` brings it") from None
     with _connected(ray):
         threads, room = _room(ray, job.threads)
         pool = ray.data.ActorPoolStrategy(
