@@ -67,7 +67,7 @@ struct Kernels {
     float (*read)(const float *from, std::int64_t count);
 };
 
-// The table for an instruction set, or none where this processor lacks it. `auto`: the best of those that were tested.
+// The table for an instruction set, or none where this processor lacks it. `auto`: the best that it has.
 const Kernels *kernels(const char *name);
 
 }  // namespace vgg
