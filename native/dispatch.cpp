@@ -10,16 +10,38 @@ namespace avx512 { extern const vgg::Kernels table; }
 #endif
 
 namespace vgg {
+namespace {
+
+// Of all that CMakeLists.txt lets the compiler use; the system must have turned it on, too.
+#if defined(VGG_X86)
+bool runs_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+bool runs_avx512() {
+    return runs_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+}
+#endif
+bool runs_portable() { return true; }
+
+struct Choice {
+    const Kernels &kernels;
+    bool (*runs)();
+};
+
+const Choice CHOICES[] = {  // the best first
+#if defined(VGG_X86)
+    {avx512::table, runs_avx512},
+    {avx2::table, runs_avx2},
+#endif
+    {portable::table, runs_portable},
+};
+
+}  // namespace
 
 const Kernels *kernels(const char *name) {
-    const bool best = std::strcmp(name, "auto") == 0;
-#if defined(VGG_X86)
-    // AVX-512 has been compiled but not yet run by its authors, so it must be asked for by name.
-    if (std::strcmp(name, "avx512") == 0 && __builtin_cpu_supports("avx512f")) return &avx512::table;
-    if ((best || std::strcmp(name, "avx2") == 0) && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-        return &avx2::table;
-#endif
-    return best || std::strcmp(name, "portable") == 0 ? &portable::table : nullptr;
+    for (const Choice &choice : CHOICES)
+        if ((std::strcmp(name, "auto") == 0 || std::strcmp(name, choice.kernels.name) == 0) && choice.runs())
+            return &choice.kernels;
+    return nullptr;
 }
 
 }  // namespace vgg

@@ -396,11 +396,14 @@ void vgg_network::winograd(const Layer &layer, bool pooled, Place from, Place to
     const auto corner = [&](int index, int &n, int &y, int &x) {
         n = index / (down * across), y = index % (down * across) / across * tile, x = index % across * tile;
     };
-    const auto transform = [&](int index, int slot, float *to) {
+    const auto transform = [&](int index, int slot, int count, float *to) {
         int n, y, x;
         corner(index, n, y, x);
+        const Blocks rows(count, kernels.rows);  // as the product reads them
+        const int b = rows.of(slot), top = rows.first(b), height = rows.first(b + 1) - top;
         kernels.winograd_input(tile, from.map.corner(from.first + n) + y * from.map.row + std::ptrdiff_t(x) * in, from.map.row, in,
-                               in, to + std::ptrdiff_t(slot) * in, in_position);
+                               in, to + std::ptrdiff_t(top) * in + (slot - top) * kernels.lanes, in_position,
+                               height * kernels.lanes);
     };
     const auto multiply = [&](int position, int first, int last, int count, const float *from, float *to) {
         const float *weights = layer.weight.get() + std::ptrdiff_t(position) * out * k;
@@ -422,7 +425,7 @@ void vgg_network::winograd(const Layer &layer, bool pooled, Place from, Place to
         pool.run(blocks, [&](int number, int worker) {
             const int first = std::int64_t(tiles) * number / blocks, last = std::int64_t(tiles) * (number + 1) / blocks;
             float *mine = inputs.get() + in_size * worker, *products_of_mine = products.get() + out_size * worker;
-            for (int index = first; index < last; ++index) transform(index, index - first, mine);
+            for (int index = first; index < last; ++index) transform(index, index - first, last - first, mine);
             for (int position = 0; position < positions; ++position)
                 multiply(position, 0, panels, last - first, mine, products_of_mine);
             for (int index = first; index < last; ++index) finish(index, index - first, products_of_mine);
@@ -432,7 +435,7 @@ void vgg_network::winograd(const Layer &layer, bool pooled, Place from, Place to
     const int parts = std::min(panels, (4 * threads + positions - 1) / positions);
     for (int number = 0; number < blocks; ++number) {
         const int first = std::int64_t(tiles) * number / blocks, last = std::int64_t(tiles) * (number + 1) / blocks;
-        pool.run(last - first, [&](int slot, int) { transform(first + slot, slot, inputs.get()); });
+        pool.run(last - first, [&](int slot, int) { transform(first + slot, slot, last - first, inputs.get()); });
         pool.run(positions * parts, [&](int index, int) {
             const int part = index % parts;
             multiply(index / parts, panels * part / parts, panels * (part + 1) / parts, last - first, inputs.get(), products.get());

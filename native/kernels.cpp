@@ -6,6 +6,7 @@
 
 namespace VGG_ISA {
 
+using vgg::Blocks;
 using vgg::Filters;
 using vgg::Matrix;
 using vgg::Pixels;
@@ -56,15 +57,19 @@ template <int PAIRS> void winograd_weights(const Filters &from, int out, int in,
 
 template <int PAIRS>
 void winograd_input(const float *from, std::ptrdiff_t row, std::ptrdiff_t pixel, int channels, float *to,
-                    std::ptrdiff_t position) {
+                    std::ptrdiff_t position, std::ptrdiff_t stride) {
     using W = Winograd<PAIRS>;
-    constexpr int N = W::N;
+    constexpr int M = W::M, N = W::N;
     for (int c = 0; c < channels; c += LANES) {
         vec half[N][N];
         for (int x = 0; x < N; ++x) {
             vec d[N], v[N];
 #pragma GCC unroll 10
-            for (int y = 0; y < N; ++y) d[y] = load(from + y * row + x * pixel + c);
+            for (int y = 0; y < N; ++y) {
+                const float *place = from + y * row + x * pixel + c;
+                d[y] = load(place);
+                if (x >= N - M) __builtin_prefetch(place + M * pixel, 0, 2);
+            }
             W::input(d, v);
 #pragma GCC unroll 10
             for (int y = 0; y < N; ++y) half[y][x] = v[y];
@@ -72,7 +77,7 @@ void winograd_input(const float *from, std::ptrdiff_t row, std::ptrdiff_t pixel,
         for (int y = 0; y < N; ++y) {
             vec v[N];
             W::input(half[y], v);
-            float *target = to + y * N * position + c;
+            float *target = to + y * N * position + c / LANES * stride;
 #pragma GCC unroll 10
             for (int x = 0; x < N; ++x) store(target + x * position, v[x]);
         }
@@ -130,18 +135,20 @@ void plain_weights(const Filters &from, int out, int k, float *to) {
             }
 }
 
-// R rows times a panel of V vectors. `at(row, k)` gives an element, `finish` stores a row's sums. `fetch` is called for every
-// eighth k, to fetch ahead: weights come from memory, and the processor's own prefetching stops at each page.
+// R rows times a panel of V vectors. `at(k)` is where the first row's element lies; the others follow it, `stride` apart.
+// `finish` stores a row's sums. `fetch` is called for every eighth k, to fetch ahead: weights come from memory, and the
+// processor's own prefetching stops at each page.
 template <int R, int V, class At, class Fetch, class Finish>
-inline void block(int k, const float *panel, const At &at, const Fetch &fetch, const Finish &finish) {
+inline void block(int k, const float *panel, const At &at, std::ptrdiff_t stride, const Fetch &fetch, const Finish &finish) {
     vec sums[R][V] = {};
     const auto step = [&](int i) __attribute__((always_inline)) {
         vec right[V];
 #pragma GCC unroll 4
         for (int v = 0; v < V; ++v) right[v] = load(panel + (i * V + v) * LANES);
+        const float *column = at(i);
 #pragma GCC unroll 24
         for (int r = 0; r < R; ++r) {
-            const vec left = splat(at(r, i));
+            const vec left = splat(column[r * stride]);
 #pragma GCC unroll 4
             for (int v = 0; v < V; ++v) sums[r][v] += left * right[v];
         }
@@ -157,37 +164,28 @@ inline void block(int k, const float *panel, const At &at, const Fetch &fetch, c
     for (int r = 0; r < R; ++r) finish(r, sums[r]);
 }
 
-// `count` rows in blocks of nearly the same height, ROWS at most: `with(height, first row, number of the block)`.
-template <class With> inline void in_blocks(int count, const With &with) {
-    const int blocks = (count + ROWS - 1) / ROWS;
-    int row = 0;
-    for (int b = 0; b < blocks; ++b) {
-        const int rows = count / blocks + (b < count % blocks);
-        with(rows, row, b);
-        row += rows;
-    }
-}
-
 template <int R, class At, class Fetch, class Finish>
-inline void sized(int rows, int k, const float *panel, const At &at, const Fetch &fetch, const Finish &finish) {
+inline void sized(int rows, int k, const float *panel, const At &at, std::ptrdiff_t stride, const Fetch &fetch,
+                  const Finish &finish) {
     if constexpr (R > 0) {
         if (rows == R)
-            block<R, VECTORS>(k, panel, at, fetch, finish);
+            block<R, VECTORS>(k, panel, at, stride, fetch, finish);
         else
-            sized<R - 1>(rows, k, panel, at, fetch, finish);
+            sized<R - 1>(rows, k, panel, at, stride, fetch, finish);
     }
 }
 
 void product(const float *rows, std::ptrdiff_t stride, int count, int k, const float *panel, const float *next, float *to,
              std::ptrdiff_t to_stride) {
-    const int blocks = (count + ROWS - 1) / ROWS;
-    in_blocks(count, [&](int height, int row, int number) {
+    const Blocks blocks(count, ROWS);
+    for (int b = 0; b < blocks.number; ++b) {
+        const int row = blocks.first(b), height = blocks.first(b + 1) - row;
         const float *from = rows + row * stride;
         float *target = to + row * to_stride;
-        const float *ahead = next + std::ptrdiff_t(k) * PANEL * number / blocks;
-        const int lines = (8 * PANEL / 16 + blocks - 1) / blocks;
+        const float *ahead = next + std::ptrdiff_t(k) * PANEL * b / blocks.number;
+        const int lines = (8 * PANEL / 16 + blocks.number - 1) / blocks.number;
         sized<ROWS>(
-            height, k, panel, [&](int r, int i) { return from[r * stride + i]; },
+            height, k, panel, [&](int i) { return from + i / LANES * (height * LANES) + i % LANES; }, LANES,
             [&](int) {
                 for (int line = 0; line < lines; ++line, ahead += 16) __builtin_prefetch(ahead, 0, 2);
             },
@@ -195,29 +193,27 @@ void product(const float *rows, std::ptrdiff_t stride, int count, int k, const f
 #pragma GCC unroll 4
                 for (int v = 0; v < VECTORS; ++v) store(target + r * to_stride + v * LANES, sums[v]);
             });
-    });
+    }
 }
 
 void convolution(const Pixels &pixels, int count, int k, const float *panel, const float *bias, float *to,
                  std::ptrdiff_t to_stride) {
-    in_blocks(count, [&](int height, int row, int) {
+    const Blocks blocks(count, ROWS);
+    for (int b = 0; b < blocks.number; ++b) {
+        const int row = blocks.first(b), height = blocks.first(b + 1) - row;
         const float *from = pixels.data + row * pixels.stride;
         float *target = to + row * to_stride;
         sized<ROWS>(
-            height, k, panel, [&](int r, int i) { return from[r * pixels.stride + pixels.offsets[i]]; }, [](int) {},
+            height, k, panel, [&](int i) { return from + pixels.offsets[i]; }, pixels.stride, [](int) {},
             [&](int r, const vec(&sums)[VECTORS]) {
 #pragma GCC unroll 4
                 for (int v = 0; v < VECTORS; ++v)
                     store(target + r * to_stride + v * LANES, larger(sums[v] + load(bias + v * LANES), vec{}));
             });
-    });
+    }
 }
 
 // --- Linear layers ------------------------------------------------------------------------------------------------------
-
-// How far each lane's four bits of a word are from the top.
-template <int... I> constexpr uvec nibbles(std::integer_sequence<int, I...>) { return uvec{(28 - 4 * (I % 8))...}; }
-constexpr uvec NIBBLES = nibbles(std::make_integer_sequence<int, LANES>());
 
 // LANES numbers of a row from the index on, as floats, without their scale.
 template <vgg::Kind> inline vec numbers(const void *row, std::int64_t index);
@@ -238,16 +234,11 @@ template <> inline vec numbers<vgg::INT8>(const void *row, std::int64_t index) {
     return __builtin_convertvector(widened(static_cast<const std::int8_t *>(row) + index), vec);
 }
 template <> inline vec numbers<vgg::INT4>(const void *row, std::int64_t index) {
-    // Two a byte, the lower half first: every lane takes the word of its eight and shifts its own four bits to the top.
-    constexpr int COUNT = LANES < 8 ? 1 : LANES / 8;
-    std::uint32_t words[COUNT] = {};
-    std::memcpy(words, static_cast<const char *>(row) + index / 2, LANES / 2);
-    uvec bits = words[0] - uvec{};
-    for (int i = 8; i < LANES; ++i) bits[i] = words[i / 8];
-    return __builtin_convertvector(ivec(bits << NIBBLES) >> 28, vec);
+    return halves_of_bytes(static_cast<const char *>(row) + index / 2);
 }
 
 constexpr int BITS[] = {32, 16, 16, 8, 4};  // of a number of each kind
+constexpr int AHEAD = 1024;       // bytes of a row that are fetched ahead where the matrix passes by once
 constexpr int FEW_COLUMNS = 512;  // of a few rows of inputs that stay in the cache
 constexpr int COLUMNS = 256, CACHED = 65536;  // columns that are at work at once, and inputs that stay in the cache, of many rows
 constexpr int NARROW = ROWS * VECTORS;  // the height of a block whose panel is a single vector
@@ -259,26 +250,30 @@ template <vgg::Kind K> inline vec last_numbers(const char *row, std::int64_t ind
     return numbers<K>(rest, 0);
 }
 
-template <vgg::Kind K> inline float scale_of(const Matrix &matrix, std::int64_t row, std::int64_t column) {
-    if constexpr (K == vgg::INT8 || K == vgg::INT4)
-        return matrix.scale[row * ((matrix.inputs + matrix.group - 1) / matrix.group) + column / matrix.group];
-    return 1;
+template <vgg::Kind> constexpr bool SCALED = false;
+template <> constexpr bool SCALED<vgg::INT8> = true;
+template <> constexpr bool SCALED<vgg::INT4> = true;
+
+// Where the scales of a row are, one for each group of columns.
+inline const float *scales_of(const Matrix &matrix, std::int64_t row) {
+    return matrix.scale + row * ((matrix.inputs + matrix.group - 1) / matrix.group);
 }
 
 // Adds R rows of the matrix times B rows of inputs, over some columns. Where B is more than one, columns are few, too few for
-// the processor's own prefetching, so the next R rows are fetched ahead.
+// the processor's own prefetching, so the next R rows are fetched ahead; else it is helped across the ends of pages.
 template <vgg::Kind K, int R, int B>
 inline void add_dots(const Matrix &matrix, std::int64_t row, const float *inputs, std::int64_t begin, std::int64_t end,
                      float *to) {
-    constexpr bool SCALED = K == vgg::INT8 || K == vgg::INT4;
     const char *rows[R];
     for (int r = 0; r < R; ++r) rows[r] = static_cast<const char *>(matrix.values) + (row + r) * (matrix.inputs * BITS[K] / 8);
+    const float *scales[R];
+    if constexpr (SCALED<K>)
+        for (int r = 0; r < R; ++r) scales[r] = scales_of(matrix, row + r) + begin / matrix.group;
     vec totals[R][B] = {};
+    std::int64_t group_end = SCALED<K> ? begin / matrix.group * matrix.group : 0;
     for (std::int64_t i = begin; i < end;) {  // a group at a time, where there are groups
-        const std::int64_t group_end = SCALED ? (i / matrix.group + 1) * matrix.group : end;
+        group_end = SCALED<K> ? group_end + matrix.group : end;
         const std::int64_t stop = group_end < end ? group_end : end;
-        float scales[R];
-        for (int r = 0; r < R; ++r) scales[r] = scale_of<K>(matrix, row + r, i);
         vec sums[R][B] = {};
         for (; i + LANES <= stop; i += LANES) {
             vec right[B];
@@ -286,7 +281,7 @@ inline void add_dots(const Matrix &matrix, std::int64_t row, const float *inputs
             for (int b = 0; b < B; ++b) right[b] = load(inputs + b * matrix.inputs + i);
 #pragma GCC unroll 4
             for (int r = 0; r < R; ++r) {
-                if constexpr (B > 1) __builtin_prefetch(rows[r] + (R * matrix.inputs + i) * BITS[K] / 8);
+                __builtin_prefetch(rows[r] + (B > 1 ? (R * matrix.inputs + i) * BITS[K] / 8 : i * BITS[K] / 8 + AHEAD));
                 const vec left = numbers<K>(rows[r], i);
 #pragma GCC unroll 4
                 for (int b = 0; b < B; ++b) sums[r][b] += left * right[b];
@@ -300,7 +295,9 @@ inline void add_dots(const Matrix &matrix, std::int64_t row, const float *inputs
             i = stop;
         }
         for (int r = 0; r < R; ++r)
-            for (int b = 0; b < B; ++b) totals[r][b] += SCALED ? sums[r][b] * scales[r] : sums[r][b];
+            for (int b = 0; b < B; ++b) totals[r][b] += SCALED<K> ? sums[r][b] * *scales[r] : sums[r][b];
+        if constexpr (SCALED<K>)
+            for (int r = 0; r < R; ++r) ++scales[r];
     }
     for (int r = 0; r < R; ++r) {
         float parts[B];
@@ -349,11 +346,11 @@ template <vgg::Kind K> inline void expand(const Matrix &matrix, std::int64_t row
         store(rest, last_numbers<K>(from, i, end));
         std::memcpy(to + i - begin, rest, (end - i) * sizeof(float));
     }
-    if constexpr (K == vgg::INT8 || K == vgg::INT4)
+    if constexpr (SCALED<K>)
         for (i = begin; i < end;) {
-            const float scale = scale_of<K>(matrix, row, i);
-            const std::int64_t group_end = (i / matrix.group + 1) * matrix.group, stop = group_end < end ? group_end : end;
-            for (; i < stop; ++i) to[i - begin] *= scale;
+            const std::int64_t group = i / matrix.group, group_end = (group + 1) * matrix.group;
+            const float scale = scales_of(matrix, row)[group];
+            for (const std::int64_t stop = group_end < end ? group_end : end; i < stop; ++i) to[i - begin] *= scale;
         }
 }
 
@@ -375,7 +372,7 @@ void add_panels(const Matrix &matrix, std::int64_t first, std::int64_t last, con
                     float *to = sums + (row - first + top) * stride + b;
                     block<R, V>(
                         k, panels + b * matrix.inputs + column * V * LANES,
-                        [&](int r, int i) { return rows[(top + r) * COLUMNS + i]; },
+                        [&](int i) { return rows + top * COLUMNS + i; }, COLUMNS,
                         [&](int i) {
                             if (b == 0 && i * BITS[K] % 512 == 0)
                                 for (int r = top; r < top + R; ++r)
@@ -494,8 +491,8 @@ void weights_for(int tile, const Filters &from, int out, int in, int first, int 
     (tile == 8 ? winograd_weights<4> : winograd_weights<2>)(from, out, in, first, last, to);
 }
 void input_for(int tile, const float *from, std::ptrdiff_t row, std::ptrdiff_t pixel, int channels, float *to,
-               std::ptrdiff_t position) {
-    (tile == 8 ? winograd_input<4> : winograd_input<2>)(from, row, pixel, channels, to, position);
+               std::ptrdiff_t position, std::ptrdiff_t stride) {
+    (tile == 8 ? winograd_input<4> : winograd_input<2>)(from, row, pixel, channels, to, position, stride);
 }
 void output_for(int tile, const float *from, std::ptrdiff_t position, const float *bias, int channels, bool pool, int height,
                 int width, float *to, std::ptrdiff_t row, std::ptrdiff_t pixel) {
@@ -505,7 +502,8 @@ void output_for(int tile, const float *from, std::ptrdiff_t position, const floa
 #define VGG_TEXT_(name) #name
 #define VGG_TEXT(name) VGG_TEXT_(name)
 
-extern const vgg::Kernels table{VGG_TEXT(VGG_ISA), PANEL,   weights_for, plain_weights, input_for, output_for,
-                                product,           convolution, panels,  linear,        max_pool,  peak,      read};
+extern const vgg::Kernels table{VGG_TEXT(VGG_ISA), ROWS,       PANEL,   LANES,       weights_for, plain_weights,
+                                input_for,         output_for, product, convolution, panels,      linear,
+                                max_pool,          peak,       read};
 
 }  // namespace VGG_ISA

@@ -33,21 +33,33 @@ struct Pixels {
     const std::int32_t *offsets;
 };
 
+// `count` rows of a matrix cut into blocks of nearly the same height, `most` at most.
+struct Blocks {
+    int count, number;
+    Blocks(int count, int most) : count(count), number((count + most - 1) / most) {}
+    int first(int block) const { return count * block / number; }
+    int of(int row) const { return ((row + 1) * number - 1) / count; }
+};
+
 struct Kernels {
     const char *name;
+    int rows;   // of a product that are computed together, at most
     int panel;  // output channels that are computed together; channels are padded to a multiple of it
+    int lanes;  // floats in a vector
 
     // Weights [out, in, 3, 3] -> [(tile + 2)^2, out / panel, in, panel] for F(tile x tile), panels `first` to `last`.
     void (*winograd_weights)(int tile, const Filters &from, int out, int in, int first, int last, float *to);
     // Weights [out, k] -> [out / panel, k, panel].
     void (*plain_weights)(const Filters &from, int out, int k, float *to);
-    // A tile's patch, (tile + 2)^2 pixels of `channels`, `row` and `channels` floats apart -> (tile + 2)^2 positions.
+    // A tile's patch, (tile + 2)^2 pixels of `channels`, `row` and `pixel` floats apart -> (tile + 2)^2 positions, each
+    // [channels / lanes, lanes] with `stride` from vector to vector. The patch to the right of it is fetched ahead.
     void (*winograd_input)(int tile, const float *from, std::ptrdiff_t row, std::ptrdiff_t pixel, int channels, float *to,
-                           std::ptrdiff_t position);
+                           std::ptrdiff_t position, std::ptrdiff_t stride);
     // (tile + 2)^2 positions -> `height` x `width` pixels with bias and ReLU; with `pool`, half of that, the larger of 2x2.
     void (*winograd_output)(int tile, const float *from, std::ptrdiff_t position, const float *bias, int channels, bool pool,
                             int height, int width, float *to, std::ptrdiff_t row, std::ptrdiff_t pixel);
-    // Rows of `k` floats, `stride` apart, times a panel -> `panel` sums a row, `to_stride` apart. `next` is fetched ahead.
+    // Rows of `k` floats times a panel -> `panel` sums a row, `to_stride` apart. `next` is fetched ahead. The rows lie as they
+    // are read: block by block, `stride` floats a row, each block [k / lanes, height, lanes].
     void (*product)(const float *rows, std::ptrdiff_t stride, int count, int k, const float *panel, const float *next, float *to,
                     std::ptrdiff_t to_stride);
     // The same for the pixels of a line, with bias and ReLU.
@@ -67,7 +79,7 @@ struct Kernels {
     float (*read)(const float *from, std::int64_t count);
 };
 
-// The table for an instruction set, or none where this processor lacks it. `auto`: the best of those that were tested.
+// The table for an instruction set, or none where this processor lacks it. `auto`: the best that it has.
 const Kernels *kernels(const char *name);
 
 }  // namespace vgg

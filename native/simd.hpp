@@ -74,6 +74,23 @@ inline uvec widened(const std::uint16_t *from) {
 #endif
 }
 
+// LANES numbers of 4 bits, two a byte, the lower half first, as floats. Every lane takes the word of its eight, and of that its
+// own four bits: to the bottom, to be looked up, or to the top, to be shifted back with their sign.
+template <int... I> inline vec halves_of_bytes(const char *from, std::integer_sequence<int, I...>) {
+#if defined(__AVX512F__)
+    const __m512i words = _mm512_castsi128_si512(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(from)));
+    const uvec bits = uvec(_mm512_permutexvar_epi32(__m512i(ivec{(I / 8)...}), words)) >> uvec{(4 * (I % 8))...};
+    const vec numbers{0, 1, 2, 3, 4, 5, 6, 7, -8, -7, -6, -5, -4, -3, -2, -1};
+    return vec(_mm512_permutexvar_ps(__m512i(bits), __m512(numbers)));
+#else
+    std::uint32_t word = 0;
+    std::memcpy(&word, from, LANES / 2);
+    return __builtin_convertvector(ivec((word - uvec{}) << uvec{(28 - 4 * I)...}) >> 28, vec);
+#endif
+}
+
+inline vec halves_of_bytes(const char *from) { return halves_of_bytes(from, std::make_integer_sequence<int, LANES>()); }
+
 inline vec larger(vec a, vec b) { return a > b ? a : b; }
 
 // The sums of four vectors: neighbouring lanes are added, then pairs of them, then what each group of four lanes has.

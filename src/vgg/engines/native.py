@@ -19,6 +19,7 @@ from . import Array, check_batch, native_library
 OPERATIONS = ("convolution", "lrn", "max_pool", "average_pool", "linear")  # as native/vgg.h numbers them
 KINDS = {np.dtype(dtype): kind for kind, dtype in enumerate((np.float32, np.float16, ml_dtypes.bfloat16, np.int8))}
 INT4 = 4
+INSTRUCTIONS = ("auto", "avx512", "avx2", "portable")  # as native/dispatch.cpp names them
 
 
 class _Layer(ctypes.Structure):
@@ -152,9 +153,15 @@ def library() -> Any:
 
 
 def chosen_instructions() -> bytes:
-    """The instruction set that the kernels use: the best that is tested, or the one that VGG_INSTRUCTIONS asks for."""
+    """The instruction set that the kernels use: the best that is there, or the one that VGG_INSTRUCTIONS asks for."""
     asked = os.environ.get("VGG_INSTRUCTIONS", "auto")
     found = library().vgg_instructions(asked.encode())
     if found is None:
-        raise Error(f"VGG_INSTRUCTIONS={asked}: this processor or this build doesn't have it; there are auto, avx2, portable")
+        names = ", ".join(available_instructions())
+        raise Error(f"VGG_INSTRUCTIONS={asked}: this processor or this build doesn't have it; there are {names}")
     return bytes(found)
+
+
+def available_instructions() -> list[str]:
+    """What VGG_INSTRUCTIONS may be on this machine: names of instruction sets, and `auto` for the best of them."""
+    return [name for name in INSTRUCTIONS if library().vgg_instructions(name.encode())]
