@@ -111,14 +111,18 @@ void winograd_output(const float *from, std::ptrdiff_t position, const float *bi
 #pragma GCC unroll 4
                 for (int x = 0; x < M; x += 2)
                     if (x + 1 < width) {
-                        vec best = larger(larger(line[x], line[x + 1]), larger(below[x], below[x + 1]));
+                        const vec best = larger(larger(line[x], line[x + 1]), larger(below[x], below[x + 1]));
                         store(target + (x / 2) * pixel, larger(best + offset, zero));
+                        __builtin_prefetch(target + (x / 2 + M / 2) * pixel, 1, 2);
                     }
             } else {
                 float *target = to + i * row + c;
 #pragma GCC unroll 8
                 for (int x = 0; x < M; ++x)
-                    if (x < width) store(target + x * pixel, larger(line[x] + offset, zero));
+                    if (x < width) {
+                        store(target + x * pixel, larger(line[x] + offset, zero));
+                        __builtin_prefetch(target + (x + M) * pixel, 1, 2);
+                    }
             }
         }
     }
@@ -135,17 +139,18 @@ void plain_weights(const Filters &from, int out, int k, float *to) {
             }
 }
 
-// R rows times a panel of V vectors. `at(k)` is where the first row's element lies; the others follow it, `stride` apart.
-// `finish` stores a row's sums. `fetch` is called for every eighth k, to fetch ahead: weights come from memory, and the
-// processor's own prefetching stops at each page.
+// R rows times a panel of V vectors. `at(i, j)` is where the first row's element k = i + j lies, with j below 8 and zero unless i
+// is a multiple of it, so that what depends on i is reckoned once for eight; the other rows follow, `stride` apart. `finish`
+// stores a row's sums. `fetch` is called for every eighth k, to fetch ahead: weights come from memory, and the processor's own
+// prefetching stops at each page.
 template <int R, int V, class At, class Fetch, class Finish>
 inline void block(int k, const float *panel, const At &at, std::ptrdiff_t stride, const Fetch &fetch, const Finish &finish) {
     vec sums[R][V] = {};
-    const auto step = [&](int i) __attribute__((always_inline)) {
+    const auto step = [&](int i, int j) __attribute__((always_inline)) {
         vec right[V];
 #pragma GCC unroll 4
-        for (int v = 0; v < V; ++v) right[v] = load(panel + (i * V + v) * LANES);
-        const float *column = at(i);
+        for (int v = 0; v < V; ++v) right[v] = load(panel + ((i + j) * V + v) * LANES);
+        const float *column = at(i, j);
 #pragma GCC unroll 24
         for (int r = 0; r < R; ++r) {
             const vec left = splat(column[r * stride]);
@@ -157,9 +162,9 @@ inline void block(int k, const float *panel, const At &at, std::ptrdiff_t stride
     for (; i + 8 <= k; i += 8) {
         fetch(i);
 #pragma GCC unroll 2
-        for (int j = 0; j < 8; ++j) step(i + j);
+        for (int j = 0; j < 8; ++j) step(i, j);
     }
-    for (; i < k; ++i) step(i);
+    for (; i < k; ++i) step(i, 0);
 #pragma GCC unroll 24
     for (int r = 0; r < R; ++r) finish(r, sums[r]);
 }
@@ -185,7 +190,11 @@ void product(const float *rows, std::ptrdiff_t stride, int count, int k, const f
         const float *ahead = next + std::ptrdiff_t(k) * PANEL * b / blocks.number;
         const int lines = (8 * PANEL / 16 + blocks.number - 1) / blocks.number;
         sized<ROWS>(
-            height, k, panel, [&](int i) { return from + i / LANES * (height * LANES) + i % LANES; }, LANES,
+            height, k, panel,
+            [&](int i, int j) {
+                return from + (i / LANES + j / LANES) * std::ptrdiff_t(height * LANES) + i % LANES + j % LANES;
+            },
+            LANES,
             [&](int) {
                 for (int line = 0; line < lines; ++line, ahead += 16) __builtin_prefetch(ahead, 0, 2);
             },
@@ -204,7 +213,7 @@ void convolution(const Pixels &pixels, int count, int k, const float *panel, con
         const float *from = pixels.data + row * pixels.stride;
         float *target = to + row * to_stride;
         sized<ROWS>(
-            height, k, panel, [&](int i) { return from + pixels.offsets[i]; }, pixels.stride, [](int) {},
+            height, k, panel, [&](int i, int j) { return from + pixels.offsets[i + j]; }, pixels.stride, [](int) {},
             [&](int r, const vec(&sums)[VECTORS]) {
 #pragma GCC unroll 4
                 for (int v = 0; v < VECTORS; ++v)
@@ -372,7 +381,7 @@ void add_panels(const Matrix &matrix, std::int64_t first, std::int64_t last, con
                     float *to = sums + (row - first + top) * stride + b;
                     block<R, V>(
                         k, panels + b * matrix.inputs + column * V * LANES,
-                        [&](int i) { return rows + top * COLUMNS + i; }, COLUMNS,
+                        [&](int i, int j) { return rows + top * COLUMNS + i + j; }, COLUMNS,
                         [&](int i) {
                             if (b == 0 && i * BITS[K] % 512 == 0)
                                 for (int r = top; r < top + R; ++r)
