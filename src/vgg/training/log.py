@@ -45,6 +45,19 @@ def write(folder: Path, history: Sequence[Row]) -> None:
         raise Error(f"{path}: can't be written: {reason(error)}") from None
 
 
+def better(row: Row, other: Row) -> bool:
+    """Whether an epoch's validation is better than another's; of the same accuracy, the lower loss."""
+    return (row["val_top1"], -row["val_loss"]) > (other["val_top1"], -other["val_loss"])
+
+
+def tired(patience: int, history: Sequence[Row]) -> bool:
+    """Whether so many epochs have passed without a better validation."""
+    if not patience or not history:
+        return False
+    best = max(range(len(history)), key=lambda index: history[index]["val_top1"])
+    return len(history) - 1 - best >= patience
+
+
 def curves(folder: Path, history: Sequence[Row]) -> None:
     """Draw curves.png: losses and accuracies by epoch."""
     from matplotlib.figure import Figure

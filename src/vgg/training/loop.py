@@ -124,7 +124,7 @@ def train(
 
         begun, done, saved = time.perf_counter(), 0, time.monotonic()
         for epoch in range(first_epoch, recipe.epochs):
-            if _tired(recipe.patience, history):
+            if log.tired(recipe.patience, history):
                 break
             module.train()
             order = np.random.default_rng([options.seed, epoch]).permutation(task.places)
@@ -182,7 +182,7 @@ def train(
             row |= _evaluated(judged, task, judged_inputs, device, rank, world)
             speed = (steps - first_step) * recipe.batch / seconds
             row |= {"seconds": seconds, "images_per_second": speed, "waited": waited, "time": time.time()}
-            best = not len(task.judges) or all(_better(row, one) for one in history)
+            best = not len(task.judges) or all(log.better(row, one) for one in history)
             history.append(row)
             if rank == 0:
                 told(log.line(row, recipe.epochs))
@@ -277,19 +277,6 @@ def _evaluated(
     if not count:
         return {"val_loss": math.nan, "val_top1": 0.0, "val_top5": 0.0}
     return {"val_loss": loss / count, "val_top1": 100 * top1 / count, "val_top5": 100 * top5 / count}
-
-
-def _better(row: dict[str, float], other: dict[str, float]) -> bool:
-    """Whether an epoch's validation is better than another's; of the same accuracy, the lower loss."""
-    return (row["val_top1"], -row["val_loss"]) > (other["val_top1"], -other["val_loss"])
-
-
-def _tired(patience: int, history: Sequence[dict[str, float]]) -> bool:
-    """Whether so many epochs have passed without a better validation."""
-    if not patience or not history:
-        return False
-    best = max(range(len(history)), key=lambda index: history[index]["val_top1"])
-    return len(history) - 1 - best >= patience
 
 
 def _network(module: Any, task: Task, row: dict[str, float]) -> Network:
