@@ -82,6 +82,15 @@ def test_a_look_depends_on_the_seed_the_picture_and_the_epoch_only(tmp_path):
     np.testing.assert_array_equal(as_evaluated.pixels[0], expected)
 
 
+def test_what_is_drawn_is_even_and_its_own_for_each_seed_look_and_picture():
+    drawn = np.array([[draws(seed, look, range(50)) for look in range(10)] for seed in range(10)])
+    assert len(np.unique(drawn)) == drawn.size
+    assert 0 <= drawn.min() < 0.001
+    assert 0.999 < drawn.max() < 1
+    np.testing.assert_allclose(drawn.mean((0, 1, 2)), 0.5, atol=0.02)
+    np.testing.assert_allclose(np.corrcoef(drawn.reshape(-1, drawn.shape[-1]).T), np.eye(drawn.shape[-1]), atol=0.06)
+
+
 @pytest.mark.parametrize("preset", ["torchvision", "caffe"])
 def test_batches_are_normalised_as_the_preprocessing_says(preset):
     pixels = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
@@ -140,6 +149,7 @@ def test_cifar10_is_read_as_published(tmp_path):
     pixels = np.asarray(vgg.images.open_image(dataset.samples[3].read()))
     np.testing.assert_array_equal(pixels[0, :32, 0], np.frombuffer(raw, np.uint8)[3 * cifar.RECORD + 1 :][:32])
     np.testing.assert_array_equal(pixels[31, :, 2], np.frombuffer(raw, np.uint8)[3 * cifar.RECORD + 1 + 3072 - 32 :][:32])
+    np.testing.assert_array_equal(np.asarray(dataset.samples[3].picture()), pixels)
     assert len(vgg.datasets.open(folder / "test_batch.bin", 10)) == 16
     assert classes_of(folder)[1].names == cifar.NAMES
     (folder / "data_batch_2.bin").write_bytes(raw[:-1])

@@ -113,8 +113,8 @@ def draws(seed: int, look: int, places: Sequence[int]) -> list[list[float]]:
     A hash of what they depend on, SplitMix64's (Steele, Lea & Flood 2014): a generator for each picture takes longer to set up
     than a small picture to crop.
     """
-    state = np.array([seed], np.uint64)
-    for number in ([look], places):
+    state: Any = np.zeros(1, np.uint64)
+    for number in ([seed], [look], places):
         state = _hash(state + np.asarray(number, np.uint64))
     numbers = _hash(state[:, None] + np.arange(DRAWS, dtype=np.uint64)) >> np.uint64(11)
     return list((numbers * 2.0**-53).tolist())
@@ -145,9 +145,8 @@ def glimpse(picture: Array, recipe: Recipe, side: int, drawn: Sequence[float]) -
         if box_size is None:
             low, high = (size * side / 224 for size in (recipe.crop_range if recipe.crop == "side" else (256, 256)))
             short = max(low + (high - low) * others[0], side)
-            box_size = (
-                side * min(width, height) / short,
-            ) * 2  # what becomes `side` pixels when the short side becomes `short`
+            part = side * min(width, height) / short  # what becomes `side` pixels when the short side becomes `short`
+            box_size = (part, part)
         left, top = (width - box_size[0]) * across, (height - box_size[1]) * down
         box = (left, top, left + box_size[0], top + box_size[1])
         seen = np.asarray(Image.fromarray(picture).resize((side, side), Image.Resampling.BILINEAR, box))
