@@ -143,7 +143,7 @@ struct vgg_network {
     std::vector<Map> maps;  // of each layer's value, made when it is first needed
     Memory planes;          // a picture's planes with a border of zeros
     int plane = 0, line = 0;
-    Memory inputs, products;  // of Winograd's transforms
+    Memory transformed;     // Winograd's inputs and products
     Memory panels, sums;      // a linear layer's inputs and outputs
 };
 
@@ -387,11 +387,12 @@ void vgg_network::winograd(const Layer &layer, bool pooled, Place from, Place to
     if (!shared) blocks = up_to_multiple(blocks, threads);
     const int block = (tiles + blocks - 1) / blocks;
     const int workers = shared ? 1 : threads;
-    // An odd number of cache lines from position to position, so that they do not fall into the same set.
-    const std::ptrdiff_t in_position = (std::ptrdiff_t(block) * in + 16) | 16, out_position = (std::ptrdiff_t(block) * out + 16) | 16;
-    const std::size_t in_size = in_position * positions, out_size = out_position * positions;
-    inputs.reserve(in_size * workers);
-    products.reserve(out_size * workers);
+    // An odd number of cache lines from position to position, so that they do not fall into the same set; downwards, so that where
+    // one thread does a block, a position's products can lie where inputs of earlier ones were: less for the cache to hold.
+    const std::ptrdiff_t in_position = -((std::ptrdiff_t(block) * in + 16) | 16), out_position = -((std::ptrdiff_t(block) * out + 16) | 16);
+    const std::size_t in_size = -in_position * positions, out_size = -out_position * positions;
+    const std::size_t size = shared ? in_size + out_size : std::max(in_size, out_size) - std::max(in_position, out_position);
+    transformed.reserve(size * workers);
 
     const auto corner = [&](int index, int &n, int &y, int &x) {
         n = index / (down * across), y = index % (down * across) / across * tile, x = index % across * tile;
@@ -424,23 +425,25 @@ void vgg_network::winograd(const Layer &layer, bool pooled, Place from, Place to
     if (!shared) {
         pool.run(blocks, [&](int number, int worker) {
             const int first = std::int64_t(tiles) * number / blocks, last = std::int64_t(tiles) * (number + 1) / blocks;
-            float *mine = inputs.get() + in_size * worker, *products_of_mine = products.get() + out_size * worker;
-            for (int index = first; index < last; ++index) transform(index, index - first, last - first, mine);
+            float *start = transformed.get() + size * worker;
+            float *inputs = start + in_size + in_position, *products = start + size + out_position;
+            for (int index = first; index < last; ++index) transform(index, index - first, last - first, inputs);
             for (int position = 0; position < positions; ++position)
-                multiply(position, 0, panels, last - first, mine, products_of_mine);
-            for (int index = first; index < last; ++index) finish(index, index - first, products_of_mine);
+                multiply(position, 0, panels, last - first, inputs, products);
+            for (int index = first; index < last; ++index) finish(index, index - first, products);
         });
         return;
     }
+    float *inputs = transformed.get() + in_size + in_position, *products = transformed.get() + size + out_position;
     const int parts = std::min(panels, (4 * threads + positions - 1) / positions);
     for (int number = 0; number < blocks; ++number) {
         const int first = std::int64_t(tiles) * number / blocks, last = std::int64_t(tiles) * (number + 1) / blocks;
-        pool.run(last - first, [&](int slot, int) { transform(first + slot, slot, last - first, inputs.get()); });
+        pool.run(last - first, [&](int slot, int) { transform(first + slot, slot, last - first, inputs); });
         pool.run(positions * parts, [&](int index, int) {
             const int part = index % parts;
-            multiply(index / parts, panels * part / parts, panels * (part + 1) / parts, last - first, inputs.get(), products.get());
+            multiply(index / parts, panels * part / parts, panels * (part + 1) / parts, last - first, inputs, products);
         });
-        pool.run(last - first, [&](int slot, int) { finish(first + slot, slot, products.get()); });
+        pool.run(last - first, [&](int slot, int) { finish(first + slot, slot, products); });
     }
 }
 

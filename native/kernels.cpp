@@ -112,16 +112,16 @@ void winograd_output(const float *from, std::ptrdiff_t position, const float *bi
                 for (int x = 0; x < M; x += 2)
                     if (x + 1 < width) {
                         const vec best = larger(larger(line[x], line[x + 1]), larger(below[x], below[x + 1]));
-                        store(target + (x / 2) * pixel, larger(best + offset, zero));
-                        __builtin_prefetch(target + (x / 2 + M / 2) * pixel, 1, 2);
+                        stream(target + (x / 2) * pixel, larger(best + offset, zero));
+                        fetch_to_write(target + (x / 2 + M / 2) * pixel);
                     }
             } else {
                 float *target = to + i * row + c;
 #pragma GCC unroll 8
                 for (int x = 0; x < M; ++x)
                     if (x < width) {
-                        store(target + x * pixel, larger(line[x] + offset, zero));
-                        __builtin_prefetch(target + (x + M) * pixel, 1, 2);
+                        stream(target + x * pixel, larger(line[x] + offset, zero));
+                        fetch_to_write(target + (x + M) * pixel);
                     }
             }
         }
@@ -180,6 +180,8 @@ inline void sized(int rows, int k, const float *panel, const At &at, std::ptrdif
     }
 }
 
+constexpr int LINE = 16;  // floats in a cache line
+
 void product(const float *rows, std::ptrdiff_t stride, int count, int k, const float *panel, const float *next, float *to,
              std::ptrdiff_t to_stride) {
     const Blocks blocks(count, ROWS);
@@ -187,8 +189,10 @@ void product(const float *rows, std::ptrdiff_t stride, int count, int k, const f
         const int row = blocks.first(b), height = blocks.first(b + 1) - row;
         const float *from = rows + row * stride;
         float *target = to + row * to_stride;
+        // This block's share of the next panel, a line each of several streams at a time: the processor prefetches along them.
         const float *ahead = next + std::ptrdiff_t(k) * PANEL * b / blocks.number;
-        const int lines = (8 * PANEL / 16 + blocks.number - 1) / blocks.number;
+        const int streams = (8 * PANEL / LINE + blocks.number - 1) / blocks.number;
+        const std::ptrdiff_t apart = k / 8 * LINE;
         sized<ROWS>(
             height, k, panel,
             [&](int i, int j) {
@@ -196,7 +200,8 @@ void product(const float *rows, std::ptrdiff_t stride, int count, int k, const f
             },
             LANES,
             [&](int) {
-                for (int line = 0; line < lines; ++line, ahead += 16) __builtin_prefetch(ahead, 0, 2);
+                for (int s = 0; s < streams; ++s) __builtin_prefetch(ahead + s * apart, 0, 2);
+                ahead += LINE;
             },
             [&](int r, const vec(&sums)[VECTORS]) {
 #pragma GCC unroll 4
@@ -217,7 +222,7 @@ void convolution(const Pixels &pixels, int count, int k, const float *panel, con
             [&](int r, const vec(&sums)[VECTORS]) {
 #pragma GCC unroll 4
                 for (int v = 0; v < VECTORS; ++v)
-                    store(target + r * to_stride + v * LANES, larger(sums[v] + load(bias + v * LANES), vec{}));
+                    stream(target + r * to_stride + v * LANES, larger(sums[v] + load(bias + v * LANES), vec{}));
             });
     }
 }

@@ -56,7 +56,7 @@ struct Kernels {
     void (*winograd_input)(int tile, const float *from, std::ptrdiff_t row, std::ptrdiff_t pixel, int channels, float *to,
                            std::ptrdiff_t position, std::ptrdiff_t stride);
     // (tile + 2)^2 positions -> `height` x `width` pixels with bias and ReLU; with `pool`, half of that, the larger of 2x2.
-    // Where the tile to the right of it goes is fetched ahead.
+    // Where the tile to the right of it goes is fetched ahead. Pixels begin at multiples of a vector's size.
     void (*winograd_output)(int tile, const float *from, std::ptrdiff_t position, const float *bias, int channels, bool pool,
                             int height, int width, float *to, std::ptrdiff_t row, std::ptrdiff_t pixel);
     // Rows of `k` floats times a panel -> `panel` sums a row, `to_stride` apart. `next` is fetched ahead. The rows lie as they

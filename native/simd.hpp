@@ -45,6 +45,25 @@ inline vec load(const float *from) {
 
 inline void store(float *to, vec value) { std::memcpy(to, &value, sizeof value); }
 
+// Stores what is read only after much else. A vector that fills a cache line goes past the caches, which spares reading the line
+// first; another thread sees it after any locked instruction, such as the pool's.
+inline void stream(float *to, vec value) {
+#if defined(__AVX512F__)
+    _mm512_stream_ps(to, __m512(value));
+#else
+    store(to, value);
+#endif
+}
+
+// Fetches a line that is soon to be stored to, unless stores go past the caches.
+inline void fetch_to_write(const float *line) {
+#if !defined(__AVX512F__)
+    __builtin_prefetch(line, 1, 2);
+#else
+    (void)line;
+#endif
+}
+
 inline vec splat(float value) { return value - vec{}; }
 
 // LANES numbers of 8 or 16 bits as ones of 32. Compilers make a detour through scalar registers of it, unless told how.
