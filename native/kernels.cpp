@@ -323,6 +323,60 @@ inline void add_dots(const Matrix &matrix, std::int64_t row, const float *inputs
     }
 }
 
+constexpr int WORDS = 8 * LANES;  // numbers of four bits in a vector
+constexpr int SORTED = 8192;      // inputs that are sorted at a time; they stay in the cache
+
+// Adds R rows of 4-bit numbers times one row of inputs, sorted so that each vector of them has the inputs of the numbers at one
+// place of their words. Columns and groups are whole vectors of words.
+template <int R>
+inline void add_dots_of_words(const Matrix &matrix, std::int64_t row, const float *sorted, std::int64_t begin, std::int64_t end,
+                              float *to) {
+    const char *rows[R];
+    const float *scales[R];
+    for (int r = 0; r < R; ++r) {
+        rows[r] = static_cast<const char *>(matrix.values) + (row + r) * (matrix.inputs / 2);
+        scales[r] = scales_of(matrix, row + r);
+    }
+    vec totals[R] = {};
+    for (std::int64_t i = begin; i < end;) {
+        const std::int64_t group = i / matrix.group, group_end = (group + 1) * matrix.group, stop = group_end < end ? group_end : end;
+        vec sums[R] = {};
+        for (; i < stop; i += WORDS) {
+            uvec words[R];
+#pragma GCC unroll 4
+            for (int r = 0; r < R; ++r) {
+                words[r] = uvec(load(reinterpret_cast<const float *>(rows[r] + i / 2)));
+                __builtin_prefetch(rows[r] + (R * matrix.inputs + i) / 2);
+            }
+            const float *right = sorted + i - begin;
+            [&]<int... I>(std::integer_sequence<int, I...>) {
+                const auto add = [&]<int J>(std::integral_constant<int, J>) {
+                    const vec inputs = load(right + J * LANES);
+#pragma GCC unroll 4
+                    for (int r = 0; r < R; ++r) sums[r] += halves_of_words<J>(words[r]) * inputs;
+                };
+                (add(std::integral_constant<int, I>()), ...);
+            }(std::make_integer_sequence<int, 8>());
+        }
+#pragma GCC unroll 4
+        for (int r = 0; r < R; ++r) totals[r] += sums[r] * scales[r][group];
+    }
+    for (int r = 0; r < R; ++r) to[row + r] += sum(totals[r]);
+}
+
+void add_row_of_words(const Matrix &matrix, std::int64_t first, std::int64_t last, const float *inputs, float *to) {
+    float sorted[SORTED];
+    for (std::int64_t begin = 0; begin < matrix.inputs; begin += SORTED) {
+        const std::int64_t end = begin + SORTED < matrix.inputs ? begin + SORTED : matrix.inputs;
+        for (std::int64_t i = 0; i < end - begin; i += WORDS)
+            for (int place = 0; place < 8; ++place)
+                for (int lane = 0; lane < LANES; ++lane) sorted[i + place * LANES + lane] = inputs[begin + i + lane * 8 + place];
+        std::int64_t row = first;
+        for (; row + 4 <= last; row += 4) add_dots_of_words<4>(matrix, row, sorted, begin, end, to);
+        for (; row < last; ++row) add_dots_of_words<1>(matrix, row, sorted, begin, end, to);
+    }
+}
+
 // A few rows of inputs: one streams the matrix; of several, only as many columns are taken at once as stay in the cache.
 template <vgg::Kind K>
 void add_rows(const Matrix &matrix, std::int64_t first, std::int64_t last, const float *inputs, std::int64_t count, float *to) {
@@ -430,7 +484,9 @@ void linear_of(const Matrix &matrix, std::int64_t first, std::int64_t last, cons
                const float *bias, bool relu, float *sums, float *to) {
     for (std::int64_t b = 0; b < count; ++b)
         std::memcpy(to + b * matrix.outputs + first, bias + first, (last - first) * sizeof(float));
-    if (count <= vgg::FEW) {
+    if (K == vgg::INT4 && count == 1 && matrix.inputs % WORDS == 0 && matrix.group % WORDS == 0) {
+        add_row_of_words(matrix, first, last, inputs, to);
+    } else if (count <= vgg::FEW) {
         add_rows<K>(matrix, first, last, inputs, count, to);
     } else {
         const std::int64_t stride = (count + PANEL - 1) / PANEL * PANEL;

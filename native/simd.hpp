@@ -110,6 +110,16 @@ template <int... I> inline vec halves_of_bytes(const char *from, std::integer_se
 
 inline vec halves_of_bytes(const char *from) { return halves_of_bytes(from, std::make_integer_sequence<int, LANES>()); }
 
+// Of LANES words of eight such numbers each, all those at the place `I` of their word.
+template <int I> inline vec halves_of_words(uvec words) {
+#if defined(__AVX512F__)
+    const vec numbers{0, 1, 2, 3, 4, 5, 6, 7, -8, -7, -6, -5, -4, -3, -2, -1};
+    return vec(_mm512_permutexvar_ps(__m512i(words >> (4 * I)), __m512(numbers)));  // looks at the lowest four bits
+#else
+    return __builtin_convertvector(ivec(words << (28 - 4 * I)) >> 28, vec);
+#endif
+}
+
 inline vec larger(vec a, vec b) { return a > b ? a : b; }
 
 // The sums of four vectors: neighbouring lanes are added, then pairs of them, then what each group of four lanes has.
