@@ -104,7 +104,8 @@ def stored(value: np.ndarray, kind: str):
 @pytest.mark.parametrize("kind", ["float16", "bfloat16", "int8", "int8 with zero points", "int4"])
 def test_parameters_may_be_stored_in_fewer_bits(kind, instructions, monkeypatch):
     monkeypatch.setenv("VGG_INSTRUCTIONS", instructions)
-    for width, size in ((1 / 16, 64), (0.07, 64), (1 / 4, 288)):  # the last has linear layers of more inputs than are sorted at once
+    # The last has linear layers of more inputs than are sorted at once.
+    for width, size in ((1 / 16, 64), (0.07, 64), (1 / 4, 288)):
         network = random_network("vgg11", width=width, input_size=size)
         parameters = {name: stored(v, kind) if name.endswith("weight") else v for name, v in network.parameters.items()}
         network = replace(network, parameters=parameters)

@@ -45,12 +45,25 @@ def test_no_scale_does_better_than_the_one_that_is_found(limit, group):
         assert error.sum() <= other.sum() * 1.1  # 0.4 dB more, for the balance
 
 
-@pytest.mark.parametrize(("limit", "group"), [(127, 0), (7, 90)])
-def test_errors_are_balanced(limit, group):
+@pytest.mark.parametrize("limit", [127, 7])
+def test_zero_points_reach_where_the_numbers_are(limit):
+    value = RNG.normal(size=(10, 30, 3, 3)).astype(np.float32) - 2
+    value[3:6] *= -1
+    value[6] = np.abs(value[6])
+    found, plain = integers(value, limit, zero_points=True), integers(value, limit)
+    assert found.zero_point.dtype == found.values.dtype == plain.values.dtype
+    assert plain.zero_point is None
+    assert noise(value, found) > noise(value, plain) + 3
+
+
+@pytest.mark.parametrize(("limit", "group", "zero_points"), [(127, 0, False), (7, 90, False), (127, 0, True), (7, 90, True)])
+def test_errors_are_balanced(limit, group, zero_points):
     value = RNG.uniform(-1, 1, size=(40, 30, 3, 3)).astype(np.float32)
-    stored = integers(value, limit, group)
+    stored = integers(value, limit, group, zero_points=zero_points)
     scale = stored.scale.reshape(40, -1, 1)
-    wanted = (value.reshape(40, -1, group or 270) / scale).clip(-limit - (limit == 7), limit)  # what is cut short is lost
+    zero = stored.zero_point.astype(np.float32).reshape(scale.shape) if zero_points else 0
+    wanted = value.reshape(40, -1, group or 270) / scale + zero
+    wanted = wanted.clip(-limit - (limit == 7), limit)  # what is cut short is lost
     errors, plain = stored.values.astype(np.float32).reshape(wanted.shape) - wanted, np.rint(wanted) - wanted
     assert np.abs(errors.sum(2)).max() < 0.51
     filters = [np.square(one.reshape(40, 30, 9).sum(2)).mean() for one in (errors, plain)]
@@ -110,6 +123,26 @@ def test_every_engine_reads_the_written_file_alike(tmp_path, bits, form):
     expected = onnxruntime.InferenceSession(tmp_path / "n.onnx").run(None, {"data": IMAGES})[0]
     for engine in engines.installed():
         found = engines.open(again, engine).logits(IMAGES)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5 * np.abs(expected).max(), err_msg=engine)
+
+
+def test_a_convolution_gets_zero_points_where_one_scale_is_too_coarse(tmp_path):
+    """As VGG-19's deep layers have it: a few numbers of a row far larger than all others, and of one sign."""
+    plain = network()
+    value = plain.parameters["conv3_2.weight"].copy()
+    value.reshape(len(value), -1)[:, 7] = 14 * value.std()
+    plain = replace(plain, parameters={**plain.parameters, "conv3_2.weight": value})
+    made = quantize_weights(plain)
+    assert [name for name, one in made.parameters.items() if isinstance(one, Quantized) and one.zero_point is not None] == [
+        "conv3_2.weight"
+    ]
+    assert noise(value, integers(value)) < 35 < noise(value, made.parameters["conv3_2.weight"])
+    made.write(tmp_path / "n.onnx", names="zoo")
+    onnx.checker.check_model(tmp_path / "n.onnx", full_check=True)
+    assert Network.read(tmp_path / "n.onnx").sha256() == made.sha256()
+    expected = onnxruntime.InferenceSession(tmp_path / "n.onnx").run(None, {"data": IMAGES})[0]
+    for engine in engines.installed():
+        found = engines.open(Network.read(tmp_path / "n.onnx"), engine).logits(IMAGES)
         np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5 * np.abs(expected).max(), err_msg=engine)
 
 

@@ -21,6 +21,7 @@ from ..parallel import ahead
 from ..parameters import Array, contiguous, expanded
 
 BATCH = 2  # the values of all layers, 60 MB a picture of VGG-16, are in memory twice
+TOGETHER = 32  # pictures whose responses are added up at once, since the sums are large
 PERCENTILE = 99.99  # of all numbers of a value lie in the range that is kept
 Method = Literal["minmax", "percentile"]
 Progress = Callable[[int], object]
@@ -46,14 +47,14 @@ class Pictures:
             total.update(f"{os.path.relpath(name, self.place)}\0{size}\n".encode(errors="surrogateescape"))
         return total.hexdigest()
 
-    def batches(self, network: Network, progress: Progress = lambda done: None) -> Iterator[Array]:
-        """float32 [batch, 3, crop, crop], prepared by other threads; the pictures done so far are told to `progress`.
+    def batches(self, network: Network, progress: Progress = lambda done: None, size: int = BATCH) -> Iterator[Array]:
+        """float32 [size, 3, crop, crop], the last of fewer, prepared by other threads; `progress` is told how many are done.
 
         Raises ImageError at the first picture that can't be read.
         """
-        prepared = ahead(lambda one: network.preprocessing(one[1], one[0]), self.found, os.cpu_count() or 1, 2 * BATCH)
+        prepared = ahead(lambda one: network.preprocessing(one[1], one[0]), self.found, os.cpu_count() or 1, 2 * size)
         done = 0
-        while batch := list(islice(prepared, BATCH)):
+        while batch := list(islice(prepared, size)):
             yield np.stack(batch)
             done += len(batch)
             progress(done)
@@ -136,7 +137,7 @@ def responses(network: Network, pictures: Pictures, progress: Progress = lambda 
         weight = contiguous(expanded(network.parameters[f"{name}.weight"]), np.float32)
         weights[name] = weight.reshape(len(weight), -1)
     found = {name: Responses(0, np.zeros(len(w)), np.zeros((len(w), len(w)))) for name, w in weights.items()}
-    for batch in pictures.batches(network, progress):
+    for batch in pictures.batches(network, progress, TOGETHER):
         values = engine.run(batch, tuple(inputs.values()))
         for name, one in found.items():
             answers = values[inputs[name]].reshape(len(batch), -1) @ weights[name].T

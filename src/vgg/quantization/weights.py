@@ -14,6 +14,7 @@ from ..network import Network
 from ..parameters import Array, LowRank, Parameter, Part, Quantized, blocks
 
 INT8, INT4 = 127, 7  # the largest integers
+ENOUGH = 35.0  # decibels that a convolution's weight has above its rounding; where it hasn't, its rows get zero points
 GROUP = 128  # neighbours in a row that share a scale where there are 4 bits
 # Of these shares of the largest number, the best becomes the largest that can be told apart: rounding all others finer is
 # worth cutting a few short.
@@ -21,8 +22,8 @@ SHARES = np.linspace(0.4, 1, 31)
 CACHED = 2**15  # numbers that are worked on at once, few enough to stay in a core's cache
 
 
-def integers(value: Part, limit: int = INT8, group: int = 0) -> Quantized:
-    """A parameter in integers around zero; of 31 scales, each row or group takes the one with the least squared error.
+def integers(value: Part, limit: int = INT8, group: int = 0, *, zero_points: bool = False) -> Quantized:
+    """A parameter in integers; of 31 scales, each row or group takes the one with the least squared error.
 
     Then the errors are balanced, as SQuant does (Guo et al., arXiv 2202.07471): what a layer gets, behind a ReLU, has a mean
     above zero and changes little from pixel to pixel, so that the sum of a filter's errors weighs more than their squares. The
@@ -33,11 +34,14 @@ def integers(value: Part, limit: int = INT8, group: int = 0) -> Quantized:
         value: floats, [rows, ...]; of a mapped file, a few MiB are read at a time.
         limit: the largest integer; up to 7, they are stored in 4 bits; 7 goes with -8.
         group: how many neighbours in a row share a scale; all when 0.
+        zero_points: each row or group has a zero point, so that the integers reach from its least number to its largest; else
+            they lie around zero.
     """
     rows, inputs = value.shape[0], math.prod(value.shape[1:])
     size, kernel = group or inputs, 0 if group else math.prod(value.shape[2:])
     values = np.empty((rows, inputs), np.int8)
     scale = np.empty((rows, -(-inputs // size)), np.float32)
+    zero = np.zeros(scale.shape, np.int8)
 
     def work(start: int, block: Array) -> None:
         whole = inputs // size * size
@@ -45,9 +49,10 @@ def integers(value: Part, limit: int = INT8, group: int = 0) -> Quantized:
         for begin, end in ((0, whole), (whole, inputs)):  # whole groups, and what is left of the row
             if begin < end:
                 parts = block[:, begin:end].reshape(-1, min(size, end - begin))
-                found, scales = _rounded(parts, limit, kernel)
+                groups = np.s_[start:stop, begin // size : -(-end // size)]
+                found, scales, zeros = _rounded(parts, limit, kernel, zero_points)
                 values[start:stop, begin:end] = found.reshape(len(block), -1)
-                scale[start:stop, begin // size : -(-end // size)] = scales.reshape(len(block), -1)
+                scale[groups], zero[groups] = scales.reshape(len(block), -1), zeros.reshape(len(block), -1)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         start, waiting = 0, []
@@ -58,38 +63,44 @@ def integers(value: Part, limit: int = INT8, group: int = 0) -> Quantized:
                 waiting.pop(0).result()
         for one in waiting:
             one.result()
-    stored = values if limit > INT4 else (values.view(np.uint8) & 15).view(ml_dtypes.int4)
-    return Quantized(stored.reshape(value.shape), scale if group else scale[:, 0], group=group)
+    stored, zero = (one if limit > INT4 else (one.view(np.uint8) & 15).view(ml_dtypes.int4) for one in (values, zero))
+    scale, zero = (one if group else one[:, 0] for one in (scale, zero))
+    return Quantized(stored.reshape(value.shape), scale, zero if zero_points else None, group=group)
 
 
-def _rounded(rows: Array, limit: int, kernel: int) -> tuple[Array, Array]:
-    """Integers [rows, numbers] up to a limit, and the scale of each row; `kernel` numbers are a filter's channel."""
+def _rounded(rows: Array, limit: int, kernel: int, zero_points: bool) -> tuple[Array, Array, Array]:
+    """Integers [rows, numbers] up to a limit, and each row's scale and zero point; `kernel` numbers are a filter's channel."""
     lowest = -limit - (limit == INT4)  # of 16 integers none is wasted; of 256, one matters nothing
-    found, scales = np.empty(rows.shape, np.int8), np.empty(len(rows), np.float32)
-    step = max(1, CACHED // rows.shape[1])
-    for start in range(0, len(rows), step):
-        part = rows[start : start + step]
-        largest = np.abs(part).max(1)
-        largest[largest == 0] = limit
-        best, least = largest / limit, np.full(len(part), np.inf, np.float32)
+    found, scales, zeros = np.empty(rows.shape, np.int8), np.empty(len(rows), np.float32), np.empty(len(rows), np.int8)
+    height = max(1, CACHED // rows.shape[1])
+    for start in range(0, len(rows), height):
+        part = rows[start : start + height]
+        low, high = np.minimum(part.min(1), 0), np.maximum(part.max(1), 0)
+        step = (high - low) / (limit - lowest) if zero_points else np.maximum(-low, high) / limit
+        step[step == 0] = 1
+        zero = np.rint(lowest - low / step) if zero_points else np.zeros_like(step)
+        best, least = step, np.full(len(part), np.inf, np.float32)
         scaled, nearest = np.empty_like(part), np.empty_like(part)
         for share in SHARES:
-            scale = largest * np.float32(share / limit)
+            scale = step * np.float32(share)
             np.multiply(part, (1 / scale)[:, None], out=scaled)
+            if zero_points:
+                scaled += zero[:, None]
             np.rint(scaled, out=nearest)
             np.clip(nearest, lowest, limit, out=nearest)
             nearest -= scaled
             error = np.einsum("ij,ij->i", nearest, nearest) * scale**2
             best, least = np.where(error < least, scale, best), np.minimum(error, least)
         np.divide(part, best[:, None], out=scaled)
+        scaled += zero[:, None]
         scaled.clip(lowest, limit, out=scaled)  # what is cut short is lost, and not to be made up for by others
         np.rint(scaled, out=nearest)
         if kernel > 1:
             _balance(nearest.reshape(-1, kernel), scaled.reshape(-1, kernel), lowest, limit)
         _balance(nearest, scaled, lowest, limit)
-        found[start : start + step] = nearest
-        scales[start : start + step] = best
-    return found, scales
+        end = start + len(part)
+        found[start:end], scales[start:end], zeros[start:end] = nearest, best, zero
+    return found, scales, zeros
 
 
 def _balance(rounded: Array, scaled: Array, lowest: int, limit: int) -> None:
@@ -114,7 +125,10 @@ def _balance(rounded: Array, scaled: Array, lowest: int, limit: int) -> None:
 def quantize_weights(
     network: Network, bits: int = 8, *, fine: Collection[str] = (), group: int = 0, only: Collection[str] | None = None
 ) -> Network:
-    """A network whose weights are integers: 8 bits with a scale for each output channel.
+    """A network whose weights are integers: 8 bits around zero with a scale for each output channel.
+
+    A convolution of which that leaves too little, as a few far larger numbers of one sign do, has zero points as well; linear
+    layers don't, since the native engine reads theirs as they lie.
 
     Args:
         network: in floats; a weight may be of low rank.
@@ -137,7 +151,10 @@ def quantize_weights(
         if isinstance(value, LowRank):
             parameters[f"{layer.name}.weight"] = LowRank(*(integers(part, limit, size) for part in (value.left, value.right)))
         elif not isinstance(value, Quantized):
-            parameters[f"{layer.name}.weight"] = integers(value, limit, size)
+            stored = integers(value, limit, size)
+            if layer.operation == "convolution" and noise(value, stored) < ENOUGH:
+                stored = integers(value, limit, size, zero_points=True)
+            parameters[f"{layer.name}.weight"] = stored
     return replace(network, parameters=parameters, graph=None)
 
 
