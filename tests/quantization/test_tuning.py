@@ -89,9 +89,10 @@ def test_a_ladder_goes_up():
     assert [sizes[one.bits] for one in found] == sorted(sizes[one.bits] for one in found)
     assert all(one.rank == "64" for one in found)
     assert len({str(one) for one in found}) == len(found)
-    static = list(ladder(Configuration(format="qdq")))
-    assert [len(one.floats) for one in static] == sorted(len(one.floats) for one in static)
-    assert len({str(one) for one in static}) == len(static)
+    for calibration in ("minmax", "percentile"):
+        static = list(ladder(Configuration(format="qdq", calibration=calibration)))
+        assert [len(one.floats) for one in static] == sorted(len(one.floats) for one in static)
+        assert len({str(one) for one in static}) == len(static)
 
 
 def test_each_layer_alone(network, place):

@@ -60,9 +60,9 @@ def ladder(first: Configuration) -> Iterator[Configuration]:
             yield replace(first, bits=8)
         yield replace(first, bits=8, group=GROUP)
     else:
-        yield replace(first, calibration="percentile")
-        yield replace(first, calibration="percentile", floats=("fc8",))
-        yield replace(first, calibration="percentile", floats=("conv1_1", "conv1_2", "fc8"))
+        yield replace(first, calibration="percentile" if first.calibration == "minmax" else "minmax")
+        yield replace(first, floats=("fc8",))
+        yield replace(first, floats=("conv1_1", "conv1_2", "fc8"))
 
 
 class Quantizer:
