@@ -387,11 +387,12 @@ void vgg_network::winograd(const Layer &layer, bool pooled, Place from, Place to
     if (!shared) blocks = up_to_multiple(blocks, threads);
     const int block = (tiles + blocks - 1) / blocks;
     const int workers = shared ? 1 : threads;
-    // An odd number of cache lines from position to position, so that they do not fall into the same set; downwards, so that where
-    // one thread does a block, a position's products can lie where inputs of earlier ones were: less for the cache to hold.
-    const std::ptrdiff_t in_position = -((std::ptrdiff_t(block) * in + 16) | 16), out_position = -((std::ptrdiff_t(block) * out + 16) | 16);
-    const std::size_t in_size = -in_position * positions, out_size = -out_position * positions;
-    const std::size_t size = shared ? in_size + out_size : std::max(in_size, out_size) - std::max(in_position, out_position);
+    // An odd number of cache lines from position to position, so that they do not fall into the same set.
+    const std::ptrdiff_t in_step = (std::ptrdiff_t(block) * in + 16) | 16, out_step = (std::ptrdiff_t(block) * out + 16) | 16;
+    const std::size_t in_size = in_step * positions, out_size = out_step * positions;
+    // Positions lie downwards, inputs from the start of the memory and products to its end, so that where one thread does a block,
+    // a position's products take the place of inputs of those before it: the cache has half as much to hold.
+    const std::size_t size = shared ? in_size + out_size : std::max(in_size, out_size) + std::min(in_step, out_step);
     transformed.reserve(size * workers);
 
     const auto corner = [&](int index, int &n, int &y, int &x) {
@@ -403,7 +404,7 @@ void vgg_network::winograd(const Layer &layer, bool pooled, Place from, Place to
         const Blocks rows(count, kernels.rows);  // as the product reads them
         const int b = rows.of(slot), top = rows.first(b), height = rows.first(b + 1) - top;
         kernels.winograd_input(tile, from.map.corner(from.first + n) + y * from.map.row + std::ptrdiff_t(x) * in, from.map.row, in,
-                               in, to + std::ptrdiff_t(top) * in + (slot - top) * kernels.lanes, in_position,
+                               in, to + std::ptrdiff_t(top) * in + (slot - top) * kernels.lanes, -in_step,
                                height * kernels.lanes);
     };
     const auto multiply = [&](int position, int first, int last, int count, const float *from, float *to) {
@@ -411,14 +412,14 @@ void vgg_network::winograd(const Layer &layer, bool pooled, Place from, Place to
         for (int p = first; p < last; ++p) {
             const float *now = weights + std::ptrdiff_t(p) * k * panel;
             const float *next = now + std::ptrdiff_t(k) * panel;
-            kernels.product(from + position * in_position, in, count, k, now, next, to + position * out_position + p * panel, out);
+            kernels.product(from - position * in_step, in, count, k, now, next, to - position * out_step + p * panel, out);
         }
     };
     const auto finish = [&](int index, int slot, const float *from_products) {
         int n, y, x;
         corner(index, n, y, x);
         const int half = pooled ? 2 : 1;
-        kernels.winograd_output(tile, from_products + std::ptrdiff_t(slot) * out, out_position, layer.bias.data(), out, pooled,
+        kernels.winograd_output(tile, from_products + std::ptrdiff_t(slot) * out, -out_step, layer.bias.data(), out, pooled,
                                 std::min(tile, from.map.height - y), std::min(tile, from.map.width - x),
                                 to.map.pixel(to.first + n, y / half, x / half), to.map.row, out);
     };
@@ -426,7 +427,7 @@ void vgg_network::winograd(const Layer &layer, bool pooled, Place from, Place to
         pool.run(blocks, [&](int number, int worker) {
             const int first = std::int64_t(tiles) * number / blocks, last = std::int64_t(tiles) * (number + 1) / blocks;
             float *start = transformed.get() + size * worker;
-            float *inputs = start + in_size + in_position, *products = start + size + out_position;
+            float *inputs = start + in_size - in_step, *products = start + size - out_step;
             for (int index = first; index < last; ++index) transform(index, index - first, last - first, inputs);
             for (int position = 0; position < positions; ++position)
                 multiply(position, 0, panels, last - first, inputs, products);
@@ -434,7 +435,7 @@ void vgg_network::winograd(const Layer &layer, bool pooled, Place from, Place to
         });
         return;
     }
-    float *inputs = transformed.get() + in_size + in_position, *products = transformed.get() + size + out_position;
+    float *inputs = transformed.get() + in_size - in_step, *products = transformed.get() + size - out_step;
     const int parts = std::min(panels, (4 * threads + positions - 1) / positions);
     for (int number = 0; number < blocks; ++number) {
         const int first = std::int64_t(tiles) * number / blocks, last = std::int64_t(tiles) * (number + 1) / blocks;
