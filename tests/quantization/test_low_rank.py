@@ -65,7 +65,7 @@ def test_with_pictures_it_is_nearer_to_what_the_network_gives_for_them(place):
     batch = np.concatenate(list(Pictures(place).batches(one)))
     expected = engines.open(one, "onnxruntime").logits(batch)
     lost = []
-    for seen in (None, responses(one, Pictures(place))):
+    for seen in (None, Pictures(place)):
         made = factored(one, directions(one, seen), {"fc6": 64, "fc7": 64})
         lost.append(np.abs(engines.open(made, "onnxruntime").logits(batch) - expected).max())
     assert lost[1] < 0.05 * lost[0]
@@ -98,8 +98,8 @@ def test_the_rank_by_number_energy_and_size(tmp_path):
         Quantizer(one).make(Configuration(rank="0.1MB"))
 
 
-def test_what_has_no_rank():
+def test_what_has_no_rank(place):
     with pytest.raises(ModelError, match="has no fc6 and fc7"):
-        Quantizer(network(head="gap")).make(Configuration(rank="64"))
+        Quantizer(network(head="gap"), Pictures(place)).make(Configuration(rank="64"))
     with pytest.raises(Error, match="goes with the format weights"):
         Quantizer(network()).make(Configuration(format="qdq", rank="64"))

@@ -21,7 +21,7 @@ from ..parallel import ahead
 from ..parameters import Array, contiguous, expanded
 
 BATCH = 2  # the values of all layers, 60 MB a picture of VGG-16, are in memory twice
-TOGETHER = 32  # pictures whose responses are added up at once, since the sums are large
+TOGETHER = 4  # pictures whose responses are added up at once; the sums, 67 MB a layer, are gone through each time
 PERCENTILE = 99.99  # of all numbers of a value lie in the range that is kept
 Method = Literal["minmax", "percentile"]
 Progress = Callable[[int], object]
@@ -114,8 +114,8 @@ class Responses:
     """How the values of a linear layer, before bias and ReLU, lie over pictures."""
 
     count: int
-    total: Array  # float64 [units]
-    gram: Array  # float64 [units, units]: the sum of their products
+    total: Array  # float32 [units]
+    gram: Array  # float32 [units, units]: the sum of their products
 
     @property
     def mean(self) -> Array:
@@ -124,8 +124,9 @@ class Responses:
 
     @property
     def covariance(self) -> Array:
-        """float64 [units, units]."""
-        found: Array = self.gram / self.count - np.outer(self.mean, self.mean)
+        """float32 [units, units]."""
+        found: Array = self.gram / self.count
+        found -= np.outer(self.mean, self.mean)
         return found
 
 
@@ -136,12 +137,15 @@ def responses(network: Network, pictures: Pictures, progress: Progress = lambda 
     for name in inputs:
         weight = contiguous(expanded(network.parameters[f"{name}.weight"]), np.float32)
         weights[name] = weight.reshape(len(weight), -1)
-    found = {name: Responses(0, np.zeros(len(w)), np.zeros((len(w), len(w)))) for name, w in weights.items()}
+    found = {}
+    for name, weight in weights.items():
+        units = len(weight)
+        found[name] = Responses(0, np.zeros(units, np.float32), np.zeros((units, units), np.float32))
     for batch in pictures.batches(network, progress, TOGETHER):
         values = engine.run(batch, tuple(inputs.values()))
         for name, one in found.items():
             answers = values[inputs[name]].reshape(len(batch), -1) @ weights[name].T
             one.count += len(batch)
-            one.total += answers.sum(0, dtype=np.float64)
+            one.total += answers.sum(0)
             one.gram += answers.T @ answers
     return found

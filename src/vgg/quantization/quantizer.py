@@ -11,7 +11,7 @@ from ..formats import onnx_graph
 from ..network import Network
 from ..parameters import Quantized
 from . import low_rank, static
-from .calibration import Method, Pictures, ranges, responses
+from .calibration import Method, Pictures, ranges
 from .weights import GROUP, check_floats, quantize_weights
 
 if TYPE_CHECKING:
@@ -111,8 +111,7 @@ class Quantizer:
 
     def _factored(self, configuration: Configuration) -> Network:
         if not self._directions:
-            found = responses(self.network, self.pictures, self._looking) if self.pictures else None
-            self._directions = low_rank.directions(self.network, found)
+            self._directions = low_rank.directions(self.network, self.pictures, self._looking)
 
         def stored(ranks: Mapping[str, int]) -> int:
             """About as many bytes as the file will have."""
