@@ -44,7 +44,11 @@ def quantize(
     bits: Annotated[Bits, typer.Option("--bits", help="Of the linear layers' weights; the convolutions' have 8.")] = Bits.eight,
     rank: Annotated[
         str | None,
-        typer.Option("--rank", metavar="R", help="Of fc6 and fc7: a number, the energy kept (90%), or a size (45MB)."),
+        typer.Option(
+            "--rank",
+            metavar="R",
+            help="Of fc6 and fc7: a number, the energy kept (90%), or a size (45MB); needs vgg[quantize].",
+        ),
     ] = None,
     calibrate: Annotated[
         Path | None, typer.Option("--calibrate", metavar="DIR", help="Pictures, unlabelled: for qdq, qoperator and --rank.")

@@ -36,7 +36,9 @@ class Directions:
         return min(-(-needed // STEP) * STEP, len(self.energy))
 
 
-def directions(network: Network, pictures: Pictures | None = None, progress: Progress = lambda done: None) -> dict[str, Directions]:
+def directions(
+    network: Network, pictures: Pictures | None = None, progress: Progress = lambda done: None
+) -> dict[str, Directions]:
     """The directions of fc6 and fc7, by the layer's name; with `pictures`, those of a network that looks at them.
 
     Raises:
