@@ -143,7 +143,7 @@ struct vgg_network {
     std::vector<Map> maps;  // of each layer's value, made when it is first needed
     Memory planes;          // a picture's planes with a border of zeros
     int plane = 0, line = 0;
-    Memory transformed;     // Winograd's inputs and products
+    Memory transformed;       // Winograd's inputs and products
     Memory panels, sums;      // a linear layer's inputs and outputs
 };
 
