@@ -314,7 +314,7 @@ void vgg_network::classify(int end, Place from, int first, const vgg_output *out
         time(step, [&] {
             const float *rows = values.data();
             const std::int64_t number = std::int64_t(from.count) * windows;
-            if (number > FEW) {
+            if (number > kernels.few) {
                 sums.reserve(std::size_t(number + kernels.panel) * outputs_count);
                 panels.reserve(std::size_t(number + kernels.panel) * matrix.inputs);
                 pool.run(int((matrix.inputs + SLICE - 1) / SLICE), [&](int slice, int) {

@@ -253,6 +253,7 @@ template <> inline vec numbers<vgg::INT4>(const void *row, std::int64_t index) {
 
 constexpr int BITS[] = {32, 16, 16, 8, 4};  // of a number of each kind
 constexpr int AHEAD = 1024;       // bytes of a row that are fetched ahead where the matrix passes by once
+constexpr int FEW = LANES > 8 ? 8 : 16;  // rows of inputs that are taken as they are; more pay for being made panels, by measurement
 constexpr int FEW_COLUMNS = 512;  // of a few rows of inputs that stay in the cache
 constexpr int COLUMNS = 256, CACHED = 65536;  // columns that are at work at once, and inputs that stay in the cache, of many rows
 constexpr int NARROW = ROWS * VECTORS;  // the height of a block whose panel is a single vector
@@ -486,7 +487,7 @@ void linear_of(const Matrix &matrix, std::int64_t first, std::int64_t last, cons
         std::memcpy(to + b * matrix.outputs + first, bias + first, (last - first) * sizeof(float));
     if (K == vgg::INT4 && count == 1 && matrix.inputs % WORDS == 0 && matrix.group % WORDS == 0) {
         add_row_of_words(matrix, first, last, inputs, to);
-    } else if (count <= vgg::FEW) {
+    } else if (count <= FEW) {
         add_rows<K>(matrix, first, last, inputs, count, to);
     } else {
         const std::int64_t stride = (count + PANEL - 1) / PANEL * PANEL;
@@ -572,8 +573,8 @@ void output_for(int tile, const float *from, std::ptrdiff_t position, const floa
 #define VGG_TEXT_(name) #name
 #define VGG_TEXT(name) VGG_TEXT_(name)
 
-extern const vgg::Kernels table{VGG_TEXT(VGG_ISA), ROWS,       PANEL,   LANES,       weights_for, plain_weights,
-                                input_for,         output_for, product, convolution, panels,      linear,
-                                max_pool,          peak,       read};
+extern const vgg::Kernels table{VGG_TEXT(VGG_ISA), ROWS,       PANEL,   LANES,       FEW,    weights_for, plain_weights,
+                                input_for,         output_for, product, convolution, panels, linear,      max_pool,
+                                peak,              read};
 
 }  // namespace VGG_ISA

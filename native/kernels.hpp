@@ -9,9 +9,6 @@ namespace vgg {
 // How numbers are stored, as vgg.engines.native numbers them.
 enum Kind : int { FLOAT32, FLOAT16, BFLOAT16, INT8, INT4 };
 
-// Rows of inputs that a matrix is multiplied with as they are; more of them are turned into panels first.
-constexpr int FEW = 16;
-
 // A matrix of a linear layer, used where it lies: [outputs, inputs], row after row, any alignment.
 struct Matrix {
     const void *values;
@@ -46,6 +43,7 @@ struct Kernels {
     int rows;   // of a product that are computed together, at most
     int panel;  // output channels that are computed together; channels are padded to a multiple of it
     int lanes;  // floats in a vector
+    int few;    // rows of inputs that a matrix is multiplied with as they are; more of them are turned into panels first
 
     // Weights [out, in, 3, 3] -> [(tile + 2)^2, out / panel, in, panel] for F(tile x tile), panels `first` to `last`.
     void (*winograd_weights)(int tile, const Filters &from, int out, int in, int first, int last, float *to);
@@ -68,7 +66,7 @@ struct Kernels {
                         std::ptrdiff_t to_stride);
     // Columns `begin` to `end` of rows [count, k] as panels [count / panel, k, panel]; of a last panel, as many as fill vectors.
     void (*panels)(const float *rows, std::int64_t count, std::int64_t k, std::int64_t begin, std::int64_t end, float *to);
-    // `count` rows of inputs, as panels where they are more than FEW, times matrix rows `first` to `last`, plus bias ->
+    // `count` rows of inputs, as panels where they are more than `few`, times matrix rows `first` to `last`, plus bias ->
     // [count, outputs]. `sums` is memory for [outputs, count], with `count` padded to whole panels, where they are more.
     void (*linear)(const Matrix &matrix, std::int64_t first, std::int64_t last, const float *inputs, std::int64_t count,
                    const float *bias, bool relu, float *sums, float *to);

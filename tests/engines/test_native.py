@@ -110,7 +110,7 @@ def test_parameters_may_be_stored_in_fewer_bits(kind, instructions, monkeypatch)
         parameters = {name: stored(v, kind) if name.endswith("weight") else v for name, v in network.parameters.items()}
         network = replace(network, parameters=parameters)
         plain = {name: np.asarray(value, np.float32) for name, value in network.expanded().parameters.items()}
-        for count in (1, 2, 5):
+        for count in (1, 2, 5, 12):
             found = NativeEngine(network, 2).logits(images(count, size))
             expected = engines.open(replace(network, parameters=plain), "onnxruntime").logits(images(count, size))
             assert_close(found, expected)
