@@ -93,14 +93,20 @@ inline uvec widened(const std::uint16_t *from) {
 #endif
 }
 
+#if defined(__AVX512F__)
+// Numbers of 4 bits, the lowest of each lane, as floats; the other bits don't matter.
+inline vec four_bits(uvec bits) {
+    const vec numbers{0, 1, 2, 3, 4, 5, 6, 7, -8, -7, -6, -5, -4, -3, -2, -1};
+    return vec(_mm512_permutexvar_ps(__m512i(bits), __m512(numbers)));
+}
+#endif
+
 // LANES numbers of 4 bits, two a byte, the lower half first, as floats. Every lane takes the word of its eight, and of that its
 // own four bits: to the bottom, to be looked up, or to the top, to be shifted back with their sign.
 template <int... I> inline vec halves_of_bytes(const char *from, std::integer_sequence<int, I...>) {
 #if defined(__AVX512F__)
     const __m512i words = _mm512_castsi128_si512(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(from)));
-    const uvec bits = uvec(_mm512_permutexvar_epi32(__m512i(ivec{(I / 8)...}), words)) >> uvec{(4 * (I % 8))...};
-    const vec numbers{0, 1, 2, 3, 4, 5, 6, 7, -8, -7, -6, -5, -4, -3, -2, -1};
-    return vec(_mm512_permutexvar_ps(__m512i(bits), __m512(numbers)));
+    return four_bits(uvec(_mm512_permutexvar_epi32(__m512i(ivec{(I / 8)...}), words)) >> uvec{(4 * (I % 8))...});
 #else
     std::uint32_t word = 0;
     std::memcpy(&word, from, LANES / 2);
@@ -113,8 +119,7 @@ inline vec halves_of_bytes(const char *from) { return halves_of_bytes(from, std:
 // Of LANES words of eight such numbers each, all those at the place `I` of their word.
 template <int I> inline vec halves_of_words(uvec words) {
 #if defined(__AVX512F__)
-    const vec numbers{0, 1, 2, 3, 4, 5, 6, 7, -8, -7, -6, -5, -4, -3, -2, -1};
-    return vec(_mm512_permutexvar_ps(__m512i(words >> (4 * I)), __m512(numbers)));  // looks at the lowest four bits
+    return four_bits(words >> (4 * I));
 #else
     return __builtin_convertvector(ivec(words << (28 - 4 * I)) >> 28, vec);
 #endif

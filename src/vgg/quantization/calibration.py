@@ -133,13 +133,11 @@ class Responses:
 def responses(network: Network, pictures: Pictures, progress: Progress = lambda done: None) -> dict[str, Responses]:
     """The responses of fc6 and fc7 to pictures, by the layer's name."""
     engine, inputs = engines.open(network), {"fc6": "pool5", "fc7": "fc6"}
-    weights = {}
+    weights, found = {}, {}
     for name in inputs:
         weight = contiguous(expanded(network.parameters[f"{name}.weight"]), np.float32)
-        weights[name] = weight.reshape(len(weight), -1)
-    found = {}
-    for name, weight in weights.items():
         units = len(weight)
+        weights[name] = weight.reshape(units, -1)
         found[name] = Responses(0, np.zeros(units, np.float32), np.zeros((units, units), np.float32))
     for batch in pictures.batches(network, progress, TOGETHER):
         values = engine.run(batch, tuple(inputs.values()))
