@@ -13,10 +13,11 @@ from statistics import median
 
 import numpy as np
 
-from vgg import datasets, load
+from vgg import load, sources
 from vgg.architectures import STRIDE
-from vgg.datasets import Dataset
-from vgg.evaluation import Protocol, evaluate
+from vgg.evaluation import evaluate
+from vgg.sources import Dataset
+from vgg.views import Views
 
 
 class Idle:
@@ -39,9 +40,9 @@ def seconds(work: Callable[[], object], clock: Callable[[], float] = time.perf_c
 
 def overlap(model: str, folder: Path, count: int, rounds: int) -> None:
     """The slower of the two parts alone, divided by the time of both together."""
-    classifier, protocol = load(model), Protocol("center", (256,))
+    classifier, protocol = load(model), Views("center", (256,))
     engine, labels = classifier.engine, classifier.network.labels
-    whole = datasets.open(folder, labels=labels)
+    whole = sources.open(folder, labels=labels)
     some = Dataset(whole.name, whole.samples[:: max(1, len(whole) // count)][:count])
     batch = np.random.default_rng(0).standard_normal((16, 3, 224, 224), np.float32)
     shares = []

@@ -23,10 +23,10 @@ from torch import nn
 from training import bare, pictures
 from vgg import Architecture, Network
 from vgg.engines.torch import TorchEngine
+from vgg.module import Module
 from vgg.network import Provenance
 from vgg.preprocessing import PRESETS
 from vgg.training import RECIPES, Options, train
-from vgg.training.module import Module
 
 ROUNDS = 3
 STEPS = 10  # in each round, and in an epoch of the real loop

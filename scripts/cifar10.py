@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vgg.datasets.cifar import NAMES
+from vgg.sources.cifar import NAMES
 
 
 def main() -> None:

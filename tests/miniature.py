@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vgg.datasets.imagenet import validation_targets
 from vgg.labels import imagenet
+from vgg.sources.imagenet import validation_targets
 
 WNIDS = imagenet().wnids
 CLASSES = (WNIDS[0], WNIDS[65], WNIDS[999])

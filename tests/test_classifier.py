@@ -137,5 +137,5 @@ def test_postprocess_turns_logits_into_predictions():
 
 
 def test_huge_logits_do_not_overflow():
-    scores = vgg.classifier.softmax(np.array([[1e5, -1e5, 1e5]], np.float32))
+    scores = vgg.predictions.softmax(np.array([[1e5, -1e5, 1e5]], np.float32))
     assert scores.tolist() == [[0.5, 0, 0.5]]

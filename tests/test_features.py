@@ -11,9 +11,9 @@ import vgg
 from conftest import EXAMPLES, needs_native, random_network
 from reference import save_tiny
 from vgg import Error, ImageError, ModelError, Preprocessing
-from vgg.evaluation import Protocol
 from vgg.features import Descriptor, Features, extract, gather, write
 from vgg.images import find
+from vgg.views import Views
 
 PHOTOS = sorted(EXAMPLES.glob("*.*g"))
 SMALL = Preprocessing("small", size=36, crop=32)
@@ -54,7 +54,7 @@ def appendix_b(module, path, side):
 def test_it_is_the_papers_descriptor(judged, engine):
     path, module = judged
     classifier = vgg.load(path, engine, preprocessing=SMALL)
-    options = {"protocol": "dense", "scales": SCALES, "flip": True}
+    options = {"protocol": "dense", "sizes": SCALES, "flip": True}
     each = np.array([[appendix_b(module, photo, side) for side in SCALES] for photo in PHOTOS])
     np.testing.assert_allclose(classifier.features(PHOTOS, **options)["fc7"], each.mean(1), atol=1e-5)
     stacked = classifier.features(PHOTOS, "fc7", **options, stack=True, normalize=True)["fc7"]
@@ -94,7 +94,7 @@ def test_batches_do_not_change_the_features(protocol, tmp_path):
     classifier = vgg.load(replace(random_network(), preprocessing=SMALL), "native")
     (tmp_path / "broken.png").write_bytes(b"nothing")
     pictures = find([*PHOTOS, tmp_path / "broken.png", *reversed(PHOTOS)] * 3)
-    descriptor = Descriptor(("fc7", "conv3_1"), Protocol(protocol, (40, 48), True), stack=True)
+    descriptor = Descriptor(("fc7", "conv3_1"), Views(protocol, (40, 48), True), stack=True)
     one = list(extract(classifier, pictures, descriptor, batch_size=1, workers=1))
     many = list(extract(classifier, pictures, descriptor, batch_size=40, workers=3))
     assert [each.image for each in one] == [each.image for each in many] == [name for name, _ in pictures]
@@ -138,7 +138,7 @@ def test_a_broken_picture_stops_features_but_not_extract(tmp_path):
         ({"stack": True}, "there is nothing to stack: give two scales or more"),
         ({"maps": True, "flip": True}, "maps are kept of one crop only"),
         ({"maps": True, "protocol": "dense"}, "maps are kept of one crop only"),
-        ({"scales": (16,)}, "a scale of 16 pixels is smaller than the network's crop of 32"),
+        ({"sizes": (16,)}, "a scale of 16 pixels is smaller than the network's crop of 32"),
         ({"protocol": "sparse"}, "no protocol is called 'sparse'"),
     ],
 )

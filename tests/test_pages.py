@@ -18,7 +18,7 @@ MADE = {  # by each page: what must be there at the end
     "features.md": ["caltech.npz", "svm.png", "examples.npz", "examples.parquet"],
     "explain.md": ["heat.jpg", "map.jpg", "coffee.png"],
     "perceptual.md": ["distances.jpg"],
-    "scale.md": ["labels/_run.json", "vectors/_run.json"],
+    "bulk.md": ["labels/_run.json", "vectors/_run.json"],
 }
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vgg.datasets import cifar
+from vgg.sources import cifar
 from vgg.training import RECIPES, Options, Recipe
 
 QUICK = replace(RECIPES["zoo"], epochs=2, batch=8, dropout=0.0, jitter=0.0, lighting=0.0, flip=False, nesterov=False)

@@ -13,11 +13,10 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from . import engines
+from .arrays import Array
 from .errors import Error
 from .network import Network
 from .parameters import LowRank, Parameter, Part, is_int4
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 ROUNDS = 10
 WARM_UP = 2  # runs of each engine before the first measurement

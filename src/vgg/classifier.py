@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -11,39 +11,20 @@ import numpy as np
 from PIL import Image
 
 from . import engines
-from .errors import Error, ImageError
+from .arrays import Array
+from .errors import ImageError
 from .images import Picture, find, is_one
-from .labels import Labels, imagenet
+from .labels import Labels
 from .network import Network
 from .parallel import ahead
+from .predictions import Prediction, Result, rank, softmax
 from .preprocessing import Preprocessing, preset
 from .zoo import EMBEDDED, EMBEDDED_FILE, locate
 
 if TYPE_CHECKING:
     from .explanation import Explanation
 
-Array = np.ndarray[Any, np.dtype[Any]]
-
 BATCH_SIZE = 8
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """One class that a picture may show."""
-
-    label: str  # `class 17` where the network's classes have no names
-    score: float  # probability, 0..1
-    index: int  # of the class, from 0
-    wnid: str | None  # WordNet id, such as n02123045
-
-
-@dataclass(frozen=True)
-class Result:
-    """What came of one picture: predictions, best first, or else why there are none."""
-
-    image: str
-    predictions: list[Prediction]
-    error: str | None = None
 
 
 class Classifier:
@@ -78,7 +59,7 @@ class Classifier:
             ImageError: a picture can't be read. `results` goes on instead.
         """
         scores = self.scores(images)
-        found = [ranked(row, top, self.network.labels) for row in scores]
+        found = [rank(row, top, self.network.labels) for row in scores]
         return found[0] if is_one(images) else found
 
     def scores(self, images: Any) -> Array:
@@ -107,7 +88,7 @@ class Classifier:
                 if isinstance(value, ImageError):
                     yield Result(name, [], str(value))
                 else:
-                    yield Result(name, ranked(next(rows), top, self.network.labels))
+                    yield Result(name, rank(next(rows), top, self.network.labels))
 
     def features(
         self,
@@ -115,7 +96,7 @@ class Classifier:
         layers: str | Sequence[str] = (),
         *,
         protocol: str = "center",
-        scales: Sequence[int] = (),
+        sizes: Sequence[int] = (),
         flip: bool = False,
         stack: bool = False,
         normalize: bool = False,
@@ -123,15 +104,15 @@ class Classifier:
     ) -> dict[str, Array]:
         """Pictures as vectors: the values of layers, averaged over all places, views and scales.
 
-        As in the paper's Appendix B: `features(images, protocol="dense", scales=(256, 384, 512), flip=True, normalize=True)`.
+        As in the paper's Appendix B: `features(images, protocol="dense", sizes=(256, 384, 512), flip=True, normalize=True)`.
         All of it is in memory at the end; `vgg.features.extract` gives a picture at a time, and goes on at broken ones.
 
         Args:
             images: one picture or many, as `classify` takes them.
             layers: names as in `Architecture.values`, such as `fc7` or `conv5_3`, after the ReLU; the last layer but one when
                 not given, which is `fc7`, or `pool6` with global average pooling.
-            protocol: the views of a picture, see `vgg.evaluation.Protocol`: `center`, or `dense` for the whole picture, …
-            scales: short sides in pixels, instead of the preprocessing's.
+            protocol: the views of a picture, see `vgg.views.Views`: `center`, or `dense` for the whole picture, …
+            sizes: short sides in pixels, instead of the preprocessing's.
             flip: each view also mirrored.
             stack: the scales side by side instead of their mean.
             normalize: each vector to length 1 (L2).
@@ -144,11 +125,11 @@ class Classifier:
             ImageError: a picture can't be read.
             ModelError: there is no such layer; Error: the options contradict each other, the network or the engine.
         """
-        from .evaluation import Protocol
         from .features import Descriptor, extract, gather  # which stands above this file, and is here for convenience
+        from .views import Views
 
         names = (layers,) if isinstance(layers, str) else tuple(layers)
-        descriptor = Descriptor(names, Protocol(protocol, tuple(scales), flip), stack, normalize, maps)
+        descriptor = Descriptor(names, Views(protocol, tuple(sizes), flip), stack, normalize, maps)
         return gather(extract(self, find(images), descriptor))
 
     def explain(
@@ -247,47 +228,3 @@ def described(
         origin = replace(origin, labels="given")
         network = replace(network, labels=labels if isinstance(labels, Labels) else Labels.read(labels), provenance=origin)
     return network
-
-
-def softmax(logits: Array) -> Array:
-    """Probabilities, float32, along the last axis; computed in float64."""
-    shifted = np.exp(logits.astype(np.float64) - logits.max(-1, keepdims=True))
-    return np.asarray(shifted / shifted.sum(-1, keepdims=True), np.float32)
-
-
-def ranked(scores: Array, top: int, labels: Labels | None) -> list[Prediction]:
-    """The `top` classes of one picture's scores [classes], best first; among equals, the lower index."""
-    if top < 1:
-        raise Error(f"top must be 1 or more, not {top}")
-    return named(scores, np.argsort(-scores, kind="stable")[:top].tolist(), labels)
-
-
-def named(scores: Array, classes: Iterable[int], labels: Labels | None) -> list[Prediction]:
-    """These classes of one picture's scores [classes], as predictions."""
-    found = []
-    for index in classes:
-        label = labels.names[index] if labels else f"class {index}"
-        wnid = labels.wnids[index] if labels and labels.wnids else None
-        found.append(Prediction(label, float(scores[index]), index, wnid))
-    return found
-
-
-def postprocess(logits: Array, top: int = 5, labels: Labels | None = None) -> list[list[Prediction]]:
-    """Predictions from a network's raw output.
-
-    Args:
-        logits: float [batch, classes], or [classes] for one picture.
-        top: how many predictions a picture.
-        labels: what the classes are called; ImageNet's when not given, and then there must be 1000 classes.
-
-    Returns:
-        For each picture of the batch, the best `top` classes, best first, with probabilities.
-
-    Raises:
-        Error: the labels are not as many as the classes.
-    """
-    labels = labels or imagenet()
-    logits = np.atleast_2d(logits)
-    if logits.shape[-1] != len(labels):
-        raise Error(f"{len(labels)} labels for logits of {logits.shape[-1]} classes")
-    return [ranked(row, top, labels) for row in softmax(logits)]

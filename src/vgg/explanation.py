@@ -8,24 +8,23 @@ each place of the whole picture gives the class's probability there.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from .architectures import STRIDE
-from .classifier import Classifier, Prediction, named, softmax
-from .datasets import resolver
+from .arrays import Array
+from .classifier import Classifier
 from .engines import check_dense
 from .engines.graph import GraphEngine
 from .errors import Error, ImageError
 from .images import Picture, open_image
-from .labels import Labels
+from .labels import find_class
 from .network import Network
 from .parameters import BLOCK_BYTES, LowRank, Parameter, expanded
+from .predictions import Prediction, describe, softmax
 from .preprocessing import Preprocessing
 
-Array = np.ndarray[Any, np.dtype[Any]]
 Box = tuple[float, float, float, float]  # left, top, right, bottom, as shares of a picture's sides
 
 METHODS = ("grad-cam", "class-map")
@@ -83,17 +82,7 @@ def explain(
         maps, area = grad_cam(network, values, chosen), seen(recipe, *opened.size)
     else:
         maps, area = _class_map(classifier, opened, chosen, scale, name or "the picture")
-    return Explanation(opened, named(scores, chosen, network.labels), maps, area)
-
-
-def find_class(wanted: int | str, classes: int, labels: Labels | None) -> int:
-    """The index of a class, given by index, WordNet id or name. Raises Error where there is none, or are several."""
-    try:
-        return resolver(classes, labels)(str(wanted))
-    except ValueError as error:
-        near = [name for name in labels.names if str(wanted).lower() in name.lower()] if labels else []
-        hint = f"; did you mean {', '.join(near[:5])}{', …' if len(near) > 5 else ''}?" if near else ""
-        raise Error(f"{error}{hint}") from None
+    return Explanation(opened, describe(scores, chosen, network.labels), maps, area)
 
 
 def can_explain(classifier: Classifier) -> bool:

@@ -18,15 +18,14 @@ from typing import IO, Any, BinaryIO
 
 import numpy as np
 
+from .arrays import Array
 from .classifier import Classifier
 from .errors import Error, ImageError
-from .evaluation.protocols import Batch, Protocol, batches
 from .evaluation.run import BATCH_SIZE, VIEWS, check_views
 from .files import replacing
 from .images import Picture, open_image
 from .parallel import ahead
-
-Array = np.ndarray[Any, np.dtype[Any]]
+from .views import ViewBatch, Views, batches
 
 SUFFIXES = (".npz", ".parquet")  # of files that `write` makes
 ROWS = 256  # of a Parquet file's row group
@@ -37,15 +36,15 @@ class Descriptor:
     """How a picture becomes vectors; see the fields. Raises Error where they contradict each other."""
 
     layers: tuple[str, ...] = ()  # names as in `Architecture.values`; none: the last but one, `fc7` or `pool6`
-    protocol: Protocol = field(default_factory=Protocol)  # the views of a picture, over which the values are averaged
+    protocol: Views = field(default_factory=Views)  # the views of a picture, over which the values are averaged
     stack: bool = False  # the scales side by side, in a vector as many times as long, instead of their mean
     normalize: bool = False  # to length 1 (L2), when all else is done
     maps: bool = False  # keep a convolution's values [channels, rows, columns], instead of their mean over the places
 
     def __post_init__(self) -> None:
-        if self.maps and (self.protocol.views > 1 or self.protocol.dense):
+        if self.maps and (self.protocol.count > 1 or self.protocol.dense):
             raise Error("maps are kept of one crop only: without flip, several scales, or views of another size")
-        if self.stack and len(self.protocol.scales) < 2:
+        if self.stack and len(self.protocol.sizes) < 2:
             raise Error("there is nothing to stack: give two scales or more")
 
 
@@ -131,7 +130,7 @@ class _Window:
 
     names: list[str]
     errors: dict[int, str]  # of pictures that couldn't be read, by their place among the names
-    batches: list[Batch]
+    batches: list[ViewBatch]
 
 
 def _extract(
@@ -139,8 +138,8 @@ def _extract(
 ) -> Iterator[Features]:
     recipe, protocol = classifier.network.preprocessing, descriptor.protocol
     # One scale at a time, so that each scale's mean is known.
-    looks = [replace(protocol, scales=(scale,)) for scale in protocol.scales] or [protocol]
-    size = max(1, min(batch_size, VIEWS // protocol.views))
+    looks = [replace(protocol, sizes=(scale,)) for scale in protocol.sizes] or [protocol]
+    size = max(1, min(batch_size, VIEWS // protocol.count))
     source = iter(pictures)
 
     def prepare(pairs: Sequence[tuple[str, Picture]]) -> _Window:
@@ -152,7 +151,7 @@ def _extract(
                 views += [
                     (place * len(looks) + index, weight, view)
                     for index, look in enumerate(looks)
-                    for weight, view in look.look(image, recipe, name)
+                    for weight, view in look.of(image, recipe, name)
                 ]
             except ImageError as error:
                 errors[place] = str(error)

@@ -72,3 +72,23 @@ def reason(error: OSError) -> str:
         errno.ENOSPC: "the disk is full",
     }
     return plain.get(error.errno or 0, error.strerror or str(error))
+
+
+def cache_folder() -> Path:
+    """The folder for what can be downloaded or computed again: `$VGG_HOME`, else `vgg` in the platform's cache folder."""
+    from platformdirs import user_cache_path
+
+    given = os.environ.get("VGG_HOME")
+    return Path(given).expanduser() if given else user_cache_path("vgg", appauthor=False)
+
+
+def reserve(path: Path, start: int) -> None:
+    """Reserve the disk space of a sparse file whose bytes from `start` on are 0. Raises OSError if the disk is full."""
+    size = path.stat().st_size
+    with path.open("r+b") as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+            return
+        file.seek(start)  # where the system can't reserve space, it has to be written
+        for begin in range(start, size, 2**20):
+            file.write(bytes(min(2**20, size - begin)))

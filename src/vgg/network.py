@@ -10,9 +10,10 @@ from typing import Literal
 import numpy as np
 
 from .architectures import Architecture
+from .arrays import Array
 from .errors import ModelError
 from .labels import Labels
-from .parameters import Array, LowRank, Parameter, Part, Quantized, as_bytes, blocks, expanded
+from .parameters import LowRank, Parameter, Part, Quantized, as_bytes, blocks, expanded
 from .preprocessing import Preprocessing
 
 # Where a fact about a network comes from: the user, the file itself, the file's published hash, or a guess by its format.

@@ -5,10 +5,9 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from .classifier import Prediction
+from .arrays import Array
 from .explanation import Box, Explanation
-
-Array = np.ndarray[Any, np.dtype[Any]]
+from .predictions import Prediction
 
 # From faint to strong: share, red, green, blue, opacity. The lightness rises steadily, as in matplotlib's inferno, and the
 # opacity with it, so that what matters is bright and the rest of the picture stays as it is. The server's page paints the

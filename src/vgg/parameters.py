@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 
 from .architectures import Shape
+from .arrays import Array
 from .errors import ModelError
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 BLOCK_BYTES = 2 * 2**20
 

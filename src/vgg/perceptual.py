@@ -16,6 +16,7 @@ import numpy as np
 
 from . import engines
 from .architectures import Architecture
+from .arrays import Array
 from .errors import Error, ImageError, ModelError
 from .files import map_file
 from .formats import flax
@@ -25,8 +26,6 @@ from .network import Network
 from .parallel import ahead
 from .preprocessing import PRESETS
 from .zoo import locate
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 EPSILON = 1e-10  # added to a length, as LPIPS does
 SMALLEST, MAX_PIXELS = 32, 2**21  # of a picture: five poolings, and 2 GB for what its network keeps

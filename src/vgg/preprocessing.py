@@ -7,16 +7,15 @@ points when they are fed by another family's recipe.
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from .errors import Error, ImageError
 from .images import Picture, open_image
 
 if TYPE_CHECKING:
-    import numpy as np
     from PIL import Image
 
-    Array = np.ndarray[Any, Any]
+    from .arrays import Array
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

@@ -152,8 +152,8 @@ def test_an_interrupted_run_resumes(place):
     [
         (["nowhere"], "nowhere: there is no such file or folder"),
         (["data", "--fuse"], "--fuse takes the mean of several models; give --model more than once"),
-        (["data", "--scales", "big"], "--scales takes whole numbers with commas between them"),
-        (["data", "--scales", "16"], "a scale of 16 pixels is smaller than the network's crop of 32"),
+        (["data", "--sizes", "big"], "--sizes takes whole numbers with commas between them"),
+        (["data", "--sizes", "16"], "a scale of 16 pixels is smaller than the network's crop of 32"),
         (["data", "--protocol", "half"], "no protocol is called 'half'; there are center, ten-crop, dense"),
         (["data", "--report", "no/where.html"], "no/where.html: can't be written: there is no folder no"),
         (["data", "--real", "data/ant/0.png"], "ReaL labels must be"),

@@ -24,10 +24,10 @@ def run(place, *arguments, code=0):
 
 @needs_native
 def test_a_file_holds_what_the_library_says(tmp_path):
-    options = ("--layer", "conv4_3", "-l", "pool6", "-p", "dense", "--scales", "224,256", "--flip", "--stack", "--normalize")
+    options = ("--layer", "conv4_3", "-l", "pool6", "-p", "dense", "--sizes", "224,256", "--flip", "--stack", "--normalize")
     assert run(tmp_path, EXAMPLES, "-o", "out.npz", *options) == "out.npz: conv4_3 [3, 1024], pool6 [3, 1024]\n"
     expected = vgg.load().features(
-        EXAMPLES, ("conv4_3", "pool6"), protocol="dense", scales=(224, 256), flip=True, stack=True, normalize=True
+        EXAMPLES, ("conv4_3", "pool6"), protocol="dense", sizes=(224, 256), flip=True, stack=True, normalize=True
     )
     with np.load(tmp_path / "out.npz") as found:
         assert found["names"].tolist() == [str(photo) for photo in PHOTOS]
@@ -57,7 +57,7 @@ def test_broken_pictures_are_named_and_the_others_written(tmp_path):
     [
         (["-o", "out.txt"], "out.txt: features are written to .npz or .parquet"),
         (["-o", "out.npz", "-l", "fc7"], "no value of vgg16 is called 'fc7'; there are conv1_1"),
-        (["-o", "out.npz", "--scales", "all"], "--scales takes whole numbers with commas between them"),
+        (["-o", "out.npz", "--sizes", "all"], "--sizes takes whole numbers with commas between them"),
         (["-o", "out.npz", "--stack"], "there is nothing to stack"),
         (["-o", "nowhere/out.npz"], "nowhere/out.npz: can't be written: there is no such file or folder"),
     ],

@@ -8,11 +8,12 @@ from PIL import Image
 
 import vgg
 from conftest import random_network
-from vgg import Error, Labels, datasets
-from vgg.evaluation import Protocol, evaluate, records
+from vgg import Error, Labels, sources
+from vgg.evaluation import evaluate, records
 from vgg.evaluation.localisation import Annotations, intersection_over_union
 from vgg.explanation import explain
 from vgg.preprocessing import PRESETS
+from vgg.views import Views
 
 LABELS = Labels(("ant", "bee", "cat", "dog", "eel", "fox", "gnu"))
 RECIPE = replace(PRESETS["torchvision"], size=36, crop=32)
@@ -47,7 +48,7 @@ def place(tmp_path_factory):
 
 def test_the_error_counts_classes_and_boxes(place):
     models = [vgg.load(replace(random_network(seed=seed, labels=LABELS), preprocessing=RECIPE)) for seed in range(2)]
-    dataset = datasets.open(place / "data", 7, LABELS)
+    dataset = sources.open(place / "data", 7, LABELS)
     run = evaluate(models, dataset, boxes=place / "boxes", fuse=True, batch_size=5)
     found = records(run)
     annotations = Annotations(place / "boxes", dataset)
@@ -80,7 +81,7 @@ def test_the_error_counts_classes_and_boxes(place):
 def test_a_run_with_boxes_resumes_with_them(place, monkeypatch, tmp_path):
     monkeypatch.setenv("VGG_HOME", str(tmp_path))
     models = [vgg.load(replace(random_network(labels=LABELS), preprocessing=RECIPE))]
-    dataset = datasets.open(place / "data", 7, LABELS)
+    dataset = sources.open(place / "data", 7, LABELS)
 
     def stop(done):
         if done > 9:
@@ -94,7 +95,7 @@ def test_a_run_with_boxes_resumes_with_them(place, monkeypatch, tmp_path):
 
 
 def test_boxes_are_shares_of_the_picture_they_were_drawn_on(place):
-    dataset = datasets.open(place / "data", 7, LABELS)
+    dataset = sources.open(place / "data", 7, LABELS)
     (place / "one").mkdir()
     (place / "one/3.xml").write_text(annotation(200, 100, (20, 10, 119, 49)))
     annotations = Annotations(place / "one", dataset)
@@ -113,7 +114,7 @@ def test_intersection_over_union():
     ["", "<annotation>", "<annotation/>", annotation(0, 5, (1, 1, 2, 2)), annotation("a", 5), annotation(9, 9, ("x", 1, 2, 3))],
 )
 def test_a_broken_annotation_is_named(place, tmp_path, text):
-    dataset = datasets.open(place / "data", 7, LABELS)
+    dataset = sources.open(place / "data", 7, LABELS)
     (tmp_path / "3.xml").write_text(text)
     with pytest.raises(Error, match=r"3\.xml: is no annotation as ImageNet has them, with size and boxes"):
         Annotations(tmp_path, dataset).boxes("dog/3.png")
@@ -121,9 +122,9 @@ def test_a_broken_annotation_is_named(place, tmp_path, text):
 
 def test_what_does_not_fit_is_said(place, tmp_path):
     models = [vgg.load(replace(random_network(labels=LABELS), preprocessing=RECIPE))]
-    dataset = datasets.open(place / "data", 7, LABELS)
+    dataset = sources.open(place / "data", 7, LABELS)
     with pytest.raises(Error, match=r"has no boxes of these pictures; for a\.jpg there must be a\.xml in it"):
         evaluate(models, dataset, boxes=tmp_path)
-    for protocol in (Protocol(flip=True), Protocol("ten-crop"), Protocol(scales=(40, 48))):
+    for protocol in (Views(flip=True), Views("ten-crop"), Views(sizes=(40, 48))):
         with pytest.raises(Error, match="boxes are made of a single crop"):
             evaluate(models, dataset, protocol, boxes=place / "boxes")

@@ -9,11 +9,13 @@ import pytest
 from PIL import Image
 
 from conftest import needs_native, random_network
-from vgg import Error, Labels, datasets, zoo
-from vgg.classifier import Classifier, softmax
-from vgg.datasets import Dataset, Sample
-from vgg.evaluation import Protocol, evaluate, predictions, read_real, records
+from vgg import Error, Labels, sources, zoo
+from vgg.classifier import Classifier
+from vgg.evaluation import evaluate, predictions, read_real, records
+from vgg.predictions import softmax
 from vgg.preprocessing import PRESETS
+from vgg.sources import Dataset, Sample
+from vgg.views import Views
 
 LABELS = Labels(("ant", "bee", "cat", "dog", "eel", "fox", "gnu"))
 SMALL = replace(PRESETS["torchvision"], size=36, crop=32)
@@ -38,7 +40,7 @@ def dataset(tmp_path) -> Dataset:
         folder.mkdir(parents=True, exist_ok=True)
         pixels = rng.integers(0, 256, (40 + index, 50, 3), np.uint8)
         Image.fromarray(pixels).save(folder / f"ILSVRC2012_val_{index + 1:08d}.png")
-    return datasets.open(tmp_path / "data", 7, LABELS)
+    return sources.open(tmp_path / "data", 7, LABELS)
 
 
 def expected(classifier, dataset):
@@ -131,7 +133,7 @@ def test_only_the_same_run_is_resumed(dataset, tmp_path, change):
         saved.write_bytes(saved.read_bytes()[:-50])
     seen = []
     chosen = model(1, name="tiny-0") if change == "model" else model()
-    protocol = Protocol("ten-crop") if change == "protocol" else Protocol()
+    protocol = Views("ten-crop") if change == "protocol" else Views()
     evaluate([chosen], dataset, protocol, batch_size=4, resume=True, progress=seen.append)
     assert seen[0] == (8 if change == "nothing" else 4)
 
@@ -185,7 +187,7 @@ def test_the_published_figure_stands_beside_the_measured_one(dataset):
 
 def test_two_classes_have_no_fifth_guess(dataset, tmp_path):
     labels = Labels(("ant", "bee"))
-    two = datasets.open(tmp_path / "data", 7, LABELS).samples
+    two = sources.open(tmp_path / "data", 7, LABELS).samples
     pair = Dataset("pair", [sample for sample in two if sample.target < 2])
     [record] = records(evaluate([model(classes=2, labels=labels)], pair))
     assert record["top5"] == 100
@@ -196,8 +198,9 @@ import resource, sys
 from dataclasses import replace
 from conftest import random_network
 from vgg.classifier import Classifier
-from vgg.datasets import Dataset, Sample
+from vgg.sources import Dataset, Sample
 from vgg.evaluation import evaluate
+
 from vgg.preprocessing import PRESETS
 path, count = sys.argv[1], int(sys.argv[2])
 network = random_network(width=1 / 64)

@@ -8,7 +8,7 @@ from google.protobuf import text_format
 from caffe_files import caffe_model
 from conftest import random_network
 from vgg import ModelError, Network, engines
-from vgg.classifier import softmax
+from vgg.predictions import softmax
 
 IMAGES = np.random.default_rng(0).normal(size=(1, 3, 64, 64)).astype(np.float32)
 

@@ -14,7 +14,7 @@ from conftest import FIXTURES, random_network
 from onnx_judge import error
 from onnx_judge import run as judge
 from vgg import ModelError, Network, Notice, Quantized, engines
-from vgg.classifier import softmax
+from vgg.predictions import softmax
 
 LIGHT = Path(onnx.__file__).parent / "backend/test/data/light/light_vgg19.onnx"
 IMAGES = np.random.default_rng(0).normal(size=(2, 3, 64, 64)).astype(np.float32)

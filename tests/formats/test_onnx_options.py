@@ -10,11 +10,11 @@ import pytest
 from conftest import EXAMPLES, random_network
 from onnx_judge import error
 from vgg import Labels, ModelError, Network, engines
-from vgg.classifier import softmax
 from vgg.formats import triton
 from vgg.formats.onnx_options import OnnxOptions
 from vgg.formats.onnx_reader import scan
 from vgg.formats.onnx_writer import NEWEST
+from vgg.predictions import softmax
 from vgg.preprocessing import PRESETS
 
 IMAGES = np.random.default_rng(0).normal(size=(2, 3, 64, 64)).astype(np.float32)

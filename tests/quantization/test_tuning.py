@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from conftest import random_network
-from vgg import Error, Labels, Network, datasets, engines
+from vgg import Error, Labels, Network, engines, sources
 from vgg.quantization import Configuration, Judge, Pictures, Quantizer, ladder, noise, per_layer, quantize_weights, tune
 from vgg.quantization.quantizer import silent
 
@@ -31,7 +31,7 @@ def network():
 
 
 def judge(network, place, **options):
-    return Judge(network, datasets.open(place, 7, LABELS), Pictures(place), **options)
+    return Judge(network, sources.open(place, 7, LABELS), Pictures(place), **options)
 
 
 def test_the_first_that_is_near_enough_is_written_and_says_why(tmp_path, network, place):
@@ -55,7 +55,7 @@ def test_the_figures_are_those_of_vgg_evaluate(tmp_path, network, place):
     quantizer = Quantizer(network, Pictures(place))
     (trial,) = tune(quantizer, judge(network, place), [Configuration(format="qdq")], path)
     network.write(tmp_path / "float.onnx")
-    run = evaluate([load(tmp_path / "float.onnx"), load(path)], datasets.open(place, 7, LABELS))
+    run = evaluate([load(tmp_path / "float.onnx"), load(path)], sources.open(place, 7, LABELS))
     first, second = records(run)
     for key in ("top1", "top5", "agreement", "images", "engine", "cross_entropy"):
         assert trial.record[key] == second[key]

@@ -40,9 +40,9 @@ def test_only_what_follows_the_frozen_layers_changes(name, freeze, tmp_path):
 def test_the_cached_values_are_those_of_the_network(tmp_path):
     data, network = class_folders(tmp_path / "data"), parent()
     dataset = options(data, tmp_path).data
-    import vgg.datasets
+    import vgg.sources
 
-    pictures = Pictures(vgg.datasets.open(dataset, 3), TUNE, network.preprocessing, 0, 2)
+    pictures = Pictures(vgg.sources.open(dataset, 3), TUNE, network.preprocessing, 0, 2)
     places = np.array([1, 5, 20])
     cache = Cache(tmp_path / "cache", pictures, places, (0, 1, None), network, "pool4", "cpu")
     cache.fill(lambda what, done, total: None)

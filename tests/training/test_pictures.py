@@ -6,13 +6,13 @@ import torch
 from PIL import Image
 
 import vgg
-import vgg.datasets.shards
 import vgg.files
+import vgg.sources.shards
 from training_helpers import cifar_folder, class_folders
 from vgg import Error
-from vgg.datasets import cifar, classes_of
 from vgg.labels import imagenet
 from vgg.preprocessing import PRESETS
+from vgg.sources import cifar, classes_of
 from vgg.training import RECIPES
 from vgg.training.pictures import COMPONENTS, DEVIATIONS, Colours, Pictures, draws, glimpse, mixing, normalised
 
@@ -66,7 +66,7 @@ def test_half_of_the_looks_are_mirrored():
 
 
 def test_a_look_depends_on_the_seed_the_picture_and_the_epoch_only(tmp_path):
-    dataset = vgg.datasets.open(class_folders(tmp_path / "data"), 3)
+    dataset = vgg.sources.open(class_folders(tmp_path / "data"), 3)
     recipe = replace(RECIPES["modern"].for_input(32, True))
     one, two = (Pictures(dataset, recipe, SMALL, 0, workers) for workers in (1, 3))
     [whole] = one.batches([range(6)], 4)
@@ -143,20 +143,20 @@ def test_mixup_blends_pictures_as_it_blends_their_scores():
 
 def test_cifar10_is_read_as_published(tmp_path):
     folder = cifar_folder(tmp_path / "cifar")
-    dataset = vgg.datasets.open(folder, 10)
+    dataset = vgg.sources.open(folder, 10)
     assert [sample.target for sample in dataset][:12] == [*range(10), 0, 1]
     raw = (folder / "data_batch_1.bin").read_bytes()
     pixels = np.asarray(vgg.images.open_image(dataset.samples[3].read()))
     np.testing.assert_array_equal(pixels[0, :32, 0], np.frombuffer(raw, np.uint8)[3 * cifar.RECORD + 1 :][:32])
     np.testing.assert_array_equal(pixels[31, :, 2], np.frombuffer(raw, np.uint8)[3 * cifar.RECORD + 1 + 3072 - 32 :][:32])
     np.testing.assert_array_equal(np.asarray(dataset.samples[3].picture()), pixels)
-    assert len(vgg.datasets.open(folder / "test_batch.bin", 10)) == 16
+    assert len(vgg.sources.open(folder / "test_batch.bin", 10)) == 16
     assert classes_of(folder)[1].names == cifar.NAMES
     (folder / "data_batch_2.bin").write_bytes(raw[:-1])
     with pytest.raises(Error, match=r"data_batch_2.bin: is cut short, or no file of CIFAR-10"):
-        vgg.datasets.open(folder, 10)
+        vgg.sources.open(folder, 10)
     with pytest.raises(Error, match="is CIFAR-10, which has 10 classes; the model has 1000"):
-        vgg.datasets.open(folder / "test_batch.bin", 1000)
+        vgg.sources.open(folder / "test_batch.bin", 1000)
 
 
 def test_classes_are_found_in_folders_lists_and_shards(tmp_path):
@@ -172,5 +172,5 @@ def test_classes_are_found_in_folders_lists_and_shards(tmp_path):
         (tmp_path / "cats" / wnid).mkdir(parents=True)
     assert classes_of(tmp_path / "cats")[1].names == imagenet().names[281:284]
     with vgg.files.replacing(tmp_path / "shard.tar") as file:
-        vgg.datasets.shards.write(file, [("1", b"x", 2), ("2", b"x", 0), ("3", b"x", 1)])
+        vgg.sources.shards.write(file, [("1", b"x", 2), ("2", b"x", 0), ("3", b"x", 1)])
     assert classes_of(tmp_path / "shard.tar") == (3, None)

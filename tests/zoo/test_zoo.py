@@ -18,6 +18,7 @@ import vgg
 from conftest import EXAMPLES, random_network, read_terminal
 from loopback import serving
 from vgg import Error, Labels, Notice, zoo
+from vgg.files import cache_folder
 from vgg.preprocessing import PRESETS
 
 FILE = "zoo/tiny-7.onnx"
@@ -87,11 +88,11 @@ def test_a_name_that_nobody_published_is_one_line():
 def test_the_cache_is_where_it_should_be(monkeypatch, tmp_path):
     monkeypatch.setenv("VGG_HOME", "~/models")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert zoo.home() == tmp_path / "models"
+    assert cache_folder() == tmp_path / "models"
     monkeypatch.setenv("VGG_HOME", "")
     if sys.platform == "linux":
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-        assert zoo.home() == tmp_path / "cache" / "vgg"
+        assert cache_folder() == tmp_path / "cache" / "vgg"
 
 
 @pytest.fixture
@@ -113,7 +114,7 @@ def test_load_pulls_on_first_use_and_works_offline_afterwards(classes, monkeypat
     assert vgg.load("zoo/tiny-7").classify(EXAMPLES / "coffee.png") == first
     assert zoo.cached(zoo.info("tiny-7"))
     (known,) = zoo.list()
-    (zoo.home() / known.file).write_bytes(classes[:-1])
+    (cache_folder() / known.file).write_bytes(classes[:-1])
     assert zoo.cached(known) is None
 
 

@@ -26,7 +26,7 @@ from .common import (
 )  # fmt: skip
 
 if TYPE_CHECKING:
-    from ..classifier import Result
+    from ..predictions import Result
 
 BAR = 20  # characters of a bar that stands for 100%
 
@@ -64,7 +64,7 @@ def classify(
     from .. import classifier as library
 
     if output or scale:
-        from ..scale import Classify
+        from ..runs import Classify
 
         network, name = library.read(model)
         models = [(name, library.described(network, preset, labels))]

@@ -16,10 +16,10 @@ from ..errors import Error
 from ..preprocessing import PRESETS
 
 if TYPE_CHECKING:
-    from ..classifier import Result
     from ..features import Features
     from ..network import Network
-    from ..scale import Finished, Task
+    from ..predictions import Result
+    from ..runs import Finished, Task
 
 PROTOCOLS = ("center", "ten-crop", "dense", "multi-crop", "dense+multi-crop")  # as vgg.evaluation has them
 MANY = 8  # pictures that are worth a progress bar
@@ -75,8 +75,8 @@ WorkersOption = Annotated[
 ProtocolOption = Annotated[
     str, typer.Option("--protocol", "-p", metavar="P", help=f"How a picture is looked at: {', '.join(PROTOCOLS)}.")
 ]
-ScalesOption = Annotated[
-    str | None, typer.Option("--scales", metavar="N,N", help="Short sides in pixels, instead of the preset's: 256,384,512.")
+SizesOption = Annotated[
+    str | None, typer.Option("--sizes", metavar="N,N", help="Short sides in pixels, instead of the preset's: 256,384,512.")
 ]
 FlipOption = Annotated[bool, typer.Option("--flip", help="Also look at each view mirrored.")]
 OutputOption = Annotated[
@@ -186,7 +186,7 @@ def in_parts(
     **options: Any,
 ) -> "Finished":
     """A verb's work in parts, with a progress bar on a terminal. `without`: options that don't go with --output."""
-    from ..scale import run
+    from ..runs import run
 
     if output is None:
         raise Error("--scale needs --output, the folder or URL where the results go")

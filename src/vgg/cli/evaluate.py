@@ -21,7 +21,7 @@ from .common import (
     PresetOption,
     ProtocolOption,
     ScaleOption,
-    ScalesOption,
+    SizesOption,
     ThreadsOption,
     ViewsOption,
     WorkersOption,
@@ -33,9 +33,10 @@ from .common import (
 
 if TYPE_CHECKING:
     from ..classifier import Classifier
-    from ..datasets import Dataset
-    from ..evaluation import Protocol, Run
+    from ..evaluation import Run
     from ..network import Network
+    from ..sources import Dataset
+    from ..views import Views
 
 
 def evaluate(
@@ -47,7 +48,7 @@ def evaluate(
         ),
     ] = None,
     protocol: ProtocolOption = "center",
-    scales: ScalesOption = None,
+    sizes: SizesOption = None,
     flip: FlipOption = False,
     fuse: Annotated[bool, typer.Option("--fuse", help="Also score the mean of the models' probabilities.")] = False,
     no_resize: Annotated[bool, typer.Option("--no-resize", help="Crop the pictures as they are.")] = False,
@@ -85,15 +86,16 @@ def evaluate(
     """
     from dataclasses import replace
 
-    from .. import datasets
+    from .. import sources
     from ..classifier import described, load, read
     from ..errors import Error
-    from ..evaluation import Protocol, read_real, records
+    from ..evaluation import read_real, records
+    from ..views import Views
 
     for path in filter(None, (predictions, report)):
         if not path.parent.is_dir():
             raise Error(f"{path}: can't be written: there is no folder {path.parent}")
-    look = Protocol(protocol, numbers(scales, "--scales"), flip)
+    look = Views(protocol, numbers(sizes, "--sizes"), flip)
     if fuse and len(model or ()) < 2:
         raise Error("--fuse takes the mean of several models; give --model more than once")
     files: list[str | None] = list(model) if model else [None]
@@ -109,7 +111,7 @@ def evaluate(
     for one in models if no_resize else ():
         one.network = described(one.network, replace(one.network.preprocessing, resize="none"))
     network = models[0].network
-    dataset = datasets.open(data, network.architecture.classes, network.labels)
+    dataset = sources.open(data, network.architecture.classes, network.labels)
     relabelled = read_real(real, dataset, network.architecture.classes) if real else None
     run = _run(models, dataset, look, fuse=fuse, boxes=boxes, batch_size=batch_size, workers=workers, resume=resume)
     found = records(run, relabelled)
@@ -129,14 +131,14 @@ def evaluate(
 def _in_parts(
     models: "Sequence[tuple[str, Network]]",
     data: str,
-    protocol: "Protocol",
+    protocol: "Views",
     fuse: bool,
     format: Format,
     output: str | None,
     scale: str | None,
     **options: Any,
 ) -> None:
-    from ..scale import Score, records
+    from ..runs import Score, records
 
     task = Score(protocol, fuse)
     run = in_parts(task, models, [data], output, scale, **options)
@@ -145,7 +147,7 @@ def _in_parts(
     end(run)
 
 
-def _run(models: "Sequence[Classifier]", dataset: "Dataset", protocol: "Protocol", **options: Any) -> "Run":
+def _run(models: "Sequence[Classifier]", dataset: "Dataset", protocol: "Views", **options: Any) -> "Run":
     """The evaluation, with a progress bar on a terminal."""
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress

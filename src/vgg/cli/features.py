@@ -15,7 +15,7 @@ from .common import (
     PresetOption,
     ProtocolOption,
     ScaleOption,
-    ScalesOption,
+    SizesOption,
     ThreadsOption,
     ViewsOption,
     WorkersOption,
@@ -41,7 +41,7 @@ def features(
         typer.Option("--model", "-m", metavar="M", help=f"A model file or name; see `vgg models`.  [default: {EMBEDDED}]"),
     ] = None,
     protocol: ProtocolOption = "center",
-    scales: ScalesOption = None,
+    sizes: SizesOption = None,
     flip: FlipOption = False,
     stack: Annotated[bool, typer.Option("--stack", help="The scales side by side instead of their mean.")] = False,
     normalize: Annotated[bool, typer.Option("--normalize", help="Each vector to length 1 (L2).")] = False,
@@ -60,17 +60,17 @@ def features(
     Example: `vgg features photos/ -o photos.npz --layer fc7 -m vgg16.onnx`
 
     A layer's values are averaged over all places, views and scales. As the paper does it:
-    `-p dense --scales 256,384,512 --flip --normalize`. When some pictures can't be read, the others are still written, and
+    `-p dense --sizes 256,384,512 --flip --normalize`. When some pictures can't be read, the others are still written, and
     the exit code is 1.
     """
     from .. import classifier as library
-    from ..evaluation import Protocol
     from ..features import Descriptor, extract, write
+    from ..views import Views
 
-    look = Protocol(protocol, numbers(scales, "--scales"), flip)
+    look = Views(protocol, numbers(sizes, "--sizes"), flip)
     descriptor = Descriptor(tuple(layer or ()), look, stack, normalize, maps)
     if output or scale:
-        from ..scale import Describe
+        from ..runs import Describe
 
         network, name = library.read(model)
         models = [(name, library.described(network, preset))]

@@ -47,8 +47,8 @@ def imagenet(
 
     The same command again goes on where it was cut.
     """
-    from ..datasets.imagenet import prepare as library
     from ..errors import Error
+    from ..sources.imagenet import prepare as library
 
     archives = {split: path for split, path in (("train", train), ("val", val)) if path}
     if not archives:
@@ -77,7 +77,7 @@ def check(
     """
     from dataclasses import asdict
 
-    from ..datasets.check import check as library
+    from ..sources.check import check as library
 
     with progress() as show:
         counts, problems = library(folder, workers=workers, progress=show)

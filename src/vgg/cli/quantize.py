@@ -90,7 +90,7 @@ def quantize(
     """
     from dataclasses import replace
 
-    from .. import datasets, quantization
+    from .. import quantization, sources
     from ..classifier import described
     from ..errors import Error
     from ..network import Network
@@ -114,7 +114,7 @@ def quantize(
     with progress() as show:
         if evaluate:
             recipe = replace(network.preprocessing, resize="none") if no_resize else None
-            labelled = datasets.open(evaluate, network.architecture.classes, network.labels)
+            labelled = sources.open(evaluate, network.architecture.classes, network.labels)
             judge = quantization.Judge(network, labelled, pictures, recipe, engine, threads, show)
         quantizer = quantization.Quantizer(network, pictures, show)
         if per_layer:

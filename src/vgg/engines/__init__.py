@@ -1,19 +1,19 @@
 """Engines: what computes a network. Each takes a Network and gives the named values for a batch."""
 
+import platform
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from ..architectures import STRIDE, Architecture
+from ..arrays import Array
 from ..errors import Error, ModelError
 from ..network import Network
 from ..zoo import locate
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 # Each engine's home and class, and what must be importable for it.
 _HOMES = {
@@ -54,6 +54,14 @@ class Engine(Protocol):
         ...
 
 
+class Model(Protocol):
+    """A network on an engine, such as a `vgg.Classifier`."""
+
+    network: Network
+    engine: Engine
+    name: str
+
+
 def open(model: Network | str | Path, engine: str = "auto", *, threads: int | None = None, device: str = "cpu") -> Engine:
     """A network on an engine.
 
@@ -91,6 +99,18 @@ def open(model: Network | str | Path, engine: str = "auto", *, threads: int | No
     made = getattr(import_module(f".{home}", __name__), name)
     opened: Engine = made(network, threads, device) if engine == "torch" else made(network, threads)
     return opened
+
+
+def identity(engine: Engine) -> dict[str, str]:
+    """What decides an engine's results beside the network: its name, its version, and the instruction set it computes with."""
+    from importlib.metadata import version
+
+    from . import native
+
+    instructions = native.chosen_instructions().decode() if native_library() else platform.machine()
+    if engine.name == "native":
+        return {"name": "native", "version": native.build(), "instructions": instructions}
+    return {"name": engine.name, "version": version(engine.name), "instructions": instructions}
 
 
 def installed() -> tuple[str, ...]:

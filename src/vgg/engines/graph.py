@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
+from ..arrays import Array
 from ..errors import ModelError
 from ..formats import onnx_reader
 from ..network import Network
-from . import Array, check_batch
+from . import check_batch
 
 
 class GraphEngine(ABC):

@@ -11,10 +11,12 @@ import ml_dtypes
 import numpy as np
 
 from ..architectures import LRN_ALPHA, LRN_BETA, LRN_K, LRN_SIZE, Layer
+from ..arrays import Array
 from ..errors import Error
+from ..files import digest
 from ..network import Network
 from ..parameters import LowRank, Parameter, Part, as_bytes, contiguous
-from . import Array, check_batch, native_library
+from . import check_batch, native_library
 
 OPERATIONS = ("convolution", "lrn", "max_pool", "average_pool", "linear")  # as native/vgg.h numbers them
 KINDS = {np.dtype(dtype): kind for kind, dtype in enumerate((np.float32, np.float16, ml_dtypes.bfloat16, np.int8))}
@@ -150,6 +152,13 @@ def library() -> Any:
         function = getattr(loaded, str(name))
         function.restype, function.argtypes = result, arguments
     return loaded
+
+
+@cache
+def build() -> str:
+    """The digest of the compiled engine's file, which changes with its kernels."""
+    path = native_library()
+    return digest(path)[:16] if path else ""
 
 
 def chosen_instructions() -> bytes:

@@ -7,12 +7,13 @@ import onnx
 import onnxruntime
 from onnx import helper
 
+from ..arrays import Array
 from ..errors import ModelError, one_line
 from ..formats import onnx_graph
 from ..formats.onnx_options import OnnxOptions
 from ..network import Network
 from ..parameters import contiguous
-from . import Array, check_batch
+from . import check_batch
 from .graph import GraphEngine
 
 OPSET = 17

@@ -10,12 +10,13 @@ import numpy as np
 import openvino
 from onnx import helper
 
+from ..arrays import Array
 from ..errors import ModelError, one_line
 from ..formats import onnx_graph
 from ..formats.onnx_options import OnnxOptions
 from ..network import Network
 from ..parameters import LowRank, Parameter, Part, Quantized, as_bytes, contiguous
-from . import Array, check_batch
+from . import check_batch
 from .graph import GraphEngine
 
 OPSET, IR_VERSION = 21, 10  # the first with 4-bit numbers and with scales in groups

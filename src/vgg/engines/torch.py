@@ -10,10 +10,11 @@ import torch
 from torch.nn import functional
 
 from ..architectures import LRN_ALPHA, LRN_BETA, LRN_K, LRN_SIZE, Layer
+from ..arrays import Array
 from ..errors import Error
 from ..network import Network
 from ..parameters import Parameter, contiguous
-from . import Array, check_batch
+from . import check_batch
 
 GRAPHS = 64  # CUDA graphs that are kept
 WARM_UPS = 3  # runs before a graph is captured

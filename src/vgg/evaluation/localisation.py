@@ -8,18 +8,16 @@ more than half, as intersection over union.
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
 
-from ..datasets import Dataset
+from ..arrays import Array
 from ..errors import Error
 from ..explanation import Box, box, grad_cam, seen
 from ..files import reason
 from ..network import Network
-
-Array = np.ndarray[Any, np.dtype[Any]]
+from ..sources import Dataset
 
 OVERLAP = 0.5  # a box is right above it
 MAX_BYTES = 2**20  # of an annotation

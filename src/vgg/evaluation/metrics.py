@@ -3,11 +3,10 @@
 import math
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
 
 import numpy as np
 
-Array = np.ndarray[Any, np.dtype[Any]]
+from ..arrays import Array
 
 Z95 = 1.959963984540054  # the normal distribution's 97.5% quantile
 BINS = 15  # of the calibration error, as in Guo et al.

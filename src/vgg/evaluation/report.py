@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
+from ..arrays import Array
 from ..errors import ImageError
 from ..files import replacing
 from .metrics import BINS, Bin, calibration, confusions
 from .run import Answers, Run
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 PAIRS, PICTURES, MISTAKES = 12, 4, 24  # confused pairs, pictures of each, worst mistakes
 THUMBNAIL = 144  # pixels
@@ -46,7 +45,7 @@ def _page(run: Run, records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         f"{first['images']:,} pictures",
         *([f"{first['failed']:,} could not be read"] if first["failed"] else []),
         f"protocol {first['protocol']}",
-        *([f"scales {first['scales']}"] if first["scales"] else []),
+        *([f"sizes {first['sizes']}"] if first["sizes"] else []),
         *(["flipped"] if first["flip"] else []),
     ]
     yield (

@@ -9,24 +9,22 @@ from dataclasses import asdict, dataclass, field
 from functools import cache, partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
 
-from .. import zoo
-from ..classifier import Classifier, softmax
-from ..datasets import Dataset
+from ..arrays import Array
+from ..classifier import Classifier
 from ..engines import check_dense
 from ..errors import Error, ImageError, Notice
 from ..explanation import Box, can_explain, outputs
-from ..files import replacing
+from ..files import cache_folder, replacing
 from ..parallel import ahead
+from ..predictions import softmax
 from ..preprocessing import Preprocessing
+from ..sources import Dataset
+from ..views import ViewBatch, Views, batches
 from .localisation import Annotations, overlap
-from .protocols import Batch, Protocol, batches
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 BATCH_SIZE = 16
 TOP = 5  # best classes that are kept of each picture
@@ -65,7 +63,7 @@ class Run:
 
     models: Sequence[Classifier]
     dataset: Dataset
-    protocol: Protocol
+    protocol: Views
     names: list[str]  # of the models, and of their fusion
     answers: list[Answers]  # of each
     errors: dict[int, str] = field(default_factory=dict)  # of pictures that couldn't be read, by their place in the dataset
@@ -73,7 +71,7 @@ class Run:
     annotations: Annotations | None = None  # the pictures' boxes, where localisation is measured
 
     @classmethod
-    def of(cls, models: Sequence[Classifier], dataset: Dataset, protocol: Protocol, fuse: bool = False) -> "Run":
+    def of(cls, models: Sequence[Classifier], dataset: Dataset, protocol: Views, fuse: bool = False) -> "Run":
         """A run in which nothing has been answered yet."""
         names = [one.name for one in models] + ([" + ".join(one.name for one in models)] if fuse else [])
         classes = models[0].network.architecture.classes
@@ -117,7 +115,7 @@ class _Window:
     places: list[int]  # of those that could be read
     targets: list[int]
     sizes: list[tuple[int, int]]  # width and height
-    batches: Mapping[Preprocessing, list[Batch]]
+    batches: Mapping[Preprocessing, list[ViewBatch]]
     errors: Mapping[int, str]
     end: int  # the place after the last
 
@@ -125,7 +123,7 @@ class _Window:
 def evaluate(
     models: Sequence[Classifier],
     dataset: Dataset,
-    protocol: Protocol | None = None,
+    protocol: Views | None = None,
     *,
     fuse: bool = False,
     boxes: str | Path | None = None,
@@ -153,7 +151,7 @@ def evaluate(
     Raises:
         Error: the models have different classes, a scale or the engine doesn't fit, or no picture could be read.
     """
-    protocol = protocol or Protocol()
+    protocol = protocol or Views()
     check(models, protocol)
     run = Run.of(models, dataset, protocol, fuse)
     if boxes is not None:
@@ -182,7 +180,7 @@ def evaluate(
 def answer(run: Run, *, batch_size: int = BATCH_SIZE, workers: int | None = None) -> Iterator[int]:
     """Let the models answer for what is left of a run; gives how far it is, after each lot of pictures."""
     recipes = list(dict.fromkeys(one.network.preprocessing for one in run.models))
-    count, size = len(run.dataset), max(1, min(batch_size, VIEWS // run.protocol.views))
+    count, size = len(run.dataset), max(1, min(batch_size, VIEWS // run.protocol.count))
     windows = (range(start, min(start + size, count)) for start in range(run.done, count, size))
     workers = workers or os.cpu_count() or 1
     prepare = partial(_prepared, run.dataset, recipes=recipes, protocol=run.protocol, batch_size=batch_size)
@@ -191,7 +189,7 @@ def answer(run: Run, *, batch_size: int = BATCH_SIZE, workers: int | None = None
         yield run.done
 
 
-def check(models: Sequence[Classifier], protocol: Protocol) -> None:
+def check(models: Sequence[Classifier], protocol: Views) -> None:
     """Raises Error where models can't run side by side, or a scale or the engine doesn't fit."""
     first = models[0].network
     for one in models:
@@ -202,16 +200,16 @@ def check(models: Sequence[Classifier], protocol: Protocol) -> None:
         check_views(one, protocol)
 
 
-def check_views(model: Classifier, protocol: Protocol) -> None:
+def check_views(model: Classifier, protocol: Views) -> None:
     """Raises Error where a model can't look at pictures in this way: a scale or the engine doesn't fit."""
     protocol.recipes(model.network.preprocessing)
     if protocol.dense:
         check_dense(model.engine, model.network.architecture)
 
 
-def check_localisation(models: Sequence[Classifier], protocol: Protocol) -> None:
+def check_localisation(models: Sequence[Classifier], protocol: Views) -> None:
     """Raises Error where no heat map can be made."""
-    if protocol.views > 1 or protocol.dense:
+    if protocol.count > 1 or protocol.dense:
         raise Error("boxes are made of a single crop: the protocol `center` without flip and with one scale at most")
     for one in models:
         if not can_explain(one):
@@ -223,12 +221,10 @@ def _state_path(run: Run) -> Path:
     networks = [(one.network.sha256(), asdict(one.network.preprocessing)) for one in run.models]
     decides = [networks, run.dataset.digest(), asdict(run.protocol), run.names, run.annotations is not None]
     key = json.dumps(decides, sort_keys=True)
-    return zoo.home() / "evaluations" / f"{sha256(key.encode()).hexdigest()[:32]}.npz"
+    return cache_folder() / "evaluations" / f"{sha256(key.encode()).hexdigest()[:32]}.npz"
 
 
-def _prepared(
-    dataset: Dataset, places: range, recipes: Sequence[Preprocessing], protocol: Protocol, batch_size: int
-) -> _Window:
+def _prepared(dataset: Dataset, places: range, recipes: Sequence[Preprocessing], protocol: Views, batch_size: int) -> _Window:
     good: list[int] = []
     sizes: list[tuple[int, int]] = []
     errors: dict[int, str] = {}
@@ -237,7 +233,7 @@ def _prepared(
         sample = dataset.samples[place]
         try:
             image = sample.picture()
-            looks = [(recipe, list(protocol.look(image, recipe, sample.name))) for recipe in recipes]
+            looks = [(recipe, list(protocol.of(image, recipe, sample.name))) for recipe in recipes]
         except ImageError as error:
             errors[place] = str(error)
             continue

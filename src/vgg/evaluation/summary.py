@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 
 from .. import zoo
-from ..datasets import Dataset
+from ..arrays import Array
 from ..errors import Error
 from ..files import reason
 from ..network import Network
+from ..sources import Dataset
+from ..views import Views
 from .localisation import OVERLAP
 from .metrics import BINS, binned, calibration_error, mcnemar, wilson
-from .protocols import Protocol
 from .run import Run
 
-Array = np.ndarray[Any, np.dtype[Any]]
 Real = Sequence[frozenset[int]]  # the classes that each picture of a dataset shows
 
 _VALIDATION = re.compile(r"ILSVRC2012_val_(\d{8})")
@@ -170,14 +170,14 @@ def _real(best: Array, places: Array, real: Real | None) -> dict[str, Any]:
     return {"real": _percent(sum(right) / max(len(right), 1)), "real_images": len(right)}
 
 
-def settings(networks: Sequence[Network], protocol: Protocol) -> dict[str, Any]:
+def settings(networks: Sequence[Network], protocol: Views) -> dict[str, Any]:
     """What a model, or the fusion of several, is and how it is run."""
     first = networks[0]
     alone = first.provenance.published if len(networks) == 1 else ""
     known = next((one for one in zoo.list() if one.name == alone), None)
     recipe = first.preprocessing
     sizes = [one.size for one in protocol.recipes(recipe)]
-    resized = bool(protocol.scales) or recipe.resize != "none"
+    resized = bool(protocol.sizes) or recipe.resize != "none"
     return {
         "published": known.name if known else None,
         "published_top1": known.top1 if known else None,
@@ -187,7 +187,7 @@ def settings(networks: Sequence[Network], protocol: Protocol) -> dict[str, Any]:
         "crop_pct": round(recipe.crop / sizes[0], 3) if resized and len(sizes) == 1 and not protocol.dense else None,
         "interpolation": recipe.interpolation if resized else None,
         "preprocessing": " + ".join(dict.fromkeys(one.preprocessing.name for one in networks)),
-        "protocol": protocol.name,
-        "scales": ",".join(map(str, protocol.scales)) or None,
+        "protocol": protocol.protocol,
+        "sizes": ",".join(map(str, protocol.sizes)) or None,
         "flip": protocol.mirrored,
     }

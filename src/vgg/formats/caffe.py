@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from ..arrays import Array
 from ..errors import ModelError
 from ..files import map_file
 from . import onnx_wire, walk
 from .constants import Node
-from .layouts import Array, Bare
+from .layouts import Bare
 from .onnx_wire import Buffer, Value, fields, span, text
 
 EPSILON = 1e-5  # of BatchNorm, where a layer doesn't say

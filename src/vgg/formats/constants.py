@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from ..parameters import Array, Part, Quantized, expanded, shaped
+from ..arrays import Array
+from ..parameters import Part, Quantized, expanded, shaped
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from ..arrays import Array
 from ..errors import ModelError
 from ..files import reason
-
-Array = np.ndarray[Any, Any]
 
 DTYPES = ("f2", "f4", "f8")
 

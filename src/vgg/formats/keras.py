@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from ..arrays import Array
 from ..errors import ModelError
 from ..files import map_file, stored
-from .layouts import Array, Bare, Found, Layer, assemble
+from .layouts import Bare, Found, Layer, assemble
 
 MAGIC = b"\x89HDF\r\n\x1a\n"
 EPSILON = 1e-3  # Keras's own, where a file doesn't say

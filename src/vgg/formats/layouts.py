@@ -8,15 +8,14 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from ..architectures import Architecture, recognise
+from ..arrays import Array
 from ..errors import ModelError
 from ..parameters import LowRank, Parameter, expanded, shaped
 
-Array = np.ndarray[Any, Any]
 Bare = tuple[Architecture, dict[str, Parameter]]  # what another's file holds: no preprocessing, no labels
 
 

@@ -15,9 +15,10 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from ..arrays import Array
 from ..errors import ModelError
 from ..files import map_file
-from .layouts import Array, Bare, Found, Layer, assemble, misfit
+from .layouts import Bare, Found, Layer, assemble, misfit
 
 MAGIC = struct.pack("<QQ", 0x112, 0)
 _V1, _V2, _V3 = 0xF993FAC8, 0xF993FAC9, 0xF993FACA

@@ -17,11 +17,10 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from ..arrays import Array
 from ..errors import ModelError
 from ..files import map_file, stored
 from .layouts import Bare, from_state_dict
-
-Array = np.ndarray[Any, Any]
 
 LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 ZIP_MAGIC = b"PK\x03\x04"

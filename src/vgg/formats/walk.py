@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from ..architectures import LRN_ALPHA, LRN_BETA, LRN_K, LRN_SIZE, Architecture
+from ..arrays import Array
 from ..errors import ModelError
-from ..parameters import Array, LowRank, Parameter, Part, expanded, shaped
+from ..parameters import LowRank, Parameter, Part, expanded, shaped
 from .constants import Node, folded, quantized, transposed
 from .layouts import Found, Layer, assemble
 

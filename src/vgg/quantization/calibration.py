@@ -13,12 +13,14 @@ from typing import Any, Literal
 
 import numpy as np
 
-from .. import engines, zoo
+from .. import engines
+from ..arrays import Array
 from ..errors import Error
+from ..files import cache_folder
 from ..images import find
 from ..network import Network
 from ..parallel import ahead
-from ..parameters import Array, contiguous, expanded
+from ..parameters import contiguous, expanded
 
 BATCH = 2  # the values of all layers, 60 MB a picture of VGG-16, are in memory twice
 TOGETHER = 4  # pictures whose responses are added up at once; the sums, 67 MB a layer, are gone through each time
@@ -82,7 +84,7 @@ def ranges(network: Network, pictures: Pictures, method: Method = "minmax", prog
     )
 
     key = json.dumps([network.sha256(), asdict(network.preprocessing), pictures.digest(), method, PERCENTILE])
-    path = zoo.home() / "calibrations" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
+    path = cache_folder() / "calibrations" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
     if path.is_file():
         return load_tensors_data(path)
     engine, values = engines.open(network), network.architecture.values

@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ..arrays import Array
 from ..errors import Error, ModelError
 from ..network import Network
-from ..parameters import Array, LowRank, Parameter, contiguous, expanded
+from ..parameters import LowRank, Parameter, contiguous, expanded
 from .calibration import Pictures, Progress, responses
 
 LAYERS = ("fc6", "fc7")

@@ -12,15 +12,17 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from .. import engines, zoo
+from .. import engines
+from ..arrays import Array
 from ..benchmark import REFERENCE, processor, side_by_side
 from ..classifier import Classifier
-from ..datasets import Dataset
 from ..errors import Error
-from ..evaluation import Protocol, Run, evaluate, records
+from ..evaluation import Run, evaluate, records
+from ..files import cache_folder
 from ..network import Network
-from ..parameters import Array
 from ..preprocessing import Preprocessing
+from ..sources import Dataset
+from ..views import Views
 from .calibration import BATCH, Pictures
 from .quantizer import Configuration, Progress, Quantizer, silent
 from .weights import decibels, noise, quantize_weights
@@ -66,9 +68,9 @@ class Judge:
         shown = replace(network, preprocessing=self.preprocessing or network.preprocessing)
         digest = self.pictures.digest() if self.pictures and network is not self.network else ""
         key = json.dumps([self.network.sha256(), name, asdict(shown.preprocessing), digest, self.dataset.digest(), self.engine])
-        path = zoo.home() / "quantizations" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npz"
+        path = cache_folder() / "quantizations" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npz"
         model = Classifier(shown, self.engine, threads=self.threads, name=name)
-        run = Run.of([model], self.dataset, Protocol())
+        run = Run.of([model], self.dataset, Views())
         run.restore(path)
         if run.done < len(self.dataset):
             total = len(self.dataset)

@@ -9,9 +9,10 @@ from dataclasses import replace
 import ml_dtypes
 import numpy as np
 
+from ..arrays import Array
 from ..errors import ModelError
 from ..network import Network
-from ..parameters import Array, LowRank, Parameter, Part, Quantized, blocks
+from ..parameters import LowRank, Parameter, Part, Quantized, blocks
 
 INT8, INT4 = 127, 7  # the largest integers
 ENOUGH = 35.0  # decibels that a convolution's weight has above its rounding; where it hasn't, its rows get zero points

@@ -16,16 +16,15 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from .. import engines
-from ..classifier import softmax
+from ..arrays import Array
 from ..errors import Error, ModelError, one_line
 from ..files import replacing
 from ..formats import recognise
 from ..images import find
 from ..network import Network
+from ..predictions import softmax
 from ..zoo import locate
 from .reading import Set, opened
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 RTOL, ATOL = 1e-3, 1e-7  # the zoo's own tests
 # A sum of thousands of float32 products that cancels to nearly nothing is no more exact than its parts, in any engine: so

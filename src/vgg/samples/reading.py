@@ -16,14 +16,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, cast
+from typing import BinaryIO, cast
 
 import numpy as np
 
+from ..arrays import Array
 from ..errors import Error, one_line
 from ..files import reason
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 # What is more than any real sample data has. Weights hardly shrink: what unpacks to far more than its own size is a bomb.
 MAX_MEMBERS = 1000

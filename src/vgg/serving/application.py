@@ -15,6 +15,7 @@ from starlette.datastructures import Headers
 from starlette.routing import Router
 from starlette.types import Receive, Scope, Send
 
+from ..arrays import Array
 from ..errors import Error, ImageError
 from ..files import reason
 from ..images import open_image
@@ -26,7 +27,6 @@ from .metrics import Metrics
 from .refusals import Busy, Forbidden, TooLarge, Unauthorized
 from .repository import Model, Repository
 
-Array = np.ndarray[Any, np.dtype[Any]]
 Item = TypeVar("Item")
 Made = TypeVar("Made")
 

@@ -15,10 +15,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from ..arrays import Array
 from .metrics import Statistics
 from .refusals import Busy, TooLarge
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 SMOOTHING = 0.2  # the weight of the newest batch in what a picture is expected to take
 

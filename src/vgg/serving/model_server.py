@@ -10,8 +10,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from ..classifier import ranked, softmax
 from ..errors import ImageError
+from ..predictions import rank, softmax
 from . import site
 from .bodies import read_pictures
 from .refusals import Refusal
@@ -52,7 +52,7 @@ async def predict(request: Request) -> Response:
 
 def _classes(model: Model, logits: Any) -> list[dict[str, Any]]:
     """Best first; a class is called by its WordNet id and its name, as their models' `synset.txt` has it."""
-    best = ranked(softmax(logits), TOP, model.classifier.network.labels)
+    best = rank(softmax(logits), TOP, model.classifier.network.labels)
     return [{"class": f"{one.wnid} {one.label}" if one.wnid else one.label, "probability": one.score} for one in best]
 
 

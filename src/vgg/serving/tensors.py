@@ -10,13 +10,12 @@ from typing import Any
 import numpy as np
 
 from ..architectures import Architecture
+from ..arrays import Array
 from ..engines import check_batch
 from ..errors import ModelError
 from ..labels import Labels
 from .bodies import parse_object
 from .refusals import Refusal, Unsupported
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 INPUT, OUTPUT, DATATYPE = "data", "logits", "FP32"
 MAX_SIDE = 1024  # pixels of a tensor; a network without the paper's head takes any size from 32 on

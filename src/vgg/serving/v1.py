@@ -8,9 +8,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from ..classifier import Prediction, ranked, softmax
 from ..errors import ImageError
 from ..explanation import can_explain, grad_cam, outputs, seen
+from ..predictions import Prediction, rank, softmax
 from .bodies import read_pictures
 from .refusals import NotSupported, Refusal, Unreadable
 from .repository import Model
@@ -81,7 +81,7 @@ def _results(model: Model, names: Sequence[str], looks: Sequence[Any], options: 
 
 def _result(model: Model, look: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     network = model.classifier.network
-    predictions = ranked(softmax(look.values["logits"]), options["top"], network.labels)
+    predictions = rank(softmax(look.values["logits"]), options["top"], network.labels)
     result: dict[str, Any] = {"predictions": records(predictions)}
     if options["explain"]:
         best = predictions[0].index

@@ -11,13 +11,12 @@ from typing import Any
 import numpy as np
 
 from .. import engines
+from ..arrays import Array
 from ..errors import Error
 from ..files import reason
 from ..network import Network
 from ..parallel import ahead
 from .pictures import Batch, Pictures, timed
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 BATCH = 16  # pictures that the engine gets at once
 READERS = 2  # threads that read batches ahead of their use

@@ -18,10 +18,10 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..errors import Error
+from ..module import Module, results
 from ..network import Network, Provenance
 from . import checkpoint, log
 from .cache import Progress
-from .module import Module, results
 from .pictures import Batch, Colours, mixing, normalised
 from .recipes import rate
 from .task import Options, Task, prepare

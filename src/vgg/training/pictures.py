@@ -14,13 +14,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..datasets import Dataset
+from ..arrays import Array
 from ..errors import ImageError
 from ..parallel import ahead
 from ..preprocessing import Preprocessing
+from ..sources import Dataset
 from .recipes import Recipe
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 MEMORY = 2**30  # bytes of decoded pictures that are kept, so that a small dataset is decoded once
 ASPECTS = (3 / 4, 4 / 3)  # of random areas: torchvision's and Gluon's

@@ -13,21 +13,20 @@ import torch
 from torch import distributed
 from torch.nn import functional
 
-from .. import datasets
+from .. import sources
 from ..architectures import Architecture
-from ..datasets import Dataset, Sample, cifar, shards
+from ..arrays import Array
 from ..errors import Error
 from ..files import reason
 from ..images import SUFFIXES
 from ..labels import Labels
+from ..module import Module, started
 from ..network import Network
 from ..preprocessing import PRESETS, Preprocessing
+from ..sources import Dataset, Sample, cifar, shards
 from .cache import Cache, Progress
-from .module import Module, started
 from .pictures import Batch, Pictures
 from .recipes import Recipe, checked
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 SMALL = 64  # pixels of an input up to which a network gets the `gap` head and pictures of just its size
 HELD_OUT = 10  # one in so many pictures judges, where there are none but for learning
@@ -37,7 +36,7 @@ HELD_OUT = 10  # one in so many pictures judges, where there are none but for le
 class Options:
     """What is trained on what, and how."""
 
-    # Labelled pictures as `vgg.datasets.open` takes them, or a folder of such, train and val; for teachers, any pictures.
+    # Labelled pictures as `vgg.sources.open` takes them, or a folder of such, train and val; for teachers, any pictures.
     data: Path
     to: Path  # the folder for the run
     recipe: Recipe
@@ -123,14 +122,14 @@ def prepare(options: Options, progress: Progress, told: Callable[[str], object])
     recipe = checked(options.recipe.for_input(preprocessing.crop, batch_norm))
 
     unlabelled = bool(options.teachers)
-    dataset = _pictures(data) if unlabelled else datasets.open(data, classes, labels)
+    dataset = _pictures(data) if unlabelled else sources.open(data, classes, labels)
     workers = options.workers or os.cpu_count() or 1
     train = Pictures(dataset, recipe, preprocessing, options.seed, workers)
     order = np.random.default_rng(options.seed).permutation(len(dataset))
     held = 0 if val else len(dataset) // HELD_OUT
     places, judges, judging = np.sort(order[held:]), np.sort(order[:held]), train
     if val:
-        judging = Pictures(datasets.open(val, classes, labels), recipe, preprocessing, options.seed, workers)
+        judging = Pictures(sources.open(val, classes, labels), recipe, preprocessing, options.seed, workers)
         judges = np.arange(len(judging.dataset))
     _check(dataset, places, classes, recipe, labels, unlabelled)
     for teacher in options.teachers:
@@ -219,7 +218,7 @@ def _classes(data: Path, options: Options) -> tuple[int, Labels | None]:
         return first.architecture.classes, first.labels
     if options.labels:
         return len(options.labels), options.labels
-    return datasets.classes_of(data)
+    return sources.classes_of(data)
 
 
 def _network(options: Options, data: Path, classes: int, labels: Labels | None) -> tuple[Module, Preprocessing]:
@@ -251,7 +250,7 @@ def _pictures(data: Path) -> Dataset:
     if tars := sorted(data.glob("*.tar")) or [data] * (data.suffix == ".tar"):
         return Dataset(str(data), shards.read(tars, None))
     if not data.is_dir() or cifar.is_here(data):
-        return datasets.open(data, *datasets.classes_of(data))
+        return sources.open(data, *sources.classes_of(data))
     files = sorted(path for path in data.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
     if not files:
         raise Error(f"{data}: has no pictures in it")

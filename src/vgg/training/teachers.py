@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import torch
 
+from ..module import Module, results
 from ..network import Network
-from .module import Module, results
 from .pictures import normalised
 
 

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from ..errors import Error, Notice
-from ..files import digest
+from ..files import cache_folder, digest
 from .manifest import BARE, PUBLISHED, Published
 
 if TYPE_CHECKING:
     from .download import Progress
 
-__all__ = ["EMBEDDED", "EMBEDDED_FILE", "Published", "cached", "home", "info", "list", "locate", "pull", "recognise"]
+__all__ = ["EMBEDDED", "EMBEDDED_FILE", "Published", "cached", "info", "list", "locate", "pull", "recognise"]
 
 EMBEDDED = "vgg16-gap"  # the network inside the package; see docs/embedded-model.md
 EMBEDDED_FILE = Path(__file__).parent.parent / "embedded.onnx"
@@ -52,17 +52,9 @@ def info(name: str) -> Published:
     raise Error(f"no published model is called {name!r}{near or ';'} `vgg models` lists them")
 
 
-def home() -> Path:
-    """The folder where published files are kept."""
-    from platformdirs import user_cache_path
-
-    given = os.environ.get("VGG_HOME")
-    return Path(given).expanduser() if given else user_cache_path("vgg", appauthor=False)
-
-
 def cached(known: Published) -> Path | None:
     """Where a published file lies on this machine; None when it does not, or not whole."""
-    path = home() / known.file
+    path = cache_folder() / known.file
     whole = path.is_file() and known.bytes in (None, path.stat().st_size)
     return path if whole else None
 
@@ -83,7 +75,7 @@ def pull(name: str) -> Path:
     from .download import Unreachable, download, verified
 
     known = info(name)
-    path = home() / known.file
+    path = cache_folder() / known.file
     if verified(path, known):
         return path
     address = _mirrored(known)

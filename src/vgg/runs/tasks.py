@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from ..classifier import Classifier
-from ..datasets import Dataset, Sample
-from ..evaluation import Protocol as Look
 from ..evaluation import Run, predictions
 from ..evaluation.run import answer, check
 from ..features import Descriptor, columns, extract
+from ..sources import Dataset, Sample
+from ..views import Views
 
 if TYPE_CHECKING:
     import pyarrow
@@ -79,7 +79,7 @@ class Describe:
 class Score:
     """Rows as `vgg.evaluation.predictions` gives them: `class`, `right`, `cross_entropy`, the best classes, `error`."""
 
-    protocol: Look = field(default_factory=Look)
+    protocol: Views = field(default_factory=Views)
     fuse: bool = False  # also score the mean of the models' probabilities
     labelled = True
 

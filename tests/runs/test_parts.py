@@ -12,11 +12,12 @@ import pytest
 
 from conftest import needs_native
 from miniature import picture
-from scale_helpers import BROKEN, COUNT, LABELS, MODELS, PART, classify, near, network, rows
-from vgg import Error, datasets, scale
+from runs_helpers import BROKEN, COUNT, LABELS, MODELS, PART, classify, near, network, rows
+from vgg import Error, runs, sources
 from vgg.classifier import Classifier
-from vgg.evaluation import Protocol, evaluate, records
+from vgg.evaluation import evaluate, records
 from vgg.features import Descriptor, extract
+from vgg.views import Views
 
 pytestmark = needs_native
 
@@ -34,8 +35,8 @@ def test_rows_of_classify_are_the_classifiers(photos, tmp_path):
 
 
 def test_rows_of_features_are_the_vectors(photos, tmp_path):
-    descriptor = Descriptor(("conv4_2", "fc7"), Protocol(flip=True), normalize=True)
-    scale.run(scale.Describe(descriptor), MODELS, [str(photos)], str(tmp_path / "out"), part=1)  # a part of a broken one, too
+    descriptor = Descriptor(("conv4_2", "fc7"), Views(flip=True), normalize=True)
+    runs.run(runs.Describe(descriptor), MODELS, [str(photos)], str(tmp_path / "out"), part=1)  # a part of a broken one, too
     pictures = [(str(path), path) for path in sorted(photos.rglob("*.jpg"))]
     for row, one in zip(rows(tmp_path / "out"), extract(Classifier(MODELS[0][1]), pictures, descriptor), strict=True):
         assert (row["image"], row["error"]) == (one.image, one.error)
@@ -47,12 +48,12 @@ def test_rows_of_features_are_the_vectors(photos, tmp_path):
 
 def test_figures_of_evaluate_are_those_of_one_run(photos, tmp_path):
     models = [*MODELS, ("other", network(1))]
-    task = scale.Score(Protocol("ten-crop"), fuse=True)
-    done = scale.run(task, models, [str(photos)], str(tmp_path / "out"), part=PART)
+    task = runs.Score(Views("ten-crop"), fuse=True)
+    done = runs.run(task, models, [str(photos)], str(tmp_path / "out"), part=PART)
     assert (done.pictures, done.failed) == (COUNT, 1)
-    found = scale.records(done, task, models)
+    found = runs.records(done, task, models)
     classifiers = [Classifier(one, name=name) for name, one in models]
-    run = evaluate(classifiers, datasets.open(photos, 7, LABELS), task.protocol, fuse=True)
+    run = evaluate(classifiers, sources.open(photos, 7, LABELS), task.protocol, fuse=True)
     for one, expected in zip(found, records(run), strict=True):
         expected |= {"images_per_second": None, "engine": None}
         assert one == {key: pytest.approx(value, abs=2e-4) for key, value in expected.items()}
@@ -62,10 +63,10 @@ def test_figures_of_evaluate_are_those_of_one_run(photos, tmp_path):
 
 def test_figures_need_a_picture(tmp_path):
     (tmp_path / "list.txt").write_text("a.jpg 0\nb.jpg ant\n")
-    done = scale.run(scale.Score(), MODELS, [str(tmp_path / "list.txt")], str(tmp_path / "out"))
+    done = runs.run(runs.Score(), MODELS, [str(tmp_path / "list.txt")], str(tmp_path / "out"))
     assert (done.pictures, done.failed) == (2, 2)
     with pytest.raises(Error, match=r"out: none of its 2 pictures could be read; .*/a\.jpg: there is no such file"):
-        scale.records(done, scale.Score(), MODELS)
+        runs.records(done, runs.Score(), MODELS)
 
 
 def test_a_run_that_is_cut_does_only_what_is_missing(photos, tmp_path):
@@ -87,7 +88,7 @@ def test_a_run_that_is_cut_does_only_what_is_missing(photos, tmp_path):
 
 
 def test_a_run_that_is_killed_leaves_whole_parts(photos, tmp_path):
-    code = f"import scale_helpers; scale_helpers.classify({str(photos)!r}, 'out', part=1)"
+    code = f"import runs_helpers; runs_helpers.classify({str(photos)!r}, 'out', part=1)"
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
     for _ in range(3):
         run = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env=environment)
@@ -108,12 +109,12 @@ def test_a_folder_holds_one_run(photos, tmp_path):
         classify(tmp_path / "nowhere", tmp_path / "out")
     assert not (tmp_path / "out").exists()
     with pytest.raises(Error, match="no value of vgg11 is called 'fc9'"):
-        scale.run(scale.Describe(Descriptor(("fc9",))), MODELS, [str(photos)], str(tmp_path / "out"))
+        runs.run(runs.Describe(Descriptor(("fc9",))), MODELS, [str(photos)], str(tmp_path / "out"))
     classify(photos, tmp_path / "out")  # where no part is, no run is
     with pytest.raises(Error, match=r"out: holds another run \(its options differ\)"):
-        scale.run(scale.Classify(4), MODELS, [str(photos)], str(tmp_path / "out"), part=PART)
+        runs.run(runs.Classify(4), MODELS, [str(photos)], str(tmp_path / "out"), part=PART)
     with pytest.raises(Error, match=r"out: holds another run \(its models differ\)"):
-        scale.run(scale.Classify(3), [("tiny", network(1))], [str(photos)], str(tmp_path / "out"), part=PART)
+        runs.run(runs.Classify(3), [("tiny", network(1))], [str(photos)], str(tmp_path / "out"), part=PART)
     with pytest.raises(Error, match="photos: is not empty, and holds no run of vgg"):
         classify(photos, photos)
     with pytest.raises(Error, match="no scale is called 'up'"):

@@ -5,11 +5,11 @@ import pytest
 from conftest import needs_native
 from loopback import serving
 from miniature import pack, picture
-from scale_helpers import COUNT, LABELS, MODELS, PART, classify, near, rows
-from vgg import Error, datasets, scale
+from runs_helpers import COUNT, LABELS, MODELS, PART, classify, near, rows
+from vgg import Error, runs, sources
 from vgg.classifier import Classifier
 from vgg.evaluation import evaluate, records
-from vgg.scale import places
+from vgg.runs import places
 
 # What the client does not close, which is not ours to mend.
 pytestmark = [
@@ -31,15 +31,15 @@ def test_shards_are_parts(photos, tmp_path):
     assert done.errors[0].startswith(f"{folder}/3.tar: is damaged, cut short, or no tar file")
     assert rows(tmp_path / "out")[5]["image"] == f"{folder}/1.tar/05.jpg"
     with serving({f"{number}.tar": (folder / f"{number}.tar").read_bytes() for number in range(3)}) as server:
-        task = scale.Score()
+        task = runs.Score()
         url = f"{server.address}/{{}}.tar"
         for number in range(3):
-            done = scale.run(task, MODELS, [url.format(number)], str(tmp_path / f"far{number}"))
+            done = runs.run(task, MODELS, [url.format(number)], str(tmp_path / f"far{number}"))
             assert (done.pictures, done.failed) == (4, 0)
         assert [row["class"] for row in rows(tmp_path / "far2")] == [index % 7 for index in range(8, 12)]
         assert rows(tmp_path / "far2")[0]["image"] == url.format(2) + "/08.jpg"
-    near_by = evaluate([Classifier(MODELS[0][1], name="tiny")], datasets.open(folder / "2.tar", 7, LABELS))
-    assert scale.records(done, task, MODELS)[0]["top1"] == records(near_by)[0]["top1"]
+    near_by = evaluate([Classifier(MODELS[0][1], name="tiny")], sources.open(folder / "2.tar", 7, LABELS))
+    assert runs.records(done, task, MODELS)[0]["top1"] == records(near_by)[0]["top1"]
 
 
 def test_a_store_that_fails_is_no_broken_picture(photos, tmp_path, monkeypatch):
@@ -49,7 +49,7 @@ def test_a_store_that_fails_is_no_broken_picture(photos, tmp_path, monkeypatch):
         urls = [f"{server.address}/{name}" for name in names]
 
         def run(output, progress=lambda *done: None):
-            return scale.run(scale.Classify(), MODELS, urls, str(tmp_path / output), part=3, progress=progress)
+            return runs.run(runs.Classify(), MODELS, urls, str(tmp_path / output), part=3, progress=progress)
 
         def fail(done, total):
             server.plan += ["status 500"] * 100 * (done == 1)
@@ -78,9 +78,9 @@ def test_pictures_and_results_in_an_object_store(photos, tmp_path, store):
     said = []
     classify("s3://bucket/photos", "s3://bucket/out", progress=lambda *done: said.append(done))
     assert said == [(9, 10), (10, 10)]
-    task = scale.Score()
-    done = scale.run(task, MODELS, ["s3://bucket/photos"], "s3://bucket/scores", part=PART)
-    assert scale.records(done, task, MODELS)[0]["images"] == COUNT - 1
+    task = runs.Score()
+    done = runs.run(task, MODELS, ["s3://bucket/photos"], "s3://bucket/scores", part=PART)
+    assert runs.records(done, task, MODELS)[0]["images"] == COUNT - 1
     with pytest.raises(Error, match=r"s3://nobucket/x: there is no such file or folder"):
         classify("s3://nobucket/x", "s3://bucket/other")
     with pytest.raises(Error, match="s3://nobucket/out: can't be written"):

@@ -20,9 +20,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..datasets import Sample
 from ..errors import Error, one_line
 from ..files import replacing
+from ..sources import Sample
 from .places import asking, filesystem, is_local, is_shard, sample
 
 if TYPE_CHECKING:

@@ -1,7 +1,7 @@
 """Bulk work: millions of pictures in parts, on one machine or, through Ray Data, on many.
 
 The pictures are listed once and cut into parts. A worker takes a part at a time, and writes what comes of it as one Parquet
-file; nothing is gathered anywhere. A run that is cut goes on with the parts that are missing. docs/scale.md tells more.
+file; nothing is gathered anywhere. A run that is cut goes on with the parts that are missing. docs/bulk.md tells more.
 """
 
 import json

@@ -4,10 +4,10 @@ from importlib import import_module
 import pytest
 
 from miniature import pack, picture
-from vgg import Error, ImageError, Labels, datasets
-from vgg.datasets import Sample, resolver, shards
+from vgg import Error, ImageError, Labels, sources
 from vgg.images import MAX_BYTES
 from vgg.labels import imagenet
+from vgg.sources import Sample, resolver, shards
 
 PETS = Labels(("cat", "dog", "eel"))
 BIRDS = Labels(("crane", "owl", "crane"), ("n00000001", "n00000002", "n00000003"))
@@ -28,21 +28,21 @@ def test_class_folders_are_named_by_wordnet_ids_or_names_and_walked(tmp_path):
     made(tmp_path, "eel/b.jpg", "cat/a.JPEG", "cat/deep/c.png", ".hidden/d.jpg", "cat/notes.txt")
     (tmp_path / "cat/notes.txt").write_text("no picture")
     (tmp_path / "README.md").write_text("no class")
-    assert listed(datasets.open(tmp_path, 3, PETS)) == [("cat/a.JPEG", 0), ("cat/deep/c.png", 0), ("eel/b.jpg", 2)]
+    assert listed(sources.open(tmp_path, 3, PETS)) == [("cat/a.JPEG", 0), ("cat/deep/c.png", 0), ("eel/b.jpg", 2)]
     made(tmp_path / "w", "n00000003/a.jpg", "owl/b.jpg")
-    assert listed(datasets.open(tmp_path / "w", 3, BIRDS)) == [("n00000003/a.jpg", 2), ("owl/b.jpg", 1)]
+    assert listed(sources.open(tmp_path / "w", 3, BIRDS)) == [("n00000003/a.jpg", 2), ("owl/b.jpg", 1)]
 
 
 def test_without_labels_class_folders_stand_in_their_order(tmp_path):
     made(tmp_path, "b/1.jpg", "a/2.jpg")
-    assert listed(datasets.open(tmp_path, 2)) == [("a/2.jpg", 0), ("b/1.jpg", 1)]
+    assert listed(sources.open(tmp_path, 2)) == [("a/2.jpg", 0), ("b/1.jpg", 1)]
     with pytest.raises(Error, match="has 2 class folders; the model has 3 classes and no labels"):
-        datasets.open(tmp_path, 3)
+        sources.open(tmp_path, 3)
 
 
 def test_lists_take_tabs_commas_and_spaces_numbers_ids_and_names(tmp_path):
     (tmp_path / "list.txt").write_text("\ufeffa b.jpg\towl\n\nsub/c,d.jpg,1\ne.jpg 2\nf g.jpg, n00000001\n")
-    found = datasets.open(tmp_path / "list.txt", 3, BIRDS)
+    found = sources.open(tmp_path / "list.txt", 3, BIRDS)
     assert listed(found) == [("a b.jpg", 1), ("sub/c,d.jpg", 1), ("e.jpg", 2), ("f g.jpg", 0)]
     assert found.samples[1].path == str(tmp_path / "sub/c,d.jpg")
 
@@ -52,10 +52,10 @@ def test_shards_alone_or_in_a_folder(tmp_path):
     (tmp_path / "0.tar").write_bytes(content)
     with open(tmp_path / "1.tar", "wb") as file:
         shards.write(file, [("k", picture(3), 0)])
-    found = datasets.open(tmp_path, 3, PETS)
+    found = sources.open(tmp_path, 3, PETS)
     assert listed(found) == [("0.tar/x/a.jpg", 2), ("0.tar/b.png", 1), ("1.tar/k.jpg", 0)]
     assert [sample.read() for sample in found] == [picture(1), b"no picture", picture(3)]
-    assert listed(datasets.open(tmp_path / "1.tar", 3)) == [("1.tar/k.jpg", 0)]
+    assert listed(sources.open(tmp_path / "1.tar", 3)) == [("1.tar/k.jpg", 0)]
 
 
 BAD = {
@@ -87,21 +87,21 @@ def test_bad_datasets_are_one_clear_line(tmp_path, kind):
             (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     place = tmp_path / "list.txt" if "list.txt" in files else tmp_path
     with pytest.raises(Error, match=message) as raised:
-        datasets.open(place, 3, PETS)
+        sources.open(place, 3, PETS)
     assert "\n" not in str(raised.value)
 
 
 def test_classes_with_two_meanings_and_two_folders_of_one_class_are_refused(tmp_path):
     made(tmp_path / "a", "crane/1.jpg")
     with pytest.raises(Error, match="'crane' is the name of 2 classes, 0 and 2"):
-        datasets.open(tmp_path / "a", 3, BIRDS)
+        sources.open(tmp_path / "a", 3, BIRDS)
     made(tmp_path / "b", "n00000002/1.jpg", "owl/1.jpg")
     with pytest.raises(Error, match=r"/owl: is class 1, and so is .*/n00000002"):
-        datasets.open(tmp_path / "b", 3, BIRDS)
+        sources.open(tmp_path / "b", 3, BIRDS)
     with pytest.raises(Error, match="there is no such file or folder"):
-        datasets.open(tmp_path / "nowhere", 3, BIRDS)
+        sources.open(tmp_path / "nowhere", 3, BIRDS)
     with pytest.raises(Error, match="1000 labels for a network of 3 classes"):
-        datasets.open(tmp_path, 3, imagenet())
+        sources.open(tmp_path, 3, imagenet())
 
 
 def test_imagenets_two_cranes_are_told_apart_by_their_ids():
@@ -124,13 +124,13 @@ def test_reading_says_what_is_wrong_with_a_file(tmp_path):
 
 def test_a_digest_knows_names_classes_and_sizes(tmp_path):
     made(tmp_path, "cat/a.jpg", "dog/b.jpg")
-    first = datasets.open(tmp_path, 3, PETS).digest()
-    assert datasets.open(tmp_path, 3, PETS).digest() == first
+    first = sources.open(tmp_path, 3, PETS).digest()
+    assert sources.open(tmp_path, 3, PETS).digest() == first
     (tmp_path / "cat/a.jpg").write_bytes(b"another")
-    second = datasets.open(tmp_path, 3, PETS).digest()
+    second = sources.open(tmp_path, 3, PETS).digest()
     (tmp_path / "cat/a.jpg").unlink()
     (tmp_path / "cat/z.jpg").write_bytes(b"another")
-    assert len({first, second, datasets.open(tmp_path, 3, PETS).digest()}) == 3
+    assert len({first, second, sources.open(tmp_path, 3, PETS).digest()}) == 3
 
 
 def test_a_shard_with_a_damaged_header_is_not_taken_for_a_shorter_one(tmp_path):
@@ -140,10 +140,10 @@ def test_a_shard_with_a_damaged_header_is_not_taken_for_a_shorter_one(tmp_path):
     with tarfile.open(tmp_path / "0.tar") as tar:
         assert len(tar.getnames()) == 2  # what tarfile alone makes of it
     with pytest.raises(Error, match="no header where one should be, at byte 2,048"):
-        datasets.open(tmp_path, 3)
+        sources.open(tmp_path, 3)
 
 
 def test_classes_are_named_whatever_was_imported(tmp_path):
-    import_module("vgg.datasets.imagenet")
-    count, labels = datasets.classes_of(made(tmp_path, "n02123045/a.png", "unknown/a.png"))
+    import_module("vgg.sources.imagenet")
+    count, labels = sources.classes_of(made(tmp_path, "n02123045/a.png", "unknown/a.png"))
     assert (count, labels.names) == (2, ("n02123045", "unknown"))

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import Error, ImageError
-from ..labels import imagenet
+from ..labels import imagenet, resolver
 from ..parallel import ahead
-from . import Dataset, Sample, resolver, shards
+from . import Dataset, Sample, shards
 from .imagenet import PICTURES, validation_targets
 
 _NAME = {"train": re.compile(r"(n\d{8})_\d+"), "val": re.compile(r"ILSVRC2012_val_(\d{8})")}

@@ -5,7 +5,7 @@ A dataset is a list of places, not of pictures: nothing is read before it is ask
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,10 +14,8 @@ from PIL import Image
 from ..errors import Error, ImageError
 from ..files import reason
 from ..images import MAX_BYTES, open_image
-from ..labels import Labels
+from ..labels import Labels, resolver
 from ..labels import imagenet as imagenet_labels  # `imagenet` is a module of this package
-
-Resolve = Callable[[str], int]  # a class's name as the dataset has it -> its index
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,26 +152,3 @@ def _named(names: Sequence[str]) -> tuple[int, Labels]:
     if all(name in known for name in names):
         return len(names), Labels(tuple(known[name] for name in names), tuple(names))
     return len(names), Labels(tuple(names))
-
-
-def resolver(classes: int, labels: Labels | None) -> Resolve:
-    """A function from a class's number, WordNet id or name to its index.
-
-    It raises ValueError, with the reason, for what is no class, or the name of several.
-    """
-    known: dict[str, list[int]] = {}
-    for index in range(classes):
-        given = {str(index), *(() if labels is None else (labels.names[index],))}
-        given |= set() if labels is None or labels.wnids is None else {labels.wnids[index]}
-        for name in given:
-            known.setdefault(name, []).append(index)
-
-    def resolve(name: str) -> int:
-        found = known.get(name, [])
-        if not found:
-            raise ValueError(f"{name!r} is no class of the model's {classes}")
-        if len(found) > 1:
-            raise ValueError(f"{name!r} is the name of {len(found)} classes, {' and '.join(map(str, found))}")
-        return found[0]
-
-    return resolve

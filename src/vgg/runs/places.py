@@ -13,11 +13,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..datasets import Resolve, Sample, cifar, folders, resolver, shards
 from ..errors import Error, ImageError, one_line
 from ..files import reason
 from ..images import MAX_BYTES, SUFFIXES
-from ..labels import Labels
+from ..labels import Labels, Resolve, resolver
+from ..sources import Sample, cifar, folders, shards
 
 Got = TypeVar("Got")
 
@@ -60,7 +60,7 @@ def pictures(places: Sequence[str]) -> Iterator[Sample]:
 def labelled(place: str, classes: int, labels: Labels | None) -> Iterator[Sample]:
     """The pictures of a folder of class folders or a list, with their classes; or shards, whose classes are in them.
 
-    Raises Error where there is nothing, or a class is unknown; see `vgg.datasets.open`.
+    Raises Error where there is nothing, or a class is unknown; see `vgg.sources.open`.
     """
     system, path = filesystem(place)
     if path.endswith(".tar"):

@@ -7,18 +7,16 @@ map of class scores, and its mean over the places is taken first.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from ..errors import Error, ImageError
-from ..preprocessing import Preprocessing
-
-Array = np.ndarray[Any, np.dtype[Any]]
+from .arrays import Array
+from .errors import Error, ImageError
+from .preprocessing import Preprocessing
 
 PROTOCOLS = ("center", "ten-crop", "dense", "multi-crop", "dense+multi-crop")
-GRID = 5  # crops along each side, as in the paper: 25 of a picture, 150 over three scales and two flips
+GRID = 5  # crops along each side, as in the paper: 25 of a picture, 150 over three sizes and two flips
 LARGEST = 1024  # pixels of the short side, beyond which a whole picture would take gigabytes
 # A whole picture's long side is at most so many times the short one; of a longer one, the middle is taken. Else a row of
 # thousands of pixels would take all memory. Of ImageNet's pictures, a handful in ten thousand are longer.
@@ -26,51 +24,51 @@ MAX_ASPECT = 4
 
 
 @dataclass(frozen=True)
-class Protocol:
+class Views:
     """Which views of a picture are scored; see the fields. Raises Error where they make no sense."""
 
-    name: str = "center"  # one of PROTOCOLS
-    scales: tuple[int, ...] = ()  # short sides in pixels that the picture is resized to; none: as the preset says
+    protocol: str = "center"  # one of PROTOCOLS
+    sizes: tuple[int, ...] = ()  # short sides in pixels that the picture is resized to; none: as the preset says
     flip: bool = False  # each view also mirrored; ten-crop always does
     grid: int = GRID  # crops along each side of multi-crop; one is the centre
 
     def __post_init__(self) -> None:
-        if self.name not in PROTOCOLS:
-            raise Error(f"no protocol is called {self.name!r}; there are {', '.join(PROTOCOLS)}")
-        if self.grid < 1 or not all(1 <= scale <= LARGEST for scale in self.scales):
-            raise Error(f"scales must be 1 to {LARGEST} pixels and the grid 1 or more, not {self.scales} and {self.grid}")
-        if len(set(self.scales)) < len(self.scales):
-            raise Error(f"a scale is given twice: {', '.join(map(str, self.scales))}")
+        if self.protocol not in PROTOCOLS:
+            raise Error(f"no protocol is called {self.protocol!r}; there are {', '.join(PROTOCOLS)}")
+        if self.grid < 1 or not all(1 <= scale <= LARGEST for scale in self.sizes):
+            raise Error(f"sizes must be 1 to {LARGEST} pixels and the grid 1 or more, not {self.sizes} and {self.grid}")
+        if len(set(self.sizes)) < len(self.sizes):
+            raise Error(f"a scale is given twice: {', '.join(map(str, self.sizes))}")
 
     @property
     def dense(self) -> bool:
         """Whether the network sees whole pictures, larger than its crop."""
-        return self.name.startswith("dense")
+        return self.protocol.startswith("dense")
 
     @property
     def mirrored(self) -> bool:
         """Whether each view is also scored mirrored."""
-        return self.flip or self.name == "ten-crop"
+        return self.flip or self.protocol == "ten-crop"
 
     @property
-    def views(self) -> int:
+    def count(self) -> int:
         """How many views of a picture are scored."""
         places = {"center": 1, "ten-crop": 5, "dense": 1, "multi-crop": self.grid**2, "dense+multi-crop": 1 + self.grid**2}
-        return places[self.name] * max(1, len(self.scales)) * (1 + self.mirrored)
+        return places[self.protocol] * max(1, len(self.sizes)) * (1 + self.mirrored)
 
     def recipes(self, preprocessing: Preprocessing) -> list[Preprocessing]:
         """The network's preprocessing at each scale. Raises Error where a scale is smaller than the crop."""
-        if self.scales and min(self.scales) < preprocessing.crop:
-            raise Error(f"a scale of {min(self.scales)} pixels is smaller than the network's crop of {preprocessing.crop}")
+        if self.sizes and min(self.sizes) < preprocessing.crop:
+            raise Error(f"a scale of {min(self.sizes)} pixels is smaller than the network's crop of {preprocessing.crop}")
         kind = "short-round" if preprocessing.resize == "none" else preprocessing.resize
-        return [replace(preprocessing, resize=kind, size=scale) for scale in self.scales] or [preprocessing]
+        return [replace(preprocessing, resize=kind, size=scale) for scale in self.sizes] or [preprocessing]
 
-    def look(self, image: Image.Image, preprocessing: Preprocessing, name: str) -> Iterator[tuple[float, Array]]:
+    def of(self, image: Image.Image, preprocessing: Preprocessing, name: str) -> Iterator[tuple[float, Array]]:
         """The views of a picture, each with its weight; the weights' sum is 1.
 
         Args:
             image: RGB.
-            preprocessing: of the network. With scales, a recipe that doesn't resize is made to.
+            preprocessing: of the network. With sizes, a recipe that doesn't resize is made to.
             name: what to call the picture in an error.
 
         Returns:
@@ -80,18 +78,18 @@ class Protocol:
             ImageError: the picture is smaller than the crop, or too large to be taken whole, and not to be resized.
         """
         recipes = self.recipes(preprocessing)
-        share = 1 / (len(recipes) * (1 + self.mirrored) * (1 + (self.name == "dense+multi-crop")))
+        share = 1 / (len(recipes) * (1 + self.mirrored) * (1 + (self.protocol == "dense+multi-crop")))
         for recipe in recipes:
             short = min(recipe.resized(*image.size))
-            if short < recipe.crop or (short > LARGEST and self.name != "center"):
+            if short < recipe.crop or (short > LARGEST and self.protocol != "center"):
                 limit = f"fewer than the crop of {recipe.crop}" if short < recipe.crop else f"more than {LARGEST}; give a scale"
                 raise ImageError(f"{name}: {image.width}x{image.height} pixels are {limit}")
-            if self.name == "center":
+            if self.protocol == "center":
                 views = [(share, recipe.normalise(recipe.place(image)))]
             else:
                 whole = recipe.normalise(recipe.cut(image, _bounded(*recipe.resized(*image.size))))
                 views = [(share, whole)] if self.dense else []
-                if self.name != "dense":
+                if self.protocol != "dense":
                     crops = self._crops(whole, recipe)
                     views += [(share / len(crops), crop) for crop in crops]
             for weight, view in views:
@@ -103,7 +101,7 @@ class Protocol:
         """The crops of a picture, as views of it: from the top left to the bottom right, or corners and centre."""
         side, (_, height, width) = recipe.crop, whole.shape
         centre = recipe.offset(height), recipe.offset(width)
-        if self.name == "ten-crop":
+        if self.protocol == "ten-crop":
             bottom, right = height - side, width - side
             corners = [(0, 0), (0, right), (bottom, 0), (bottom, right), centre]
         elif self.grid == 1:
@@ -115,7 +113,7 @@ class Protocol:
 
 
 @dataclass(frozen=True)
-class Batch:
+class ViewBatch:
     """Views of the same size, ready for the engine."""
 
     inputs: Array  # float32 [views, 3, height, width]
@@ -123,7 +121,7 @@ class Batch:
     weights: Array  # of each view in its owner's mean
 
 
-def batches(views: Iterable[tuple[int, float, Array]], pixels: int) -> Iterator[Batch]:
+def batches(views: Iterable[tuple[int, float, Array]], pixels: int) -> Iterator[ViewBatch]:
     """Views, each with its owner and its weight, as batches of one size and at most so many pixels, or of one view."""
     by_shape: dict[tuple[int, ...], list[tuple[int, float, Array]]] = {}
     for owner, weight, view in views:
@@ -132,7 +130,7 @@ def batches(views: Iterable[tuple[int, float, Array]], pixels: int) -> Iterator[
         count = max(1, pixels // (height * width))
         for start in range(0, len(found), count):
             owners, weights, arrays = zip(*found[start : start + count], strict=True)
-            yield Batch(np.stack(arrays), list(owners), np.array(weights))
+            yield ViewBatch(np.stack(arrays), list(owners), np.array(weights))
 
 
 def _bounded(width: int, height: int) -> tuple[int, int, int, int]:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from ..errors import Error
 from ..images import SUFFIXES
-from ..labels import Labels
-from . import Resolve, Sample, resolver
+from ..labels import Labels, Resolve, resolver
+from . import Sample
 
 
 def class_names(root: Path) -> list[str]:

@@ -11,8 +11,8 @@ import pytest
 
 from conftest import needs_native, random_network
 from miniature import picture
-from scale_helpers import COUNT, LABELS, MODELS, PART, near, network, rows
-from vgg import Error, scale
+from runs_helpers import COUNT, LABELS, MODELS, PART, near, network, rows
+from vgg import Error, runs
 from vgg.features import Descriptor
 
 # What Ray does not close, and still calls, which is not ours to mend.
@@ -30,7 +30,7 @@ def test_a_machine_that_dies_loses_and_doubles_nothing(photos, tmp_path, cluster
         (photos / "gnu" / f"{index}.jpg").write_bytes(picture(index))
 
     def run(output, **options):
-        return scale.run(scale.Classify(3), models, [str(photos)], str(tmp_path / output), part=PART, threads=1, **options)
+        return runs.run(runs.Classify(3), models, [str(photos)], str(tmp_path / output), part=PART, threads=1, **options)
 
     import ray
 
@@ -54,11 +54,11 @@ def test_a_machine_that_dies_loses_and_doubles_nothing(photos, tmp_path, cluster
 
 def test_an_error_of_a_worker_is_one_line(photos, tmp_path, cluster):
     with pytest.raises(Error, match="no value of vgg11 is called 'fc9'"):
-        scale.run(scale.Describe(Descriptor(("fc9",))), MODELS, [str(photos)], str(tmp_path / "out"), scale="ray")
+        runs.run(runs.Describe(Descriptor(("fc9",))), MODELS, [str(photos)], str(tmp_path / "out"), scale="ray")
 
 
 @dataclass(frozen=True)
-class Poison(scale.Classify):
+class Poison(runs.Classify):
     """A task that one picture ends the process of, as a fault in a decoder would."""
 
     def table(self, models, samples, workers, batch_size):
@@ -73,7 +73,7 @@ def test_what_ends_its_worker_is_not_tried_forever(photos, tmp_path, cluster):
 
     cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers know nothing of the tests
     with pytest.raises(Error, match=r"part \d ended its worker 4 times; one of its pictures may be to blame"):
-        scale.run(Poison(), MODELS, [str(photos)], str(tmp_path / "out"), scale="ray", part=PART, threads=1)
+        runs.run(Poison(), MODELS, [str(photos)], str(tmp_path / "out"), scale="ray", part=PART, threads=1)
     assert rows(tmp_path / "out")
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from miniature import picture
-from scale_helpers import BROKEN, COUNT, LABELS
+from runs_helpers import BROKEN, COUNT, LABELS
 
 
 @pytest.fixture

@@ -1,8 +1,8 @@
 """How time and memory of a run in parts grow with the number of pictures.
 
-    .venv/bin/python benchmarks/scale.py run local pictures/ 1000 10000 100000 > local.jsonl
-    .venv/bin/python benchmarks/scale.py run ray pictures/ 1000 10000 100000 > ray.jsonl
-    .venv/bin/python benchmarks/scale.py plot local.jsonl ray.jsonl scale.png
+    .venv/bin/python benchmarks/bulk.py run local pictures/ 1000 10000 100000 > local.jsonl
+    .venv/bin/python benchmarks/bulk.py run ray pictures/ 1000 10000 100000 > ray.jsonl
+    .venv/bin/python benchmarks/bulk.py plot local.jsonl ray.jsonl scale.png
 
 The pictures are made where they are missing: JPEG files of 40x40, a thousand a folder. The network is narrow, so that the way
 around it is measured. Each run has a process of its own; its clock begins when Python has started, Ray's start included.
@@ -70,7 +70,7 @@ def watch(peak: dict[str, int], stop: threading.Event) -> None:
 
 def one(where: str, folders: list[str]) -> None:
     begun = time.perf_counter()
-    from vgg import scale
+    from vgg import runs
 
     peak, stop, first = {"driver": 0, "worker": 0}, threading.Event(), []
     thread = threading.Thread(target=watch, args=(peak, stop))
@@ -81,8 +81,8 @@ def one(where: str, folders: list[str]) -> None:
             first.append(time.perf_counter() - begun)
 
     with tempfile.TemporaryDirectory() as output:
-        done = scale.run(
-            scale.Classify(), [("narrow", network())], folders, f"{output}/out", scale=where, threads=1, progress=progress
+        done = runs.run(
+            runs.Classify(), [("narrow", network())], folders, f"{output}/out", scale=where, threads=1, progress=progress
         )
     stop.set()
     thread.join()

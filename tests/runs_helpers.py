@@ -6,7 +6,7 @@ import pyarrow.dataset
 import pytest
 
 from conftest import random_network
-from vgg import Labels, scale
+from vgg import Labels, runs
 from vgg.preprocessing import PRESETS
 
 LABELS = Labels(("ant", "bee", "cat", "dog", "eel", "fox", "gnu"))
@@ -29,7 +29,7 @@ def rows(output) -> list[dict]:
 
 
 def classify(place, output, **options):
-    return scale.run(scale.Classify(3), MODELS, [str(place)], str(output), **{"part": PART, "threads": 1, **options})
+    return runs.run(runs.Classify(3), MODELS, [str(place)], str(output), **{"part": PART, "threads": 1, **options})
 
 
 def near(found, expected):

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from ..classifier import Classifier
-from ..datasets import resolver
 from ..errors import Error, one_line
+from ..labels import resolver
 from ..network import Network
 from .folder import Folder, Inputs, Plan
 from .places import is_url, opened

@@ -7,8 +7,8 @@ from conftest import needs_native, random_network
 from reference import torchvision_like
 from vgg import Architecture, ModelError, Network, Provenance, engines
 from vgg.architectures import CONFIGURATIONS
+from vgg.module import Module, started
 from vgg.preprocessing import PRESETS
-from vgg.training.module import Module, started
 
 
 def module_of(network, dropout=0.0):

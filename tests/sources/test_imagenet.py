@@ -8,12 +8,12 @@ import threading
 import pytest
 from PIL import Image
 
-import vgg.datasets
+import vgg.sources
 from miniature import CLASSES, class_tar, pack, picture, train_tar, val_class, val_tar
 from vgg import Error
-from vgg.datasets import imagenet
-from vgg.datasets.check import check
 from vgg.labels import imagenet as labels
+from vgg.sources import imagenet
+from vgg.sources.check import check
 
 
 def files(folder):
@@ -62,7 +62,7 @@ def test_shards_hold_the_same_pictures_mixed_and_are_read_as_a_dataset(tmp_path,
     assert files(tmp_path / "again") == again
     shards = sorted((tmp_path / "out/train").iterdir())
     assert [path.name for path in shards] == ["000000.tar", "000001.tar", "000002.tar"]
-    dataset = vgg.datasets.open(tmp_path / "out/train", 1000, labels())
+    dataset = vgg.sources.open(tmp_path / "out/train", 1000, labels())
     found = {sample.name.split("/")[1]: (sample.read(), labels().wnids[sample.target]) for sample in dataset}
     assert found == {f"{wnid}_{n}.jpg": (picture(n), wnid) for wnid in CLASSES for n in range(1, 5)}
     assert len({sample.target for sample in list(dataset)[:5]}) > 1

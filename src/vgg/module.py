@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..architectures import LRN_ALPHA, LRN_BETA, LRN_K, LRN_SIZE, Architecture, Layer
-from ..errors import ModelError
-from ..labels import Labels
-from ..network import Network, Provenance
-from ..parameters import contiguous
-from ..preprocessing import Preprocessing
+from .architectures import LRN_ALPHA, LRN_BETA, LRN_K, LRN_SIZE, Architecture, Layer
+from .errors import ModelError
+from .labels import Labels
+from .network import Network, Provenance
+from .parameters import contiguous
+from .preprocessing import Preprocessing
 
 BATCH_NORM = {"scale": "weight", "mean": "running_mean", "variance": "running_var"}  # torch's names of its parameters
 

@@ -1,0 +1,18 @@
+"""Optional dependencies: packages that only some features need, installed as extras of vgg."""
+
+from importlib.util import find_spec
+
+from .errors import Error
+
+
+def require(feature: str, extra: str, *packages: str) -> None:
+    """Raise an Error that names the extra to install when a package that a feature needs is missing.
+
+    Args:
+        feature: the subject of the message, such as `training`.
+        extra: the extra of vgg that installs the packages, such as `train`.
+        packages: names as they are imported; only top-level packages, which are looked up and not imported.
+    """
+    missing = [package for package in packages if find_spec(package) is None]
+    if missing:
+        raise Error(f"{feature} needs {', '.join(missing)}; install with `pip install 'vgg[{extra}]'`")

@@ -1,0 +1,73 @@
+"""From a network's output to predictions: softmax, ranking, labels."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from .arrays import Array
+from .errors import Error
+from .labels import Labels, imagenet
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A class predicted for an image."""
+
+    label: str  # `class 17` if the network has no labels
+    score: float  # probability, 0..1
+    index: int  # of the class, from 0
+    wnid: str | None  # WordNet id, such as n02123045
+
+
+@dataclass(frozen=True)
+class Result:
+    """The outcome for one image: predictions, best first, or an error."""
+
+    image: str
+    predictions: list[Prediction]
+    error: str | None = None
+
+
+def softmax(logits: Array) -> Array:
+    """Probabilities along the last axis, float32; computed in float64."""
+    shifted = np.exp(logits.astype(np.float64) - logits.max(-1, keepdims=True))
+    return np.asarray(shifted / shifted.sum(-1, keepdims=True), np.float32)
+
+
+def rank(scores: Array, top: int, labels: Labels | None) -> list[Prediction]:
+    """The `top` classes of one image's scores [classes], best first; of equal scores, the lower index first."""
+    if top < 1:
+        raise Error(f"top must be 1 or more, not {top}")
+    return describe(scores, np.argsort(-scores, kind="stable")[:top].tolist(), labels)
+
+
+def describe(scores: Array, classes: Iterable[int], labels: Labels | None) -> list[Prediction]:
+    """These classes of one image's scores [classes] as predictions."""
+    found = []
+    for index in classes:
+        label = labels.names[index] if labels else f"class {index}"
+        wnid = labels.wnids[index] if labels and labels.wnids else None
+        found.append(Prediction(label, float(scores[index]), index, wnid))
+    return found
+
+
+def postprocess(logits: Array, top: int = 5, labels: Labels | None = None) -> list[list[Prediction]]:
+    """Predictions from a network's logits.
+
+    Args:
+        logits: float [batch, classes], or [classes] for one image.
+        top: number of predictions per image.
+        labels: names of the classes; ImageNet's by default, which requires 1000 classes.
+
+    Returns:
+        For each image of the batch, the `top` best classes with their probabilities, best first.
+
+    Raises:
+        Error: the number of labels differs from the number of classes.
+    """
+    labels = labels or imagenet()
+    logits = np.atleast_2d(logits)
+    if logits.shape[-1] != len(labels):
+        raise Error(f"{len(labels)} labels for logits of {logits.shape[-1]} classes")
+    return [rank(row, top, labels) for row in softmax(logits)]
