@@ -30,7 +30,7 @@ def looked(protocol, image, preprocessing=SMALL):
 def test_the_papers_150_crops():
     protocol = Views("multi-crop", sizes=(40, 48, 64), flip=True)
     views = looked(protocol, photo(70, 50))
-    assert len(views) == protocol.views == 150
+    assert len(views) == protocol.count == 150
     assert all(view.shape == (3, 32, 32) for _, view in views)
     assert sum(weight for weight, _ in views) == pytest.approx(1)
     # The second of each pair is the first, mirrored; the first is the top left corner, the last but one the bottom right.
