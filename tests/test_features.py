@@ -204,7 +204,7 @@ def test_memory_does_not_grow_with_the_pictures(tmp_path, suffix):
         ("out.csv", [], r"out\.csv: features are written to \.npz or \.parquet"),
         ("out.npz", [Features("a", {}, "is broken")], "out.npz: is not written: none of the 1 pictures could be read"),
         ("out.parquet", [Features("a", {}, "is broken")], "is not written: none of the 1 pictures could be read"),
-        ("nowhere/out.npz", [], "can't be written: there is no such file or folder"),
+        ("nowhere/out.npz", [], "can't be written: file or folder not found"),
     ],
 )
 def test_what_can_not_be_written_is_said_and_nothing_is_left(tmp_path, name, found, message):

@@ -209,7 +209,7 @@ def test_weights_that_do_not_fit_are_refused(judged, tmp_path):
     flax_file(tmp_path / "other.ckpt", VGG16_0={"Conv_0": {"kernel": np.zeros((3, 3, 3, 64), np.float32)}})
     with pytest.raises(ModelError, match="has no VGG16_0/Conv_0/bias"):
         parts(weights=tmp_path / "other.ckpt")
-    with pytest.raises(ModelError, match="nowhere: there is no such file or folder"):
+    with pytest.raises(ModelError, match="nowhere: file or folder not found"):
         parts(weights=tmp_path / "nowhere")
 
 

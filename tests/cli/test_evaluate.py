@@ -150,7 +150,7 @@ def test_an_interrupted_run_resumes(place):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere"], "nowhere: there is no such file or folder"),
+        (["nowhere"], "nowhere: file or folder not found"),
         (["data", "--fuse"], "--fuse takes the mean of several models; give --model more than once"),
         (["data", "--sizes", "big"], "--sizes takes whole numbers with commas between them"),
         (["data", "--sizes", "16"], "a scale of 16 pixels is smaller than the network's crop of 32"),

@@ -55,8 +55,8 @@ def test_standard_input_and_other_formats(tmp_path, name, format):
     [
         ([PHOTO, "-o", "heat.txt"], "heat.txt: a picture is written as .png, .jpg, .jpeg, .webp"),
         ([PHOTO, "-o", "heat.png", "-c", "tab"], "'tab' is no class of the model's 1000; did you mean tabby"),
-        ([PHOTO, "-o", "nowhere/heat.png"], "nowhere/heat.png: can't be written: there is no such file or folder"),
-        (["missing.png", "-o", "heat.png"], "missing.png: there is no such file or folder"),
+        ([PHOTO, "-o", "nowhere/heat.png"], "nowhere/heat.png: can't be written: file or folder not found"),
+        (["missing.png", "-o", "heat.png"], "missing.png: file or folder not found"),
     ],
 )
 def test_what_is_wrong_is_one_line(tmp_path, arguments, line):

@@ -59,7 +59,7 @@ def test_broken_pictures_are_named_and_the_others_written(tmp_path):
         (["-o", "out.npz", "-l", "fc7"], "no value of vgg16 is called 'fc7'; there are conv1_1"),
         (["-o", "out.npz", "--sizes", "all"], "--sizes takes whole numbers with commas between them"),
         (["-o", "out.npz", "--stack"], "there is nothing to stack"),
-        (["-o", "nowhere/out.npz"], "nowhere/out.npz: can't be written: there is no such file or folder"),
+        (["-o", "nowhere/out.npz"], "nowhere/out.npz: can't be written: file or folder not found"),
     ],
 )
 def test_what_is_wrong_is_one_line(tmp_path, arguments, line):

@@ -45,7 +45,7 @@ def test_a_run_from_start_to_end(place):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("nowhere", "-o", "new"), "vgg: nowhere: there is no such file or folder\n"),
+        (("nowhere", "-o", "new"), "vgg: nowhere: file or folder not found\n"),
         (("data", "-o", "new", "-r", "best"), "vgg: no recipe is called 'best'; there are zoo, paper, torchvision, modern, "),
         (("data", "-o", "new", "--freeze", "conv4"), "vgg: only layers that have learnt can be frozen; give the network"),
     ],

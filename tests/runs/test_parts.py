@@ -105,7 +105,7 @@ def test_a_run_that_is_killed_leaves_whole_parts(photos, tmp_path):
 
 
 def test_a_folder_holds_one_run(photos, tmp_path):
-    with pytest.raises(Error, match=r"nowhere: there is no such file or folder"):
+    with pytest.raises(Error, match=r"nowhere: file or folder not found"):
         classify(tmp_path / "nowhere", tmp_path / "out")
     assert not (tmp_path / "out").exists()
     with pytest.raises(Error, match="no value of vgg11 is called 'fc9'"):
