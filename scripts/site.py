@@ -21,12 +21,18 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         if path.startswith("api/"):
             module = "vgg" if path == "api/vgg.md" else f"vgg.{Path(path).stem}"
             files.append(File.generated(config, path, content=f"# {module}\n\n::: {module}\n"))
-    pages = [path.relative_to(ROOT) for path in (ROOT / "docs").glob("*.md")]
-    pages += [Path(path).relative_to("repository") for path in named if path.startswith("repository/")]
-    targets = {target for page in pages for target in map(_resolved(page), LINK.findall((ROOT / page).read_text("utf-8")))}
-    for path in sorted({*pages, *targets}):
-        if not path.is_relative_to("docs") and (ROOT / path).is_file():
+    waiting = [path.relative_to(ROOT) for path in (ROOT / "docs").glob("*.md")]
+    waiting += [Path(path).relative_to("repository") for path in named if path.startswith("repository/")]
+    seen: set[Path] = set()
+    while waiting:
+        path = waiting.pop()
+        if path in seen or not (ROOT / path).is_file():
+            continue
+        seen.add(path)
+        if not path.is_relative_to("docs"):
             files.append(File.generated(config, _on_site(path).as_posix(), abs_src_path=str(ROOT / path)))
+        if path.suffix == ".md":
+            waiting += map(_resolved(path), LINK.findall((ROOT / path).read_text("utf-8")))
     return files
 
 
