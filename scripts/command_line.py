@@ -81,8 +81,8 @@ def shared_options() -> str:
 
 
 def table(heading: tuple[str, ...], rows: list[tuple[str, str, str]]) -> str:
-    lines = [heading, ("---",) * len(heading), *rows]
-    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |".replace("  ", " ") for line in lines)
+    lines = (" | ".join(cell.replace("|", "\\|") for cell in line) for line in (heading, ("---",) * len(heading), *rows))
+    return "\n".join(f"| {line} |".replace("  ", " ") for line in lines)
 
 
 def generated(page: str) -> str:

@@ -83,7 +83,7 @@ def test_a_short_form_belongs_to_one_option():
 @pytest.mark.parametrize("verb", COMMANDS)
 def test_a_meaning_has_one_option(verb):
     options = {long_name(parameter): parameter for name, parameter in OPTIONS if name == verb}
-    replaced = {"--to": "--output", "--scale": "--runner", "--scales": "--sizes", "--resume": "--fresh", "--j": "--workers"}
+    replaced = {"--to": "--output", "--scale": "--runner", "--scales": "--sizes", "--resume": "--fresh"}
     assert {old: new for old, new in replaced.items() if old in options} == {}
     if "--format" in options:
         choices = getattr(options["--format"].type, "choices", ())

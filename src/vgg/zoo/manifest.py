@@ -1,4 +1,4 @@
-"""What is published where: a row for each file, with what its publisher says of it. None stands where nobody says it."""
+"""The published model files, one row each, with the facts that their publishers state; None where they state nothing."""
 
 from dataclasses import dataclass
 
@@ -7,36 +7,36 @@ from ..architectures import Architecture
 
 @dataclass(frozen=True)
 class Published:
-    """A published model file. Accuracies are its publisher's, on ImageNet's 50,000 validation images, centre crop."""
+    """A published model file. Accuracies are the publisher's, on the 50,000 validation images of ImageNet, centre crop."""
 
     name: str  # publisher/model
     architecture: Architecture
-    preset: str  # its preprocessing
-    address: str
-    licence: str  # SPDX
-    bytes: int | None = None
-    sha256: str | None = None  # hexadecimal, the whole or the head of it, as its publisher gives it
-    md5: str | None = None  # where that is what the publisher gives
-    onnx: str | None = None  # the version of ONNX that the file was made with
-    opset: int | None = None
-    data_bytes: int | None = None  # of the tarball with sample data, which is not served any more
-    data_sha256: str | None = None
+    preset: str  # name of the preprocessing
+    address: str  # https:// URL
+    licence: str  # SPDX identifier
+    bytes: int | None = None  # size of the file
+    sha256: str | None = None  # hexadecimal, all digits or the first ones, as published
+    md5: str | None = None  # hexadecimal, where the publisher gives no SHA-256
+    onnx: str | None = None  # ONNX version that wrote the file
+    opset: int | None = None  # ONNX opset
+    data_bytes: int | None = None  # size of the tarball with sample data, which is no longer served
+    data_sha256: str | None = None  # SHA-256 of that tarball
     top1: float | None = None  # percent
     top5: float | None = None  # percent
 
     @property
     def file(self) -> str:
-        """Where the file is in a cache or a mirror, such as `zoo/vgg16-12.onnx`."""
+        """The path of the file in a cache or a mirror, such as `zoo/vgg16-12.onnx`."""
         return self.name + self.address[self.address.rindex(".") :]
 
     @property
     def digest(self) -> tuple[str, str] | None:
-        """What its bytes are verified by: the algorithm, and the digest or its head; None where nobody gives one."""
+        """The algorithm and all or the first hexadecimal digits of the published hash; None if no hash is published."""
         return ("sha256", self.sha256) if self.sha256 else ("md5", self.md5) if self.md5 else None
 
     @property
     def max_bytes(self) -> int:
-        """The most that the file can have: as published, else float32 parameters and a MiB for their names."""
+        """The largest possible size: the published one, or float32 parameters and 1 MiB for their names."""
         return self.bytes or 4 * self.architecture.parameter_count + 2**20
 
 
@@ -76,7 +76,7 @@ def _keras(name: str, bytes: int, md5: str, top1: float, top5: float) -> Publish
 
 
 PUBLISHED = (
-    # onnx/models, ONNX_HUB_MANIFEST.json and the page of VGG. Its own downloads ended on 1 July 2025; this mirror is live.
+    # onnx/models: ONNX_HUB_MANIFEST.json and the VGG page. Its own downloads ended on 1 July 2025; this mirror still serves.
     _zoo(
         "vgg16-7", "vgg16", "zoo", "1.2.1", 7,
         553_437_328, "f20805a3ecccaa88647bbab4ad011ff2412a9838485ea844de0fcbce349820b9",
@@ -137,8 +137,8 @@ PUBLISHED = (
         574_674_712, "cfb97260b303ad3963999662456571b89c5f73dbdd2fd9dffd19fed7a90f766b",
         534_081_932, "bf7f96d04f4b635a8a37efd4540ea35958d52201971e91cb74bb55c89e6f4d5c",
     ),
-    # torchvision 0.12 and later, torchvision/models/vgg.py, IMAGENET1K_V1; the head of the hash is in the file's name.
-    # Bytes are those that torch.hub's progress bars show in public logs.
+    # torchvision 0.12 and later, torchvision/models/vgg.py, IMAGENET1K_V1; the file name has the first digits of the hash.
+    # Sizes are those that progress bars of torch.hub show in public logs.
     _torchvision("vgg11-8a719046", None, 69.020, 88.628),
     _torchvision("vgg13-19584684", None, 69.928, 89.246),
     _torchvision("vgg16-397923af", 553_433_881, 71.592, 90.382),
@@ -147,8 +147,8 @@ PUBLISHED = (
     _torchvision("vgg13_bn-abd245e5", None, 71.586, 90.374),
     _torchvision("vgg16_bn-6c64b313", 553_507_836, 73.360, 91.516),
     _torchvision("vgg19_bn-c79401a0", 574_769_405, 74.218, 91.842),
-    # timm's repositories on Hugging Face, the same weights again; hashes are those of their files' pages, accuracies
-    # from pytorch-image-models, results/results-imagenet.csv (crop_pct 0.875, bilinear).
+    # timm's repositories on Hugging Face, the same weights; hashes from the pages of the files, accuracies from
+    # pytorch-image-models, results/results-imagenet.csv (crop_pct 0.875, bilinear).
     _timm("vgg11", "682c023808812148d4e60c76d80ad83dbeaf5d50eb1a952a0b836895003151e5", 69.022, 88.624),
     _timm("vgg13", None, 69.932, 89.250),
     _timm("vgg16", "57b026918159a6bf9faf8405c3a551903768e7138989d9c6224a14227203fad8", 71.592, 90.384),
@@ -162,7 +162,7 @@ PUBLISHED = (
     _keras("vgg19", 574_710_816, "cbe5617147190e668d6c5d5026f83318", 71.3, 90.0),
 )  # fmt: skip
 
-# A bare name means the zoo's newest float32 file of that name, else torchvision's.
+# Names without publisher: the newest float32 file of that name in the ONNX Model Zoo, otherwise torchvision's.
 BARE = {
     "vgg11": "torchvision/vgg11",
     "vgg11-bn": "torchvision/vgg11-bn",
