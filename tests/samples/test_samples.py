@@ -212,7 +212,7 @@ def test_a_graph_that_onnx_runtime_rejects_is_one_line(model, tmp_path, monkeypa
     graph = onnx.load(model)
     graph.opset_import[0].version = 99
     onnx.save(graph, tmp_path / "future.onnx")
-    with pytest.raises(ModelError, match="ONNX Runtime can't run it .*; `vgg convert` updates old files"):
+    with pytest.raises(ModelError, match=r"ONNX Runtime can't run it .*; `vgg convert` updates old files"):
         samples.make(tmp_path / "future.onnx", tmp_path / "x.tar.gz")
     assert not (tmp_path / "x.tar.gz").exists()
 

@@ -15,9 +15,9 @@ def models(format: FormatOption = Format.table) -> None:
 
     Example: `vgg models --format json`
 
-    Sizes are in MB of 1,000,000 bytes, without and with the sample data of the ONNX Model Zoo. Accuracies are the publishers', on
-    the 50,000 validation images of ImageNet, centre crop. The last column marks downloaded models. JSON and CSV add hashes,
-    licences, preprocessing, addresses and paths.
+    Sizes are in MB (1,000,000 bytes), without and with the sample data of the ONNX Model Zoo. Accuracies are those of the
+    publishers, on the 50,000 validation images of ImageNet, centre crop. The last column marks downloaded models. JSON and CSV
+    add hashes, licences, preprocessing, addresses and paths.
     """
     from .. import zoo
 
