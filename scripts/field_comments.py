@@ -22,10 +22,18 @@ class FieldComments(griffe.Extension):
 
 
 def _comment(attribute: griffe.Attribute) -> str:
-    """The comment at the end of an attribute's definition, as a sentence; empty where there is none."""
-    tokens = tokenize.generate_tokens(io.StringIO(attribute.source + "\n").readline) if attribute.lines else ()
-    for token in tokens:
-        text = token.string.lstrip("# ")
-        if token.type == tokenize.COMMENT and not text.startswith(("noqa", "type:", "fmt:", "isort:")):
-            return text[:1].upper() + text[1:]
-    return ""
+    """The comment at the end of an attribute's line, or else above it, as a sentence; empty if there is none."""
+    if not attribute.lineno or not attribute.lines:
+        return ""
+    tokens = tokenize.generate_tokens(io.StringIO(attribute.source + "\n").readline)
+    comments = [token.string for token in tokens if token.type == tokenize.COMMENT]
+    if not comments and attribute.parent and attribute.parent.is_class:
+        above = attribute.lines_collection[attribute.filepath][: attribute.lineno - 1]
+        comments = [line.strip() for line in above[len(above) - _trailing(above) :]]
+    text = " ".join(comment.lstrip("# ") for comment in comments)
+    return "" if text.startswith(("noqa", "type:", "fmt:", "isort:")) else text[:1].upper() + text[1:]
+
+
+def _trailing(lines: list[str]) -> int:
+    """The number of comment lines at the end."""
+    return next((count for count, line in enumerate(reversed(lines)) if not line.strip().startswith("#")), len(lines))

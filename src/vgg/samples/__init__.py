@@ -1,7 +1,7 @@
 """Sample data: inputs and expected outputs with a model, in the layout of the ONNX Model Zoo.
 
-A tarball holds one folder with the model and, for each set, `test_data_set_N/input_0.pb` and `output_0.pb`, which are TensorProto
-messages of ONNX. The oldest files of the zoo have `test_data_N.npz` instead, with the arrays `inputs` and `outputs`.
+A tarball holds one folder with the model and, for each set, `test_data_set_N/input_0.pb` and `output_0.pb`, which are ONNX
+`TensorProto` messages. The oldest files of the zoo have `test_data_N.npz` instead, with the arrays `inputs` and `outputs`.
 """
 
 import gzip
