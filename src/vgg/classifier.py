@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 from PIL import Image
@@ -13,16 +13,16 @@ from PIL import Image
 from . import engines
 from .arrays import Array
 from .errors import ImageError
-from .explanation import SIZE, Explanation, explain
-from .features import Descriptor, extract, gather
 from .images import ImageLike, find, is_one
 from .labels import Labels
 from .network import Network
 from .parallel import ahead
 from .predictions import Prediction, Result, rank, softmax
 from .preprocessing import Preprocessing, preset
-from .views import Views
 from .zoo import EMBEDDED, EMBEDDED_FILE, locate
+
+if TYPE_CHECKING:  # imported late, since classifying needs neither features nor explanations, and starts faster without them
+    from .explanation import Explanation
 
 BATCH_SIZE = 8
 
@@ -136,6 +136,9 @@ class Classifier:
             ModelError: unknown layer.
             Error: the options contradict each other, or the network or engine does not support them.
         """
+        from .features import Descriptor, extract, gather
+        from .views import Views
+
         names = (layers,) if isinstance(layers, str) else tuple(layers)
         descriptor = Descriptor(names, Views(protocol, tuple(sizes), flip), stack, normalize, maps)
         return gather(extract(self, find(images), descriptor))
@@ -146,8 +149,8 @@ class Classifier:
         classes: int | str | Sequence[int | str] = (),
         *,
         method: str = "grad-cam",
-        size: int = SIZE,
-    ) -> Explanation:
+        size: int = 512,
+    ) -> "Explanation":
         """The evidence for classes in an image: `explain("cat.jpg").overlay().save("heat.png")`.
 
         Args:
@@ -164,6 +167,8 @@ class Classifier:
             ImageError: the image can't be read.
             Error: unknown class or method, a size out of range, or an engine that does not support the method.
         """
+        from .explanation import explain
+
         chosen = (classes,) if isinstance(classes, int | str) else classes
         return explain(self, image, chosen, method=method, size=size)
 
