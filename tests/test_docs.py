@@ -11,7 +11,7 @@ from conftest import ROOT
 from vgg.formats import metadata
 from vgg.preprocessing import PRESETS
 
-DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")] + sorted((ROOT / "docs").glob("*.md"))
+DOCUMENTS = sorted(path for place in (".", "docs", "examples", "benchmarks", "src/vgg") for path in (ROOT / place).glob("*.md"))
 SOURCES = sorted((ROOT / "src/vgg").rglob("*.py"))
 
 spec = spec_from_file_location("command_line", ROOT / "scripts/command_line.py")
