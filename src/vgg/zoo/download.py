@@ -78,22 +78,21 @@ def download(known: Published, to: Path, progress: Progress) -> None:
 
 
 def _download(known: Published, to: Path, part: Path, progress: Progress) -> None:
-    resumed = Transfer(known, part, progress).run()
-    valid = verified(part, known)
-    if resumed and not valid:  # the file on the server may have changed since the first part
-        part.unlink()
-        Transfer(known, part, progress).run()
-        valid = verified(part, known)
-    if not valid:
+    for _ in range(2):
+        resumed = Transfer(known, part, progress).run()
+        if verified(part, known):
+            os.replace(part, to)
+            if not known.digest:
+                warnings.warn(Notice(f"no hash of {known.name} is published; downloaded sha256 {digest(to)}"), stacklevel=4)
+            return
         actual, expected = f"{part.stat().st_size:,} bytes", f"{known.bytes or 0:,} bytes"
         if known.digest:
             algorithm, expected = known.digest
             actual = f"{algorithm} {digest(part, algorithm)}"
         part.unlink()
-        raise Error(f"{known.address}: not the published file: {actual}, expected {expected}; deleted")
-    os.replace(part, to)
-    if not known.digest:
-        warnings.warn(Notice(f"no hash of {known.name} is published; downloaded sha256 {digest(to)}"), stacklevel=4)
+        if not resumed:  # otherwise, the file on the server may have changed since the first part
+            break
+    raise Error(f"{known.address}: not the published file: {actual}, expected {expected}; deleted")
 
 
 class Transfer:
@@ -141,7 +140,10 @@ class Transfer:
         with self.open(Request(self.known.address, headers=headers)) as response:
             total = self.begin(response)
             while block := self.read(response):
-                self.write(block)
+                if self.done + len(block) > self.known.max_bytes:
+                    raise Error(f"{self.known.address}: not the published file: more than {self.known.max_bytes:,} bytes")
+                self.file.write(block)
+                self.done += len(block)
                 self.progress(self.known.name, self.done, total, "bytes")
         if total is not None and self.done < total:
             raise Incomplete(f"connection closed after {self.done:,} of {total:,} bytes")
@@ -195,12 +197,6 @@ class Transfer:
             return response.read1(BLOCK)  # type: ignore[attr-defined, no-any-return]
         except (OSError, http.client.HTTPException) as error:
             raise Incomplete(f"connection closed after {self.done:,} bytes ({_describe(error)})") from None
-
-    def write(self, block: bytes) -> None:
-        if self.done + len(block) > self.known.max_bytes:
-            raise Error(f"{self.known.address}: not the published file: more than {self.known.max_bytes:,} bytes")
-        self.file.write(block)
-        self.done += len(block)
 
     def reserve(self, needed: int) -> None:
         """Raises Error if the disk has not enough space for so many bytes."""

@@ -41,8 +41,8 @@ class Published:
 
 
 def _zoo(
-    file: str, architecture: str, preset: str, onnx: str, opset: int, bytes: int, sha256: str, data_bytes: int,
-    data_sha256: str, top1: float | None = None, top5: float | None = None,
+    file: str, architecture: str, preset: str, onnx: str, opset: int, top1: float | None, top5: float | None,
+    bytes: int, sha256: str, data_bytes: int, data_sha256: str,
 ) -> Published:  # fmt: skip
     folder = "https://huggingface.co/onnxmodelzoo/legacy_models/resolve/main/validated/vision/classification/vgg/model"
     return Published(
@@ -77,66 +77,42 @@ def _keras(name: str, bytes: int, md5: str, top1: float, top5: float) -> Publish
 
 PUBLISHED = (
     # onnx/models: ONNX_HUB_MANIFEST.json and the VGG page. Its own downloads ended on 1 July 2025; this mirror still serves.
-    _zoo(
-        "vgg16-7", "vgg16", "zoo", "1.2.1", 7,
-        553_437_328, "f20805a3ecccaa88647bbab4ad011ff2412a9838485ea844de0fcbce349820b9",
-        512_679_010, "586413f9108e2316ebf80c3aa484d55f995d693b153e4c90742750519a9e27be", 72.62, 91.14,
-    ),
-    _zoo(
-        "vgg16-bn-7", "vgg16-bn", "zoo", "1.2.1", 7,
-        553_512_191, "4fdceabf1ef715c9ed3020fa2eac1cb2a448296c086b03633c80cf47e1c5afce",
-        512_894_836, "143e59ca3000cc3b461cfe09d4c62a93bb5e9f7a0c4e5db0010e1a525fdd50bd", 72.71, 91.21,
-    ),
-    _zoo(
-        "vgg19-7", "vgg19", "zoo", "1.2.1", 7,
-        574_677_321, "692f9f927f1df1b89033787a77a73eac59fd9b3344f9ecdf0b13221e41c2046f",
-        532_124_692, "797517bc882ea820d09f803e711c203e223b0c214b3c85412cb6c059b63325b7", 73.72, 91.58,
-    ),
-    _zoo(
-        "vgg19-bn-7", "vgg19-bn", "zoo", "1.2.1", 7,
-        574_774_380, "ce0987dfa6228ad29708013f38b7f73cbc14ca6066a05fc22ee49b35871c63ed",
-        532_271_265, "976427d5cbb8909784fbe3ba997fcf62a67b92c42ffd54f961c0e0748e004b1c", 73.83, 91.79,
-    ),
-    _zoo(
-        "vgg16-12", "vgg16", "onnxrt", "1.9.0", 12,
-        553_437_752, "722c42f53ca03a5480296bf8f9c85a151de3eed9ec982d7d2302ff6e2900c67b",
-        511_942_031, "bab278d40411f29dfc2e9515c534d2871eb0393480b736855bfe7f73c312cbc6", 72.38, 91.00,
-    ),
-    _zoo(
-        "vgg16-12-int8", "vgg16", "onnxrt", "1.9.0", 12,
-        138_407_238, "0d0a8e1d69f70404421e37dbad4f8bd21d42758e9f426bd5b39e9e4e9e1afa23",
-        106_112_057, "75c08988b598e24173a21a7dc0b396ca9dc49afb63be35e5c993ac56b297e4cf", 72.32, 90.97,
-    ),
-    _zoo(
-        "vgg16-12-qdq", "vgg16", "onnxrt", "1.9.0", 12,
-        138_424_439, "74ae0fa7e9e5b16782581bf17b5582080d1c06b69ed59410c7b1f190d9328bb1",
-        103_626_016, "ba8f1a789554deab15d28a3c4e6a1508595c326d36e5d744e8d5acf2729f7621", 72.35, 91.02,
-    ),
-    _zoo(
-        "vgg19-caffe2-3", "vgg19", "caffe", "1.1", 3,
-        574_674_684, "2a7d16457887670e978c9bcfc64e686482d1da807fcfbd7536074e47ad4540f7",
-        536_839_176, "8646cc6d0252d3453328da9a15a32e82201bbf6854a865125344e2430c90a4e1",
-    ),
-    _zoo(
-        "vgg19-caffe2-6", "vgg19", "caffe", "1.1.2", 6,
-        574_674_798, "088ee597d84957594ded3fd44d669ed142ce2484048e1d9f7fafeb66d12913fa",
-        536_839_354, "289f11496aaa99ca1fe68ea0912b96bfaae4dcc55263187dfdc844e6f5022522",
-    ),
-    _zoo(
-        "vgg19-caffe2-7", "vgg19", "caffe", "1.2", 7,
-        574_674_712, "967f4f585137782d541301ba2d4a9c006be92671de53e37739d92e386e3124ea",
-        534_082_025, "4af84e5006a0196facad8add53094424a22809ef97e434215a923b20fc1a528b",
-    ),
-    _zoo(
-        "vgg19-caffe2-8", "vgg19", "caffe", "1.3", 8,
-        574_674_712, "639ce28961555254d0726c6bb7b2ae7bb9665233d00e04d1add3425aae86cb87",
-        534_082_067, "1f6254d85d8a102e36a1c2c4ebd7b1f5831d95fd8255a81a0411f24b3c38381e",
-    ),
-    _zoo(
-        "vgg19-caffe2-9", "vgg19", "caffe", "1.4", 9,
-        574_674_712, "cfb97260b303ad3963999662456571b89c5f73dbdd2fd9dffd19fed7a90f766b",
-        534_081_932, "bf7f96d04f4b635a8a37efd4540ea35958d52201971e91cb74bb55c89e6f4d5c",
-    ),
+    _zoo("vgg16-7", "vgg16", "zoo", "1.2.1", 7, 72.62, 91.14,
+         553_437_328, "f20805a3ecccaa88647bbab4ad011ff2412a9838485ea844de0fcbce349820b9",
+         512_679_010, "586413f9108e2316ebf80c3aa484d55f995d693b153e4c90742750519a9e27be"),
+    _zoo("vgg16-bn-7", "vgg16-bn", "zoo", "1.2.1", 7, 72.71, 91.21,
+         553_512_191, "4fdceabf1ef715c9ed3020fa2eac1cb2a448296c086b03633c80cf47e1c5afce",
+         512_894_836, "143e59ca3000cc3b461cfe09d4c62a93bb5e9f7a0c4e5db0010e1a525fdd50bd"),
+    _zoo("vgg19-7", "vgg19", "zoo", "1.2.1", 7, 73.72, 91.58,
+         574_677_321, "692f9f927f1df1b89033787a77a73eac59fd9b3344f9ecdf0b13221e41c2046f",
+         532_124_692, "797517bc882ea820d09f803e711c203e223b0c214b3c85412cb6c059b63325b7"),
+    _zoo("vgg19-bn-7", "vgg19-bn", "zoo", "1.2.1", 7, 73.83, 91.79,
+         574_774_380, "ce0987dfa6228ad29708013f38b7f73cbc14ca6066a05fc22ee49b35871c63ed",
+         532_271_265, "976427d5cbb8909784fbe3ba997fcf62a67b92c42ffd54f961c0e0748e004b1c"),
+    _zoo("vgg16-12", "vgg16", "onnxrt", "1.9.0", 12, 72.38, 91.00,
+         553_437_752, "722c42f53ca03a5480296bf8f9c85a151de3eed9ec982d7d2302ff6e2900c67b",
+         511_942_031, "bab278d40411f29dfc2e9515c534d2871eb0393480b736855bfe7f73c312cbc6"),
+    _zoo("vgg16-12-int8", "vgg16", "onnxrt", "1.9.0", 12, 72.32, 90.97,
+         138_407_238, "0d0a8e1d69f70404421e37dbad4f8bd21d42758e9f426bd5b39e9e4e9e1afa23",
+         106_112_057, "75c08988b598e24173a21a7dc0b396ca9dc49afb63be35e5c993ac56b297e4cf"),
+    _zoo("vgg16-12-qdq", "vgg16", "onnxrt", "1.9.0", 12, 72.35, 91.02,
+         138_424_439, "74ae0fa7e9e5b16782581bf17b5582080d1c06b69ed59410c7b1f190d9328bb1",
+         103_626_016, "ba8f1a789554deab15d28a3c4e6a1508595c326d36e5d744e8d5acf2729f7621"),
+    _zoo("vgg19-caffe2-3", "vgg19", "caffe", "1.1", 3, None, None,
+         574_674_684, "2a7d16457887670e978c9bcfc64e686482d1da807fcfbd7536074e47ad4540f7",
+         536_839_176, "8646cc6d0252d3453328da9a15a32e82201bbf6854a865125344e2430c90a4e1"),
+    _zoo("vgg19-caffe2-6", "vgg19", "caffe", "1.1.2", 6, None, None,
+         574_674_798, "088ee597d84957594ded3fd44d669ed142ce2484048e1d9f7fafeb66d12913fa",
+         536_839_354, "289f11496aaa99ca1fe68ea0912b96bfaae4dcc55263187dfdc844e6f5022522"),
+    _zoo("vgg19-caffe2-7", "vgg19", "caffe", "1.2", 7, None, None,
+         574_674_712, "967f4f585137782d541301ba2d4a9c006be92671de53e37739d92e386e3124ea",
+         534_082_025, "4af84e5006a0196facad8add53094424a22809ef97e434215a923b20fc1a528b"),
+    _zoo("vgg19-caffe2-8", "vgg19", "caffe", "1.3", 8, None, None,
+         574_674_712, "639ce28961555254d0726c6bb7b2ae7bb9665233d00e04d1add3425aae86cb87",
+         534_082_067, "1f6254d85d8a102e36a1c2c4ebd7b1f5831d95fd8255a81a0411f24b3c38381e"),
+    _zoo("vgg19-caffe2-9", "vgg19", "caffe", "1.4", 9, None, None,
+         574_674_712, "cfb97260b303ad3963999662456571b89c5f73dbdd2fd9dffd19fed7a90f766b",
+         534_081_932, "bf7f96d04f4b635a8a37efd4540ea35958d52201971e91cb74bb55c89e6f4d5c"),
     # torchvision 0.12 and later, torchvision/models/vgg.py, IMAGENET1K_V1; the file name has the first digits of the hash.
     # Sizes are those that progress bars of torch.hub show in public logs.
     _torchvision("vgg11-8a719046", None, 69.020, 88.628),
