@@ -77,3 +77,13 @@ def test_commands_and_code_on_the_page_run(place, page):
             assert same(output, expected), output
     for name in OUTPUTS[page]:
         assert (place / name).stat().st_size > 1000
+
+
+@needs_native
+def test_the_first_command_of_the_readme_prints_its_output(place):
+    command, expected = re.search(r"vgg (classify .*)\n((?:.*\n)*?)```", (ROOT / "README.md").read_text()).groups()
+    environment = {**os.environ, "NO_COLOR": "1"}
+    result = subprocess.run(
+        [sys.executable, "-m", "vgg", *shlex.split(command)], capture_output=True, text=True, cwd=place, env=environment
+    )
+    assert result.stdout + result.stderr == expected
