@@ -134,7 +134,7 @@ def test_a_class_is_named_in_any_way(wanted):
         ({"classes": 7}, "'7' is no class of the model's 7"),
         ({"method": "guess"}, "no method is called 'guess'; there are grad-cam, class-map"),
         ({"method": "class-map", "scale": 32}, "the scale must be 64 to 1024 pixels, not 32"),
-        ({"method": "class-map", "engine": "onnxruntime"}, "onnxruntime takes no whole pictures"),
+        ({"method": "class-map", "engine": "onnxruntime"}, "onnxruntime takes only crops of the network's input size"),
     ],
 )
 def test_what_does_not_fit_is_said(options, message):

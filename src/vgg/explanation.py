@@ -15,8 +15,7 @@ from PIL import Image
 from .architectures import STRIDE
 from .arrays import Array
 from .classifier import Classifier
-from .engines import check_dense
-from .engines.graph import GraphEngine
+from .engines import GraphEngine, check_dense
 from .errors import Error, ImageError
 from .images import Picture, open_image
 from .labels import find_class

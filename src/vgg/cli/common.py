@@ -17,6 +17,7 @@ from ..preprocessing import PRESETS
 
 if TYPE_CHECKING:
     from ..features import Features
+    from ..formats import QuantizedGraph
     from ..network import Network
     from ..predictions import Result
     from ..runs import Finished, Task
@@ -177,7 +178,7 @@ def progress() -> Iterator[Callable[[str, int, int], None]]:
 
 def in_parts(
     task: "Task",
-    models: Sequence[tuple[str, "Network"]],
+    models: Sequence[tuple[str, "Network | QuantizedGraph"]],
     places: Sequence[str],
     output: str | None,
     scale: str | None,

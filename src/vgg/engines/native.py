@@ -16,7 +16,7 @@ from ..errors import Error
 from ..files import digest
 from ..network import Network
 from ..parameters import LowRank, Parameter, Part, as_bytes, contiguous
-from . import check_batch, native_library
+from .engine import check_batch, native_library
 
 OPERATIONS = ("convolution", "lrn", "max_pool", "average_pool", "linear")  # as native/vgg.h numbers them
 KINDS = {np.dtype(dtype): kind for kind, dtype in enumerate((np.float32, np.float16, ml_dtypes.bfloat16, np.int8))}

@@ -19,7 +19,7 @@ from .. import engines
 from ..arrays import Array
 from ..errors import Error, ModelError, one_line
 from ..files import replacing
-from ..formats import recognise
+from ..formats import QuantizedGraph, detect, load, network_of, read, write
 from ..images import find
 from ..network import Network
 from ..predictions import softmax
@@ -64,7 +64,7 @@ def make(model: str | Path, to: str | Path, images: Any = None, *, sets: int = 3
     if not to.name.endswith((".tar.gz", ".tgz")):
         raise Error(f"{to}: sample data is written as .tar.gz")
     path = locate(model)
-    network = Network.read(path)
+    network = read(path)
     recipe = network.preprocessing
     if images is None:
         random = np.random.RandomState(seed)  # whose numbers will never change, as NumPy promises of no other
@@ -73,9 +73,9 @@ def make(model: str | Path, to: str | Path, images: Any = None, *, sets: int = 3
     else:
         batches = [recipe(picture, name)[None] for name, picture in find(images)]
     with tempfile.TemporaryDirectory() as folder, replacing(to) as file:
-        if recognise(path) != "onnx":
+        if detect(path) != "onnx":
             path = Path(folder) / f"{path.stem}.onnx"
-            network.write(path)
+            write(network, path)
         run = _graph(path)
         # Weights hardly shrink, however hard one tries: hence the fastest level.
         with (
@@ -111,18 +111,18 @@ def check(
         if not sets:
             raise Error(f"{place}: has no sample data, neither test_data_set_0/input_0.pb nor test_data_0.npz")
         if model is not None:
-            network = Network.read(locate(model))
+            loaded = load(locate(model))
         elif found:
-            network = _network(found, place)
+            loaded = _loaded(found, place)
         else:
             raise Error(f"{place}: has no .onnx file with the sample data; name a model to check")
-        running = engines.open(network, engine, threads=threads, device=device)
-        return [_checked(network, running, one, place) for one in sets]
+        running = engines.open(loaded, engine, threads=threads, device=device)
+        return [_checked(network_of(loaded), running, one, place) for one in sets]
 
 
-def _network(path: Path, place: Path) -> Network:
+def _loaded(path: Path, place: Path) -> Network | QuantizedGraph:
     try:
-        return Network.read(path)
+        return load(path)
     except ModelError as error:
         raise ModelError(str(error).replace(str(path), f"{place}: {path.name}")) from None
 
