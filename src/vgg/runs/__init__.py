@@ -15,6 +15,7 @@ import numpy as np
 from ..errors import Error
 from ..evaluation.run import BATCH_SIZE, TOP
 from ..evaluation.summary import Tally, settings
+from ..formats import network_of
 from ..parallel import ahead
 from .folder import Folder, Plan
 from .places import is_url, labelled, pictures
@@ -97,12 +98,13 @@ def run(
         raise Error(f"no scale is called {scale!r}; there are {', '.join(SCALES)}")
     places = [place if is_url(place) else str(Path(place).absolute()) for place in places]
     output = output if is_url(output) else str(Path(output).absolute())
-    first = models[0][1]
+    networks = [network_of(model) for _, model in models]
+    first = networks[0]
     decides = {
         "verb": type(task).__name__.lower(),
         "options": asdict(task),  # type: ignore[call-overload]
-        "models": [[name, network.sha256()] for name, network in models],
-        "preprocessing": [asdict(network.preprocessing) for _, network in models],
+        "models": [[name, network.sha256()] for (name, _), network in zip(models, networks, strict=True)],
+        "preprocessing": [asdict(network.preprocessing) for network in networks],
         "labels": first.labels.text() if first.labels else None,
         "pictures": places,
         "part": part,
@@ -118,7 +120,7 @@ def run(
     missing = folder.missing(plan)
     job = Job(task, output, plan, tuple(name for name, _ in models), engine, threads, device, batch_size, workers)
     progress(plan.parts - len(missing), plan.parts)
-    for number, _ in enumerate(SCALES[scale](job, [network for _, network in models], missing) if missing else (), 1):
+    for number, _ in enumerate(SCALES[scale](job, [model for _, model in models], missing) if missing else (), 1):
         progress(plan.parts - len(missing) + number, plan.parts)
     return _counted(folder, plan, len(models) + (isinstance(task, Score) and task.fuse))
 
@@ -145,7 +147,7 @@ def records(outcome: Finished, task: Score, models: Sequence[Model]) -> list[dic
     if outcome.failed == outcome.pictures:
         raise Error(f"{outcome.folder.place}: none of its {outcome.pictures:,} pictures could be read; {outcome.errors[0]}")
     names = [name for name, _ in models] + ([" + ".join(name for name, _ in models)] if task.fuse else [])
-    ranks = range(1, min(TOP, models[0][1].architecture.classes) + 1)
+    ranks = range(1, min(TOP, network_of(models[0][1]).architecture.classes) + 1)
     best, sure = [f"class_{rank}" for rank in ranks], [f"score_{rank}" for rank in ranks]
     tallies = [Tally() for _ in names]
     for table in outcome.tables(["class", "cross_entropy", "error", *best, *sure]):
@@ -157,7 +159,7 @@ def records(outcome: Finished, task: Score, models: Sequence[Model]) -> list[dic
             tally.add(columns["class"][one], top[one], scores[one], columns["cross_entropy"][one], top[:: len(names), 0])
     found = []
     for index, (name, tally) in enumerate(zip(names, tallies, strict=True)):
-        used = [network for _, network in models[index : index + 1] or models]
+        used = [network_of(model) for _, model in models[index : index + 1] or models]
         about = {"model": name, "images": tally.images, "failed": outcome.failed} | tally.accuracies()
         about |= {"real": None, "real_images": None} | tally.others(index > 0) | settings(used, task.protocol)
         found.append(about | {"engine": None, "images_per_second": None})

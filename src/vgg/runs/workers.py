@@ -13,13 +13,14 @@ import numpy as np
 
 from ..classifier import Classifier
 from ..errors import Error, one_line
+from ..formats import QuantizedGraph, network_of
 from ..labels import resolver
 from ..network import Network
 from .folder import Folder, Inputs, Plan
 from .places import is_url, opened
 from .tasks import Task
 
-Model = tuple[str, Network]  # and what it is called in the rows
+Model = tuple[str, Network | QuantizedGraph]  # and what it is called in the rows
 
 READERS = 16  # threads that read from a store, which mostly wait
 MOST_THREADS = 8  # of a worker on Ray, when nobody says how many
@@ -45,7 +46,7 @@ class Job:
 class Worker:
     """Does parts of a job, with an engine of its own for each network."""
 
-    def __init__(self, job: Job, networks: Sequence[Network]) -> None:
+    def __init__(self, job: Job, networks: Sequence[Network | QuantizedGraph]) -> None:
         self._job = job
         self._models = [
             Classifier(network, job.engine, threads=job.threads, device=job.device, name=name)
@@ -53,7 +54,7 @@ class Worker:
         ]
         self._folder = Folder(job.output)
         self._inputs = Inputs(self._folder, job.plan)
-        first = networks[0]
+        first = network_of(networks[0])
         self._resolve = resolver(first.architecture.classes, first.labels) if job.task.labelled else None
 
     def do(self, part: int) -> None:
@@ -64,7 +65,7 @@ class Worker:
         self._folder.write(job.plan.name(part), table)
 
 
-def on_this_machine(job: Job, networks: Sequence[Network], parts: Sequence[int]) -> Iterator[int]:
+def on_this_machine(job: Job, networks: Sequence[Network | QuantizedGraph], parts: Sequence[int]) -> Iterator[int]:
     """Do parts one after another in this process; gives each when it is done."""
     worker = Worker(job, networks)
     for part in parts:
@@ -72,7 +73,7 @@ def on_this_machine(job: Job, networks: Sequence[Network], parts: Sequence[int])
         yield part
 
 
-def on_ray(job: Job, networks: Sequence[Network], parts: Sequence[int]) -> Iterator[int]:
+def on_ray(job: Job, networks: Sequence[Network | QuantizedGraph], parts: Sequence[int]) -> Iterator[int]:
     """Do parts on a Ray cluster; gives each when it is done.
 
     Ray Data hands the parts' numbers to a pool of workers, gives the parts of a worker that dies to others, and lets the pool
@@ -158,13 +159,15 @@ def _room(ray: Any, threads: int | None) -> tuple[int, int]:
     return each, sum(count // each for count in found)
 
 
-def _in_one_piece(network: Network) -> Network:
-    """The same network with arrays that Ray's object store takes as they are, instead of views that it would pickle."""
+def _in_one_piece(model: Network | QuantizedGraph) -> Network | QuantizedGraph:
+    """The same model with arrays that Ray's object store takes as they are, instead of views that it would pickle."""
+    network = network_of(model)
     parameters = {
         name: np.ascontiguousarray(value) if isinstance(value, np.ndarray) else value
         for name, value in network.parameters.items()
     }
-    return replace(network, parameters=parameters)
+    network = replace(network, parameters=parameters)
+    return replace(model, network=network) if isinstance(model, QuantizedGraph) else network
 
 
 @contextmanager
