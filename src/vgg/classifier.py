@@ -13,12 +13,13 @@ from PIL import Image
 from . import engines
 from .arrays import Array
 from .errors import ImageError
-from .images import Picture, find, is_one
+from .images import Picture
 from .labels import Labels
 from .network import Network
 from .parallel import ahead
 from .predictions import Prediction, Result, rank, softmax
 from .preprocessing import Preprocessing, preset
+from .sources import find, is_single
 from .zoo import EMBEDDED, EMBEDDED_FILE, locate
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ class Classifier:
         """
         scores = self.scores(images)
         found = [rank(row, top, self.network.labels) for row in scores]
-        return found[0] if is_one(images) else found
+        return found[0] if is_single(images) else found
 
     def scores(self, images: Any) -> Array:
         """The probability of each class: float32 [batch, classes] for one picture or many, as `classify` takes them."""

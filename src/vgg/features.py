@@ -71,7 +71,7 @@ def extract(
 
     Args:
         classifier: whose network it is.
-        pictures: with their names, as `vgg.images.find` gives them.
+        pictures: with their names, as `vgg.sources.find` gives them.
         descriptor: what is wanted; the last layer but one of the centre crop when not given.
         batch_size: views that the engine gets at once; larger ones count for as many as their pixels.
         workers: threads that decode and prepare; as many as there are cores when not given.

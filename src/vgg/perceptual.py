@@ -21,7 +21,7 @@ from .errors import Error, ImageError, ModelError
 from .files import map_file
 from .formats import flax
 from .formats.torch import LEGACY_MAGIC, ZIP_MAGIC, read_state
-from .images import Picture, find, is_one, open_image
+from .images import Picture, open_image
 from .network import Network
 from .parallel import ahead
 from .preprocessing import PRESETS
@@ -109,7 +109,7 @@ def perceptual_distance(
     To compare many pictures one after the other, make one PerceptualDistance: it keeps the network.
     """
     found = PerceptualDistance(model, weights)(first, second)
-    return float(found[0]) if is_one(first) and is_one(second) else found
+    return float(found[0]) if is_single(first) and is_single(second) else found
 
 
 def parts(model: str | Path | Network | None = None, weights: str | Path | None = None) -> Parts:
