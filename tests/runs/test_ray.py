@@ -36,14 +36,14 @@ def test_a_machine_that_dies_loses_and_doubles_nothing(photos, tmp_path, cluster
 
     alive = []
 
-    def kill(done, total):
+    def kill(task, done, total):
         alive.append(sum(node["Alive"] for node in ray.nodes()))
         if done == 6:
             victim = next(iter(cluster.worker_nodes))
             os.kill(victim.all_processes["raylet"][0].process.pid, signal.SIGKILL)
 
-    done = run("out", scale="ray", progress=kill)
-    assert (done.pictures, done.failed, done.plan.parts) == (COUNT + 80, 1, 26)
+    done = run("out", runner="ray", progress=kill)
+    assert (done.images, done.failed, done.plan.parts) == (COUNT + 80, 1, 26)
     assert (alive[0], alive[-1]) == (3, 2)
     run("near")
     assert near(rows(tmp_path / "out"), rows(tmp_path / "near"))
@@ -53,8 +53,8 @@ def test_a_machine_that_dies_loses_and_doubles_nothing(photos, tmp_path, cluster
 
 
 def test_an_error_of_a_worker_is_one_line(photos, tmp_path, cluster):
-    with pytest.raises(Error, match="no value of vgg11 is called 'fc9'"):
-        runs.run(runs.Describe(Descriptor(("fc9",))), MODELS, [str(photos)], str(tmp_path / "out"), scale="ray")
+    with pytest.raises(Error, match="vgg11 has no layer output 'fc9'"):
+        runs.run(runs.Describe(Descriptor(("fc9",))), MODELS, [str(photos)], str(tmp_path / "out"), runner="ray")
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,8 @@ def test_what_ends_its_worker_is_not_tried_forever(photos, tmp_path, cluster):
     from ray import cloudpickle
 
     cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers know nothing of the tests
-    with pytest.raises(Error, match=r"part \d ended its worker 4 times; one of its pictures may be to blame"):
-        runs.run(Poison(), MODELS, [str(photos)], str(tmp_path / "out"), scale="ray", part=PART, threads=1)
+    with pytest.raises(Error, match=r"part \d ended its worker 4 times; one of its images may be the cause"):
+        runs.run(Poison(), MODELS, [str(photos)], str(tmp_path / "out"), runner="ray", part=PART, threads=1)
     assert rows(tmp_path / "out")
 
 
@@ -84,7 +84,7 @@ def test_an_interrupt_of_the_command_leaves_whole_parts(tmp_path):
         for index in range(1000):
             (tmp_path / "photos" / str(folder) / f"{index:03}.jpg").write_bytes(picture(index))
     network().write(tmp_path / "tiny.onnx")
-    command = [sys.executable, "-m", "vgg", "classify", "photos", "-m", "tiny.onnx", "--output", "out", "--scale", "ray"]
+    command = [sys.executable, "-m", "vgg", "classify", "photos", "-m", "tiny.onnx", "--output", "out", "--runner", "ray"]
     run = subprocess.Popen(
         [*command, "--threads", "1"], cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
@@ -93,10 +93,10 @@ def test_an_interrupt_of_the_command_leaves_whole_parts(tmp_path):
     os.killpg(run.pid, signal.SIGINT)  # as a terminal does
     said = run.communicate(timeout=60)[1]
     assert run.returncode == 130, said
-    assert "vgg: cut short; the same command goes on from here" in said
+    assert "vgg: interrupted; the same command resumes" in said
     done = len(rows(tmp_path / "out"))
     assert 0 < done <= 3000
     assert done % 1000 == 0
     run = subprocess.run(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, check=True)
-    assert run.stderr.splitlines()[-1] == f"{tmp_path}/out: 3,000 pictures in 3 parts, 0 failed"
+    assert run.stderr.splitlines()[-1] == f"{tmp_path}/out: 3,000 images in 3 parts, 0 failed"
     assert len({row["image"] for row in rows(tmp_path / "out")}) == 3000

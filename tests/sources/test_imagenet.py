@@ -98,7 +98,7 @@ def test_what_is_finished_is_kept_and_what_was_cut_is_made_anew(tmp_path):
 def test_a_cut_run_leaves_whole_classes_only(tmp_path):
     archive, out = train_tar(tmp_path), tmp_path / "out"
 
-    def stop(what, done, total):
+    def stop(*progress):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -113,25 +113,31 @@ def test_a_cut_run_leaves_whole_classes_only(tmp_path):
     assert len(pictures(out)) == 12
 
 
-def test_other_options_than_before_are_refused(tmp_path):
-    archive = val_tar(tmp_path)
-    prepare(tmp_path / "out", val=archive, short_side=25)
-    with pytest.raises(Error, match="was begun with --short-side 25; go on like that"):
-        prepare(tmp_path / "out", val=archive)
-    with pytest.raises(Error, match="was begun with --short-side 25"):
-        prepare(tmp_path / "out", val=archive, short_side=25, as_shards=True)
+def test_other_options_than_before_are_refused_until_fresh(tmp_path):
+    archive, out = val_tar(tmp_path), tmp_path / "out"
+    prepare(out, val=archive, short_side=25)
+    with pytest.raises(Error, match=r"out: holds other work \(short_side: 25, not None\); use --fresh to start over"):
+        prepare(out, val=archive)
+    with pytest.raises(Error, match=r"out: holds other work \(shards: False, not True\)"):
+        prepare(out, val=archive, short_side=25, as_shards=True)
+    (out / "notes.txt").write_text("kept")
+    assert prepare(out, train_tar(tmp_path), as_shards=True, fresh=True) == []
+    assert sorted(pictures(out)) == ["notes.txt", "train/000000.tar"]
+    assert prepare(tmp_path / "new", val=archive, fresh=True) == []
 
 
 def test_only_the_published_archives_are_taken_and_hashed_once(tmp_path, monkeypatch):
     archive = val_tar(tmp_path)
-    with pytest.raises(Error, match=r"is not the published archive, or damaged: SHA1 \w{40}, published 5f3f73da"):
+    with pytest.raises(Error, match=r"is damaged, or not the published archive: its SHA1 is \w{40}, published is 5f3f73da"):
         imagenet.prepare(tmp_path / "out", {"val": archive})
     assert pictures(tmp_path / "out") == {}
     monkeypatch.setitem(imagenet.SHA1, "val", hashlib.sha1(archive.read_bytes()).hexdigest())
     seen = []
     for _ in range(2):
-        imagenet.prepare(tmp_path / "out", {"val": archive}, progress=lambda what, done, total: seen.append(what))
-    assert seen.count("Checking ILSVRC2012_img_val.tar") == 1
+        imagenet.prepare(
+            tmp_path / "out", {"val": archive}, progress=lambda task, done, total, unit="": seen.append((task, unit))
+        )
+    assert seen.count(("Verifying ILSVRC2012_img_val.tar", "bytes")) == 1
     assert len(pictures(tmp_path / "out")) == 12
 
 
@@ -183,16 +189,16 @@ def test_what_does_not_belong_in_an_archive_is_passed_over_and_named(tmp_path):
     archive.write_bytes(pack([*members, ("ILSVRC2012_val_00050001.JPEG", picture(1)), members[0]]))
     problems = prepare(tmp_path / "out", val=archive)
     assert len(problems) == 4
-    assert all("doesn't belong in it" in problem for problem in problems)
+    assert all("unexpected or repeated member" in problem for problem in problems)
     assert list(pictures(tmp_path / "out")) == [f"val/{val_class(1)}/ILSVRC2012_val_00000001.JPEG"]
 
 
 def test_an_archive_that_is_cut_short_is_refused(tmp_path):
     archive = train_tar(tmp_path)
     os.truncate(archive, archive.stat().st_size - 20_000)
-    with pytest.raises(Error, match=r"img_train\.tar: is damaged, cut short, or no tar file"):
+    with pytest.raises(Error, match=r"img_train\.tar: is damaged, truncated, or not a tar file"):
         prepare(tmp_path / "out", archive)
-    with pytest.raises(Error, match="there is no such file"):
+    with pytest.raises(Error, match="file or folder not found"):
         prepare(tmp_path / "out", tmp_path / "nothing.tar")
 
 
@@ -200,7 +206,7 @@ def test_a_broken_picture_is_left_out_where_it_must_be_decoded(tmp_path):
     broken = {"ILSVRC2012_val_00000003.JPEG": picture(3)[:-200]}
     archive = val_tar(tmp_path, **broken)
     [problem] = prepare(tmp_path / "out", val=archive, short_side=25)
-    assert "ILSVRC2012_val_00000003.JPEG: is damaged or cut short" in problem
+    assert "ILSVRC2012_val_00000003.JPEG: is damaged or truncated" in problem
     assert len(pictures(tmp_path / "out")) == 11
     assert prepare(tmp_path / "whole", val=archive) == []
 
@@ -216,11 +222,11 @@ def test_check_finds_what_is_missing_broken_or_misplaced(tmp_path):
     counts, problems = check(out)
     assert counts == {"train": 13, "val": 12}
     found = {one.path: one.problem for one in problems}
-    assert "damaged or cut short" in found[f"val/{val_class(1)}/{places[1].name}"]
-    assert found[f"val/{val_class(3)}/{places[2].name}"] == f"belongs into {val_class(2)}"
-    assert found["train/n00000000"] == "is no class of ImageNet's"
+    assert "damaged or truncated" in found[f"val/{val_class(1)}/{places[1].name}"]
+    assert found[f"val/{val_class(3)}/{places[2].name}"] == f"belongs to {val_class(2)}"
+    assert found["train/n00000000"] == "is not a class of ImageNet"
     assert f"train/{CLASSES[0]}/notes.txt" in found
-    assert found["train"] == "has 13 pictures; published are 1,281,167"
+    assert found["train"] == "has 13 images; the published archive has 1,281,167"
     assert sum(problem == "is missing" for problem in found.values()) == 997
     assert sum(problem.startswith("lacks ILSVRC2012_val_") for problem in found.values()) == 1000
 
@@ -235,7 +241,7 @@ def test_check_reads_shards_and_finds_broken_ones(tmp_path, monkeypatch):
     os.truncate(out / "val/000001.tar", 3000)
     counts, problems = check(out)
     assert counts == {"val": 7}
-    assert any(one.path == "val/000001.tar" and "cut short" in one.problem for one in problems)
+    assert any(one.path == "val/000001.tar" and "truncated" in one.problem for one in problems)
     with pytest.raises(Error, match="has neither train nor val in it"):
         check(tmp_path / "nowhere")
 

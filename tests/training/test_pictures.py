@@ -149,7 +149,7 @@ def test_cifar10_is_read_as_published(tmp_path):
     pixels = np.asarray(vgg.images.open_image(dataset.samples[3].read()))
     np.testing.assert_array_equal(pixels[0, :32, 0], np.frombuffer(raw, np.uint8)[3 * cifar.RECORD + 1 :][:32])
     np.testing.assert_array_equal(pixels[31, :, 2], np.frombuffer(raw, np.uint8)[3 * cifar.RECORD + 1 + 3072 - 32 :][:32])
-    np.testing.assert_array_equal(np.asarray(dataset.samples[3].picture()), pixels)
+    np.testing.assert_array_equal(np.asarray(dataset.samples[3].image()), pixels)
     assert len(vgg.sources.open(folder / "test_batch.bin", 10)) == 16
     assert classes_of(folder)[1].names == cifar.NAMES
     (folder / "data_batch_2.bin").write_bytes(raw[:-1])

@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import Error, ImageError
-from ..images import Picture
+from ..images import ImageLike
 from ..labels import Labels, resolver
 from ..labels import imagenet as imagenet_labels  # `imagenet` is a module of this package
 from . import cifar, listing, stores
 from .samples import UNLABELLED, Dataset, Sample
 
-__all__ = ["UNLABELLED", "Dataset", "Sample", "classes_of", "find", "is_single", "open", "unlabelled"]
+__all__ = ["UNLABELLED", "Dataset", "Sample", "classes_of", "find", "is_cifar", "is_single", "open", "splits", "unlabelled"]
 
 
-def find(images: Any) -> list[tuple[str, Picture]]:
+def find(images: Any) -> list[tuple[str, ImageLike]]:
     """Images with their names.
 
     Args:
@@ -38,7 +38,7 @@ def find(images: Any) -> list[tuple[str, Picture]]:
         return [(one.name, one) for one in _found(stores.normalised(images))]
     if isinstance(images, bytes | bytearray | memoryview | Image.Image | np.ndarray):
         return [("image", images)]  # type: ignore[list-item]
-    found: list[tuple[str, Picture]] = []
+    found: list[tuple[str, ImageLike]] = []
     for index, image in enumerate(images):
         if isinstance(image, str | Path):
             found += find(image)
@@ -116,6 +116,24 @@ def classes_of(place: str | Path) -> tuple[int, Labels | None]:
     if all(name in known for name in names):
         return len(names), Labels(tuple(known[name] for name in names), tuple(names))
     return len(names), Labels(tuple(names))
+
+
+def splits(place: str | Path) -> tuple[str, str | None]:
+    """The places of the training and the validation images of a dataset; the latter is None if it is not separate.
+
+    They are the folders train, and val or test, in a folder; of CIFAR-10 the folder and its file test_batch.bin.
+    """
+    path = stores.normalised(place)
+    inside = {one.name: one for one in stores.entries(path)} if listing.is_folder(path) else {}
+    folders = {name: inside[name].place for name in ("train", "val", "test") if name in inside and inside[name].is_folder}
+    if "train" in folders:
+        return folders.pop("train"), next(iter(folders.values()), None)
+    return path, inside[cifar.TEST].place if cifar.TEST in inside else None
+
+
+def is_cifar(place: str | Path) -> bool:
+    """Whether a place is the folder of CIFAR-10, or one of its files."""
+    return listing.is_cifar(stores.normalised(place))
 
 
 def _found(place: str, base: str | None = None) -> list[Sample]:

@@ -66,7 +66,8 @@ def _defect(sample: Sample) -> str | None:
 
 def _layout(root: Path, split: str, problems: list[Problem]) -> Dataset:
     """The images of a split. Files that are missing, unexpected or misplaced are appended to the problems."""
-    folder, samples = root / split, []
+    folder = root / split
+    samples: list[Sample] = []
     tars = sorted(folder.glob("*.tar"))
     for path in tars:
         try:

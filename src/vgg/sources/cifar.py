@@ -35,11 +35,6 @@ class Record(Sample):
         return Image.fromarray(np.ascontiguousarray(planes.transpose(1, 2, 0)))
 
 
-def is_cifar(place: Path) -> bool:
-    """Whether a place is the folder of CIFAR-10, or one of its files."""
-    return place.suffix == ".bin" or (place.is_dir() and any(place.glob(TRAIN)))
-
-
 def read(path: Path) -> list[Sample]:
     """The images in a file of records. Raises Error if it is truncated or has an unknown class."""
     try:

@@ -15,7 +15,7 @@ from pathlib import Path
 from ..errors import Error, ImageError
 from ..images import SUFFIXES
 from ..labels import Labels, Resolve, resolver
-from . import cifar, shards, stores
+from . import cifar, stores
 from .samples import UNLABELLED, Sample
 
 SHARD, CIFAR, LIST = ".tar", ".bin", ".txt"
@@ -89,6 +89,11 @@ def labelled(place: str, classes: int, labels: Labels | None, base: str | None =
         yield from _list(place, resolver(classes, labels), base)
 
 
+def is_cifar(place: str) -> bool:
+    """Whether a place is the folder of CIFAR-10, or one of its files."""
+    return place.endswith(CIFAR) or (is_folder(place) and any(fnmatch(one.name, cifar.TRAIN) for one in stores.entries(place)))
+
+
 def parts(place: str) -> tuple[list[Sample], dict[str, str]]:
     """The containers at a place, or if there are none the class folders by name; neither if it is a list file.
 
@@ -116,6 +121,8 @@ def unpack(samples: Iterable[Sample], resolve: Resolve | None = None) -> Iterato
         ImageError: a container is missing or damaged, or a class in it is missing or unknown.
         Error: a store keeps failing.
     """
+    from . import shards  # late, since single images don't need tarfile
+
     for one in samples:
         if not is_container(one):
             yield one
@@ -168,9 +175,7 @@ def _walk(folder: str, base: str | None, target: int = UNLABELLED) -> Iterator[S
 def _targets(root: str, folders: Sequence[str], classes: int, labels: Labels | None) -> Mapping[str, int]:
     """The classes of folders with these names, sorted. Raises Error if one is unknown or repeated."""
     if labels is None and len(folders) != classes:
-        raise Error(
-            f"{root}: has {len(folders)} class folders; the model has {classes} classes and no labels to identify them"
-        )
+        raise Error(f"{root}: has {len(folders)} class folders; the model has {classes} classes and no labels to identify them")
     resolve = resolver(classes, labels) if labels is not None else folders.index
     owners: dict[int, str] = {}
     for name in folders:
@@ -186,9 +191,10 @@ def _targets(root: str, folders: Sequence[str], classes: int, labels: Labels | N
 
 
 def _list(path: str, resolve: Resolve | None, base: str | None) -> Iterator[Sample]:
-    """The images of a list file. A line is a path or URL, relative to the file's folder, then a tab, comma or space and a class.
+    """The images of a list file.
 
-    Without `resolve`, a line may have no class. With `base`, names are as in the list.
+    A line is a path, relative to the file's folder, or a URL, then a tab, comma or space, and a class. Without `resolve`, a
+    line may have no class. With `base`, names are as in the list.
     """
     folder, seen = stores.parent(path), dict[str, int]()
     try:

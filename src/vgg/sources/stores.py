@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, TextIO, TypeVar
-from urllib.request import url2pathname
 
 from ..errors import Error, ImageError, one_line
 from ..extras import require
@@ -40,6 +39,8 @@ def normalised(place: str | Path) -> str:
     """A place without redundant separators; a file:// URL as a path."""
     place = str(place)
     if place.startswith("file://"):
+        from urllib.request import url2pathname  # which is slow to import
+
         place = url2pathname(place.removeprefix("file://"))
     return place.rstrip("/") if is_url(place) else str(Path(place))
 
