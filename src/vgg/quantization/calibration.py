@@ -20,7 +20,7 @@ from ..files import cache_folder
 from ..network import Network
 from ..parallel import ahead
 from ..parameters import contiguous, expanded
-from ..sources import unlabelled
+from ..sources import find, unlabelled
 
 BATCH = 2  # the values of all layers, 60 MB a picture of VGG-16, are in memory twice
 TOGETHER = 4  # pictures whose responses are added up at once; the sums, 67 MB a layer, are gone through each time
@@ -36,15 +36,14 @@ class Pictures:
     """
 
     def __init__(self, place: str | Path) -> None:
-        self.dataset = unlabelled(place)
-        self.found = [(one.name, one) for one in self.dataset]
+        self.place, self.found = place, find(place)
 
     def __len__(self) -> int:
         return len(self.found)
 
     def digest(self) -> str:
         """SHA-256 of names and sizes; see `vgg.sources.Dataset.digest`."""
-        return self.dataset.digest()
+        return unlabelled(self.place).digest()
 
     def batches(self, network: Network, progress: Progress = lambda done: None, size: int = BATCH) -> Iterator[Array]:
         """float32 [size, 3, crop, crop], the last of fewer, prepared by other threads; `progress` is told how many are done.

@@ -121,12 +121,12 @@ def unpack(samples: Iterable[Sample], resolve: Resolve | None = None) -> Iterato
         ImageError: a container is missing or damaged, or a class in it is missing or unknown.
         Error: a store keeps failing.
     """
-    from . import shards  # late, since single images don't need tarfile
-
     for one in samples:
         if not is_container(one):
             yield one
             continue
+        from . import shards  # late, since other images don't need tarfile
+
         copy = stores.Copy(one.path) if stores.is_url(one.path) else None
         path = copy.path if copy else one.path
         try:
