@@ -97,7 +97,14 @@ def test_images_in_memory_are_numbered(place):
 
 def test_what_is_a_single_image(place):
     Path("list.txt").write_text("photos/a b.jpg")
-    for one in ("photos/a b.jpg", Path("photos/a b.jpg"), b"", np.zeros((3, 4, 3), np.uint8), "https://host/a.jpg"):
+    for one in (
+        "photos/a b.jpg",
+        Path("photos/a b.jpg"),
+        b"",
+        np.zeros((3, 4, 3), np.uint8),
+        sources.Sample("a", 0, "a"),
+        "https://host/a.jpg",
+    ):
         assert sources.is_single(one)
     for many in ("photos", "photos/*", "0.tar", "list.txt", "s3://bucket/folder", "s3://bucket/0.tar", [b""]):
         assert not sources.is_single(many)

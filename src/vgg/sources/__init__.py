@@ -36,14 +36,14 @@ def find(images: Any) -> list[tuple[str, ImageLike]]:
         return [(f"image {index}", image) for index, image in enumerate(images)]
     if isinstance(images, str | Path):
         return [(one.name, one) for one in _found(stores.normalised(images))]
+    if isinstance(images, Sample):
+        return [(images.name, images)]
     if isinstance(images, bytes | bytearray | memoryview | Image.Image | np.ndarray):
         return [("image", images)]  # type: ignore[list-item]
     found: list[tuple[str, ImageLike]] = []
     for index, image in enumerate(images):
-        if isinstance(image, str | Path):
+        if isinstance(image, str | Path | Sample):
             found += find(image)
-        elif isinstance(image, Sample):
-            found.append((image.name, image))
         else:
             found.append(image if isinstance(image, tuple) else (f"image {index}", image))
     if not found:
@@ -58,8 +58,8 @@ def is_single(images: Any) -> bool:
 
     if isinstance(images, str | Path):
         place = stores.normalised(images)
-        return listing.is_image(place) if stores.is_url(place) else not listing.is_list(place) and Path(place).is_file()
-    return isinstance(images, bytes | bytearray | memoryview | Image.Image) or (
+        return listing.is_image(place) if stores.is_url(place) else not listing.is_collection(place) and Path(place).is_file()
+    return isinstance(images, bytes | bytearray | memoryview | Image.Image | Sample) or (
         isinstance(images, np.ndarray) and images.ndim != 4
     )
 

@@ -27,17 +27,17 @@ def is_container(sample: Sample) -> bool:
 
 def is_image(place: str) -> bool:
     """Whether a place has the suffix of an image."""
-    return _suffix(place) in SUFFIXES
+    return os.path.splitext(place)[1].lower() in SUFFIXES
 
 
-def is_list(place: str) -> bool:
-    """Whether a place is a list file or a container."""
+def is_collection(place: str) -> bool:
+    """Whether a place has the suffix of a list file or a container."""
     return place.endswith((SHARD, CIFAR, LIST))
 
 
 def is_folder(place: str) -> bool:
     """Whether a place is a folder. A URL with the suffix of a file is not: a web server would have to send the file."""
-    return not (stores.is_url(place) and _suffix(place) in (*SUFFIXES, SHARD, CIFAR, LIST)) and stores.is_folder(place)
+    return not (stores.is_url(place) and (is_image(place) or is_collection(place))) and stores.is_folder(place)
 
 
 def images(place: str, base: str | None = None, *, check: bool = True) -> Iterator[Sample]:
@@ -83,9 +83,10 @@ def labelled(place: str, classes: int, labels: Labels | None, base: str | None =
     if any(one.path.endswith(CIFAR) for one in containers) and classes != len(cifar.NAMES):
         raise Error(f"{place}: is CIFAR-10, which has 10 classes; the model has {classes}")
     yield from (_sample(one.path, base, size=one.size) for one in containers)
-    for name, target in _targets(place, list(folders), classes, labels).items() if folders else ():
-        yield from (one for one in _walk(folders[name], base, target) if not is_container(one))
-    if not containers and not folders:
+    if folders:
+        for name, target in _targets(place, list(folders), classes, labels).items():
+            yield from (one for one in _walk(folders[name], base, target) if not is_container(one))
+    elif not containers:
         yield from _list(place, resolver(classes, labels), base)
 
 
@@ -150,10 +151,6 @@ def names(place: str) -> list[str]:
     return sorted(found)
 
 
-def _suffix(place: str) -> str:
-    return os.path.splitext(place)[1].lower()
-
-
 def _sample(place: str, base: str | None = None, target: int = UNLABELLED, size: int = stores.UNKNOWN) -> Sample:
     return Sample(place.removeprefix(stores.join(base, "")) if base else place, target, place, size=size)
 
@@ -203,21 +200,18 @@ def _list(path: str, resolve: Resolve | None, base: str | None) -> Iterator[Samp
                 if not line:
                     continue
                 separator = next((one for one in "\t, " if one in line), None)
-                if resolve is None and (separator is None or is_image(line)):
-                    name, target = line, UNLABELLED
-                elif separator is None:
-                    raise Error(f"{path}, line {number}: has no class; a line is an image's path and its class")
-                else:
+                name, label, target = line, "", UNLABELLED
+                if separator and not (resolve is None and is_image(line)):
                     name, _, label = (part.strip() for part in line.rpartition(separator))
-                    target = UNLABELLED
-                    if resolve is not None:
-                        try:
-                            target = resolve(label)
-                        except ValueError as error:
-                            raise Error(f"{path}, line {number}: {error}") from None
+                if resolve:
+                    try:
+                        if not label:
+                            raise ValueError("has no class; a line is an image's path and its class")
                         if name in seen:
-                            raise Error(f"{path}, line {number}: {name} is already in the list, as class {seen[name]}")
-                        seen[name] = target
+                            raise ValueError(f"{name} is already in the list, as class {seen[name]}")
+                        seen[name] = target = resolve(label)
+                    except ValueError as error:
+                        raise Error(f"{path}, line {number}: {error}") from None
                 place = stores.join(folder, name)
                 yield Sample(place if base is None else name, target, place)
     except UnicodeDecodeError:
