@@ -51,13 +51,12 @@ def imagenet(
     archives = {split: path for split, path in (("train", train), ("val", val)) if path}
     if not archives:
         raise Error("nothing to prepare; set --train, --val, or both")
-    with progress() as show:
-        problems = library(
+    problems: list[str] = []
+    with reporting(problems), progress() as show:
+        problems += library(
             output, archives, short_side=short_side, as_shards=shards, verify=not no_verify, fresh=fresh, workers=workers,
             progress=show,
         )  # fmt: skip
-    with reporting(problems):
-        pass
 
 
 @app.command()

@@ -7,7 +7,7 @@ nothing is collected in one place. An interrupted run resumes with the missing p
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -15,16 +15,12 @@ from ..errors import Error
 from ..evaluation.run import BATCH_SIZE, TOP
 from ..evaluation.summary import Tally, settings
 from ..extras import require
-from ..parallel import ahead
 from ..progress import Progress, silent
 from ..sources import Sample, listing, stores
 from ..store import key_of
 from .folder import Folder, Plan
 from .tasks import Classify, Describe, Score, Task
-from .workers import READERS, Job, Model, on_ray, on_this_machine
-
-if TYPE_CHECKING:
-    import pyarrow
+from .workers import Job, Model, on_ray, on_this_machine
 
 __all__ = ["PART", "RUNNERS", "Classify", "Describe", "Finished", "Score", "Task", "records", "run"]
 
@@ -42,20 +38,6 @@ class Finished:
     images: int  # a shard that can't be read counts as one
     failed: int
     errors: list[str]  # the first few
-
-    def tables(self, columns: Sequence[str]) -> Iterator["pyarrow.Table"]:
-        """Columns of each part; the next parts are read meanwhile."""
-        return _tables(self.folder, self.plan, columns)
-
-
-def _tables(folder: Folder, plan: Plan, columns: Sequence[str]) -> Iterator["pyarrow.Table"]:
-    from pyarrow import parquet
-
-    def read(part: int) -> "pyarrow.Table":
-        with folder.open(plan.name(part)) as file:
-            return parquet.read_table(file, columns=list(columns))
-
-    return ahead(read, range(plan.parts), READERS, READERS)
 
 
 def run(
@@ -151,7 +133,7 @@ def _finished(folder: Folder, plan: Plan, rows: int) -> Finished:
     """The summary of a run with this number of rows per image, from its files."""
     total = failed = 0
     errors: list[str] = []
-    for table in _tables(folder, plan, ["error"]):
+    for table in folder.tables(plan, ["error"]):
         total += len(table) // rows
         broken = table["error"].drop_null()
         failed += len(broken) // rows
@@ -172,7 +154,7 @@ def records(outcome: Finished, task: Score, models: Sequence[Model]) -> list[dic
     ranks = range(1, min(TOP, models[0][1].architecture.classes) + 1)
     best, sure = [f"class_{rank}" for rank in ranks], [f"score_{rank}" for rank in ranks]
     tallies = [Tally() for _ in names]
-    for table in outcome.tables(["class", "cross_entropy", "error", *best, *sure]):
+    for table in outcome.folder.tables(outcome.plan, ["class", "cross_entropy", "error", *best, *sure]):
         good = table.filter(table["error"].is_null())
         columns = {name: good[name].to_numpy() for name in good.column_names if name != "error"}
         top, scores = (np.stack([columns[name] for name in group], 1) for group in (best, sure))

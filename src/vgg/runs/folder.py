@@ -20,8 +20,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import Error, one_line
+from ..errors import Error
 from ..files import replacing
+from ..parallel import ahead
 from ..sources import Sample, stores
 from ..sources.listing import is_container
 from ..store import digest_of, refuse_other_work
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     import pyarrow
 
 MANIFEST = "_run.json"
+READERS = 16  # threads that read from a store, and mostly wait
 OURS = (MANIFEST, "_inputs-", "part-")  # how names of files in the folder begin
 
 
@@ -56,42 +58,43 @@ class Folder:
     def __init__(self, place: str) -> None:
         self.place = place
         self._system, self._path = stores.filesystem(place)
-        protocol = self._system.protocol
-        self._local = "file" in ((protocol,) if isinstance(protocol, str) else protocol)
 
     def names(self) -> set[str]:
-        with stores.listing(self.place):
-            found = self._system.ls(self._path, detail=True) if self._system.exists(self._path) else []
-        return {Path(one["name"]).name for one in found}
+        return {one.name for one in stores.entries(self.place)} if stores.is_folder(self.place) else set()
 
     def put(self, name: str, content: bytes) -> None:
         """Write a file as a whole."""
         with self._writing():
-            if self._local:
-                with replacing(Path(self._path, name)) as file:
-                    file.write(content)
-            else:
+            if stores.is_url(self.place):
                 self._system.pipe_file(f"{self._path}/{name}", content)
+            else:
+                with replacing(Path(self.place, name)) as file:
+                    file.write(content)
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        try:
-            if self._local:
-                Path(self._path).mkdir(parents=True, exist_ok=True)
+        with stores.reported(self.place, "can't be written"):
+            if not stores.is_url(self.place):
+                Path(self.place).mkdir(parents=True, exist_ok=True)
             yield
-        except Error:
-            raise
-        except Exception as error:  # the exceptions of stores have no common base
-            raise Error(f"{self.place}: can't be written: {one_line(error)}") from None
 
     def open(self, name: str) -> Any:
         """A file, open for reading."""
-        try:
-            return self._system.open(f"{self._path}/{name}", "rb")
-        except FileNotFoundError:
-            raise Error(f"{self.place}/{name}: file not found; all machines must share the folder") from None
-        except Exception as error:
-            raise Error(f"{self.place}/{name}: can't be read: {one_line(error)}") from None
+        with stores.reported(f"{self.place}/{name}", "can't be read"):
+            try:
+                return self._system.open(f"{self._path}/{name}", "rb")
+            except FileNotFoundError:
+                raise Error(f"{self.place}/{name}: file not found; all machines must share the folder") from None
+
+    def tables(self, plan: Plan, columns: Sequence[str]) -> Iterator["pyarrow.Table"]:
+        """Columns of each part of finished work; the next parts are read meanwhile."""
+        from pyarrow import parquet
+
+        def read(part: int) -> "pyarrow.Table":
+            with self.open(plan.name(part)) as file:
+                return parquet.read_table(file, columns=list(columns))
+
+        return ahead(read, range(plan.parts), READERS, READERS)
 
     def begin(self, key: Mapping[str, Any], samples: Callable[[], Iterator[Sample]], size: int, fresh: bool = False) -> Plan:
         """The plan of new work in this folder, or of the work to resume.

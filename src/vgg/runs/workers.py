@@ -21,12 +21,11 @@ from ..network import Network
 from ..sources import UNLABELLED, Sample
 from ..sources.listing import is_container, unpack
 from ..sources.stores import is_url
-from .folder import Folder, Inputs, Plan
+from .folder import READERS, Folder, Inputs, Plan
 from .tasks import Task
 
 Model = tuple[str, Network]  # with its name in the rows
 
-READERS = 16  # threads that read from a store, and mostly wait
 MOST_THREADS = 8  # of a worker on Ray by default
 TRIES = 4  # attempts at a part whose worker dies
 AHEAD = 2  # parts that a worker on Ray is given: the current one and the next

@@ -29,17 +29,10 @@ def find(images: Any) -> list[tuple[str, ImageLike]]:
         ImageError: there are none, or a shard is damaged.
         Error: a folder or store can't be listed.
     """
-    import numpy as np
-    from PIL import Image
-
-    if isinstance(images, np.ndarray) and images.ndim == 4:
-        return [(f"image {index}", image) for index, image in enumerate(images)]
     if isinstance(images, str | Path):
         return [(one.name, one) for one in _found(stores.normalised(images))]
-    if isinstance(images, Sample):
-        return [(images.name, images)]
-    if isinstance(images, bytes | bytearray | memoryview | Image.Image | np.ndarray):
-        return [("image", images)]  # type: ignore[list-item]
+    if is_single(images):
+        return [(images.name if isinstance(images, Sample) else "image", images)]
     found: list[tuple[str, ImageLike]] = []
     for index, image in enumerate(images):
         if isinstance(image, str | Path | Sample):

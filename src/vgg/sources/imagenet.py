@@ -12,10 +12,11 @@ import os
 import random
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from functools import cache, partial
 from importlib.resources import files
 from pathlib import Path
+from tarfile import TarInfo
 
 from PIL import Image
 
@@ -173,40 +174,48 @@ def _write_shard(samples: Sequence[Sample], path: Path, encode: Encode) -> list[
 
 def _train_classes(archive: Path, problems: list[str]) -> Iterator[tuple[str, tuple[int, int]]]:
     """Each class's WordNet id, with the offset and the size of its tar file in the archive."""
-    known, seen = set(imagenet().wnids or ()), set()
-    for member, _ in shards.members(archive):
-        match = _CLASS.fullmatch(member.name)
-        if not member.isreg() or not match or match[1] not in known or match[1] in seen:
+    for member, wnid in _members(archive, _CLASS, set(imagenet().wnids or ()), limit=2**63):
+        if wnid is None:
             problems.append(f"{archive}: unexpected or repeated member {member.name!r}; skipped")
-            continue
-        seen.add(match[1])
-        yield match[1], (member.offset_data, member.size)
+        else:
+            yield wnid, (member.offset_data, member.size)
 
 
-def _train_class(archive: Path, wnid: str, start: int, size: int) -> list[Sample]:
+def _train_class(archive: Path, wnid: str, *part: int) -> list[Sample]:
     """The images of a class. Raises Error if its tar file has any other member."""
-    target, found = (imagenet().wnids or ()).index(wnid), {}
-    for member, _ in shards.members(archive, start, size):
-        match = _TRAIN.fullmatch(member.name)
-        if not member.isreg() or not match or match[1] != wnid or member.name in found or member.size > MAX_BYTES:
+    target, samples = (imagenet().wnids or ()).index(wnid), []
+    for member, found in _members(archive, _TRAIN, {wnid}, *part):
+        if found is None:
             raise Error(f"{archive}: unexpected or repeated member {member.name!r} in {wnid}.tar")
-        found[member.name] = Sample(member.name, target, str(archive), member.offset_data, member.size)
-    if not found:
+        samples.append(Sample(member.name, target, str(archive), member.offset_data, member.size))
+    if not samples:
         raise Error(f"{archive}: {wnid}.tar is empty or damaged")
-    return list(found.values())
+    return samples
 
 
 def _val(archive: Path, problems: list[str]) -> list[Sample]:
     """The validation images, with their classes."""
-    targets, found = validation_targets(), {}
-    for member, _ in shards.members(archive):
-        match = _VAL.fullmatch(member.name)
-        number = int(match[1]) if match else 0
-        if not member.isreg() or not 1 <= number <= len(targets) or number in found or member.size > MAX_BYTES:
+    targets, samples = {f"{number:08}": target for number, target in enumerate(validation_targets(), 1)}, []
+    for member, number in _members(archive, _VAL, targets):
+        if number is None:
             problems.append(f"{archive}: unexpected or repeated member {member.name!r}; skipped")
-            continue
-        found[number] = Sample(member.name, targets[number - 1], str(archive), member.offset_data, member.size)
-    return list(found.values())
+        else:
+            samples.append(Sample(member.name, targets[number], str(archive), member.offset_data, member.size))
+    return samples
+
+
+def _members(
+    archive: Path, pattern: re.Pattern[str], known: Container[str], *part: int, limit: int = MAX_BYTES
+) -> Iterator[tuple[TarInfo, str | None]]:
+    """The members of an archive, with the known class or number in their name; None if unexpected, repeated or too large."""
+    seen = set()
+    for member, _ in shards.members(archive, *part):
+        match = pattern.fullmatch(member.name)
+        if match and member.isreg() and match[1] in known and member.name not in seen and member.size <= limit:
+            seen.add(member.name)
+            yield member, match[1]
+        else:
+            yield member, None
 
 
 def _encoded(sample: Sample, short_side: int | None) -> bytes:

@@ -74,61 +74,55 @@ def filesystem(place: str) -> tuple[Any, str]:
 
 
 @contextmanager
-def listing(place: str) -> Iterator[None]:
-    """Raise an Error for what fails while a place is listed."""
+def reported(place: str, what: str = "can't be listed") -> Iterator[None]:
+    """Raise an Error for anything that fails at a place."""
     try:
         yield
     except Error:
         raise
     except Exception as error:  # the exceptions of stores have no common base
         local = isinstance(error, OSError) and not is_url(place)
-        why = reason(error) if local else f"can't be listed: {one_line(error) or type(error).__name__}"  # type: ignore[arg-type]
+        why = reason(error) if local else f"{what}: {one_line(error) or type(error).__name__}"  # type: ignore[arg-type]
         raise Error(f"{place}: {why}") from None
 
 
 def is_folder(place: str) -> bool:
-    if not is_url(place):
-        return os.path.isdir(place)
-    with listing(place):
-        system, path = filesystem(place)
-        return bool(system.isdir(path))
+    return _ask(place, "isdir") if is_url(place) else os.path.isdir(place)
 
 
 def exists(place: str) -> bool:
-    if not is_url(place):
-        return os.path.exists(place)
-    with listing(place):
-        system, path = filesystem(place)
-        return bool(system.exists(path))
+    return _ask(place, "exists") if is_url(place) else os.path.exists(place)
+
+
+def _ask(url: str, question: str) -> bool:
+    with reported(url):
+        system, path = filesystem(url)
+        return bool(getattr(system, question)(path))
 
 
 def matches(pattern: str) -> list[str]:
     """The places that match a glob pattern, sorted."""
     if not is_url(pattern):
         return sorted(glob.glob(pattern, recursive=True))
-    with listing(pattern):
+    with reported(pattern):
         system, path = filesystem(pattern)
         return [system.unstrip_protocol(name) for name in sorted(system.glob(path))]
 
 
 def entries(folder: str) -> list[Entry]:
     """The contents of a folder, sorted by name. Raises Error if it can't be listed."""
-    with listing(folder):
-        if not is_url(folder):
-            with os.scandir(folder) as local:
-                found = [Entry(one.name, join(folder, one.name), one.is_dir(), UNKNOWN) for one in local]
-        else:
+    with reported(folder):
+        if is_url(folder):
             system, path = filesystem(folder)
             found = [
-                Entry(
-                    PurePosixPath(one["name"]).name,
-                    system.unstrip_protocol(one["name"]),
-                    one["type"] == "directory",
-                    UNKNOWN if one.get("size") is None else one["size"],
-                )
+                Entry(PurePosixPath(one["name"]).name, system.unstrip_protocol(one["name"]), one["type"] == "directory", size)
                 for one in system.ls(path, detail=True)
+                for size in [UNKNOWN if one.get("size") is None else one["size"]]
                 if one["name"].rstrip("/") != path.rstrip("/")  # some stores list a folder in itself, as an empty object
             ]
+        else:
+            with os.scandir(folder) as local:
+                found = [Entry(one.name, join(folder, one.name), one.is_dir(), UNKNOWN) for one in local]
     return sorted(found, key=lambda one: one.name)
 
 
