@@ -105,6 +105,8 @@ def test_classes_with_two_meanings_and_two_folders_of_one_class_are_refused(tmp_
         sources.open(tmp_path / "nowhere", 3, BIRDS)
     with pytest.raises(Error, match="1000 labels for a network of 3 classes"):
         sources.open(tmp_path, 3, imagenet())
+    with pytest.raises(Error, match="3 labels for a network of 4 classes"):
+        sources.open(tmp_path, 4, BIRDS)
 
 
 def test_imagenets_two_cranes_are_told_apart_by_their_ids():

@@ -75,8 +75,10 @@ def open(place: str | Path, classes: int = 1000, labels: Labels | None = None) -
             ImageFolder, and lists and shards must hold numbers.
 
     Raises:
-        Error: there are no images, or a class is unknown, ambiguous, or repeated.
+        Error: there are no images, a class is unknown, ambiguous, or repeated, or there is not one label for each class.
     """
+    if labels is not None and len(labels) != classes:
+        raise Error(f"{len(labels)} labels for a network of {classes} classes")
     path = stores.normalised(place)
     found = list(listing.unpack(listing.labelled(path, classes, labels, _base(path)), resolver(classes, labels)))
     if not found:

@@ -77,8 +77,6 @@ def labelled(place: str, classes: int, labels: Labels | None, base: str | None =
     Raises:
         Error: there is nothing, or a class is unknown; see `vgg.sources.open`.
     """
-    if labels is not None and len(labels) != classes:
-        raise Error(f"{len(labels)} labels for a network of {classes} classes")
     containers, folders = parts(place)
     if any(one.path.endswith(CIFAR) for one in containers) and classes != len(cifar.NAMES):
         raise Error(f"{place}: is CIFAR-10, which has 10 classes; the model has {classes}")
