@@ -3,17 +3,17 @@ from pathlib import Path
 
 import pytest
 
-from miniature import picture
+from miniature import jpeg
 from runs_helpers import BROKEN, COUNT, LABELS
 
 
 @pytest.fixture
 def photos(tmp_path) -> Path:
-    """Class folders with small pictures, one of them broken."""
+    """Class folders with small images, one of them broken."""
     for index in range(COUNT):
         path = tmp_path / "photos" / LABELS.names[index % 7] / f"{index:03}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"nothing" if index == BROKEN else picture(index))
+        path.write_bytes(b"nothing" if index == BROKEN else jpeg(index))
     return tmp_path / "photos"
 
 

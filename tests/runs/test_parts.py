@@ -11,7 +11,7 @@ import pyarrow.dataset
 import pytest
 
 from conftest import needs_native
-from miniature import picture
+from miniature import jpeg
 from runs_helpers import BROKEN, COUNT, LABELS, MODELS, PART, classify, near, network, rows
 from training_helpers import cifar_folder
 from vgg import Error, runs, sources
@@ -37,9 +37,9 @@ def test_rows_of_classify_are_the_classifiers(photos, tmp_path):
 
 def test_rows_of_features_are_the_vectors(photos, tmp_path):
     descriptor = Descriptor(("conv4_2", "fc7"), Views(flip=True), normalize=True)
-    runs.run(runs.Describe(descriptor), MODELS, [str(photos)], str(tmp_path / "out"), part=1)  # a part of a broken one, too
-    pictures = [(str(path), path) for path in sorted(photos.rglob("*.jpg"))]
-    for row, one in zip(rows(tmp_path / "out"), extract(Classifier(MODELS[0][1]), pictures, descriptor), strict=True):
+    runs.run(runs.Describe(descriptor), MODELS, [str(photos)], str(tmp_path / "out"), part=1)  # one part has only a broken image
+    images = [(str(path), path) for path in sorted(photos.rglob("*.jpg"))]
+    for row, one in zip(rows(tmp_path / "out"), extract(Classifier(MODELS[0][1]), images, descriptor), strict=True):
         assert (row["image"], row["error"]) == (one.image, one.error)
         for layer in descriptor.layers:
             assert near(row[layer], None if one.error else one.values[layer].tolist())
@@ -62,7 +62,7 @@ def test_figures_of_evaluate_are_those_of_one_run(photos, tmp_path):
     assert [row["label"] for row in named] == [Path(row["image"]).parent.name for row in named]
 
 
-def test_figures_need_a_picture(tmp_path):
+def test_figures_need_an_image(tmp_path):
     (tmp_path / "list.txt").write_text("a.jpg 0\nb.jpg ant\n")
     done = runs.run(runs.Score(), MODELS, [str(tmp_path / "list.txt")], str(tmp_path / "out"))
     assert (done.images, done.failed) == (2, 2)
@@ -70,7 +70,7 @@ def test_figures_need_a_picture(tmp_path):
         runs.records(done, runs.Score(), MODELS)
 
 
-def test_a_run_that_is_cut_does_only_what_is_missing(photos, tmp_path):
+def test_an_interrupted_run_resumes_with_the_missing_parts(photos, tmp_path):
     def stop(task, done, total):
         if done == 4:
             raise KeyboardInterrupt
@@ -79,16 +79,16 @@ def test_a_run_that_is_cut_does_only_what_is_missing(photos, tmp_path):
         classify(photos, tmp_path / "out", progress=stop)
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
     assert len([name for name in before if name.startswith("part-")]) == 4
-    (photos / "ant/999.jpg").write_bytes(picture(0))  # came later, and is no part of this run
-    said = []
-    classify(photos, tmp_path / "out", progress=lambda task, *done: said.append(done))
-    assert said == [(number, 10) for number in range(4, 11)]
+    (photos / "ant/999.jpg").write_bytes(jpeg(0))  # was added later and is not part of this run
+    reports = []
+    classify(photos, tmp_path / "out", progress=lambda task, *done: reports.append(done))
+    assert reports == [(number, 10) for number in range(4, 11)]
     assert all((tmp_path / "out" / name).stat().st_mtime_ns == then for name, then in before.items())
     classify(photos, tmp_path / "whole", progress=lambda *done: None)
     assert near(rows(tmp_path / "out"), [row for row in rows(tmp_path / "whole") if not row["image"].endswith("999.jpg")])
 
 
-def test_a_run_that_is_killed_leaves_whole_parts(photos, tmp_path):
+def test_a_killed_run_leaves_complete_parts(photos, tmp_path):
     code = f"import runs_helpers; runs_helpers.classify({str(photos)!r}, 'out', part=1)"
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
     for _ in range(3):
@@ -135,9 +135,11 @@ def test_fresh_starts_over(photos, tmp_path):
     expected = [done.plan.inputs, "_run.json", "notes.txt", *map(done.plan.name, range(10))]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(expected)
     assert before.name(0) != done.plan.name(0)
-    said = []
-    runs.run(runs.Classify(4), MODELS, [str(photos)], str(tmp_path / "out"), part=PART, progress=lambda *now: said.append(now))
-    assert said == [("Classifying in parts", 10, 10)]
+    reports = []
+    runs.run(
+        runs.Classify(4), MODELS, [str(photos)], str(tmp_path / "out"), part=PART, progress=lambda *now: reports.append(now)
+    )
+    assert reports == [("Classifying in parts", 10, 10)]
     (tmp_path / "out/_run.json").write_text("{")
     with pytest.raises(Error, match=r"_run\.json: is damaged; use --fresh to start over, or another folder"):
         classify(photos, tmp_path / "out")

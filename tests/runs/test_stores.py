@@ -1,17 +1,17 @@
-"""Pictures in shards, on a web server and on a real S3 server."""
+"""Images in shards, on a web server and on a real S3 server."""
 
 import pytest
 
 from conftest import needs_native
 from loopback import serving
-from miniature import pack, picture
+from miniature import jpeg, pack
 from runs_helpers import COUNT, LABELS, MODELS, PART, classify, near, rows
 from vgg import Error, runs, sources
 from vgg.classifier import Classifier
 from vgg.evaluation import evaluate, records
 from vgg.sources import stores
 
-# What the client does not close, which is not ours to mend.
+# fsspec's clients don't close all of their connections.
 pytestmark = [
     needs_native,
     pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
@@ -21,7 +21,7 @@ pytestmark = [
 def test_shards_are_parts(photos, tmp_path):
     folder = tmp_path / "shards"
     folder.mkdir()
-    members = [(f"{index:02}", picture(index), LABELS.names[index % 7].encode()) for index in range(12)]
+    members = [(f"{index:02}", jpeg(index), LABELS.names[index % 7].encode()) for index in range(12)]
     for number in range(3):
         part = members[4 * number : 4 * number + 4]
         (folder / f"{number}.tar").write_bytes(pack({f"{k}.{e}": c for k, p, t in part for e, c in (("jpg", p), ("cls", t))}))
@@ -42,10 +42,10 @@ def test_shards_are_parts(photos, tmp_path):
     assert runs.records(done, task, MODELS)[0]["top1"] == records(near_by)[0]["top1"]
 
 
-def test_a_store_that_fails_is_no_broken_picture(photos, tmp_path, monkeypatch):
+def test_a_failing_store_is_not_a_broken_image(photos, tmp_path, monkeypatch):
     monkeypatch.setattr(stores, "TRIES", 2)
     names = [f"{index}.jpg" for index in range(6)]
-    with serving({name: picture(0) for name in names}) as server:
+    with serving({name: jpeg(0) for name in names}) as server:
         urls = [f"{server.address}/{name}" for name in names]
 
         def run(output, progress=lambda *done: None):
@@ -64,7 +64,7 @@ def test_a_store_that_fails_is_no_broken_picture(photos, tmp_path, monkeypatch):
         assert done.errors == [f"{server.address}/4.jpg: file or folder not found"]
 
 
-def test_pictures_and_results_in_an_object_store(photos, tmp_path, store):
+def test_images_and_results_in_an_object_store(photos, tmp_path, store):
     store.put(str(photos), "bucket/photos", recursive=True)
     store.pipe_file("bucket/photos/ant/", b"")  # as consoles mark folders
     done = classify("s3://bucket/photos", "s3://bucket/out")
@@ -75,9 +75,9 @@ def test_pictures_and_results_in_an_object_store(photos, tmp_path, store):
         assert far["image"] == f"s3://bucket/photos{close['image'].removeprefix(str(photos))}"
         assert near(far["predictions"], close["predictions"])
     store.rm(f"bucket/out/{done.plan.name(7)}")
-    said = []
-    classify("s3://bucket/photos", "s3://bucket/out", progress=lambda task, *done: said.append(done))
-    assert said == [(9, 10), (10, 10)]
+    reports = []
+    classify("s3://bucket/photos", "s3://bucket/out", progress=lambda task, *done: reports.append(done))
+    assert reports == [(9, 10), (10, 10)]
     task = runs.Score()
     done = runs.run(task, MODELS, ["s3://bucket/photos"], "s3://bucket/scores", part=PART)
     assert runs.records(done, task, MODELS)[0]["images"] == COUNT - 1

@@ -13,13 +13,13 @@ from PIL import Image
 
 from conftest import EXAMPLES
 from loopback import serving
-from miniature import pack, picture
+from miniature import jpeg, pack
 from training_helpers import cifar_folder
 from vgg import Error, ImageError, Labels, sources
 from vgg.sources import find, stores
 
 PETS = Labels(("cat", "dog", "eel"))
-SHARD = pack({"a.jpg": picture(1), "a.cls": b"2", "x/b.png": picture(2), "x/b.cls": b"dog"})
+SHARD = pack({"a.jpg": jpeg(1), "a.cls": b"2", "x/b.png": jpeg(2), "x/b.cls": b"dog"})
 
 # fsspec's clients don't close all of their connections.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
@@ -30,7 +30,7 @@ def place(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
     for number, name in enumerate(("a b.jpg", "deep/c.PNG", "deep-er/d.jpg", ".hidden/e.jpg")):
         Path("photos", name).parent.mkdir(parents=True, exist_ok=True)
-        Path("photos", name).write_bytes(picture(number))
+        Path("photos", name).write_bytes(jpeg(number))
     Path("photos/notes.md").write_text("no image")
     Path("0.tar").write_bytes(SHARD)
     return tmp_path
@@ -47,7 +47,7 @@ def test_files_folders_and_globs_are_named_as_they_are_given(place):
     assert listed(str(place / "photos")) == [str(place / name) for name in expected]
     assert listed("photos/deep*") == expected[2:]
     assert listed(["photos/a b.jpg", "missing.jpg"]) == ["photos/a b.jpg", "missing.jpg"]
-    assert [image.read() for _, image in find("photos/deep*")] == [picture(1), picture(2)]
+    assert [image.read() for _, image in find("photos/deep*")] == [jpeg(1), jpeg(2)]
     os.chdir("photos")
     assert listed(".") == [name.removeprefix("photos/") for name in expected]
     assert listed((place / "photos/a b.jpg").as_uri()) == [str(place / "photos/a b.jpg")]
@@ -68,7 +68,7 @@ def test_lists_may_have_classes_and_are_relative_to_themselves(place):
     Path("photos/list.txt").write_text("\ufeffa b.jpg\n\ndeep/c.PNG\tcat\ndeep-er/d.jpg,1\n" + str(place / "0.tar") + "\n")
     names = ["photos/a b.jpg", "photos/deep/c.PNG", "photos/deep-er/d.jpg", f"{place}/0.tar/a.jpg", f"{place}/0.tar/x/b.png"]
     assert listed("photos/list.txt") == names
-    assert [image.read() for _, image in find("photos/list.txt")] == [picture(n) for n in (0, 1, 2, 1, 2)]
+    assert [image.read() for _, image in find("photos/list.txt")] == [jpeg(n) for n in (0, 1, 2, 1, 2)]
     assert [one.name for one in sources.unlabelled("photos/list.txt")][:2] == ["a b.jpg", "deep/c.PNG"]
 
 
@@ -111,12 +111,12 @@ def test_what_is_a_single_image(place):
 
 
 def test_urls_of_images_shards_and_lists(place):
-    files = {"a.jpg": picture(7), "0.tar": SHARD, "list.txt": b"a.jpg cat\n"}
+    files = {"a.jpg": jpeg(7), "0.tar": SHARD, "list.txt": b"a.jpg cat\n"}
     with serving(files) as server:
         at = server.address
         found = find([f"{at}/a.jpg", f"{at}/0.tar", f"{at}/list.txt"])
         assert [name for name, _ in found] == [f"{at}/a.jpg", f"{at}/0.tar/a.jpg", f"{at}/0.tar/x/b.png", f"{at}/a.jpg"]
-        assert [image.read() for _, image in found] == [picture(7), picture(1), picture(2), picture(7)]
+        assert [image.read() for _, image in found] == [jpeg(7), jpeg(1), jpeg(2), jpeg(7)]
         [copy] = {image.path for _, image in found[1:3]}
         assert Path(copy).parent == Path(tempfile.gettempdir())
         del found
@@ -135,16 +135,16 @@ def test_urls_of_images_shards_and_lists(place):
 
 def test_class_folders_and_globs_in_an_object_store(place, store):
     for name, seed in (("cat/a.jpg", 1), ("eel/deep/b.jpg", 2)):
-        store.pipe_file(f"bucket/data/{name}", picture(seed))
+        store.pipe_file(f"bucket/data/{name}", jpeg(seed))
     dataset = sources.open("s3://bucket/data/", 3, PETS)
     assert [(one.name, one.target, one.size) for one in dataset] == [
-        ("cat/a.jpg", 0, len(picture(1))), ("eel/deep/b.jpg", 2, len(picture(2))),
+        ("cat/a.jpg", 0, len(jpeg(1))), ("eel/deep/b.jpg", 2, len(jpeg(2))),
     ]  # fmt: skip
-    assert dataset.samples[1].read() == picture(2)
+    assert dataset.samples[1].read() == jpeg(2)
     assert listed("s3://bucket/data/*/*.jpg") == ["s3://bucket/data/cat/a.jpg"]
     assert sources.classes_of("s3://bucket/data") == (2, Labels(("cat", "eel")))
-    store.pipe_file("bucket/split/train/cat/a.jpg", picture(1))
-    store.pipe_file("bucket/split/val/cat/b.jpg", picture(1))
+    store.pipe_file("bucket/split/train/cat/a.jpg", jpeg(1))
+    store.pipe_file("bucket/split/val/cat/b.jpg", jpeg(1))
     assert sources.splits("s3://bucket/split") == ("s3://bucket/split/train", "s3://bucket/split/val")
 
 

@@ -3,7 +3,7 @@ from importlib import import_module
 
 import pytest
 
-from miniature import pack, picture
+from miniature import jpeg, pack
 from vgg import Error, ImageError, Labels, sources
 from vgg.images import MAX_BYTES
 from vgg.labels import imagenet, resolver
@@ -16,7 +16,7 @@ BIRDS = Labels(("crane", "owl", "crane"), ("n00000001", "n00000002", "n00000003"
 def made(root, *names):
     for name in names:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(picture(1))
+        (root / name).write_bytes(jpeg(1))
     return root
 
 
@@ -26,7 +26,7 @@ def listed(dataset):
 
 def test_class_folders_are_named_by_wordnet_ids_or_names_and_walked(tmp_path):
     made(tmp_path, "eel/b.jpg", "cat/a.JPEG", "cat/deep/c.png", ".hidden/d.jpg", "cat/notes.txt")
-    (tmp_path / "cat/notes.txt").write_text("no picture")
+    (tmp_path / "cat/notes.txt").write_text("no image")
     (tmp_path / "README.md").write_text("no class")
     assert listed(sources.open(tmp_path, 3, PETS)) == [("cat/a.JPEG", 0), ("cat/deep/c.png", 0), ("eel/b.jpg", 2)]
     made(tmp_path / "w", "n00000003/a.jpg", "owl/b.jpg")
@@ -48,13 +48,13 @@ def test_lists_take_tabs_commas_and_spaces_numbers_ids_and_names(tmp_path):
 
 
 def test_shards_alone_or_in_a_folder(tmp_path):
-    content = pack({"x/a.jpg": picture(1), "x/a.cls": b"2\n", "x/a.json": b"{}", "b.cls": b"dog", "b.png": b"no picture"})
+    content = pack({"x/a.jpg": jpeg(1), "x/a.cls": b"2\n", "x/a.json": b"{}", "b.cls": b"dog", "b.png": b"no image"})
     (tmp_path / "0.tar").write_bytes(content)
     with open(tmp_path / "1.tar", "wb") as file:
-        shards.write(file, [("k", picture(3), 0)])
+        shards.write(file, [("k", jpeg(3), 0)])
     found = sources.open(tmp_path, 3, PETS)
     assert listed(found) == [("0.tar/x/a.jpg", 2), ("0.tar/b.png", 1), ("1.tar/k.jpg", 0)]
-    assert [sample.read() for sample in found] == [picture(1), b"no picture", picture(3)]
+    assert [sample.read() for sample in found] == [jpeg(1), b"no image", jpeg(3)]
     assert listed(sources.open(tmp_path / "1.tar", 3)) == [("1.tar/k.jpg", 0)]
 
 
@@ -67,10 +67,10 @@ BAD = {
     "a list that is no text": ({"list.txt": b"\xff\xfe\x00"}, r"/list\.txt: a list of images must be UTF-8 text"),
     "a line without a class": ({"list.txt": "a.jpg 1\nb.jpg\n"}, r"/list\.txt, line 2: has no class"),
     "a class beyond the last": ({"list.txt": "a.jpg 3"}, r"/list\.txt, line 1: unknown class '3'; the model has 3"),
-    "a picture twice": ({"list.txt": "a.jpg 1\na.jpg 2"}, r"/list\.txt, line 2: a\.jpg is already in the list, as class 1"),
+    "an image twice": ({"list.txt": "a.jpg 1\na.jpg 2"}, r"/list\.txt, line 2: a\.jpg is already in the list, as class 1"),
     "no tar file": ({"0.tar": "hello" * 300}, r"/0\.tar: is damaged, truncated, or not a tar file"),
     "an empty shard": ({"0.tar": pack({})}, r": has no images in it"),
-    "a picture without a class": ({"0.tar": pack({"a.jpg": b"x"})}, r"/0\.tar: a\.jpg has no class; a\.cls is missing"),
+    "an image without a class": ({"0.tar": pack({"a.jpg": b"x"})}, r"/0\.tar: a\.jpg has no class; a\.cls is missing"),
     "a key twice": ({"0.tar": pack({"a.jpg": b"x", "a.png": b"x"})}, r"/0\.tar: a has two images"),
     "a class that is none": (
         {"0.tar": pack({"a.jpg": b"x", "a.cls": b"9"})},
