@@ -12,7 +12,7 @@ from conftest import EXAMPLES, needs_native, random_network
 from reference import save_tiny
 from vgg import Error, ImageError, ModelError, Preprocessing
 from vgg.features import Descriptor, Features, extract, gather, write
-from vgg.images import find
+from vgg.sources import find
 from vgg.views import Views
 
 PHOTOS = sorted(EXAMPLES.glob("*.*g"))

@@ -15,12 +15,13 @@ from .arrays import Array
 from .errors import ImageError
 from .formats import QuantizedGraph, network_of
 from .formats import load as load_model
-from .images import ImageLike, find, is_one
+from .images import ImageLike
 from .labels import Labels
 from .network import Network
 from .parallel import ahead
 from .predictions import Prediction, Result, rank, softmax
 from .preprocessing import Preprocessing, preset
+from .sources import find, is_single
 from .zoo import EMBEDDED, EMBEDDED_FILE, locate
 
 if TYPE_CHECKING:  # imported late, since classifying needs neither features nor explanations, and starts faster without them
@@ -75,7 +76,7 @@ class Classifier:
         """
         scores = self.scores(images)
         found = [rank(row, top, self.network.labels) for row in scores]
-        return found[0] if is_one(images) else found
+        return found[0] if is_single(images) else found
 
     def scores(self, images: Any) -> Array:
         """The probabilities of the classes, float32 [images, classes]; `images` as in `classify`."""

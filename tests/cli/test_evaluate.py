@@ -158,7 +158,7 @@ def test_an_interrupted_run_resumes(place):
         (["data", "--report", "no/where.html"], "no/where.html: can't be written: there is no folder no"),
         (["data", "--real", "data/ant/0.png"], "ReaL labels must be"),
         (["data", "-e", "onnxruntime", "-p", "dense"], "onnxruntime takes only crops of the network's input size"),
-        (["tiny-0.onnx"], "a list of pictures must be UTF-8 text"),
+        (["tiny-0.onnx"], "a list of images must be UTF-8 text"),
         (["prepared"], "prepared/train: 'train' is no class of the model's 7; did you mean prepared/val?"),
     ],
 )
@@ -172,7 +172,7 @@ def test_mistakes_are_one_clear_line(place, arguments, message):
 def test_prepare_then_check_then_evaluate(place, tmp_path):
     train, val = train_tar(tmp_path), val_tar(tmp_path)
     refused = vgg(place, "prepare", "imagenet", "--val", val, "-o", tmp_path / "out", code=1)
-    assert "is not the published archive, or damaged" in refused.stderr
+    assert "is damaged, or not the published archive" in refused.stderr
     assert refused.stderr.count("\n") == 1
     made = vgg(place, "prepare", "imagenet", "--train", train, "--val", val, "-o", tmp_path / "out", "--no-verify")
     assert made.stdout == made.stderr == ""
@@ -180,7 +180,7 @@ def test_prepare_then_check_then_evaluate(place, tmp_path):
     checked = vgg(place, "prepare", "check", tmp_path / "out", "--format", "json", code=1)
     problems = json.loads(checked.stdout)
     assert {tuple(one) for one in problems} == {("path", "problem")}
-    assert "vgg: train 12 pictures, val 12 pictures;" in checked.stderr
+    assert "vgg: train 12 images, val 12 images;" in checked.stderr
     assert vgg(place, "prepare", "imagenet", "-o", tmp_path / "out", code=1).stderr.startswith("vgg: nothing to prepare")
 
 

@@ -121,7 +121,7 @@ def _cell(value: Any) -> str:
 def find_images(arguments: Sequence[str]) -> tuple[list[Any], list[str]]:
     """The images that a verb's arguments name, and the errors of arguments that name none."""
     from ..errors import ImageError
-    from ..images import find
+    from ..sources import find
 
     images: list[Any] = []
     failures = []

@@ -51,14 +51,14 @@ def quantize(
         ),
     ] = None,
     calibrate: Annotated[
-        Path | None, typer.Option("--calibrate", metavar="DIR", help="Pictures, unlabelled: for qdq, qoperator and --rank.")
+        str | None, typer.Option("--calibrate", metavar="DIR", help="Pictures, unlabelled: for qdq, qoperator and --rank.")
     ] = None,
     calibration: Annotated[
         Calibration, typer.Option("--calibration", help="What of a value is kept: all of it, or 99.99%.")
     ] = Calibration.minmax,
     activations: Annotated[Activations, typer.Option("--activations", help="Unsigned or signed.")] = Activations.u8,
     evaluate: Annotated[
-        Path | None,
+        str | None,
         typer.Option("--evaluate", metavar="DIR", help="Labelled pictures, as for vgg evaluate: say what it costs."),
     ] = None,
     tolerance: Annotated[

@@ -26,7 +26,7 @@ def _recipes(incomplete: str) -> list[str]:
 
 def train(
     data: Annotated[
-        Path,
+        str,
         typer.Argument(
             metavar="DIR",
             help="Pictures: class folders, a list, WebDataset shards, or CIFAR-10; or a folder of such, train and val.",
@@ -36,7 +36,7 @@ def train(
         Path, typer.Option("--to", "-o", metavar="DIR", help="The folder for the run: model.onnx, last.pt, log.csv …")
     ],
     val: Annotated[
-        Path | None,
+        str | None,
         typer.Option("--val", metavar="DIR", help="Pictures to judge by.  [default: DIR/val, or else a tenth of the pictures]"),
     ] = None,
     recipe: Annotated[

@@ -209,7 +209,7 @@ def _thumbnail(run: Run, place: int) -> str:
     """A picture as a small square, inside the page; a mark where it has vanished since."""
     sample = run.dataset.samples[place]
     try:
-        image = ImageOps.fit(sample.picture(), (THUMBNAIL, THUMBNAIL), Image.Resampling.BILINEAR)
+        image = ImageOps.fit(sample.image(), (THUMBNAIL, THUMBNAIL), Image.Resampling.BILINEAR)
     except ImageError:
         return f'<img alt="{escape(sample.name)}">'
     file = io.BytesIO()

@@ -233,7 +233,7 @@ def _prepared(dataset: Dataset, places: range, recipes: Sequence[Preprocessing],
     for place in places:
         sample = dataset.samples[place]
         try:
-            image = sample.picture()
+            image = sample.image()
             looks = [(recipe, list(protocol.of(image, recipe, sample.name))) for recipe in recipes]
         except ImageError as error:
             errors[place] = str(error)

@@ -17,10 +17,10 @@ from .. import engines
 from ..arrays import Array
 from ..errors import Error
 from ..files import cache_folder
-from ..images import find
 from ..network import Network
 from ..parallel import ahead
 from ..parameters import contiguous, expanded
+from ..sources import find, unlabelled
 
 BATCH = 2  # the values of all layers, 60 MB a picture of VGG-16, are in memory twice
 TOGETHER = 4  # pictures whose responses are added up at once; the sums, 67 MB a layer, are gone through each time
@@ -42,12 +42,8 @@ class Pictures:
         return len(self.found)
 
     def digest(self) -> str:
-        """SHA-256 over names and sizes: pictures with the same one are taken for the same."""
-        total = hashlib.sha256()
-        for name, picture in self.found:
-            size = os.path.getsize(picture) if isinstance(picture, str | Path) else 0
-            total.update(f"{os.path.relpath(name, self.place)}\0{size}\n".encode(errors="surrogateescape"))
-        return total.hexdigest()
+        """SHA-256 of names and sizes; see `vgg.sources.Dataset.digest`."""
+        return unlabelled(self.place).digest()
 
     def batches(self, network: Network, progress: Progress = lambda done: None, size: int = BATCH) -> Iterator[Array]:
         """float32 [size, 3, crop, crop], the last of fewer, prepared by other threads; `progress` is told how many are done.

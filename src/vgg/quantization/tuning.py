@@ -195,7 +195,7 @@ def _looks(network: Network, judge: Judge | None, pictures: Pictures | None) -> 
     if pictures:
         chosen, recipe = _spread(pictures.found), network.preprocessing
     elif judge:
-        chosen = [(one.name, one.read()) for one in _spread(judge.dataset.samples)]
+        chosen = [(one.name, one) for one in _spread(judge.dataset.samples)]
         recipe = judge.preprocessing or network.preprocessing
     else:
         return None

@@ -20,9 +20,9 @@ from ..arrays import Array
 from ..errors import Error, ModelError, one_line
 from ..files import replacing
 from ..formats import detect, load, network_of, read, write
-from ..images import find
 from ..network import Network
 from ..predictions import softmax
+from ..sources import find
 from ..zoo import locate
 from .reading import Set, opened
 

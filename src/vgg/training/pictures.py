@@ -88,7 +88,7 @@ class Pictures:
         picture = self._decoded.get(place)
         if picture is None:
             sample = self.dataset.samples[place]
-            picture = np.asarray(sample.picture())
+            picture = np.asarray(sample.image())
             if picture.nbytes <= self._room:
                 self._room -= picture.nbytes
                 self._decoded[place] = picture

@@ -18,12 +18,11 @@ from ..architectures import Architecture
 from ..arrays import Array
 from ..errors import Error
 from ..files import reason
-from ..images import SUFFIXES
 from ..labels import Labels
 from ..module import Module, started
 from ..network import Network
 from ..preprocessing import PRESETS, Preprocessing
-from ..sources import Dataset, Sample, cifar, shards
+from ..sources import Dataset, cifar
 from .cache import Cache, Progress
 from .pictures import Batch, Pictures
 from .recipes import Recipe, checked
@@ -37,10 +36,10 @@ class Options:
     """What is trained on what, and how."""
 
     # Labelled pictures as `vgg.sources.open` takes them, or a folder of such, train and val; for teachers, any pictures.
-    data: Path
+    data: str | Path
     to: Path  # the folder for the run
     recipe: Recipe
-    val: Path | None = None  # labelled pictures to judge by; without them data's val or test, else a tenth of the pictures
+    val: str | Path | None = None  # labelled pictures to judge by; without them data's val or test, else a tenth of data
     labels: Labels | None = None  # for lists and shards that give numbers
     arch: str = "vgg16-bn"  # the network that begins at random, with the following three
     width: float = 1.0
@@ -115,14 +114,15 @@ def prepare(options: Options, progress: Progress, told: Callable[[str], object])
         options.to.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise Error(f"{options.to}: can't be made: {reason(error)}") from None
-    data, val = _places(options)
+    data, found = sources.splits(options.data)
+    val = options.val or found
     classes, labels = _classes(data, options)
     module, preprocessing = _network(options, data, classes, labels)
     batch_norm = module.architecture.configuration.batch_norm
     recipe = checked(options.recipe.for_input(preprocessing.crop, batch_norm))
 
     unlabelled = bool(options.teachers)
-    dataset = _pictures(data) if unlabelled else sources.open(data, classes, labels)
+    dataset = sources.unlabelled(data) if unlabelled else sources.open(data, classes, labels)
     workers = options.workers or os.cpu_count() or 1
     train = Pictures(dataset, recipe, preprocessing, options.seed, workers)
     order = np.random.default_rng(options.seed).permutation(len(dataset))
@@ -152,7 +152,8 @@ def prepare(options: Options, progress: Progress, told: Callable[[str], object])
         },
     }  # fmt: skip
     config = json.loads(json.dumps(config))  # tuples become lists, as they will be when they are read again
-    task = Task(recipe, module, preprocessing, labels, options.data.resolve().name, train, places, judging, judges, config)
+    name = Path(options.data).resolve().name
+    task = Task(recipe, module, preprocessing, labels, name, train, places, judging, judges, config)
     task.matched = options.matched
     # What is computed once for each look: the frozen layers' values, and what the teachers say.
     looks, folder = tuple(range(recipe.views)), options.cache or options.to / "cache"
@@ -198,18 +199,7 @@ def prepare(options: Options, progress: Progress, told: Callable[[str], object])
     return task
 
 
-def _places(options: Options) -> tuple[Path, Path | None]:
-    """Where the pictures to learn from and those to judge by are."""
-    data, val = options.data, options.val
-    parts = [data / name for name in ("train", "val", "test") if (data / name).is_dir()]
-    if parts and parts[0].name == "train":
-        return parts[0], val or (parts[1] if len(parts) > 1 else None)
-    if not val and (data / cifar.TEST).is_file():
-        val = data / cifar.TEST
-    return data, val
-
-
-def _classes(data: Path, options: Options) -> tuple[int, Labels | None]:
+def _classes(data: str, options: Options) -> tuple[int, Labels | None]:
     if options.teachers:
         first = options.teachers[0]
         for other in options.teachers:
@@ -221,7 +211,7 @@ def _classes(data: Path, options: Options) -> tuple[int, Labels | None]:
     return sources.classes_of(data)
 
 
-def _network(options: Options, data: Path, classes: int, labels: Labels | None) -> tuple[Module, Preprocessing]:
+def _network(options: Options, data: str, classes: int, labels: Labels | None) -> tuple[Module, Preprocessing]:
     """The network that learns, with the numbers that it begins with."""
     torch.manual_seed(options.seed)
     if options.start:
@@ -232,7 +222,7 @@ def _network(options: Options, data: Path, classes: int, labels: Labels | None) 
         kept = {layer.name for layer in network.architecture.layers if layer.parameters and (same or layer.name != "fc8")}
         module.load(network, kept)
         return module, network.preprocessing
-    small = cifar.is_here(data)
+    small = sources.is_cifar(data)
     size = options.size or (cifar.SIDE if small else Architecture.input_size)
     head: Any = options.head or ("gap" if size <= SMALL else "fc")
     module = Module(Architecture(options.arch, classes, options.width, size, head), options.recipe.dropout)
@@ -243,18 +233,6 @@ def _network(options: Options, data: Path, classes: int, labels: Labels | None) 
         return module, PRESETS["torchvision"]
     short = size if size <= SMALL else round(size * 256 / 224)
     return module, replace(PRESETS["torchvision"], size=short, crop=size)
-
-
-def _pictures(data: Path) -> Dataset:
-    """The pictures at a place, whether they have labels or not."""
-    if tars := sorted(data.glob("*.tar")) or [data] * (data.suffix == ".tar"):
-        return Dataset(str(data), shards.read(tars, None))
-    if not data.is_dir() or cifar.is_here(data):
-        return sources.open(data, *sources.classes_of(data))
-    files = sorted(path for path in data.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-    if not files:
-        raise Error(f"{data}: has no pictures in it")
-    return Dataset(str(data), [Sample(str(path.relative_to(data)), -1, str(path)) for path in files])
 
 
 def _check(dataset: Dataset, places: Array, classes: int, recipe: Recipe, labels: Labels | None, unlabelled: bool) -> None:
