@@ -53,22 +53,22 @@ def test_weights_need_nothing_but_the_model(place):
 
 
 def test_what_it_costs_is_said(place):
-    looks = ("--calibrate", "data", "--evaluate", "data", "--report", "json")
-    done = vgg(place, "n.onnx", "-o", "q.onnx", "--format", "qdq", *looks)
+    looks = ("--calibrate", "data", "--evaluate", "data", "--format", "json")
+    done = vgg(place, "n.onnx", "-o", "q.onnx", "--method", "qdq", *looks)
     first, second = json.loads(done.stdout)
-    assert (first["configuration"], second["configuration"]) == ("float32", "qdq, u8, minmax")
+    assert (first["scheme"], second["scheme"]) == ("float32", "qdq, u8, minmax")
     assert second["images"] == 14
     assert second["top1 lost"] == pytest.approx(first["top1"] - second["top1"])
     assert second["MB"] == round((place / "q.onnx").stat().st_size / 1e6, 2)
-    assert "ms an image on onnxruntime, " in done.stderr
-    done = vgg(place, "n.onnx", "-o", "t.onnx", "--bits", 4, "--evaluate", "data", "--tolerance", 50, "--report", "csv")
-    assert [row["configuration"] for row in csv.DictReader(io.StringIO(done.stdout))] == ["float32", "weights int4"]
+    assert "ms per image on onnxruntime, " in done.stderr
+    done = vgg(place, "n.onnx", "-o", "t.onnx", "--bits", 4, "--evaluate", "data", "--tolerance", 50, "--format", "csv")
+    assert [row["scheme"] for row in csv.DictReader(io.StringIO(done.stdout))] == ["float32", "weights int4"]
 
 
 def test_layers_as_a_table_and_a_picture(place):
     done = vgg(place, "n.onnx", "--per-layer", "--evaluate", "data", "--plot", "layers.png")
     lines = done.stdout.splitlines()
-    assert lines[0].split() == ["layer", "numbers", "weight", "dB", "answer", "dB", "top1", "lost", "agreement"]
+    assert lines[0].split() == ["layer", "parameters", "weight", "dB", "output", "dB", "top1", "lost", "agreement"]
     assert [line.split()[0] for line in lines[1:]][-3:] == ["fc6", "fc7", "fc8"]
     with Image.open(place / "layers.png") as image:
         assert image.format == "PNG"
@@ -77,17 +77,17 @@ def test_layers_as_a_table_and_a_picture(place):
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (("missing.onnx", "-o", "x.onnx"), r"missing.onnx: there is no such file"),
-        (("n.onnx", "-o", "x.onnx", "--format", "qdq"), "the format qdq needs pictures for calibration; give --calibrate"),
-        (("n.onnx", "-o", "x.onnx", "--format", "qdq", "--calibrate", "empty"), "empty: has no images in it"),
-        (("n.onnx", "-o", "x.onnx", "--format", "qdq", "--calibrate", "broken"), "broken/a.png: "),
-        (("n.onnx", "-o", "x.onnx", "--rank", "many"), "a rank is a whole number"),
-        (("n.onnx", "-o", "x.safetensors"), "x.safetensors: a quantized network is written to .onnx"),
-        (("n.onnx", "-o", "x.onnx", "--tolerance", "1"), "--tolerance and --agreement need labelled pictures"),
-        (("w.onnx", "-o", "x.onnx"), "conv1_1.weight is quantized already"),
+        (("missing.onnx", "-o", "x.onnx"), "missing.onnx: file or folder not found"),
+        (("n.onnx", "-o", "x.onnx", "--method", "qdq"), "the method qdq requires calibration images; set --calibrate"),
+        (("n.onnx", "-o", "x.onnx", "--method", "qdq", "--calibrate", "empty"), "empty: has no images in it"),
+        (("n.onnx", "-o", "x.onnx", "--method", "qdq", "--calibrate", "broken"), "broken/a.png: "),
+        (("n.onnx", "-o", "x.onnx", "--rank", "many"), "invalid rank 'many'; use an integer"),
+        (("n.onnx", "-o", "x.safetensors"), "x.safetensors: the output must be an .onnx file in an existing folder"),
+        (("n.onnx", "-o", "x.onnx", "--tolerance", "1"), "--tolerance and --agreement require labelled images; set --evaluate"),
+        (("w.onnx", "-o", "x.onnx"), "conv1_1.weight is already quantized"),
         (
             ("n.onnx", "-o", "x.onnx", "--rank", "64", "--evaluate", "data", "--tolerance", "0", "--agreement", "100"),
-            "x.onnx: nothing written: none of 2 configurations is within 0 points",
+            "x.onnx: not written: none of 2 schemes is within 0 points",
         ),
     ],
 )
@@ -102,5 +102,5 @@ def test_a_mistake_is_one_line_and_leaves_no_file(place, arguments, line):
     assert [path for path in sorted(place.iterdir()) if path not in before and path.name != "home"] == []
 
 
-def test_without_a_file_to_write_there_is_no_use(place):
-    assert "say where to write" in vgg(place, "n.onnx", code=2).stderr
+def test_an_output_or_layers_are_required(place):
+    assert "Invalid value for --output: required without --per-layer" in vgg(place, "n.onnx", code=2).stderr

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import Error
-from ..evaluation.run import BATCH_SIZE, TOP
+from ..evaluation.results import TOP
+from ..evaluation.run import BATCH_SIZE
 from ..evaluation.summary import Tally, settings
 from ..parallel import ahead
 from .folder import Folder, Plan
