@@ -108,7 +108,7 @@ def test_failures_are_listed_and_the_others_answered(model, tmp_path):
     assert [record["image"] for record in records] == [PHOTOS[0], str(tmp_path / "broken.jpg"), PHOTOS[1]]
     assert set(records[1]) == {"image", "error"}
     assert sorted(result.stderr.decode().splitlines()) == [
-        f"vgg: {tmp_path / 'broken.jpg'}: is not an image that can be read",
+        f"vgg: {tmp_path / 'broken.jpg'}: not an image, or an unsupported format",
         f"vgg: {tmp_path / 'empty'}: has no images in it",
     ]
 

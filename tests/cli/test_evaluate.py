@@ -58,7 +58,7 @@ def vgg(place, *arguments, code=0):
 def test_every_format_tells_the_same(place):
     arguments = ("evaluate", "data", "-m", "tiny-0.onnx", "-m", "tiny-1.onnx", "--fuse", "-e", "onnxruntime")
     found = vgg(place, *arguments, "--format", "json", code=1)
-    assert found.stderr == "vgg: ant/broken <b>.jpg: is not an image that can be read\n"
+    assert found.stderr == "vgg: ant/broken <b>.jpg: not an image, or an unsupported format\n"
     records = json.loads(found.stdout)
     assert [one["model"] for one in records] == ["tiny-0.onnx", "tiny-1.onnx", "tiny-0.onnx + tiny-1.onnx"]
     first = ["model", "images", "failed", "top1", "top1_err", "top1_low", "top1_high", "top5", "top5_err"]
@@ -116,7 +116,7 @@ def test_the_report_is_one_page_with_everything_in_it(place):
     assert page.tags.count("img") >= 2 * 10
     for heading in ("Reliability", "Accuracy by class", "Classes", "Most frequent confusions", "Most confident mistakes"):
         assert f"<h3>{heading}</h3>" in text
-    assert "broken &lt;b&gt;.jpg: is not an image" in text  # nothing from outside becomes markup
+    assert "broken &lt;b&gt;.jpg: not an image" in text  # nothing from outside becomes markup
     assert "<b>.jpg" not in text
 
 
@@ -159,13 +159,13 @@ def test_an_interrupted_run_resumes(place):
         (["nowhere"], "nowhere: file or folder not found"),
         (["data", "--fuse"], "--fuse requires several models; repeat --model"),
         (["data", "--sizes", "big"], "--sizes takes comma-separated integers, such as 256,384,512"),
-        (["data", "--sizes", "16"], "a scale of 16 pixels is smaller than the network's crop of 32"),
-        (["data", "--protocol", "half"], "no protocol is called 'half'; there are center, ten-crop, dense"),
+        (["data", "--sizes", "16"], "size 16 is smaller than the network's crop of 32"),
+        (["data", "--protocol", "half"], "unknown protocol 'half'; choose from center, ten-crop, dense"),
         (["data", "--report", "no/where.html"], "no/where.html: can't be written: folder no not found"),
         (["data", "--real", "data/ant/0.png"], "ReaL labels must be"),
         (["data", "-e", "onnxruntime", "-p", "dense"], "onnxruntime takes no whole pictures"),
         (["tiny-0.onnx"], "a list of pictures must be UTF-8 text"),
-        (["prepared"], "prepared/train: 'train' is no class of the model's 7; did you mean prepared/val?"),
+        (["prepared"], "prepared/train: unknown class 'train'; the model has 7; did you mean prepared/val?"),
     ],
 )
 def test_mistakes_are_one_clear_line(place, arguments, message):

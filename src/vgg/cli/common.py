@@ -45,7 +45,7 @@ ImagesArgument = Annotated[
 ]
 ModelOption = Annotated[
     str | None,
-    typer.Option("--model", "-m", metavar="M", help=f"Model file, or published name (see `vgg models`).  [default: {EMBEDDED}]"),
+    typer.Option("--model", "-m", metavar="M", help=f"Model file or published name (see `vgg models`).  [default: {EMBEDDED}]"),
 ]
 FormatOption = Annotated[Format, typer.Option("--format", help="Format of the printed result.")]
 PresetOption = Annotated[

@@ -10,9 +10,27 @@ import typer
 
 from ..zoo import EMBEDDED
 from .common import (
-    BatchOption, DeviceOption, EngineOption, FlipOption, Format, FormatOption, FreshOption, LabelsOption, PartsOption,
-    PresetOption, ProtocolOption, RunnerOption, SizesOption, ThreadsOption, WorkersOption, exit_after, numbers, print_records,
-    reporting, resumable, run_in_parts,
+    BatchOption,
+    DeviceOption,
+    EngineOption,
+    FlipOption,
+    Format,
+    FormatOption,
+    FreshOption,
+    LabelsOption,
+    PartsOption,
+    PresetOption,
+    ProtocolOption,
+    RunnerOption,
+    SizesOption,
+    ThreadsOption,
+    WorkersOption,
+    exit_after,
+    numbers,
+    print_records,
+    reporting,
+    resumable,
+    run_in_parts,
 )  # fmt: skip
 
 if TYPE_CHECKING:

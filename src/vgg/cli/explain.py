@@ -33,10 +33,10 @@ def explain(
         ),
     ] = None,
     model: ModelOption = None,
-    method: Annotated[str, typer.Option("--method", metavar="M", help=f"Explanation method: {', '.join(METHODS)}.")] = "grad-cam",
-    size: Annotated[
-        int, typer.Option("--size", metavar="N", help="Short side of the image in pixels for a class map.")
-    ] = 512,
+    method: Annotated[
+        str, typer.Option("--method", metavar="M", help=f"Explanation method: {', '.join(METHODS)}.")
+    ] = "grad-cam",
+    size: Annotated[int, typer.Option("--size", metavar="N", help="Short side of the image in pixels for a class map.")] = 512,
     box: Annotated[bool, typer.Option("--box", help="Draw and print a box around the evidence for each class.")] = False,
     format: FormatOption = Format.table,
     labels: LabelsOption = None,

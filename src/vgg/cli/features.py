@@ -1,7 +1,7 @@
 """vgg features"""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -75,8 +75,9 @@ def features(
 
         network, name = library.read(model)
         models = [(name, library.described(network, preset))]
-        options = {"engine": engine, "threads": threads, "device": device, "batch_size": batch_size, "workers": workers}
-        exit_after(run_in_parts(Describe(descriptor), models, images, output, runner, fresh=fresh, **options))
+        options: dict[str, Any] = {"engine": engine, "threads": threads, "device": device}
+        options |= {"batch_size": batch_size, "workers": workers, "fresh": fresh}
+        exit_after(run_in_parts(Describe(descriptor), models, images, output, runner, **options))
         return
     if runner or fresh:
         raise Error(f"--runner and --fresh require a folder or URL as --output, not the file {output}")

@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .bench import OURS, QUIET, check_plot
-from .common import EngineOption, Format, FormatOption, FreshOption, PresetOption, ThreadsOption, print_records, progress, resumable
+from .common import (
+    EngineOption,
+    Format,
+    FormatOption,
+    FreshOption,
+    PresetOption,
+    ThreadsOption,
+    print_records,
+    progress,
+    resumable,
+)
 
 if TYPE_CHECKING:
     from ..network import Network

@@ -11,21 +11,19 @@ import numpy as np
 
 from ..arrays import Array
 from ..classifier import Classifier
-from ..engines import check_dense
 from ..errors import Error, ImageError
-from ..explanation import Box, can_explain, outputs
+from ..explanation import can_explain, outputs
+from ..overlay import Box
 from ..parallel import ahead
 from ..predictions import softmax
 from ..preprocessing import Preprocessing
 from ..progress import Progress, silent
 from ..sources import Dataset
 from ..store import Work
-from ..views import ViewBatch, Views, batches
+from ..views import BATCH_SIZE, TOGETHER, ViewBatch, Views, batches, check_views
 from .localisation import Annotations, overlap
 from .results import KIND, Evaluation
 
-BATCH_SIZE = 16
-VIEWS = 64  # views prepared together, about; those of equal size share a batch
 SAVE_SECONDS = 30.0  # between two saves of the state
 
 
@@ -105,13 +103,6 @@ def check_models(models: Sequence[Classifier], views: Views) -> None:
         check_views(one, views)
 
 
-def check_views(model: Classifier, views: Views) -> None:
-    """Raise Error if a size or the model's engine doesn't fit the views."""
-    views.recipes(model.network.preprocessing)
-    if views.dense:
-        check_dense(model.engine, model.network.architecture)
-
-
 def check_localisation(models: Sequence[Classifier], views: Views) -> None:
     """Raise Error if the views or a model's engine give no heat maps."""
     if views.count > 1 or views.dense:
@@ -136,7 +127,7 @@ class _Window:
 def score(evaluation: Evaluation, *, batch_size: int = BATCH_SIZE, workers: int | None = None) -> Iterator[int]:
     """Complete an evaluation; yields the number of images done, after each batch of images."""
     recipes = list(dict.fromkeys(one.network.preprocessing for one in evaluation.models))
-    count, size = len(evaluation.dataset), max(1, min(batch_size, VIEWS // evaluation.views.count))
+    count, size = len(evaluation.dataset), max(1, min(batch_size, TOGETHER // evaluation.views.count))
     ranges = (range(start, min(start + size, count)) for start in range(evaluation.done, count, size))
     workers = workers or os.cpu_count() or 1
     prepare = partial(_prepare, evaluation.dataset, recipes=recipes, views=evaluation.views, batch_size=batch_size)

@@ -178,7 +178,7 @@ def settings(networks: Sequence[Network], views: Views) -> dict[str, Any]:
     published = first.provenance.published if len(networks) == 1 else ""
     known = next((one for one in zoo.list() if one.name == published), None)
     recipe = first.preprocessing
-    sizes = [one.size for one in views.recipes(recipe)]
+    sizes = [one.size for one in views.preprocessings(recipe)]
     resized = bool(views.sizes) or recipe.resize != "none"
     return {
         "published": known.name if known else None,

@@ -14,9 +14,9 @@ import numpy as np
 
 from ..errors import Error
 from ..evaluation.results import TOP
-from ..evaluation.run import BATCH_SIZE
 from ..evaluation.summary import Tally, settings
 from ..parallel import ahead
+from ..views import BATCH_SIZE
 from .folder import Folder, Plan
 from .places import is_url, labelled, pictures
 from .tasks import Classify, Describe, Score, Task
