@@ -12,7 +12,6 @@ import sys
 import tempfile
 from collections.abc import Callable
 from importlib.util import find_spec
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -58,42 +57,15 @@ def convert_to_ncnn(network: Network, folder: Path) -> Callable[[int], Runner]:
     import pnnx
     import torch
 
-    size, stem = network.architecture.input_size, folder / "peer"
-    torch.jit.trace(torch_module(network), torch.zeros(1, 3, size, size)).save(f"{stem}.pt")  # type: ignore[no-untyped-call]
+    from vgg.module import Module
+
+    size, stem, module = network.architecture.input_size, folder / "peer", Module(network.architecture)
+    module.load(network)
+    torch.jit.trace(module.eval(), torch.zeros(1, 3, size, size)).save(f"{stem}.pt")  # type: ignore[no-untyped-call]
     subprocess.run([pnnx.EXEC_PATH, f"{stem}.pt", "fp16=0"], capture_output=True, check=False)
     if not Path(f"{stem}.ncnn.bin").exists():
         raise Error("pnnx failed")
     return lambda threads: Ncnn(stem, threads)
-
-
-def torch_module(network: Network) -> Any:
-    """The network as a torch module."""
-    import torch
-    from torch import nn
-
-    parts: list[nn.Module] = []
-    for layer in network.architecture.layers:
-        shape = layer.parameters.get("weight", ())
-        match layer.operation:
-            case "convolution":
-                parts.append(nn.Conv2d(shape[1], shape[0], shape[2], padding=shape[2] // 2))
-            case "linear":
-                parts.append(nn.Linear(prod(shape[1:]), shape[0]))
-            case "relu":
-                parts.append(nn.ReLU())
-            case "max_pool":
-                parts.append(nn.MaxPool2d(2))
-            case "average_pool":
-                parts.append(nn.AdaptiveAvgPool2d(1))
-            case "flatten":
-                parts.append(nn.Flatten())
-            case other:
-                raise Error(f"{network.architecture.name} has the unsupported operation {other}")
-        with torch.no_grad():
-            for role, parameter in parts[-1].named_parameters():
-                value = np.array(network.parameters[f"{layer.name}.{role}"], np.float32)
-                parameter.copy_(torch.from_numpy(value).reshape(parameter.shape))
-    return nn.Sequential(*parts).eval()
 
 
 class Mnn:
