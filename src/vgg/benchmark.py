@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -190,11 +190,6 @@ class Runner(Protocol):
     def logits(self, batch: Array) -> Array: ...
 
 
-@runtime_checkable
-class _LayerTimes(Protocol):
-    def times(self) -> dict[str, float]: ...
-
-
 def compare(
     network: Network,
     names: Sequence[str] = (),
@@ -258,8 +253,8 @@ def side_by_side(
     for name, took in _interleaved(runs, rounds):
         seconds[name].append(took)
         if name in runners:
-            if isinstance(runner := runners[name], _LayerTimes):
-                layers[name].append(runner.times())
+            if times := getattr(runners[name], "times", None):  # only the native engine has them
+                layers[name].append(times())
             done += 1
             progress("Measuring", done, len(runners) * rounds)
     timings = tuple(Timing(name, tuple(seconds[name]), _medians(layers[name])) for name in runners)

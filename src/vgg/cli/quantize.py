@@ -1,9 +1,8 @@
 """vgg quantize"""
 
 from collections.abc import Iterator, Sequence
-from enum import Enum, StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -25,66 +24,54 @@ if TYPE_CHECKING:
     from ..quantization import LayerTrial, Trial
 
 
-class Method(StrEnum):
-    weights = "weights"
-    qdq = "qdq"
-    qoperator = "qoperator"
-
-
-class Bits(Enum):
-    four = "4"
-    eight = "8"
-
-
-class Calibration(StrEnum):
-    minmax = "minmax"
-    percentile = "percentile"
-
-
-class Activations(StrEnum):
-    u8 = "u8"
-    s8 = "s8"
-
-
 def quantize(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Model file or name, with float parameters.")],
     output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="Output file (.onnx).")] = None,
     method: Annotated[
-        Method, typer.Option("--method", help="Integer weights; or activations too, as QDQ or as integer operators.")
-    ] = Method.weights,
+        Literal["weights", "qdq", "qoperator"],
+        typer.Option("--method", help="Integer weights; or activations too, as QDQ or as integer operators."),
+    ] = "weights",
     bits: Annotated[
-        Bits, typer.Option("--bits", help="Bits of the linear layers' weights; those of convolutions have 8.")
-    ] = Bits.eight,
+        Literal["4", "8"], typer.Option("--bits", help="Bits of the linear layers' weights; those of convolutions have 8.")
+    ] = "8",
     rank: Annotated[
-        str | None,
+        str,
         typer.Option(
-            "--rank", metavar="R", help="Rank of fc6 and fc7: a number, the energy to keep (90%), or the file's size (45MB)."
+            "--rank", metavar="R", help="Rank of fc6 and fc7: a number, a share of the energy (90%) or a file size (45MB)."
         ),
-    ] = None,
+    ] = "",
     calibrate: Annotated[
         Path | None, typer.Option("--calibrate", metavar="DIR", help="Unlabelled images, for qdq, qoperator and --rank.")
     ] = None,
     calibration: Annotated[
-        Calibration, typer.Option("--calibration", help="Range of activations: all values, or 99.99% of them.")
-    ] = Calibration.minmax,
-    activations: Annotated[Activations, typer.Option("--activations", help="Unsigned or signed activations.")] = Activations.u8,
+        Literal["minmax", "percentile"],
+        typer.Option("--calibration", help="Range of activations: all values, or 99.99% of them."),
+    ] = "minmax",
+    activations: Annotated[Literal["u8", "s8"], typer.Option("--activations", help="Unsigned or signed activations.")] = "u8",
     evaluate: Annotated[
         Path | None,
         typer.Option("--evaluate", metavar="DIR", help="Labelled images, as for `vgg evaluate`, to measure the loss."),
     ] = None,
     tolerance: Annotated[
         float | None,
-        typer.Option("--tolerance", min=0, metavar="T", help="Largest loss of top-1 accuracy in percentage points."),
+        typer.Option("--tolerance", min=0, metavar="T", help="Largest accepted loss of top-1 accuracy in percentage points."),
     ] = None,
     agreement: Annotated[
         float,
-        typer.Option("--agreement", min=0, max=100, metavar="A", help="Smallest share of equal best classes in percent."),
+        typer.Option(
+            "--agreement",
+            min=0,
+            max=100,
+            metavar="A",
+            help="Smallest accepted share of images with the same best class, in percent.",
+        ),
     ] = 0,
     per_layer: Annotated[
         bool, typer.Option("--per-layer", help="Print the noise and the loss of each layer quantized alone.")
     ] = False,
     plot: Annotated[
-        Path | None, typer.Option("--plot", metavar="FILE", help="Output file (.png, .svg) for a plot of the layers.")
+        Path | None,
+        typer.Option("--plot", metavar="FILE", help="Output file (.png, .svg) for a plot of the layers; requires vgg[plot]."),
     ] = None,
     no_resize: Annotated[bool, typer.Option("--no-resize", help="Crop the labelled images without resizing them.")] = False,
     fresh: FreshOption = False,
@@ -116,9 +103,7 @@ def quantize(
         raise Error("--tolerance and --agreement require labelled images; set --evaluate")
     if plot:
         check_plot(plot)
-    scheme = quantization.Scheme(
-        method.value, int(bits.value), rank=rank or "", calibration=calibration.value, activations=activations.value
-    )
+    scheme = quantization.Scheme(method, int(bits), rank=rank, calibration=calibration, activations=activations)
     network = described(Network.read(locate(model)), preset)
     images = quantization.CalibrationImages(calibrate) if calibrate else None
     with resumable() if evaluate or calibrate else progress() as show:
