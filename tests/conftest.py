@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +70,13 @@ def real_onnx(real_models: dict[str, Path], tmp_path_factory: pytest.TempPathFac
     for name, path in real_models.items():
         Network.read(path).write(folder / f"{name}.onnx")
     return {name: folder / f"{name}.onnx" for name in real_models}
+
+
+def change_version(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
+    """Make a package, such as vgg or onnxruntime, appear in another version, for tests of what is resumed."""
+    version = metadata.version
+    monkeypatch.setattr(metadata, "version", lambda name: "0" if name == package else version(name))
+    monkeypatch.setattr(f"{package}.__version__", "0")
 
 
 def read_terminal(ours: int) -> bytes:

@@ -6,7 +6,7 @@ from importlib import metadata
 import numpy as np
 import pytest
 
-from conftest import needs_native, random_network
+from conftest import change_version, needs_native, random_network
 from vgg import Error, engines, store
 from vgg.store import Work, differences, digest_of, key_of, refuse_other_work
 
@@ -100,9 +100,9 @@ def test_a_folder_that_can_not_be_created_is_an_error(home):
 
 
 def test_a_key_has_the_version_of_vgg(monkeypatch):
-    key, real = key_of(a=(1, 2)), metadata.version
-    assert key == {"vgg": real("vgg"), "a": [1, 2]}
-    monkeypatch.setattr(metadata, "version", lambda name: "0" if name == "vgg" else real(name))
+    key = key_of(a=(1, 2))
+    assert key == {"vgg": metadata.version("vgg"), "a": [1, 2]}
+    change_version(monkeypatch, "vgg")
     assert digest_of(key_of(a=(1, 2))) != digest_of(key)
 
 
@@ -118,22 +118,27 @@ def test_other_engines_versions_and_instruction_sets_are_other_work(monkeypatch,
     if name == "native":
         monkeypatch.setattr("vgg.engines.native.build", lambda: "another build")
     else:
-        real = metadata.version
-        monkeypatch.setattr(metadata, "version", lambda package: "0" if package == name else real(package))
+        change_version(monkeypatch, name)
     assert digest(engine) != before
 
 
 @needs_native
-@pytest.mark.parametrize("name", engines.installed())
-def test_another_instruction_set_is_other_work(monkeypatch, name):
+def test_another_instruction_set_is_other_work(monkeypatch):
     from vgg.engines.native import available_instructions
 
-    engine, digests = engines.open(random_network(), name), set()
+    engine, digests = engines.open(random_network(), "native"), set()
     names = [one for one in available_instructions() if one != "auto"]
     for one in names:
         monkeypatch.setenv("VGG_INSTRUCTIONS", one)
         digests.add(digest_of(key_of(engine=engines.identity(engine))))
-    assert len(digests) == len(names)
+    assert len(digests) == len(names) > 1
+
+
+@pytest.mark.parametrize("name", engines.installed())
+def test_the_identity_of_each_engine_has_an_instruction_set(name):
+    identity = engines.identity(engines.open(random_network(), name))
+    assert list(identity) == ["name", "version", "instructions"]
+    assert all(identity.values())
 
 
 def test_differences_name_each_entry():

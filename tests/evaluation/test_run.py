@@ -3,13 +3,12 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
-from importlib import metadata
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from conftest import needs_native, random_network
+from conftest import change_version, needs_native, random_network
 from vgg import Error, Labels, Network, Notice, engines, sources, zoo
 from vgg.classifier import Classifier
 from vgg.evaluation import evaluate, predictions, read_real, records
@@ -123,14 +122,14 @@ def test_an_interrupted_evaluation_resumes(dataset):
     assert seen[0] == 4  # a complete evaluation leaves no state
 
 
-def interrupted(dataset, **options):
+def interrupt(dataset, engine="onnxruntime"):
     """Interrupt an evaluation of `model()` after 4 images."""
 
     def stop(task, done, total, unit=""):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        evaluate([model()], dataset, batch_size=4, progress=stop, **options)
+        evaluate([Classifier(model().network, engine, name="tiny-0")], dataset, batch_size=4, progress=stop)
 
 
 def first_done(*arguments, **options):
@@ -157,7 +156,9 @@ CHANGES = [
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_only_the_same_evaluation_resumes(dataset, tmp_path, monkeypatch, change):
-    interrupted(dataset)
+    if change == "instructions" and engines.native_library() is None:
+        pytest.skip("needs the native engine")
+    interrupt(dataset, "native" if change == "instructions" else "onnxruntime")
     chosen, views = model(), Views("ten-crop") if change == "views" else Views()
     if change == "model":
         chosen = model(1, name="tiny-0")
@@ -165,11 +166,11 @@ def test_only_the_same_evaluation_resumes(dataset, tmp_path, monkeypatch, change
         pytest.importorskip("torch", reason="needs torch")
         chosen = Classifier(chosen.network, "torch", name="tiny-0")
     if change in ("runtime", "vgg"):
-        real, package = metadata.version, {"runtime": "onnxruntime", "vgg": "vgg"}[change]
-        monkeypatch.setattr(metadata, "version", lambda name: "0" if name == package else real(name))
+        change_version(monkeypatch, {"runtime": "onnxruntime", "vgg": "vgg"}[change])
     if change == "instructions":
-        if engines.native_library() is None:
-            pytest.skip("needs the native engine")
+        chosen = Classifier(chosen.network, "native", name="tiny-0")
+        assert first_done([chosen], dataset) == 8
+        interrupt(dataset, "native")
         monkeypatch.setenv("VGG_INSTRUCTIONS", "portable")
     if change == "preprocessing":
         chosen.network = replace(chosen.network, preprocessing=replace(SMALL, size=38))
@@ -190,7 +191,7 @@ def test_the_key_of_an_evaluation_is_computed_only_if_there_may_be_a_state(datas
     with monkeypatch.context() as patch:
         patch.setattr(Network, "sha256", refuse)
         evaluate([model()], dataset)
-    interrupted(dataset)
+    interrupt(dataset)
     with monkeypatch.context() as patch:
         patch.setattr(Network, "sha256", refuse)
         evaluate([model(1)], dataset)
@@ -269,7 +270,6 @@ def test_two_classes_have_no_fifth_guess(dataset, tmp_path):
 MEMORY = """
 import resource, sys
 from dataclasses import replace
-from importlib import metadata
 from conftest import random_network
 from vgg.classifier import Classifier
 from vgg.sources import Dataset, Sample

@@ -3,7 +3,6 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
-from importlib import metadata
 
 import numpy as np
 import onnx
@@ -13,7 +12,7 @@ from onnxruntime.quantization.calibrate import TensorData, TensorsData
 from PIL import Image
 
 import vgg
-from conftest import needs_native, random_network
+from conftest import change_version, needs_native, random_network
 from saturation import product, run
 from vgg import ModelError, Network, engines
 from vgg.quantization import CalibrationImages, calibration, quantize_weights, static
@@ -64,7 +63,9 @@ def test_ranges_are_those_of_all_pictures_and_are_remembered(place, monkeypatch)
 )
 def test_only_the_same_calibration_is_remembered(place, tmp_path, monkeypatch, change):
     monkeypatch.setenv("VGG_HOME", str(tmp_path / "home"))
-    real, opened, version = engines.open, "onnxruntime", metadata.version
+    if change == "instructions" and engines.native_library() is None:
+        pytest.skip("needs the native engine")
+    real, opened = engines.open, "native" if change == "instructions" else "onnxruntime"
     monkeypatch.setattr(engines, "open", lambda model: real(model, opened))
     ranges(network("vgg11"), CalibrationImages(place))
     one, images, options, calls = network("vgg11"), CalibrationImages(place), {}, []
@@ -79,13 +80,10 @@ def test_only_the_same_calibration_is_remembered(place, tmp_path, monkeypatch, c
     if change == "engine":
         pytest.importorskip("torch", reason="needs torch")
         opened = "torch"
-    if change in ("runtime", "vgg"):
-        package = {"runtime": "onnxruntime", "vgg": "vgg"}[change]
-        monkeypatch.setattr(metadata, "version", lambda name: "0" if name == package else version(name))
     if change == "instructions":
-        if engines.native_library() is None:
-            pytest.skip("needs the native engine")
         monkeypatch.setenv("VGG_INSTRUCTIONS", "portable")
+    if change in ("runtime", "vgg"):
+        change_version(monkeypatch, {"runtime": "onnxruntime", "vgg": "vgg"}[change])
     ranges(one, images, progress=lambda *done: calls.append(done), **options)
     assert calls == ([] if change == "nothing" else [("Calibrating", done, COUNT) for done in (*range(2, COUNT, 2), COUNT)])
 
