@@ -105,7 +105,7 @@ def quantize(
         check_plot(plot)
     scheme = quantization.Scheme(method, int(bits), rank=rank, calibration=calibration, activations=activations)
     network = described(Network.read(locate(model)), preset)
-    images = quantization.CalibrationImages(calibrate) if calibrate else None
+    images = quantization.calibration_images(calibrate) if calibrate else None
     with resumable() if evaluate or calibrate else progress() as show:
         evaluator = None
         if evaluate:

@@ -107,8 +107,8 @@ def _model(evaluation: Evaluation, index: int, results: ModelResults) -> Iterato
     )
     yield (
         f'<h2 id="model-{index}">{escape(evaluation.names[index])}</h2>\n<div class="pair">\n<div class="card">'
-        f"<h3>Reliability</h3><p>Accuracy by the probability of the best class; shaded: its difference from the mean probability. "
-        f"Calibration error {100 * error:.2f}%.</p>"
+        "<h3>Reliability</h3><p>Accuracy by the probability of the best class; shaded: its difference from the mean probability."
+        f" Calibration error {100 * error:.2f}%.</p>"
         f'{_reliability(bins)}</div>\n<div class="card"><h3>Accuracy by class</h3><p>Top-1 accuracy of the {len(classes):,} '
         f"classes, in ascending order.</p>{_classes_plot(np.sort(hits / images))}</div>\n</div>\n"
     )

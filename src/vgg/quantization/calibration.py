@@ -1,6 +1,5 @@
 """Calibration: the range of each layer output over images, and the distribution of the linear layers' outputs."""
 
-import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import redirect_stdout
@@ -19,6 +18,7 @@ from ..network import Network
 from ..parallel import ahead
 from ..parameters import contiguous, expanded
 from ..progress import Progress, silent
+from ..sources import Dataset, Sample
 from ..store import Work, key_of
 
 BATCH = 2  # the outputs of all layers, 60 MB per image for VGG-16, are in memory twice
@@ -27,39 +27,28 @@ PERCENTILE = 99.99  # percentage of a layer's values in the range that is kept
 RangeMethod = Literal["minmax", "percentile"]
 
 
-class CalibrationImages:
-    """Unlabelled images: a folder, with the folders in it, a file, or a glob. Raises ImageError if there are none."""
+def calibration_images(place: str | Path) -> Dataset:
+    """The unlabelled images at a place: a folder and those in it, a file, or a glob. Raises ImageError if there are none."""
+    base = place if os.path.isdir(place) else os.path.dirname(place) or "."
+    return Dataset(str(place), [Sample(os.path.relpath(name, base), -1, name) for name, _ in find(place)])
 
-    def __init__(self, place: str | Path) -> None:
-        self.place, self.images = place, find(place)
 
-    def __len__(self) -> int:
-        return len(self.images)
+def batches(images: Dataset, network: Network, size: int = BATCH, progress: Progress = silent) -> Iterator[Array]:
+    """float32 [size, 3, crop, crop], the last one smaller, preprocessed in other threads.
 
-    def digest(self) -> str:
-        """SHA-256 of the images' names and sizes."""
-        total = hashlib.sha256()
-        for name, image in self.images:
-            size = os.path.getsize(image) if isinstance(image, str | Path) else 0
-            total.update(f"{os.path.relpath(name, self.place)}\0{size}\n".encode(errors="surrogateescape"))
-        return total.hexdigest()
-
-    def batches(self, network: Network, size: int = BATCH, progress: Progress = silent) -> Iterator[Array]:
-        """float32 [size, 3, crop, crop], the last one smaller, preprocessed in other threads.
-
-        Raises ImageError at the first image that can't be read.
-        """
-        prepared = ahead(lambda one: network.preprocessing(one[1], one[0]), self.images, os.cpu_count() or 1, 2 * size)
-        done = 0
-        while batch := list(islice(prepared, size)):
-            yield np.stack(batch)
-            done += len(batch)
-            progress("Calibrating", done, len(self))
+    Raises ImageError at the first image that can't be read.
+    """
+    prepared = ahead(lambda one: network.preprocessing(one, one.path), images, os.cpu_count() or 1, 2 * size)
+    done = 0
+    while batch := list(islice(prepared, size)):
+        yield np.stack(batch)
+        done += len(batch)
+        progress("Calibrating", done, len(images))
 
 
 def ranges(
     network: Network,
-    images: CalibrationImages,
+    images: Dataset,
     method: RangeMethod = "minmax",
     *,
     fresh: bool = False,
@@ -90,7 +79,7 @@ def ranges(
     if not saved:
         histograms = HistogramCollector("percentile", False, 2048, 128, PERCENTILE, "same")
         with redirect_stdout(StringIO()):  # the collector prints
-            for batch in images.batches(network, progress=progress):
+            for batch in batches(images, network, progress=progress):
                 arrays = {"data": batch, **engine.run(batch, network.architecture.values)}
                 if method == "percentile":
                     histograms.collect({name: [array] for name, array in arrays.items()})
@@ -127,7 +116,7 @@ class Responses:
         return np.asarray(found)
 
 
-def responses(network: Network, images: CalibrationImages, progress: Progress = silent) -> dict[str, Responses]:
+def responses(network: Network, images: Dataset, progress: Progress = silent) -> dict[str, Responses]:
     """The responses of fc6 and fc7 to images, by the layer's name."""
     engine, inputs = engines.open(network), {"fc6": "pool5", "fc7": "fc6"}
     weights, found = {}, {}
@@ -136,7 +125,7 @@ def responses(network: Network, images: CalibrationImages, progress: Progress = 
         units = len(weight)
         weights[name] = weight.reshape(units, -1)
         found[name] = Responses(0, np.zeros(units, np.float32), np.zeros((units, units), np.float32))
-    for batch in images.batches(network, RESPONSE_BATCH, progress):
+    for batch in batches(images, network, RESPONSE_BATCH, progress):
         values = engine.run(batch, tuple(inputs.values()))
         for name, one in found.items():
             outputs = values[inputs[name]].reshape(len(batch), -1) @ weights[name].T

@@ -18,7 +18,8 @@ from ..extras import require
 from ..network import Network
 from ..parameters import LowRank, Parameter, contiguous, expanded
 from ..progress import Progress, silent
-from .calibration import CalibrationImages, responses
+from ..sources import Dataset
+from .calibration import responses
 
 LAYERS = ("fc6", "fc7")
 STEP = 64  # ranks are multiples of it
@@ -39,7 +40,7 @@ class Directions:
         return min(-(-needed // STEP) * STEP, len(self.energy))
 
 
-def directions(network: Network, images: CalibrationImages | None = None, progress: Progress = silent) -> dict[str, Directions]:
+def directions(network: Network, images: Dataset | None = None, progress: Progress = silent) -> dict[str, Directions]:
     """The directions of fc6 and fc7 by name; with `images`, those of their outputs for these images.
 
     Raises:

@@ -11,8 +11,9 @@ from ..formats import onnx_graph
 from ..network import Network
 from ..parameters import Quantized
 from ..progress import Progress, silent
+from ..sources import Dataset
 from . import low_rank, static
-from .calibration import CalibrationImages, RangeMethod, ranges
+from .calibration import RangeMethod, ranges
 from .weights import GROUP, check_floats, quantize_weights
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ class Quantizer:
     """
 
     def __init__(
-        self, network: Network, images: CalibrationImages | None = None, *, fresh: bool = False, progress: Progress = silent
+        self, network: Network, images: Dataset | None = None, *, fresh: bool = False, progress: Progress = silent
     ) -> None:
         self.network, self.images, self._fresh, self._progress = network, images, fresh, progress
         self._directions: dict[str, low_rank.Directions] = {}
@@ -123,17 +124,13 @@ class Quantizer:
             for name, shape in self.network.architecture.parameters.items():
                 layer, _, role = name.partition(".")
                 matrix = shape[0], math.prod(shape[1:])
-                int4 = scheme.bits == 4 and layer.startswith("fc") and layer not in scheme.int8_layers
+                int4 = role == "weight" and scheme.bits == 4 and layer.startswith("fc") and layer not in scheme.int8_layers
                 parts = [matrix]
                 if role == "weight" and layer in ranks and low_rank.saves(matrix, ranks[layer]):
                     parts = [(matrix[0], ranks[layer]), (ranks[layer], matrix[1])]
-                for rows, inputs in parts:
-                    if role != "weight":
-                        total += 4 * rows
-                    elif int4:
-                        total += rows * inputs // 2 + 4 * rows * -(-inputs // GROUP)
-                    else:
-                        total += rows * inputs + 4 * rows
+                for rows, inputs in parts:  # integers and float32 scales; biases are float32
+                    total += 4 * rows * (-(-inputs // GROUP) if int4 else 1)
+                    total += (rows * inputs // (2 if int4 else 1)) * (role == "weight")
             return total
 
         return low_rank.factored(self.network, self._directions, low_rank.ranks(self._directions, scheme.rank, stored))

@@ -154,12 +154,9 @@ def _layer(node: str) -> str:
 @contextmanager
 def _quietly() -> Iterator[None]:
     """Suppress the quantizer's advice to preprocess the graph, which needs none."""
-    root = logging.getLogger()
-    level = root.level
-    root.setLevel(logging.ERROR)
+    logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):
             yield
     finally:
-        root.setLevel(level)
+        logging.disable(logging.NOTSET)

@@ -3,11 +3,11 @@
 import math
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -21,11 +21,10 @@ from ..network import Network
 from ..preprocessing import Preprocessing
 from ..progress import Progress, silent
 from ..sources import Dataset
-from .calibration import BATCH, CalibrationImages
+from .calibration import BATCH
 from .quantizer import Quantizer, Scheme
 from .weights import decibels, noise, quantize_weights
 
-Item = TypeVar("Item")
 NOISE_IMAGES = 16  # images at most on which layer outputs are compared
 
 
@@ -152,7 +151,7 @@ class LayerTrial:
 
 
 def per_layer(
-    network: Network, scheme: Scheme, evaluator: Evaluator | None = None, images: CalibrationImages | None = None
+    network: Network, scheme: Scheme, evaluator: Evaluator | None = None, images: Dataset | None = None
 ) -> Iterator[LayerTrial]:
     """The cost of quantizing each layer alone: the noise of its weight and of its output, and the loss of accuracy.
 
@@ -179,20 +178,14 @@ def per_layer(
         yield LayerTrial(layer.name, math.prod(layer.parameters["weight"]), ratio, output, record, loss)
 
 
-def _sample(network: Network, evaluator: Evaluator | None, images: CalibrationImages | None) -> Array | None:
+def _sample(network: Network, evaluator: Evaluator | None, images: Dataset | None) -> Array | None:
     """Evenly spaced images, float32 [batch, 3, crop, crop]."""
-
-    def spaced(items: Sequence[Item]) -> Sequence[Item]:
-        return items[:: -(-len(items) // NOISE_IMAGES)]
-
-    if images:
-        chosen, recipe = spaced(images.images), network.preprocessing
-    elif evaluator:
-        chosen = [(one.name, one.read()) for one in spaced(evaluator.dataset.samples)]
-        recipe = evaluator.preprocessing or network.preprocessing
-    else:
+    recipe, dataset = network.preprocessing, images
+    if evaluator and not images:
+        recipe, dataset = evaluator.preprocessing or recipe, evaluator.dataset
+    if not dataset:
         return None
-    return np.stack([recipe(image, name) for name, image in chosen])
+    return np.stack([recipe(one, one.name) for one in dataset.samples[:: -(-len(dataset) // NOISE_IMAGES)]])
 
 
 def _output_noise(plain: engines.Engine, alone: engines.Engine, value: str, sample: Array) -> float:
