@@ -143,7 +143,6 @@ def _plot(found: "Sequence[Comparison]", title: str, path: Path) -> None:
     engines = [timing.engine for timing in found[0].timings]
     columns = len({one.batch for one in found})
     rows = len(found) // columns
-    places = range(len(engines))[::-1]  # the first engine on top
     size = max(7.0, 4.8 * columns), 1.2 + rows * (0.9 + 0.42 * len(engines))
     figure = Figure(size, layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1, hspace=0.06))
     figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
@@ -156,12 +155,9 @@ def _plot(found: "Sequence[Comparison]", title: str, path: Path) -> None:
         low, middle, high = ([one.milliseconds(t.quantile(q)) for t in one.timings] for q in (0.25, 0.5, 0.75))
         spread = [[m - a for m, a in zip(middle, low, strict=True)], [b - m for m, b in zip(middle, high, strict=True)]]
         colours = [OURS if name.partition(",")[0] == "native" else OTHERS for name in engines]
-        panel.barh(places, middle, 0.62, color=colours, xerr=spread, error_kw={"ecolor": QUIET, "capsize": 3, "elinewidth": 1})
-        for place, end, value in zip(places, high, middle, strict=True):
-            panel.annotate(
-                f"{value:,.1f}", (end, place), (6, 0), textcoords="offset points", va="center", fontsize=9,
-                bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
-            )  # fmt: skip
+        bars(
+            panel, engines, middle, high, color=colours, xerr=spread, error_kw={"ecolor": QUIET, "capsize": 3, "elinewidth": 1}
+        )
         if one.limit:
             limit = one.milliseconds(one.limit)
             panel.axvline(limit, color=LIMIT, linewidth=1.2, linestyle=(0, (4, 3)))
@@ -170,14 +166,25 @@ def _plot(found: "Sequence[Comparison]", title: str, path: Path) -> None:
                 va="bottom", ha="center", fontsize=8, color=LIMIT,
             )  # fmt: skip
         panel.set_title(_case(one), loc="left", fontsize=10, color=QUIET, pad=14)
-        panel.set_yticks(places, engines)
-        panel.set_ylim(-0.6, len(engines) - 0.4)
-        panel.tick_params(length=0, labelsize=9)
-        panel.tick_params("x", colors=QUIET)
         panel.margins(x=0.12)
-        panel.set_axisbelow(True)
-        panel.grid(axis="x", color="#e6eaed")
-        panel.spines[["top", "right", "bottom"]].set_visible(False)
-        panel.spines["left"].set_color(QUIET)
     with rc_context({"svg.fonttype": "none"}), replacing(path) as file:  # text stays text
         figure.savefig(file, format=path.suffix[1:], dpi=160)
+
+
+def bars(panel: Any, names: Sequence[str], values: Sequence[float], ends: Sequence[float], **options: Any) -> None:
+    """Draw a horizontal bar for each name, the first on top, with its value behind its end."""
+    places = range(len(names))[::-1]
+    panel.barh(places, values, 0.62, **options)
+    for place, end, value in zip(places, ends, values, strict=True):
+        panel.annotate(
+            f"{value:,.1f}", (end, place), (6, 0), textcoords="offset points", va="center", fontsize=9,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
+        )  # fmt: skip
+    panel.set_yticks(places, names)
+    panel.set_ylim(-0.6, len(names) - 0.4)
+    panel.tick_params(length=0, labelsize=9)
+    panel.tick_params("x", colors=QUIET)
+    panel.set_axisbelow(True)
+    panel.grid(axis="x", color="#e6eaed")
+    panel.spines[["top", "right", "bottom"]].set_visible(False)
+    panel.spines["left"].set_color(QUIET)

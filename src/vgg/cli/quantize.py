@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from .bench import OURS, QUIET, check_plot
+from .bench import OURS, QUIET, bars, check_plot
 from .common import (
     EngineOption,
     Format,
@@ -177,16 +177,10 @@ def _plot(layers: "Sequence[LayerTrial]", title: str, path: Path) -> None:
     figure = Figure((1 + 4 * len(columns), 1.2 + 0.3 * len(layers)), layout="constrained")
     figure.suptitle(f"{title}: each layer quantized alone", x=0.01, ha="left", fontsize=12, fontweight="bold")
     panels = figure.subplots(1, len(columns), squeeze=False, sharey=True)
-    places = range(len(layers))[::-1]
     for panel, (label, values) in zip(panels.flat, columns, strict=True):
-        panel.barh(places, values, 0.62, color=OURS)
-        for place, value in zip(places, values, strict=True):
-            panel.annotate(f"{value:.1f}", (value, place), (4, 0), textcoords="offset points", va="center", fontsize=8)
+        bars(panel, [one.layer for one in layers], values, values, color=OURS)
         panel.set_xlabel(label, fontsize=9, color=QUIET)
-        panel.set_yticks(places, [one.layer for one in layers], fontsize=9)
         share = values is agreements
         panel.set_xlim(min(values) * 0.98 if share else 0, max(values) * (1.005 if share else 1.15))
-        panel.spines[["top", "right"]].set_visible(False)
-        panel.tick_params("x", colors=QUIET, labelsize=8)
     with replacing(path) as file:
         figure.savefig(file, format=path.suffix[1:], dpi=160)

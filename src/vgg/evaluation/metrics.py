@@ -1,7 +1,6 @@
 """Statistics of predictions: confidence intervals, significance, calibration, confusions."""
 
 import math
-from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
@@ -42,17 +41,6 @@ def mcnemar(only_first: int, only_second: int) -> float:
     return min(1.0, float(Fraction(2 * ways, 2**total)))
 
 
-@dataclass(frozen=True)
-class Bin:
-    """The images whose best class has a probability in a range."""
-
-    low: float
-    high: float
-    count: int
-    confidence: float  # mean probability of the best class, 0..1
-    accuracy: float  # share of correct images, 0..1
-
-
 def binned(confidence: Array, right: Array, bins: int = BINS) -> Array:
     """Sums over images in bins of equal width, (low, high], of the best class's probability: float64 [3, bins].
 
@@ -75,16 +63,6 @@ def calibration_error(sums: Array) -> float:
     of the image's bin.
     """
     return float(np.abs(sums[2] - sums[1]).sum() / max(sums[0].sum(), 1))
-
-
-def calibration(confidence: Array, right: Array, bins: int = BINS) -> tuple[float, list[Bin]]:
-    """The expected calibration error and its bins; see `binned` and `calibration_error`."""
-    sums = binned(confidence, right, bins)
-    found = [
-        Bin(index / bins, (index + 1) / bins, int(n), float(sure / max(n, 1)), float(hits / max(n, 1)))
-        for index, (n, sure, hits) in enumerate(sums.T)
-    ]
-    return calibration_error(sums), found
 
 
 def confusions(targets: Array, predicted: Array) -> list[tuple[int, int, Array]]:

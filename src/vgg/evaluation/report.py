@@ -15,7 +15,7 @@ from ..arrays import Array
 from ..errors import ImageError
 from ..files import replacing
 from ..sources import Sample
-from .metrics import BINS, Bin, calibration, confusions
+from .metrics import BINS, binned, confusions
 from .results import Evaluation, ModelResults
 
 PAIRS, IMAGES, MISTAKES = 12, 4, 24  # confused pairs, images of each, mistakes
@@ -100,16 +100,15 @@ def _model(evaluation: Evaluation, index: int, results: ModelResults) -> Iterato
     targets = np.array([sample.target for sample in evaluation.dataset])[readable]
     top, scores = results.top[readable], results.scores[readable]
     right = top[:, 0] == targets
-    error, bins = calibration(scores[:, 0], right)
     classes, images = np.unique(targets, return_counts=True)
     hits, hits5 = (
         np.bincount(targets[one], minlength=classes.max() + 1)[classes] for one in (right, (targets == top.T).any(0))
     )
     yield (
         f'<h2 id="model-{index}">{escape(evaluation.names[index])}</h2>\n<div class="pair">\n<div class="card">'
-        "<h3>Reliability</h3><p>Accuracy by the probability of the best class; shaded: its difference from the mean probability."
-        f" Calibration error {100 * error:.2f}%.</p>"
-        f'{_reliability(bins)}</div>\n<div class="card"><h3>Accuracy by class</h3><p>Top-1 accuracy of the {len(classes):,} '
+        f"<h3>Reliability</h3><p>Accuracy by the probability of the best class, with its difference from the mean probability "
+        f"shaded.</p>{_reliability(binned(scores[:, 0], right))}</div>\n"
+        f'<div class="card"><h3>Accuracy by class</h3><p>Top-1 accuracy of the {len(classes):,} '
         f"classes, in ascending order.</p>{_classes_plot(np.sort(hits / images))}</div>\n</div>\n"
     )
     labels = evaluation.models[0].network.labels
@@ -146,23 +145,21 @@ def _model(evaluation: Evaluation, index: int, results: ModelResults) -> Iterato
     yield "</div></div>\n"
 
 
-def _reliability(bins: Sequence[Bin]) -> str:
+def _reliability(sums: Array) -> str:
     """Accuracy by probability as bars, with the diagonal of perfect calibration, above the number of images in each bin."""
     width, height, foot = 480, 260, 60  # foot: height of the histogram
-    total, step = max(max(one.count for one in bins), 1), width / BINS
+    most, step = max(sums[0].max(), 1), width / BINS
     parts = [_axis(width, height)]
-    for index, one in enumerate(bins):
-        x, inner = index * step + 1, step - 2
-        if one.count:
-            accuracy, confidence = f"accuracy {one.accuracy:.1%}", f"mean probability {one.confidence:.1%}"
-            title = f"{one.low:.0%}–{one.high:.0%}: {one.count:,} images, {accuracy}, {confidence}"
-            top, sure = height * (1 - one.accuracy), height * (1 - one.confidence)
-            tall = foot * one.count / total
-            parts.append(
-                f"<g><title>{title}</title>{_rectangle('bar', x, top, inner, height - top)}"
-                f"{_rectangle('gap', x, min(top, sure), inner, abs(top - sure))}"
-                f"{_rectangle('share', x, height + 34, inner, tall)}</g>"
-            )
+    for index in np.flatnonzero(sums[0]).tolist():
+        count, confidence, accuracy = (float(one) for one in sums[:, index] / [1, sums[0, index], sums[0, index]])
+        x, inner, low, top = index * step + 1, step - 2, min(confidence, accuracy), max(confidence, accuracy)
+        text = f"{index / BINS:.0%}–{(index + 1) / BINS:.0%}: {count:,.0f} images, accuracy {accuracy:.1%}, "
+        parts.append(
+            f"<g><title>{text}mean probability {confidence:.1%}</title>"
+            f"{_rectangle('bar', x, height * (1 - accuracy), inner, height * accuracy)}"
+            f"{_rectangle('gap', x, height * (1 - top), inner, height * (top - low))}"
+            f"{_rectangle('share', x, height + 34, inner, foot * count / most)}</g>"
+        )
     parts.append(f'<line class="ideal" x1="0" y1="{height}" x2="{width}" y2="0"/>')
     parts += [f'<text x="{share * width}" y="{height + 18}" text-anchor="middle">{share:.0%}</text>' for share in (0, 0.5, 1)]
     parts.append(f'<text x="{width / 4}" y="{height + 18}" text-anchor="middle">probability</text>')
