@@ -93,17 +93,15 @@ class Meter:
     """Measures the machine repeatedly; the best measurement counts, because other processes can only slow it down."""
 
     def __init__(self, threads: int, memory: int = MEMORY) -> None:
-        from .engines import native
-
-        self._library, self._instructions, self._threads = native.library(), native.chosen_instructions(), threads
+        self._threads = threads
         self._memory = np.ones(memory // 4, np.float32)  # written, so that it is allocated
         self._peak = self._bandwidth = 0.0
 
     def measure(self) -> None:
-        peak = self._library.vgg_peak(self._instructions, self._threads, PEAK_SECONDS)
-        place, count = self._memory.ctypes.data, self._memory.size
-        bandwidth = self._library.vgg_bandwidth(self._instructions, self._threads, place, count)
-        self._peak, self._bandwidth = max(self._peak, peak), max(self._bandwidth, bandwidth)
+        from .engines import native
+
+        self._peak = max(self._peak, native.peak(self._threads, PEAK_SECONDS))
+        self._bandwidth = max(self._bandwidth, native.bandwidth(self._threads, self._memory))
 
     @property
     def machine(self) -> Machine:

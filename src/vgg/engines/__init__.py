@@ -107,7 +107,7 @@ def identity(engine: Engine) -> dict[str, str]:
 
     from . import native
 
-    instructions = native.chosen_instructions().decode() if native_library() else platform.machine()
+    instructions = native.chosen_instructions() if native_library() else platform.machine()
     if engine.name == "native":
         return {"name": "native", "version": native.build(), "instructions": instructions}
     return {"name": engine.name, "version": version(engine.name), "instructions": instructions}
