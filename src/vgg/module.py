@@ -33,7 +33,7 @@ class Module(nn.Sequential):
         super().__init__()
         self.architecture = architecture
         self.frozen = 0  # number of first layers that don't learn
-        self._values: list[str] = []  # the value that each layer computes, as in `Architecture.values`
+        self._steps: list[tuple[str, nn.Module]] = []  # each layer with the value that it computes, as in `Layer.value`
         for layer in architecture.layers:
             name = layer.name.replace("conv", "relu").replace("fc", "relu") if layer.operation == "relu" else layer.name
             if layer.name == "fc8" and architecture.head == "gap":
@@ -44,7 +44,7 @@ class Module(nn.Sequential):
 
     def _add(self, name: str, value: str, layer: nn.Module) -> None:
         self.add_module(name, layer)
-        self._values.append(value)
+        self._steps.append((value, layer))
 
     @classmethod
     def of(cls, network: Network) -> "Module":
@@ -78,7 +78,7 @@ class Module(nn.Sequential):
         """
         found = {}
         wanted = set(outputs or ("logits",))
-        for value, layer in zip(self._values[start:], list(self)[start:], strict=True):
+        for value, layer in self._steps[start:]:
             batch = layer(batch)
             if value in wanted:
                 found[value] = batch
@@ -121,7 +121,8 @@ class Module(nn.Sequential):
         names = {
             layer.name
             for layer in ours.layers
-            if layer.parameters and all(theirs.parameters.get(f"{layer.name}.{role}") == s for role, s in layer.parameters.items())
+            if layer.parameters
+            and all(theirs.parameters.get(f"{layer.name}.{role}") == s for role, s in layer.parameters.items())
         }
         if theirs.name != ours.name:
             first = [layer.name for layer in theirs.layers if layer.operation == "convolution"][:4]
@@ -160,7 +161,7 @@ class Module(nn.Sequential):
     def index_of(self, value: str) -> int:
         """Index of the layer that computes a value. Raises ModelError if the value is unknown."""
         self.architecture.check_values([value])
-        return self._values.index(value)
+        return [name for name, _ in self._steps].index(value)
 
     def end_of(self, name: str) -> tuple[int, str]:
         """The end of a block (`conv4`) or layer (`conv4_2`, `fc6`), with the layers without parameters that follow it.
