@@ -30,7 +30,7 @@ def looked(protocol, image, preprocessing=SMALL):
 def test_the_papers_150_crops():
     protocol = Views("multi-crop", sizes=(40, 48, 64), flip=True)
     views = looked(protocol, photo(70, 50))
-    assert len(views) == protocol.views == 150
+    assert len(views) == protocol.count == 150
     assert all(view.shape == (3, 32, 32) for _, view in views)
     assert sum(weight for weight, _ in views) == pytest.approx(1)
     # The second of each pair is the first, mirrored; the first is the top left corner, the last but one the bottom right.
@@ -79,7 +79,7 @@ def test_a_picture_that_is_not_resized_is_taken_as_it_is():
     [(_, view)] = looked(Views("dense", sizes=(48,)), photo(40, 32), AS_IS)
     assert view.shape == (3, 48, 60)
     for size in ((31, 40), (LARGEST + 1, LARGEST + 1)):
-        with pytest.raises(ImageError, match=r"photo: .* pixels are (fewer than the crop of 32|more than 1024)"):
+        with pytest.raises(ImageError, match=r"photo: .* pixels are (smaller than the crop of 32|larger than 1024)"):
             looked(Views("dense"), photo(*size), AS_IS)
 
 
@@ -109,11 +109,11 @@ def test_pictures_of_any_size_give_views_of_bounded_size(width, height, protocol
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"name": "sparse"}, "no protocol is called 'sparse'; there are center, ten-crop"),
-        ({"sizes": (0,)}, "scales must be 1 to 1024 pixels"),
-        ({"sizes": (5000,)}, "scales must be 1 to 1024 pixels"),
+        ({"protocol": "sparse"}, "unknown protocol 'sparse'; choose from center, ten-crop"),
+        ({"sizes": (0,)}, "sizes must be 1 to 1024 pixels"),
+        ({"sizes": (5000,)}, "sizes must be 1 to 1024 pixels"),
         ({"grid": 0}, "the grid 1 or more"),
-        ({"sizes": (256, 256)}, "a scale is given twice"),
+        ({"sizes": (256, 256)}, "duplicate size: 256, 256"),
     ],
 )
 def test_senseless_protocols_are_refused(options, message):
@@ -123,7 +123,7 @@ def test_senseless_protocols_are_refused(options, message):
 
 def test_a_scale_below_the_crop_is_refused_before_anything_is_computed(tmp_path):
     classifier, dataset = setting(tmp_path, [(40, 40)])
-    with pytest.raises(Error, match="a scale of 31 pixels is smaller than the network's crop of 32"):
+    with pytest.raises(Error, match="size 31 is smaller than the network's crop of 32"):
         evaluate([classifier], dataset, Views("dense", (40, 31)))
 
 

@@ -124,7 +124,7 @@ def test_the_plot_is_drawn(bench, tmp_path):
         (["--engine", "onnxruntime", "--layers"], "vgg: --layers: only the native engine says how long its layers took"),
         (["--plot", "plot.pdf"], "vgg: plot.pdf: a plot is written as .png or .svg"),
         (["--plot", "nowhere/plot.png"], "vgg: nowhere/plot.png: can't be written: there is no folder nowhere"),
-        (["--model", "nowhere.onnx"], "vgg: nowhere.onnx: there is no such file or folder"),
+        (["--model", "nowhere.onnx"], "vgg: nowhere.onnx: file or folder not found"),
     ],
 )
 def test_a_users_mistake_is_one_line_and_exit_1(bench, arguments, line):

@@ -57,7 +57,7 @@ def vgg(place, *arguments, code=0):
 def test_every_format_tells_the_same(place):
     arguments = ("evaluate", "data", "-m", "tiny-0.onnx", "-m", "tiny-1.onnx", "--fuse", "-e", "onnxruntime")
     found = vgg(place, *arguments, "--format", "json", code=1)
-    assert found.stderr == "vgg: ant/broken <b>.jpg: is not an image that can be read\n"
+    assert found.stderr == "vgg: ant/broken <b>.jpg: not an image, or an unsupported format\n"
     records = json.loads(found.stdout)
     assert [one["model"] for one in records] == ["tiny-0.onnx", "tiny-1.onnx", "tiny-0.onnx + tiny-1.onnx"]
     first = ["model", "images", "failed", "top1", "top1_err", "top1_low", "top1_high", "top5", "top5_err"]
@@ -150,10 +150,10 @@ def test_an_interrupted_run_resumes(place):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere"], "nowhere: there is no such file or folder"),
+        (["nowhere"], "nowhere: file or folder not found"),
         (["data", "--fuse"], "--fuse takes the mean of several models; give --model more than once"),
-        (["data", "--sizes", "big"], "--sizes takes whole numbers with commas between them"),
-        (["data", "--sizes", "16"], "a scale of 16 pixels is smaller than the network's crop of 32"),
+        (["data", "--sizes", "big"], "--sizes takes comma-separated integers"),
+        (["data", "--sizes", "16"], "size 16 is smaller than the network's crop of 32"),
         (["data", "--protocol", "half"], "no protocol is called 'half'; there are center, ten-crop, dense"),
         (["data", "--report", "no/where.html"], "no/where.html: can't be written: there is no folder no"),
         (["data", "--real", "data/ant/0.png"], "ReaL labels must be"),

@@ -35,7 +35,7 @@ def test_a_run_from_start_to_end(place):
     assert lines[0].startswith("23 pictures of 3 classes to learn from, 2 to judge by; vgg11")
     assert lines[1].startswith("epoch 1 of 1: loss ")
     assert "of the time for pictures" in lines[1]
-    assert lines[2:] in ([], ["vgg: left out: class0/broken.png: is not an image that can be read"])
+    assert lines[2:] in ([], ["vgg: left out: class0/broken.png: not an image, or an unsupported format"])
     network = Network.read(place / "run/model.onnx")
     assert (network.architecture.head, network.labels.names) == ("gap", ("class0", "class1", "class2"))
     again = vgg(place, "data", "-o", "run", *TINY, code=1)
@@ -45,7 +45,7 @@ def test_a_run_from_start_to_end(place):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("nowhere", "-o", "new"), "vgg: nowhere: there is no such file or folder\n"),
+        (("nowhere", "-o", "new"), "vgg: nowhere: file or folder not found\n"),
         (("data", "-o", "new", "-r", "best"), "vgg: no recipe is called 'best'; there are zoo, paper, torchvision, modern, "),
         (("data", "-o", "new", "--freeze", "conv4"), "vgg: only layers that have learnt can be frozen; give the network"),
     ],

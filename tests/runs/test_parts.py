@@ -26,7 +26,7 @@ def test_rows_of_classify_are_the_classifiers(photos, tmp_path):
     done = classify(photos, tmp_path / "out")
     assert (done.pictures, done.failed, done.plan.parts) == (COUNT, 1, 10)
     broken = str(photos / LABELS.names[BROKEN % 7] / f"{BROKEN:03}.jpg")
-    assert done.errors == [f"{broken}: is not an image that can be read"]
+    assert done.errors == [f"{broken}: not an image, or an unsupported format"]
     found = rows(tmp_path / "out")
     for row, result in zip(found, Classifier(MODELS[0][1], threads=1).results(photos, 3), strict=True):
         assert (row["image"], row["error"]) == (result.image, result.error)
@@ -105,10 +105,10 @@ def test_a_run_that_is_killed_leaves_whole_parts(photos, tmp_path):
 
 
 def test_a_folder_holds_one_run(photos, tmp_path):
-    with pytest.raises(Error, match=r"nowhere: there is no such file or folder"):
+    with pytest.raises(Error, match=r"nowhere: file or folder not found"):
         classify(tmp_path / "nowhere", tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    with pytest.raises(Error, match="no value of vgg11 is called 'fc9'"):
+    with pytest.raises(Error, match="vgg11 has no layer output 'fc9'"):
         runs.run(runs.Describe(Descriptor(("fc9",))), MODELS, [str(photos)], str(tmp_path / "out"))
     classify(photos, tmp_path / "out")  # where no part is, no run is
     with pytest.raises(Error, match=r"out: holds another run \(its options differ\)"):

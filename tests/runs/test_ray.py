@@ -53,7 +53,7 @@ def test_a_machine_that_dies_loses_and_doubles_nothing(photos, tmp_path, cluster
 
 
 def test_an_error_of_a_worker_is_one_line(photos, tmp_path, cluster):
-    with pytest.raises(Error, match="no value of vgg11 is called 'fc9'"):
+    with pytest.raises(Error, match="vgg11 has no layer output 'fc9'"):
         runs.run(runs.Describe(Descriptor(("fc9",))), MODELS, [str(photos)], str(tmp_path / "out"), scale="ray")
 
 

@@ -61,7 +61,7 @@ def test_a_store_that_fails_is_no_broken_picture(photos, tmp_path, monkeypatch):
         del server.files["4.jpg"]
         done = run("out")
         assert (done.pictures, done.failed) == (6, 1)
-        assert done.errors == [f"{server.address}/4.jpg: there is no such file or folder"]
+        assert done.errors == [f"{server.address}/4.jpg: file or folder not found"]
 
 
 def test_pictures_and_results_in_an_object_store(photos, tmp_path, store):
@@ -81,7 +81,7 @@ def test_pictures_and_results_in_an_object_store(photos, tmp_path, store):
     task = runs.Score()
     done = runs.run(task, MODELS, ["s3://bucket/photos"], "s3://bucket/scores", part=PART)
     assert runs.records(done, task, MODELS)[0]["images"] == COUNT - 1
-    with pytest.raises(Error, match=r"s3://nobucket/x: there is no such file or folder"):
+    with pytest.raises(Error, match=r"s3://nobucket/x: file or folder not found"):
         classify("s3://nobucket/x", "s3://bucket/other")
     with pytest.raises(Error, match="s3://nobucket/out: can't be written"):
         classify("s3://bucket/photos", "s3://nobucket/out")

@@ -200,11 +200,11 @@ def test_what_does_not_fit_is_one_line(tarball, folder, tmp_path, model):
     (tmp_path / "empty").mkdir()
     with pytest.raises(Error, match="has no sample data, neither"):
         samples.check(tmp_path / "empty")
-    with pytest.raises(Error, match="there is no such file or folder"):
+    with pytest.raises(Error, match="file or folder not found"):
         samples.check(tmp_path / "nothing.tar.gz")
     with pytest.raises(Error, match=r"sample data is written as \.tar\.gz"):
         samples.make(model, tmp_path / "x.zip")
-    with pytest.raises(Error, match="there is no such file or folder"):
+    with pytest.raises(Error, match="file or folder not found"):
         samples.make(model, tmp_path / "nowhere" / "x.tar.gz")
 
 

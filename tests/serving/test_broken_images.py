@@ -95,4 +95,4 @@ PROGRAMS = [
 @pytest.mark.parametrize("program", PROGRAMS, ids=["EPS", "SVG"])
 def test_what_is_a_program_rather_than_a_picture_is_not_run(server, program):
     answer = server.ask("POST", "/v1/classify", content=program)
-    assert (answer.status_code, answer.json()) == (422, {"error": "image: is not an image that can be read"})
+    assert (answer.status_code, answer.json()) == (422, {"error": "image: not an image, or an unsupported format"})

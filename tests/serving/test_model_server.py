@@ -52,7 +52,7 @@ def test_errors_have_a_code_a_type_and_a_message(server):
     assert answer.json() == {"code": 404, "type": "NotFound", "message": "no model is called 'resnet'; there are gap, fc"}
     answer = server.ask("POST", "/predictions/fc", content=b"x")
     assert answer.status_code == 400
-    assert answer.json()["message"] == "image: is not an image that can be read"
+    assert answer.json()["message"] == "image: not an image, or an unsupported format"
 
 
 @pytest.mark.parametrize(("method", "path"), [("GET", "/api-description"), ("OPTIONS", "/"), ("OPTIONS", "/predictions/fc")])

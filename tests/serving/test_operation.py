@@ -259,10 +259,10 @@ def test_an_error_inside_is_a_500_with_its_traceback_in_the_log_only(models):
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        (["-m", "nowhere.onnx"], "vgg: nowhere.onnx: can't be copied before it is read: there is no such file or folder"),
+        (["-m", "nowhere.onnx"], "vgg: nowhere.onnx: can't be copied before it is read: file or folder not found"),
         (["-m", "gap", "-m", "gap"], "vgg: two models are called gap, version 1; name them with --model NAME=PATH"),
         (["-m", "gap", "--api-key-file", os.devnull], "vgg: /dev/null: holds no API key; there must be one a line"),
-        (["-m", "gap", "--api-key-file", "nowhere"], "vgg: nowhere: there is no such file or folder"),
+        (["-m", "gap", "--api-key-file", "nowhere"], "vgg: nowhere: file or folder not found"),
         (["-m", "gap", "--port", "TAKEN"], "vgg: 127.0.0.1 port TAKEN: can't be listened on: address already in use"),
         (["-m", "gap", "--host", "192.0.2.1"], "vgg: 192.0.2.1 port 0: can't be listened on: cannot assign requested"),
         (["-m", "gap", "--engine", "abacus"], "vgg: no engine is called 'abacus'"),

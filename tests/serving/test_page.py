@@ -116,7 +116,7 @@ def test_several_pictures_become_a_gallery(page, server, tmp_path):
         best = expected(server, photo.read_bytes(), model="gap", version="2")[0]
         assert cards.nth(place).get_attribute("aria-label").startswith(f"{photo.name}: {best}")
     cards.nth(3).click()
-    assert page.locator("#trouble").inner_text() == "This file is not an image that can be read"
+    assert page.locator("#trouble").inner_text() == "This file not an image, or an unsupported format"
     cards.nth(1).click()
     assert page.locator("#trouble").is_hidden()
     assert page.locator("#file").inner_text() == photos[1].name

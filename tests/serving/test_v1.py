@@ -69,7 +69,7 @@ def test_many_pictures_are_answered_in_order_and_a_broken_one_by_name(server, ex
     files.insert(1, ("a", ("notes.txt", b"no picture")))
     results = server.ask("POST", CLASSIFY, files=files, data={"top": "3"}).json()["results"]
     assert [one["image"] for one in results] == [PHOTOS[0].name, "notes.txt", *(photo.name for photo in PHOTOS[1:])]
-    assert results[1] == {"image": "notes.txt", "error": "notes.txt: is not an image that can be read"}
+    assert results[1] == {"image": "notes.txt", "error": "notes.txt: not an image, or an unsupported format"}
     for result in results[:1] + results[2:]:
         assert near(result["predictions"], expected[result["image"]])
 
@@ -94,7 +94,7 @@ def test_a_heat_map_is_the_librarys(server, models, name, file):
     expected = vgg.load(models[file]).explain(PHOTOS[0])
     assert expected.classes[0].index == found["index"]
     np.testing.assert_allclose(found["map"], expected.maps[0], atol=1e-3 * np.abs(expected.maps).max())
-    assert found["box"] == pytest.approx(expected.seen, abs=1e-6)
+    assert found["box"] == pytest.approx(expected.area, abs=1e-6)
     left, top, right, bottom = found["box"]  # chelsea is 451x300, its crop is 224 of a short side of 256
     assert (right - left) * 451 == pytest.approx((bottom - top) * 300, abs=1)
     assert bottom - top == pytest.approx(224 / 256)
@@ -125,8 +125,8 @@ def test_a_file_that_quantizes_activations_has_no_heat_maps(models, tmp_path):
     ("options", "status", "line"),
     [
         ({"content": b""}, 400, "the request holds no picture"),
-        ({"content": b"not a picture"}, 422, "image: is not an image that can be read"),
-        ({"content": PHOTOS[0].read_bytes()[:5000]}, 422, "image: is damaged or cut short"),
+        ({"content": b"not a picture"}, 422, "image: not an image, or an unsupported format"),
+        ({"content": PHOTOS[0].read_bytes()[:5000]}, 422, "image: is damaged or truncated"),
         ({"content": b"x", "headers": {"content-type": "text/plain"}}, 415, "a body of type text/plain is not read"),
         ({"content": b"x", "headers": {"content-encoding": "br"}}, 415, "the content encoding br is not read"),
         ({"content": b"no gzip", "headers": GZIP}, 400, "the body is not gzip"),

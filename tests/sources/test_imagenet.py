@@ -200,7 +200,7 @@ def test_a_broken_picture_is_left_out_where_it_must_be_decoded(tmp_path):
     broken = {"ILSVRC2012_val_00000003.JPEG": picture(3)[:-200]}
     archive = val_tar(tmp_path, **broken)
     [problem] = prepare(tmp_path / "out", val=archive, short_side=25)
-    assert "ILSVRC2012_val_00000003.JPEG: is damaged or cut short" in problem
+    assert "ILSVRC2012_val_00000003.JPEG: is damaged or truncated" in problem
     assert len(pictures(tmp_path / "out")) == 11
     assert prepare(tmp_path / "whole", val=archive) == []
 

@@ -98,7 +98,7 @@ def test_classes_with_two_meanings_and_two_folders_of_one_class_are_refused(tmp_
     made(tmp_path / "b", "n00000002/1.jpg", "owl/1.jpg")
     with pytest.raises(Error, match=r"/owl: is class 1, and so is .*/n00000002"):
         sources.open(tmp_path / "b", 3, BIRDS)
-    with pytest.raises(Error, match="there is no such file or folder"):
+    with pytest.raises(Error, match="file or folder not found"):
         sources.open(tmp_path / "nowhere", 3, BIRDS)
     with pytest.raises(Error, match="1000 labels for a network of 3 classes"):
         sources.open(tmp_path, 3, imagenet())

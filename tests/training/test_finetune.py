@@ -133,7 +133,7 @@ def test_shards_without_classes_are_unlabelled_pictures(tmp_path):
         ({"start": parent(), "freeze": "conv9"}, "has no layers called 'conv9'"),
         ({"teachers": [parent(), parent(classes=3)]}, "the teachers have different numbers of classes"),
         ({"teachers": [parent(input_size=64)]}, "takes 64 pixels, not 32"),
-        ({"teachers": [parent()], "matched": ("fc9",)}, "no value of vgg11 is called 'fc9'"),
+        ({"teachers": [parent()], "matched": ("fc9",)}, "vgg11 has no layer output 'fc9'"),
         (
             {"teachers": [parent("vgg13", width=1 / 8)], "matched": ("pool5",)},
             "the teacher.s pool5 is",

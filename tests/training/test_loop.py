@@ -225,7 +225,7 @@ def test_broken_pictures_are_left_out_and_named(tmp_path):
         ("single", "has one class only"),
         ("few", "has 22 pictures to learn from, fewer than a batch of 256; --batch-size 22 would do"),
         ("nothing", "has no class folders in it"),
-        ("missing", "there is no such file or folder"),
+        ("missing", "file or folder not found"),
     ],
 )
 def test_what_cannot_be_learnt_from_is_said(wrong, message, tmp_path):

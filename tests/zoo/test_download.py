@@ -210,7 +210,7 @@ def test_a_folder_is_a_mirror_and_so_is_somebodys_cache(known, model, tmp_path, 
     mirror = tmp_path / "a mirror"
     (mirror / "zoo").mkdir(parents=True)
     monkeypatch.setenv("VGG_MIRROR", str(mirror) if form == "folder" else mirror.as_uri())
-    with pytest.raises(Error, match="there is no such file or folder"):
+    with pytest.raises(Error, match="file or folder not found"):
         zoo.pull("tiny-7")
     (mirror / FILE).write_bytes(model)
     assert zoo.pull("tiny-7").read_bytes() == model

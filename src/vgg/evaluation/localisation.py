@@ -14,9 +14,10 @@ import numpy as np
 
 from ..arrays import Array
 from ..errors import Error
-from ..explanation import Box, box, grad_cam, seen
+from ..explanation import box, cropped_area, grad_cam
 from ..files import reason
 from ..network import Network
+from ..overlay import Box
 from ..sources import Dataset
 
 OVERLAP = 0.5  # a box is right above it
@@ -74,7 +75,7 @@ def overlap(network: Network, values: Mapping[str, Array], target: int, size: tu
     """
     if not boxes:
         return np.nan
-    found = box(grad_cam(network, values, [target])[0], seen(network.preprocessing, *size))
+    found = box(grad_cam(network, values, [target])[0], cropped_area(network.preprocessing, *size))
     return max(intersection_over_union(found, one) for one in boxes)
 
 

@@ -17,8 +17,9 @@ from ..arrays import Array
 from ..classifier import Classifier
 from ..engines import check_dense
 from ..errors import Error, ImageError, Notice
-from ..explanation import Box, can_explain, outputs
+from ..explanation import can_explain, outputs
 from ..files import cache_folder, replacing
+from ..overlay import Box
 from ..parallel import ahead
 from ..predictions import softmax
 from ..preprocessing import Preprocessing
@@ -202,7 +203,7 @@ def check(models: Sequence[Classifier], protocol: Views) -> None:
 
 def check_views(model: Classifier, protocol: Views) -> None:
     """Raises Error where a model can't look at pictures in this way: a scale or the engine doesn't fit."""
-    protocol.recipes(model.network.preprocessing)
+    protocol.preprocessings(model.network.preprocessing)
     if protocol.dense:
         check_dense(model.engine, model.network.architecture)
 

@@ -176,7 +176,7 @@ def settings(networks: Sequence[Network], protocol: Views) -> dict[str, Any]:
     alone = first.provenance.published if len(networks) == 1 else ""
     known = next((one for one in zoo.list() if one.name == alone), None)
     recipe = first.preprocessing
-    sizes = [one.size for one in protocol.recipes(recipe)]
+    sizes = [one.size for one in protocol.preprocessings(recipe)]
     resized = bool(protocol.sizes) or recipe.resize != "none"
     return {
         "published": known.name if known else None,

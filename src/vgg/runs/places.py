@@ -124,7 +124,7 @@ def _found(place: str) -> Iterator[Sample]:
             for match in sorted(system.glob(path)):
                 yield from _walk(system, match) if system.isdir(match) else [_sample(system, {"name": match})]
         else:
-            raise Error(f"{place}: there is no such file or folder")
+            raise Error(f"{place}: file or folder not found")
 
 
 @contextmanager
@@ -246,7 +246,7 @@ def _patiently(place: str, read: Callable[[Any, str], Got]) -> Got:
         try:
             return read(system, path)
         except FileNotFoundError:
-            raise ImageError(f"{place}: there is no such file or folder") from None
+            raise ImageError(f"{place}: file or folder not found") from None
         except Exception as error:  # stores raise what they like
             if wait is None:
                 raise Error(f"{place}: can't be read, after {TRIES} tries: {one_line(error) or type(error).__name__}") from None

@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from ..errors import ImageError
-from ..explanation import can_explain, grad_cam, outputs, seen
+from ..explanation import can_explain, cropped_area, grad_cam, outputs
 from ..predictions import Prediction, rank, softmax
 from .bodies import read_pictures
 from .refusals import NotSupported, Refusal, Unreadable
@@ -89,7 +89,7 @@ def _result(model: Model, look: Any, options: Mapping[str, Any]) -> dict[str, An
         result["explanation"] = {
             "index": best,
             "map": [[float(f"{value:.4g}") for value in row] for row in heat],
-            "box": [round(share, 6) for share in seen(network.preprocessing, look.width, look.height)],
+            "box": [round(share, 6) for share in cropped_area(network.preprocessing, look.width, look.height)],
         }
     return result
 
