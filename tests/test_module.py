@@ -122,7 +122,7 @@ def test_a_deeper_network_is_initialised_from_the_shallowest_as_in_the_paper():
     first = ("conv1_1", "conv2_1", "conv3_1", "conv3_2", "fc6", "fc7", "fc8")
     assert {name.split(".")[0] for name in taken} == set(first)
     assert all(np.array_equal(after[name], before[name]) for name in after if name not in taken)
-    with pytest.raises(ModelError, match="no layer of vgg11 fits vgg16 of width 0.125"):
+    with pytest.raises(ModelError, match=r"no layer of vgg11 fits vgg16 of width 0\.125"):
         Module(Architecture("vgg16", 5, 1 / 8, 32)).load_matching(shallow)
 
 

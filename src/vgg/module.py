@@ -261,6 +261,9 @@ class Normalisation(nn.Module):
     def __init__(self, preprocessing: Preprocessing, maximum: float = 255) -> None:
         super().__init__()
         self.reversed = preprocessing.channels == "BGR"
+        self.scale: torch.Tensor
+        self.mean: torch.Tensor
+        self.std: torch.Tensor
         scale = [preprocessing.scale * 255 / maximum] * 3
         for role, numbers in (("scale", scale), ("mean", preprocessing.mean), ("std", preprocessing.std)):
             self.register_buffer(role, torch.tensor(numbers, dtype=torch.float32)[:, None, None], persistent=False)

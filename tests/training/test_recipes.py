@@ -5,7 +5,8 @@ import pytest
 from vgg import Error
 from vgg.cli.train import RECIPES as NAMES
 from vgg.training import RECIPES
-from vgg.training.recipes import changed, named, rate
+from vgg.training.optimizer import rate
+from vgg.training.recipes import changed, named
 
 
 def test_the_command_line_names_the_recipes_that_there_are():

@@ -24,7 +24,7 @@ COMPONENTS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, 
 DEVIATIONS = (0.2175, 0.0188, 0.0045)
 
 
-def draws(seed: int, view: int, indices: Sequence[int]) -> list[list[float]]:
+def draws(seed: int, view: int, indices: Sequence[int] | Array) -> list[list[float]]:
     """Random numbers for a view of each image, 0 <= x < 1, [images][DRAWS]; a function of seed, view and index only.
 
     They are a hash, SplitMix64 (Steele, Lea & Flood 2014): creating a generator for each image takes longer than cropping a

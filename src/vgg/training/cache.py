@@ -13,7 +13,7 @@ from ..network import Network
 from ..parallel import ahead
 from ..progress import Progress
 from ..store import Work, digest_of, key_of
-from .loader import Batch, Loader
+from .loader import Batch, Indices, Loader
 
 BATCH = 16  # images in a batch of the engine
 READERS = 2  # threads that read batches ahead of their use
@@ -78,11 +78,11 @@ class Cache:
         """float32 [images, …] for a view of images that can be read."""
         return np.asarray(self._values[self._views.index(view), self._row[indices]], np.float32)
 
-    def batches(self, parts: Iterable[Sequence[int]], view: int | None = None) -> Iterator[Batch]:
+    def batches(self, parts: Iterable[Indices], view: int | None = None) -> Iterator[Batch]:
         """As `Loader.batches`, with the values instead of pixels."""
         known = self._known[self._views.index(view)]
 
-        def read(part: Sequence[int]) -> Batch:
+        def read(part: Indices) -> Batch:
             indices = np.asarray(part, np.int64)
             indices = indices[known[self._row[indices]]]
             targets = np.array([self._loader.dataset.samples[index].target for index in indices], np.int64)

@@ -17,6 +17,8 @@ from .recipes import Recipe
 
 MEMORY = 2**30  # bytes of decoded images kept in memory, so that a small dataset is decoded once
 
+Indices = Sequence[int] | Array  # of images in a dataset
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -52,7 +54,7 @@ class Loader:
         crop = {"crop": recipe.crop, "crop_range": recipe.crop_range, "flip": recipe.flip, "seed": self._seed}
         return {"images": self.dataset.digest(), "preprocessing": preprocessing, **crop}
 
-    def batches(self, parts: Iterable[Sequence[int]], view: int | None = None) -> Iterator[Batch]:
+    def batches(self, parts: Iterable[Indices], view: int | None = None) -> Iterator[Batch]:
         """A batch for each sequence of indices, in order.
 
         Args:
@@ -61,7 +63,7 @@ class Loader:
         """
         return ahead(lambda indices: self._batch(indices, view), parts, self._workers, self._workers + 1)
 
-    def _batch(self, indices: Sequence[int], view: int | None) -> Batch:
+    def _batch(self, indices: Indices, view: int | None) -> Batch:
         readable, pixels = [], []
         drawn = None if view is None else draws(self._seed, view, indices)
         for position, index in enumerate(map(int, indices)):

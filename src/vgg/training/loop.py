@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..errors import Error
 from ..module import Module, Normalisation
@@ -20,11 +19,12 @@ from ..network import Network, Provenance
 from ..progress import Progress, silent
 from . import checkpoint
 from .augmentation import Colours, mixup
+from .cache import Cache
 from .checkpoint import BEST, LAST, NAN
 from .history import COLUMNS, Row, draw_curves, epoch_line, has_stalled, is_better, write_log
-from .loader import Batch
+from .loader import Batch, Loader
+from .optimizer import make_optimizer, moving_average, rate, set_rate
 from .processes import Process, processes
-from .recipes import rate
 from .setup import Options, Setup, freeze_and_cache, prepare
 from .targets import Teachers
 
@@ -94,8 +94,8 @@ class Trainer:
         self.layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
         # The state; `step` is the next one in the epoch, `loss_sum` is of the steps before it, in this process.
         self.module: Module = setup.module.to(device, memory_format=self.layout)  # type: ignore[call-overload]
-        self.optimizer = _optimizer(setup)
-        self.average = _moving_average(self.module, recipe.ema) if recipe.ema else None
+        self.optimizer = make_optimizer(self.module, recipe)
+        self.average = moving_average(self.module, recipe.ema) if recipe.ema else None
         self.history: list[Row] = []
         self.epoch, self.step, self.loss_sum = 0, 0, 0.0
 
@@ -108,6 +108,8 @@ class Trainer:
         self.colours = Colours(recipe, device)
         self.normalise = Normalisation(setup.preprocessing).to(device)
         self.teachers = Teachers(setup.teachers, setup.matched, device, self.layout) if setup.teachers else None
+        self.train: Loader | Cache
+        self.val: Loader | Cache
         self.train, self.val = setup.frozen or (setup.train, setup.val)
         self.saved, self.waited = time.monotonic(), 0.0  # seconds: of the last checkpoint, and of waiting for images
 
@@ -125,7 +127,7 @@ class Trainer:
         started, first, self.waited = time.perf_counter(), self.step, 0.0
         while self.step < self.steps:
             lr = rate(self.recipe, self.epoch + self.step / self.steps, [row["val_top1"] for row in self.history])
-            self.set_rate(lr)
+            set_rate(self.optimizer, lr, self.epoch, self.recipe)
             loss, used = self.gradients(batches, view)
             if not math.isfinite(loss):
                 self.fail(loss, lr, used)
@@ -162,12 +164,6 @@ class Trainer:
         if self.process.world > 1 and not len(batch.indices):  # the other processes would wait for ever
             raise Error(f"{self.setup.name}: no image can be read of a whole part of a batch")
         return batch
-
-    def set_rate(self, lr: float) -> None:
-        """Set the learning rates; deeper blocks, counted from the last, thaw later and learn more slowly."""
-        for group in self.optimizer.param_groups:
-            thawed = self.epoch >= group["depth"] * self.recipe.thaw
-            group["lr"] = lr / self.recipe.rate_decay ** group["depth"] if thawed else 0.0
 
     def gradients(self, batches: Iterator[Batch], view: int) -> tuple[float, list[Batch]]:
         """Compute the gradients of a step; returns this process's share of the loss, and its parts of the batch."""
@@ -248,10 +244,10 @@ class Trainer:
             correct = logits.topk(min(5, logits.shape[1])).indices == targets[:, None]
             loss = functional.cross_entropy(logits, targets, reduction="sum")
             sums += [float(loss), float(correct[:, 0].sum()), float(correct.sum()), len(batch.indices)]
-        loss, top1, top5, count = (self.process.total(value) for value in sums.tolist())
+        total, top1, top5, count = (self.process.total(value) for value in sums.tolist())
         if not count:
             return {"val_loss": math.nan, "val_top1": 0.0, "val_top5": 0.0}
-        return {"val_loss": loss / count, "val_top1": 100 * top1 / count, "val_top5": 100 * top5 / count}
+        return {"val_loss": total / count, "val_top1": 100 * top1 / count, "val_top5": 100 * top5 / count}
 
     def end_epoch(self, row: Row) -> None:
         """Log the epoch, write the network if it is the best so far, and save a checkpoint."""
@@ -303,26 +299,3 @@ class Trainer:
             f"the loss is {loss} in epoch {self.epoch + 1}, step {self.step + 1}; try a lower --lr. {folder / NAN} has the "
             f"step's images, {LAST} an earlier state"
         )
-
-
-def _optimizer(setup: Setup) -> torch.optim.Optimizer:
-    """The recipe's optimiser. Parameters are grouped by block, counted from the last, and by whether they have weight decay."""
-    recipe, blocks = setup.recipe, list(dict.fromkeys(block for block, _ in setup.module.groups()))[::-1]
-    groups: dict[tuple[int, bool], list[torch.Tensor]] = {}
-    for block, layer in setup.module.groups():
-        for parameter in layer.parameters():
-            decayed = recipe.decay_all or parameter.ndim > 1
-            groups.setdefault((blocks.index(block), decayed), []).append(parameter)
-    listed = [
-        {"params": parameters, "depth": depth, "weight_decay": recipe.weight_decay if decayed else 0.0}
-        for (depth, decayed), parameters in groups.items()
-    ]
-    if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(listed, recipe.lr)
-    return torch.optim.SGD(listed, recipe.lr, recipe.momentum, nesterov=recipe.nesterov)
-
-
-def _moving_average(module: Module, decay: float) -> AveragedModel:
-    """The exponential moving average of a module's parameters, and of its batch normalisation's means and variances."""
-    average: Any = get_ema_multi_avg_fn  # untyped in torch
-    return AveragedModel(module, multi_avg_fn=average(decay), use_buffers=True)

@@ -1,6 +1,5 @@
 """Recipes: how networks are trained, as data. Each says whose it is and what it is known to give."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
@@ -153,25 +152,3 @@ def checked(recipe: Recipe) -> Recipe:
     if not right:
         raise Error(f"no training can work like this: {recipe!r}")
     return recipe
-
-
-def rate(recipe: Recipe, epoch: float, validations: Sequence[float]) -> float:
-    """The learning rate at a moment of the training.
-
-    Args:
-        recipe: whose schedule it is.
-        epoch: how many epochs have passed, with the fraction of the present one.
-        validations: the accuracy after each epoch so far.
-    """
-    if epoch < recipe.warm_up:
-        return recipe.lr * epoch / recipe.warm_up if epoch else recipe.lr / 1000
-    if recipe.schedule == "cosine":
-        return recipe.lr * (1 + math.cos(math.pi * (epoch - recipe.warm_up) / max(recipe.epochs - recipe.warm_up, 1e-9))) / 2
-    if recipe.schedule == "steps":
-        return recipe.lr / 10.0 ** sum(int(epoch) >= round(share * recipe.epochs) for share in recipe.drops)
-    drops, waited, best = 0, 0, float("-inf")
-    for accuracy in validations:
-        waited, best = (0, accuracy) if accuracy > best else (waited + 1, best)
-        if waited == recipe.plateau and drops < 3:
-            drops, waited = drops + 1, 0
-    return recipe.lr / 10.0**drops
