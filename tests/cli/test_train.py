@@ -48,14 +48,14 @@ def test_a_run_from_start_to_end(place):
     ("arguments", "message"),
     [
         (("nowhere", "-o", "new"), "vgg: nowhere: file or folder not found\n"),
-        (("data", "-o", "new", "-r", "best"), "vgg: no recipe is called 'best'; there are zoo, paper, torchvision, modern, "),
+        (("data", "-o", "new", "-r", "best"), "vgg: unknown recipe 'best'; choose from zoo, paper, torchvision, modern, "),
         (
             ("data", "-o", "new", "--freeze", "conv4"),
-            "vgg: --freeze needs --from: a new network has no trained layers to freeze",
+            "vgg: --freeze needs --from: a new network has no trained layers",
         ),
     ],
 )
-def test_a_mistake_is_said_in_one_line(place, arguments, message):
+def test_errors_are_one_line(place, arguments, message):
     found = vgg(place, *arguments, code=1)
     assert found.stderr.startswith(message)
     assert len(found.stderr.splitlines()) == 1

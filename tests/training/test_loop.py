@@ -165,12 +165,11 @@ def test_another_run_is_refused_and_deleted_only_when_asked(tmp_path):
     train(options(data, run))
     (run / "notes.txt").write_text("the user's own")
     before = (run / "last.pt").read_bytes()
-    with pytest.raises(
-        Error, match=r"run: holds other work \(architecture.name: vgg11, not vgg13\); use --fresh to start over"
-    ):
+    message = r"run: holds other work \(architecture.name: vgg11, not vgg13\); use --fresh to start over"
+    with pytest.raises(Error, match=message):
         train(options(data, run, arch="vgg13"))
+    (data / "empty").mkdir()
     with pytest.raises(Error, match="class empty has no images"):
-        (data / "empty").mkdir()
         train(options(data, run, arch="vgg13", fresh=True))
     (data / "empty").rmdir()
     assert (run / "last.pt").read_bytes() == before
