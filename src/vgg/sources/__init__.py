@@ -13,7 +13,7 @@ from PIL import Image
 
 from ..errors import Error, ImageError
 from ..files import reason
-from ..images import MAX_BYTES, open_image
+from ..images import MAX_BYTES, SUFFIXES, open_image
 from ..labels import Labels, resolver
 from ..labels import imagenet as imagenet_labels  # `imagenet` is a module of this package
 
@@ -106,6 +106,21 @@ def open(place: str | Path, classes: int = 1000, labels: Labels | None = None) -
     if not read:
         raise Error(f"{path}: has no pictures in it")
     return Dataset(str(place), read)
+
+
+def unlabelled(place: str | Path) -> Dataset:
+    """The images in a folder or in shards, without classes. Raises Error if there are none."""
+    from . import cifar, shards
+
+    path = Path(place)
+    if tars := sorted(path.glob("*.tar")) or [path] * (path.suffix == ".tar"):
+        return Dataset(str(path), shards.read(tars, None))
+    if not path.is_dir() or cifar.is_here(path):
+        return open(path, *classes_of(path))
+    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+    if not files:
+        raise Error(f"{path}: has no images in it")
+    return Dataset(str(path), [Sample(str(file.relative_to(path)), -1, str(file)) for file in files])
 
 
 def classes_of(place: str | Path) -> tuple[int, Labels | None]:

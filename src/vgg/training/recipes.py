@@ -21,9 +21,7 @@ class Recipe:
     plain_lr: float = 0.0  # the same for networks without batch normalisation; 0: `lr`
     schedule: Literal["steps", "plateau", "cosine"] = "steps"
     drops: tuple[float, ...] = ()  # steps: the rate is divided by 10 after these shares of the epochs
-    plateau: int = (
-        5  # plateau: the rate is divided by 10, up to three times, after this many epochs without a better validation
-    )
+    plateau: int = 5  # plateau: after this many epochs without a better validation it is divided by 10, three times at most
     warm_up: float = 0.0  # epochs in which the rate rises linearly
     momentum: float = 0.9
     nesterov: bool = False

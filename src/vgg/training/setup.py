@@ -14,13 +14,12 @@ from .. import engines, sources
 from ..architectures import Architecture
 from ..arrays import Array
 from ..errors import Error
-from ..images import SUFFIXES
 from ..labels import Labels
 from ..module import Module
 from ..network import Network
 from ..preprocessing import PRESETS, Preprocessing
 from ..progress import Progress
-from ..sources import Dataset, Sample, cifar, shards
+from ..sources import Dataset, cifar
 from ..store import key_of
 from .cache import Cache
 from .checkpoint import CACHE
@@ -99,7 +98,7 @@ def prepare(options: Options, log: Callable[[str], object]) -> Setup:
     def loader(dataset: Dataset) -> Loader:
         return Loader(dataset, recipe, preprocessing, options.seed, options.workers or os.cpu_count() or 1)
 
-    train = loader(_unlabelled(data) if options.teachers else sources.open(data, classes, labels))
+    train = loader(sources.unlabelled(data) if options.teachers else sources.open(data, classes, labels))
     order = np.random.default_rng(options.seed).permutation(len(train.dataset))
     held_out = 0 if val else len(order) // HELD_OUT
     indices, val_indices, val_loader = np.sort(order[held_out:]), np.sort(order[:held_out]), train
@@ -218,18 +217,6 @@ def _module(options: Options, data: Path, classes: int, labels: Labels | None) -
     if size == preset.crop:
         return module, preset
     return module, replace(preset, size=size if size <= SMALL else round(size * preset.size / preset.crop), crop=size)
-
-
-def _unlabelled(data: Path) -> Dataset:
-    """The images in a folder or in shards, labelled or not."""
-    if tars := sorted(data.glob("*.tar")) or [data] * (data.suffix == ".tar"):
-        return Dataset(str(data), shards.read(tars, None))
-    if not data.is_dir() or cifar.is_here(data):
-        return sources.open(data, *sources.classes_of(data))
-    files = sorted(path for path in data.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-    if not files:
-        raise Error(f"{data}: no images found")
-    return Dataset(str(data), [Sample(str(path.relative_to(data)), -1, str(path)) for path in files])
 
 
 def _check_classes(dataset: Dataset, classes: int, labels: Labels | None) -> None:
