@@ -15,6 +15,7 @@ import numpy as np
 from . import engines
 from .arrays import Array
 from .errors import Error
+from .formats import QuantizedGraph, network_of
 from .network import Network
 from .parameters import LowRank, Parameter, Part, is_int4
 
@@ -196,13 +197,13 @@ class _LayerTimes(Protocol):
 
 
 def compare(
-    network: Network,
+    network: Network | QuantizedGraph,
     names: Sequence[str] = (),
     *,
     batch_sizes: Sequence[int] = (1,),
     threads: Sequence[int] = (),
     rounds: int = ROUNDS,
-    beside: Mapping[str, Network] | None = None,
+    beside: Mapping[str, Network | QuantizedGraph] | None = None,
     progress: Callable[[str], object] = lambda name: None,
 ) -> Iterator[Comparison]:
     """Engines side by side on one network, and on others beside it.
@@ -223,7 +224,7 @@ def compare(
     """
     if min((rounds, *batch_sizes)) < 1:
         raise Error("a benchmark needs batches of 1 image or more, and 1 round or more")
-    size, rng = network.architecture.input_size, np.random.default_rng(0)
+    size, rng = network_of(network).architecture.input_size, np.random.default_rng(0)
     for count in threads or (os.cpu_count() or 1,):
         chosen = names or engines.installed()
         runners = {name: engines.open(network, name, threads=count) for name in chosen}
@@ -231,7 +232,7 @@ def compare(
             runners |= {f"{name}, {title}": engines.open(other, name, threads=count) for name in chosen}
         for batch_size in batch_sizes:
             batch = rng.standard_normal((batch_size, 3, size, size), np.float32)
-            yield side_by_side(runners, batch, work(network), count, rounds, progress)
+            yield side_by_side(runners, batch, work(network_of(network)), count, rounds, progress)
         del runners  # before the next ones take as much memory
 
 

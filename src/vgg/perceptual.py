@@ -19,7 +19,7 @@ from .architectures import Architecture
 from .arrays import Array
 from .errors import Error, ImageError, ModelError
 from .files import map_file
-from .formats import flax
+from .formats import flax, read
 from .formats.torch import LEGACY_MAGIC, ZIP_MAGIC, read_state
 from .images import ImageLike, open_image
 from .network import Network
@@ -124,7 +124,7 @@ def parts(model: str | Path | Network | None = None, weights: str | Path | None 
     if weights is not None:
         network, linear = _read(Path(weights))
     if model is not None or weights is None:
-        network = model if isinstance(model, Network) else Network.read(locate(model))
+        network = model if isinstance(model, Network) else read(locate(model))
     if network is None:
         raise ModelError(f"{weights}: has linear weights only; give their network too, which is torchvision/vgg16")
     network = trunk(network)

@@ -120,7 +120,7 @@ def test_the_plot_is_drawn(bench, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["--engine", "abacus"], "vgg: no engine is called 'abacus'; there are auto, "),
+        (["--engine", "abacus"], "vgg: unknown engine 'abacus'; choose from auto, "),
         (["--engine", "onnxruntime", "--layers"], "vgg: --layers: only the native engine says how long its layers took"),
         (["--plot", "plot.pdf"], "vgg: plot.pdf: a plot is written as .png or .svg"),
         (["--plot", "nowhere/plot.png"], "vgg: nowhere/plot.png: can't be written: there is no folder nowhere"),

@@ -157,7 +157,7 @@ def test_an_interrupted_run_resumes(place):
         (["data", "--protocol", "half"], "no protocol is called 'half'; there are center, ten-crop, dense"),
         (["data", "--report", "no/where.html"], "no/where.html: can't be written: there is no folder no"),
         (["data", "--real", "data/ant/0.png"], "ReaL labels must be"),
-        (["data", "-e", "onnxruntime", "-p", "dense"], "onnxruntime takes no whole pictures"),
+        (["data", "-e", "onnxruntime", "-p", "dense"], "onnxruntime takes only crops of the network's input size"),
         (["tiny-0.onnx"], "a list of images must be UTF-8 text"),
         (["prepared"], "prepared/train: 'train' is no class of the model's 7; did you mean prepared/val?"),
     ],

@@ -83,7 +83,7 @@ def test_what_is_written_runs_and_is_read(tmp_path, place, format, activations, 
     for value in again.parameters.values():
         assert isinstance(value, np.ndarray) or (np.abs(value.values.astype(int)).max() <= 64 and len(set(value.scale)) > 1)
     expected = engines.open(one, "onnxruntime").logits(batch)
-    found = engines.open(again).logits(batch)
+    found = engines.open(tmp_path / "q.onnx").logits(batch)
     assert np.abs(found - expected).max() < 0.1 * np.abs(expected).max()
     operators = {node.op_type for node in onnx.load(tmp_path / "q.onnx").graph.node}
     assert ("QLinearConv" in operators) == (format == "qoperator")
@@ -122,7 +122,7 @@ def test_the_file_is_right_without_vnni_and_the_published_recipe_is_not(tmp_path
         assert np.array_equal(exact, saturated) == reduced
         lost[reduced] = [float(np.abs(logits - expected).max() / np.abs(expected).max()) for logits in (exact, saturated)]
         if reduced:  # the emulation is ONNX Runtime's arithmetic, to a rounding here and there
-            theirs = engines.open(Network.read(tmp_path / "q.onnx")).logits(batch)
+            theirs = engines.open(tmp_path / "q.onnx").logits(batch)
             np.testing.assert_allclose(exact, theirs, rtol=0, atol=0.03 * np.abs(theirs).max())
     assert max(*lost[True], lost[False][0]) < 0.1
     assert lost[False][1] > 3 * lost[True][1]
@@ -150,7 +150,7 @@ def test_openvino_is_right_with_its_kernels_for_avx2(tmp_path, place, activation
         subprocess.run(arguments, check=True, cwd=tmp_path, env={**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"})
         without = np.load(tmp_path / "logits.npy")
         lost[reduced] = float(np.abs(without - expected).max() / np.abs(expected).max())
-        logits = engines.open(Network.read(tmp_path / "q.onnx"), "openvino").logits(batch)
+        logits = engines.open(tmp_path / "q.onnx", "openvino").logits(batch)
         assert np.abs(logits - expected).max() < 0.03 * np.abs(expected).max()
     assert lost[True] < 0.03
     assert lost[False] > 3 * lost[True]
@@ -173,7 +173,7 @@ def test_other_engines_take_the_weights(tmp_path, place):
     write(quantize_static(one, ranges(one, Pictures(place))), one, tmp_path / "q.onnx")
     batch = looked_at(one, place)
     expected = engines.open(one, "native").logits(batch)
-    found = engines.open(Network.read(tmp_path / "q.onnx"), "native").logits(batch)
+    found = engines.open(tmp_path / "q.onnx", "native").logits(batch)
     assert np.abs(found - expected).max() < 0.1 * np.abs(expected).max()
 
 

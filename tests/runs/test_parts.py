@@ -37,7 +37,7 @@ def test_rows_of_classify_are_the_classifiers(photos, tmp_path):
 
 def test_rows_of_features_are_the_vectors(photos, tmp_path):
     descriptor = Descriptor(("conv4_2", "fc7"), Views(flip=True), normalize=True)
-    runs.run(runs.Describe(descriptor), MODELS, [str(photos)], str(tmp_path / "out"), part=1)  # one part is only a broken image
+    runs.run(runs.Describe(descriptor), MODELS, [str(photos)], str(tmp_path / "out"), part=1)  # one part is broken
     images = [(str(path), path) for path in sorted(photos.rglob("*.jpg"))]
     for row, one in zip(rows(tmp_path / "out"), extract(Classifier(MODELS[0][1]), images, descriptor), strict=True):
         assert (row["image"], row["error"]) == (one.image, one.error)

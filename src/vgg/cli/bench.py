@@ -14,6 +14,7 @@ from .common import Format, FormatOption, print_records
 
 if TYPE_CHECKING:
     from ..benchmark import Comparison
+    from ..formats import QuantizedGraph
     from ..network import Network
 
 PLOTS = (".png", ".svg")
@@ -57,7 +58,7 @@ def bench(
     from .. import engines
     from ..benchmark import processor
     from ..errors import Error, Notice
-    from ..network import Network
+    from ..formats import load, network_of
     from ..zoo import locate
 
     names = tuple(dict.fromkeys(engine or engines.installed()))
@@ -67,11 +68,11 @@ def bench(
         check_plot(plot)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Notice)  # guesses about preprocessing and labels make no difference here
-        network, *others = [Network.read(locate(one)) for one in model or (None,)]
+        network, *others = [load(locate(one)) for one in model or (None,)]
     batch_sizes, counts = (tuple(dict.fromkeys(given or ())) for given in (batch_size, threads))
     title, *titles = [Path(one).name for one in model or [EMBEDDED]]
     beside = dict(zip(titles, others, strict=True))
-    if len(beside) < len(others) or any(one.architecture.input_size != network.architecture.input_size for one in others):
+    if len(beside) < len(others) or len({network_of(one).architecture.input_size for one in (network, *others)}) > 1:
         raise Error("models side by side need names of their own and the same size of pictures")
     found = _measured(network, names, batch_sizes or (1,), counts, rounds, beside)
     heading = {"model": title, "processor": processor()}
@@ -86,12 +87,12 @@ def bench(
 
 
 def _measured(
-    network: "Network",
+    network: "Network | QuantizedGraph",
     names: Sequence[str],
     batch_sizes: Sequence[int],
     threads: Sequence[int],
     rounds: int,
-    beside: "dict[str, Network]",
+    beside: "dict[str, Network | QuantizedGraph]",
 ) -> "list[Comparison]":
     """The comparisons, with a progress bar on a terminal."""
     from rich.console import Console

@@ -19,6 +19,7 @@ from ..zoo import EMBEDDED
 
 if TYPE_CHECKING:
     from ..features import Features
+    from ..formats import QuantizedGraph
     from ..network import Network
     from ..predictions import Result
     from ..runs import Finished, Task
@@ -194,7 +195,7 @@ def tracked(results: Iterable[Outcome], total: int, failures: list[str], task: s
 
 def run_in_parts(
     task: "Task",
-    models: Sequence[tuple[str, "Network"]],
+    models: Sequence[tuple[str, "Network | QuantizedGraph"]],
     places: Sequence[str],
     output: str | None,
     runner: str | None,

@@ -34,6 +34,7 @@ from .common import (
 if TYPE_CHECKING:
     from ..classifier import Classifier
     from ..evaluation import Run
+    from ..formats import QuantizedGraph
     from ..network import Network
     from ..sources import Dataset
     from ..views import Views
@@ -90,6 +91,7 @@ def evaluate(
     from ..classifier import described, load, read
     from ..errors import Error
     from ..evaluation import read_real, records
+    from ..formats import network_of
     from ..views import Views
 
     for path in filter(None, (predictions, report)):
@@ -102,7 +104,7 @@ def evaluate(
     if output or scale:
         networks = [(name, described(network, preset, labels)) for network, name in map(read, files)]
         if no_resize:
-            networks = [(name, described(one, replace(one.preprocessing, resize="none"))) for name, one in networks]
+            networks = [(name, described(one, replace(network_of(one).preprocessing, resize="none"))) for name, one in networks]
         options = {"engine": engine, "threads": threads, "device": device, "batch_size": batch_size, "workers": workers}
         without = {"--real": real, "--boxes": boxes, "--predictions": predictions, "--report": report, "--resume": resume}
         _in_parts(networks, data, look, fuse, format, output, scale, without=without, **options)
@@ -129,7 +131,7 @@ def evaluate(
 
 
 def _in_parts(
-    models: "Sequence[tuple[str, Network]]",
+    models: "Sequence[tuple[str, Network | QuantizedGraph]]",
     data: str,
     protocol: "Views",
     fuse: bool,

@@ -93,7 +93,7 @@ def quantize(
     from .. import quantization, sources
     from ..classifier import described
     from ..errors import Error
-    from ..network import Network
+    from ..formats import read
     from ..zoo import locate
     from .bench import check_plot
 
@@ -108,7 +108,7 @@ def quantize(
     first = quantization.Configuration(
         kind.value, int(bits.value), rank=rank or "", calibration=calibration.value, activations=activations.value
     )
-    network = described(Network.read(locate(model)), preset)
+    network = described(read(locate(model)), preset)
     pictures = quantization.Pictures(calibrate) if calibrate else None
     judge = None
     with progress() as show:

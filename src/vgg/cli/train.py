@@ -119,6 +119,7 @@ def train(
 
     if missing := [package for package in NEEDED if find_spec(package) is None]:
         raise Error(f"training needs {', '.join(missing)}; `pip install 'vgg[train]'` brings what is missing")
+    from ..formats import read
     from ..network import Network
     from ..training import Options, recipes
     from ..training import train as library
@@ -130,11 +131,11 @@ def train(
     chosen = replace(chosen, plain_lr=0.0) if lr is not None else chosen
 
     def network(name: str | None) -> Network | None:
-        return Network.read(locate(name)) if name else None
+        return read(locate(name)) if name else None
 
     options = Options(
         data, to, recipes.changed(chosen, setting or []), val, Labels.read(labels) if labels else None, arch, width, size, head,
-        network(init_from), network(start), freeze, [Network.read(locate(one)) for one in teacher or ()], tuple(match or ()),
+        network(init_from), network(start), freeze, [read(locate(one)) for one in teacher or ()], tuple(match or ()),
         cache, micro_batch, seed, device, workers, resume,
     )  # fmt: skip
     with _progress() as (progress, told):

@@ -14,7 +14,7 @@ from ..arrays import Array
 from ..errors import Error
 from ..network import Network
 from ..parameters import Parameter, contiguous
-from . import check_batch
+from .engine import check_batch
 
 GRAPHS = 64  # CUDA graphs that are kept
 WARM_UPS = 3  # runs before a graph is captured
@@ -47,7 +47,7 @@ class TorchEngine:
             torch.set_num_threads(threads)
         network = network.fold_batch_norm()
         self._architecture = network.architecture
-        self._device, self._dtype = device, _dtype(device)
+        self.device, self._dtype = device, _dtype(device)
         self._parameters: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         for layer in self._architecture.layers:
             if layer.parameters:
@@ -65,7 +65,7 @@ class TorchEngine:
         check_batch(self._architecture, batch, dense=True)
         count, _, height, width = batch.shape
         with torch.inference_mode():
-            run = self._compute if self._device == "cpu" or not count else self._replay
+            run = self._compute if self.device == "cpu" or not count else self._replay
             found = run(tensor(batch), outputs)
         shapes = {name: self._architecture.shape(name, count, height, width) for name in outputs}
         return {name: found[name].cpu().numpy().reshape(shape) for name, shape in shapes.items()}
@@ -76,7 +76,7 @@ class TorchEngine:
     def _compute(self, batch: torch.Tensor, outputs: Sequence[str]) -> Values:
         """The named values, float32 [batch, channels, height, width]; nothing is computed that they don't need."""
         found: Values = {}
-        value = batch.to(self._device, self._dtype, memory_format=torch.channels_last)
+        value = batch.to(self.device, self._dtype, memory_format=torch.channels_last)
         for layer in self._architecture.layers:
             value = apply(layer, value, *self._parameters.get(layer.value, ()))
             if layer.value in outputs:

@@ -80,7 +80,7 @@ def factored(network: Network, found: Mapping[str, Directions], ranks: Mapping[s
             lost = found[name].mean - left @ (left.T @ found[name].mean)
             parameters[f"{name}.weight"] = LowRank(left, right.reshape(rank, *value.shape[1:]))
             parameters[f"{name}.bias"] = (bias + lost).astype(np.float32)
-    return replace(network, parameters=parameters, graph=None)
+    return replace(network, parameters=parameters)
 
 
 def parse(rank: str) -> tuple[float, str]:

@@ -6,7 +6,7 @@ import math
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,10 +15,11 @@ import numpy as np
 from .. import engines
 from ..arrays import Array
 from ..benchmark import REFERENCE, processor, side_by_side
-from ..classifier import Classifier
+from ..classifier import Classifier, described
 from ..errors import Error
 from ..evaluation import Run, evaluate, records
 from ..files import cache_folder
+from ..formats import QuantizedGraph, load, network_of
 from ..network import Network
 from ..preprocessing import Preprocessing
 from ..sources import Dataset
@@ -63,11 +64,12 @@ class Judge:
     threads: int | None = None
     progress: Progress = silent
 
-    def run(self, network: Network, name: str) -> Run:
+    def run(self, network: Network | QuantizedGraph, name: str) -> Run:
         """A network's answers to all pictures, from the user's cache where it has been asked before."""
-        shown = replace(network, preprocessing=self.preprocessing or network.preprocessing)
+        shown = described(network, self.preprocessing)
         digest = self.pictures.digest() if self.pictures and network is not self.network else ""
-        key = json.dumps([self.network.sha256(), name, asdict(shown.preprocessing), digest, self.dataset.digest(), self.engine])
+        preprocessing = asdict(network_of(shown).preprocessing)
+        key = json.dumps([self.network.sha256(), name, preprocessing, digest, self.dataset.digest(), self.engine])
         path = cache_folder() / "quantizations" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npz"
         model = Classifier(shown, self.engine, threads=self.threads, name=name)
         run = Run.of([model], self.dataset, Views())
@@ -78,7 +80,7 @@ class Judge:
             run.save(path)
         return run
 
-    def against_float(self, network: Network, name: str) -> dict[str, Any]:
+    def against_float(self, network: Network | QuantizedGraph, name: str) -> dict[str, Any]:
         """The records of a network beside float32's, whose own comes first."""
         first, second = self.run(self.network, "float32"), self.run(network, name)
         both = Run(
@@ -123,7 +125,7 @@ def tune(
             file = Path(folder) / path.name
             quantizer.write(made, file, str(configuration))
             size = file.stat().st_size
-            trial = Trial(configuration, size, judge.against_float(Network.read(file), str(configuration)), judge.baseline())
+            trial = Trial(configuration, size, judge.against_float(load(file), str(configuration)), judge.baseline())
         tried.append(trial)
         yield trial
         if tolerance is None or (trial.loss <= tolerance and trial.agreement >= agreement):

@@ -15,6 +15,7 @@ from ..errors import Error
 from ..evaluation.run import BATCH_SIZE, TOP
 from ..evaluation.summary import Tally, settings
 from ..extras import require
+from ..formats import network_of
 from ..progress import Progress, silent
 from ..sources import Sample, listing, stores
 from ..store import key_of
@@ -84,14 +85,15 @@ def run(
     require("bulk work", "scale", "pyarrow", "fsspec")
     places = list(map(_absolute, places))
     output = _absolute(output)
-    first = models[0][1]
+    networks = [network_of(model) for _, model in models]
+    first = networks[0]
     # Parts may come from different machines, so the key has the engine that was requested, which may be `auto`, and neither
     # its version nor the instruction set.
     key = key_of(
         verb=type(task).__name__.lower(),
         options=asdict(task),  # type: ignore[call-overload]
-        models=[[name, network.sha256()] for name, network in models],
-        preprocessing=[asdict(network.preprocessing) for _, network in models],
+        models=[[name, network.sha256()] for (name, _), network in zip(models, networks, strict=True)],
+        preprocessing=[asdict(network.preprocessing) for network in networks],
         labels=first.labels.text() if first.labels else None,
         engine=engine,
         images=places,
@@ -109,7 +111,7 @@ def run(
     job = Job(task, output, plan, tuple(name for name, _ in models), engine, threads, device, batch_size, workers)
     done, doing = plan.parts - len(missing), f"{task.doing} in parts"
     progress(doing, done, plan.parts)
-    for _ in RUNNERS[runner](job, [network for _, network in models], missing) if missing else ():
+    for _ in RUNNERS[runner](job, [model for _, model in models], missing) if missing else ():
         done += 1
         progress(doing, done, plan.parts)
     return _finished(folder, plan, len(models) + (isinstance(task, Score) and task.fuse))
@@ -151,7 +153,7 @@ def records(outcome: Finished, task: Score, models: Sequence[Model]) -> list[dic
     if outcome.failed == outcome.images:
         raise Error(f"{outcome.folder.place}: none of the {outcome.images:,} images could be read; {outcome.errors[0]}")
     names = [name for name, _ in models] + ([" + ".join(name for name, _ in models)] if task.fuse else [])
-    ranks = range(1, min(TOP, models[0][1].architecture.classes) + 1)
+    ranks = range(1, min(TOP, network_of(models[0][1]).architecture.classes) + 1)
     best, sure = [f"class_{rank}" for rank in ranks], [f"score_{rank}" for rank in ranks]
     tallies = [Tally() for _ in names]
     for table in outcome.folder.tables(outcome.plan, ["class", "cross_entropy", "error", *best, *sure]):
@@ -163,7 +165,7 @@ def records(outcome: Finished, task: Score, models: Sequence[Model]) -> list[dic
             tally.add(columns["class"][one], top[one], scores[one], columns["cross_entropy"][one], top[:: len(names), 0])
     found = []
     for index, (name, tally) in enumerate(zip(names, tallies, strict=True)):
-        used = [network for _, network in models[index : index + 1] or models]
+        used = [network_of(model) for _, model in models[index : index + 1] or models]
         about = {"model": name, "images": tally.images, "failed": outcome.failed} | tally.accuracies()
         about |= {"real": None, "real_images": None} | tally.others(index > 0) | settings(used, task.protocol)
         found.append(about | {"engine": None, "images_per_second": None})

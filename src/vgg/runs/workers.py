@@ -16,6 +16,7 @@ import numpy as np
 from ..classifier import Classifier
 from ..errors import Error, ImageError, one_line
 from ..extras import require
+from ..formats import QuantizedGraph, network_of
 from ..labels import resolver
 from ..network import Network
 from ..sources import UNLABELLED, Sample
@@ -24,7 +25,7 @@ from ..sources.stores import is_url
 from .folder import READERS, Folder, Plan
 from .tasks import Task
 
-Model = tuple[str, Network]  # with its name in the rows
+Model = tuple[str, Network | QuantizedGraph]  # with its name in the rows
 
 MOST_THREADS = 8  # of a worker on Ray by default
 TRIES = 4  # attempts at a part whose worker dies
@@ -59,7 +60,7 @@ class Unreadable(Sample):
 class Worker:
     """Computes parts of a job, with an engine for each network."""
 
-    def __init__(self, job: Job, networks: Sequence[Network]) -> None:
+    def __init__(self, job: Job, networks: Sequence[Network | QuantizedGraph]) -> None:
         self._job = job
         self._models = [
             Classifier(network, job.engine, threads=job.threads, device=job.device, name=name)
@@ -67,7 +68,7 @@ class Worker:
         ]
         self._folder = Folder(job.output)
         self._inputs = self._folder.inputs(job.plan)
-        first = networks[0]
+        first = network_of(networks[0])
         self._resolve = resolver(first.architecture.classes, first.labels) if job.task.labelled else None
 
     def do(self, part: int) -> None:
@@ -93,7 +94,7 @@ class Worker:
         return found or [Unreadable(shard.name, UNLABELLED, shard.path, error=empty)]
 
 
-def on_this_machine(job: Job, networks: Sequence[Network], parts: Sequence[int]) -> Iterator[int]:
+def on_this_machine(job: Job, networks: Sequence[Network | QuantizedGraph], parts: Sequence[int]) -> Iterator[int]:
     """Compute parts one after another in this process, and yield each finished part."""
     worker = Worker(job, networks)
     for part in parts:
@@ -101,7 +102,7 @@ def on_this_machine(job: Job, networks: Sequence[Network], parts: Sequence[int])
         yield part
 
 
-def on_ray(job: Job, networks: Sequence[Network], parts: Sequence[int]) -> Iterator[int]:
+def on_ray(job: Job, networks: Sequence[Network | QuantizedGraph], parts: Sequence[int]) -> Iterator[int]:
     """Compute parts on a Ray cluster, and yield each finished part.
 
     Ray Data hands the parts' numbers to a pool of workers, reassigns the parts of a worker that dies, and lets the pool grow
@@ -186,13 +187,15 @@ def _room(ray: Any, threads: int | None) -> tuple[int, int]:
     return each, sum(count // each for count in processors)
 
 
-def _contiguous(network: Network) -> Network:
-    """The network with contiguous arrays, which Ray's object store shares; it would pickle views."""
+def _contiguous(model: Network | QuantizedGraph) -> Network | QuantizedGraph:
+    """The model with contiguous arrays, which Ray's object store shares; it would pickle views."""
+    network = network_of(model)
     parameters = {
         name: np.ascontiguousarray(value) if isinstance(value, np.ndarray) else value
         for name, value in network.parameters.items()
     }
-    return replace(network, parameters=parameters)
+    network = replace(network, parameters=parameters)
+    return replace(model, network=network) if isinstance(model, QuantizedGraph) else network
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..errors import Error
+from ..formats import write
 from ..module import Module, results
 from ..network import Network, Provenance
 from . import checkpoint, log
@@ -188,7 +189,7 @@ def train(
                 told(log.line(row, recipe.epochs))
                 log.write(folder, history)
                 if best:
-                    _network(judged, task, row).write(folder / BEST)
+                    write(_network(judged, task, row), folder / BEST)
                 save(epoch + 1, 0, 0.0)
             first_step, loss_sum, saved = 0, 0.0, time.monotonic()
         if rank == 0:
