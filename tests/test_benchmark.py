@@ -151,7 +151,7 @@ def test_without_the_native_engine_there_is_no_limit(monkeypatch):
 @pytest.mark.parametrize(
     ("names", "options", "line"),
     [
-        (("onnxruntime", "abacus"), {}, "no engine is called 'abacus'"),
+        (("onnxruntime", "abacus"), {}, "unknown engine 'abacus'"),
         (("onnxruntime",), {"threads": (0,)}, "threads must be 1 or more"),
         (("onnxruntime",), {"batch_sizes": (1, 0)}, "batch sizes and rounds must be 1 or more"),
         (("onnxruntime",), {"rounds": 0}, "batch sizes and rounds must be 1 or more"),

@@ -174,5 +174,7 @@ def test_batches_do_not_change_the_result(tmp_path, protocol):
 
 def test_engines_that_take_no_whole_pictures_say_so(tmp_path):
     classifier, dataset = setting(tmp_path, SIZES)
-    with pytest.raises(Error, match="onnxruntime takes no whole pictures; the engines native and torch do"):
+    with pytest.raises(
+        Error, match="onnxruntime takes only crops of the network's input size; for whole images use native or torch"
+    ):
         evaluate([classifier], dataset, Views("dense"))

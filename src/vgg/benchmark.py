@@ -15,6 +15,7 @@ import numpy as np
 from . import engines
 from .arrays import Array
 from .errors import Error
+from .formats import QuantizedGraph, network_of
 from .network import Network
 from .parameters import LowRank, Part, is_int4
 from .progress import Progress, silent
@@ -189,13 +190,13 @@ class Runner(Protocol):
 
 
 def compare(
-    network: Network,
+    network: Network | QuantizedGraph,
     names: Sequence[str] = (),
     *,
     batch_sizes: Sequence[int] = (1,),
     threads: Sequence[int] = (),
     rounds: int = ROUNDS,
-    beside: Mapping[str, Network] | None = None,
+    beside: Mapping[str, Network | QuantizedGraph] | None = None,
     progress: Progress = silent,
 ) -> Iterator[Comparison]:
     """Time engines side by side: yields a `Comparison` for each number of threads and each batch size.
@@ -214,7 +215,7 @@ def compare(
     """
     if min((rounds, *batch_sizes)) < 1:
         raise Error("batch sizes and rounds must be 1 or more")
-    size, rng, done = network.architecture.input_size, np.random.default_rng(0), 0
+    size, rng, done = network_of(network).architecture.input_size, np.random.default_rng(0), 0
     chosen, threads = names or engines.installed(), threads or (os.cpu_count() or 1,)
     total = len(threads) * len(batch_sizes) * len(chosen) * (1 + len(beside or {})) * rounds
 
@@ -227,7 +228,7 @@ def compare(
             runners |= {f"{name}, {title}": engines.open(other, name, threads=count) for name in chosen}
         for batch_size in batch_sizes:
             batch = rng.standard_normal((batch_size, 3, size, size), np.float32)
-            yield side_by_side(runners, batch, work(network), count, rounds, advance)
+            yield side_by_side(runners, batch, work(network_of(network)), count, rounds, advance)
             done += len(runners) * rounds
         del runners  # frees the memory before the next engines are opened
 

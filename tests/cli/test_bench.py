@@ -120,7 +120,7 @@ def test_the_plot_is_drawn(bench, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["--engine", "abacus"], "vgg: no engine is called 'abacus'; there are auto, "),
+        (["--engine", "abacus"], "vgg: unknown engine 'abacus'; choose from auto, "),
         (["--engine", "onnxruntime", "--layers"], "vgg: --layers requires the native engine; add `--engine native`"),
         (["--plot", "plot.pdf"], "vgg: plot.pdf: unsupported format of a plot; use .png or .svg"),
         (["--plot", "nowhere/plot.png"], "vgg: nowhere/plot.png: can't be written: folder nowhere not found"),

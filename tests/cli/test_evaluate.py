@@ -163,8 +163,8 @@ def test_an_interrupted_run_resumes(place):
         (["data", "--protocol", "half"], "unknown protocol 'half'; choose from center, ten-crop, dense"),
         (["data", "--report", "no/where.html"], "no/where.html: can't be written: folder no not found"),
         (["data", "--real", "data/ant/0.png"], "ReaL labels must be"),
-        (["data", "-e", "onnxruntime", "-p", "dense"], "onnxruntime takes no whole pictures"),
-        (["tiny-0.onnx"], "a list of pictures must be UTF-8 text"),
+        (["data", "-e", "onnxruntime", "-p", "dense"], "onnxruntime takes only crops of the network's input size"),
+        (["tiny-0.onnx"], "a list of images must be UTF-8 text"),
         (["prepared"], "prepared/train: unknown class 'train'; the model has 7; did you mean prepared/val?"),
     ],
 )
@@ -178,7 +178,7 @@ def test_mistakes_are_one_clear_line(place, arguments, message):
 def test_prepare_then_check_then_evaluate(place, tmp_path):
     train, val = train_tar(tmp_path), val_tar(tmp_path)
     refused = vgg(place, "prepare", "imagenet", "--val", val, "-o", tmp_path / "out", code=1)
-    assert "is not the published archive, or damaged" in refused.stderr
+    assert "is damaged, or not the published archive" in refused.stderr
     assert refused.stderr.count("\n") == 1
     made = vgg(place, "prepare", "imagenet", "--train", train, "--val", val, "-o", tmp_path / "out", "--no-verify")
     assert made.stdout == made.stderr == ""
@@ -186,7 +186,7 @@ def test_prepare_then_check_then_evaluate(place, tmp_path):
     checked = vgg(place, "prepare", "check", tmp_path / "out", "--format", "json", code=1)
     problems = json.loads(checked.stdout)
     assert {tuple(one) for one in problems} == {("path", "problem")}
-    assert "vgg: train 12 pictures, val 12 pictures;" in checked.stderr
+    assert "vgg: train 12 images, val 12 images;" in checked.stderr
     assert vgg(place, "prepare", "imagenet", "-o", tmp_path / "out", code=1).stderr.startswith("vgg: nothing to prepare")
 
 

@@ -58,7 +58,7 @@ def bench(
     from .. import engines
     from ..benchmark import compare, processor
     from ..errors import Error, Notice
-    from ..network import Network
+    from ..formats import load, network_of
     from ..zoo import locate
 
     names = tuple(dict.fromkeys(engine or engines.installed()))
@@ -68,11 +68,11 @@ def bench(
         check_plot(plot)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Notice)  # assumptions about preprocessing and labels don't affect the speed
-        network, *others = [Network.read(locate(one)) for one in model or (None,)]
+        network, *others = [load(locate(one)) for one in model or (None,)]
     batch_sizes, counts = (tuple(dict.fromkeys(given or ())) for given in (batch_size, threads))
     title, *titles = [Path(one).name for one in model or [EMBEDDED]]
     beside = dict(zip(titles, others, strict=True))
-    if len(beside) < len(others) or any(one.architecture.input_size != network.architecture.input_size for one in others):
+    if len(beside) < len(others) or len({network_of(one).architecture.input_size for one in (network, *others)}) > 1:
         raise Error("models side by side require different names and the same input size")
     with progress() as show:
         options: dict[str, Any] = {"threads": counts, "rounds": rounds, "beside": beside, "progress": show}

@@ -19,6 +19,7 @@ from ..zoo import EMBEDDED
 
 if TYPE_CHECKING:
     from ..features import Features
+    from ..formats import QuantizedGraph
     from ..network import Network
     from ..predictions import Result
     from ..runs import Finished, Task
@@ -120,7 +121,7 @@ def _cell(value: Any) -> str:
 def find_images(arguments: Sequence[str]) -> tuple[list[Any], list[str]]:
     """The images that a verb's arguments name, and the errors of arguments that name none."""
     from ..errors import ImageError
-    from ..images import find
+    from ..sources import find
 
     images: list[Any] = []
     failures = []
@@ -205,7 +206,7 @@ def tracked(results: Iterable[Outcome], total: int, failures: list[str], task: s
 
 def run_in_parts(
     task: "Task",
-    models: Sequence[tuple[str, "Network"]],
+    models: Sequence[tuple[str, "Network | QuantizedGraph"]],
     places: Sequence[str],
     output: str | None,
     runner: str | None,

@@ -85,6 +85,7 @@ def evaluate(
     from ..classifier import described, load, read
     from ..errors import Error
     from ..evaluation import evaluate, read_real, records
+    from ..formats import network_of
     from ..views import Views
 
     for path in filter(None, (predictions, report)):
@@ -100,7 +101,7 @@ def evaluate(
 
         networks = [(name, described(network, preset, labels)) for network, name in map(read, files)]
         if no_resize:
-            networks = [(name, described(one, replace(one.preprocessing, resize="none"))) for name, one in networks]
+            networks = [(name, described(one, replace(network_of(one).preprocessing, resize="none"))) for name, one in networks]
         task, unsupported = (
             Score(views, fuse),
             {"--real": real, "--boxes": boxes, "--predictions": predictions, "--report": report},

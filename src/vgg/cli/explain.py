@@ -56,10 +56,14 @@ def explain(
     from ..errors import Error
     from ..explanation import explain as library
     from ..files import replacing
+    from ..sources import find
 
     if output.suffix.lower() not in SUFFIXES:
         raise Error(f"{output}: unsupported image format; use {', '.join(SUFFIXES)}")
-    data, name = (sys.stdin.buffer.read(), "standard input") if image == "-" else (image, image)
+    found = [("standard input", sys.stdin.buffer.read())] if image == "-" else find(image)
+    if len(found) > 1:
+        raise Error(f"{image}: has {len(found)} images; choose one")
+    [(name, data)] = found
     classifier = load(model, engine, threads=threads, device=device, labels=labels, preprocessing=preset)
     explanation = library(classifier, data, tuple(classes or ()), method=method, size=size, name=name)
     encoded = io.BytesIO()

@@ -41,7 +41,7 @@ def quantize(
         ),
     ] = "",
     calibrate: Annotated[
-        Path | None, typer.Option("--calibrate", metavar="DIR", help="Unlabelled images, for qdq, qoperator and --rank.")
+        str | None, typer.Option("--calibrate", metavar="DIR", help="Unlabelled images, for qdq, qoperator and --rank.")
     ] = None,
     calibration: Annotated[
         Literal["minmax", "percentile"],
@@ -49,7 +49,7 @@ def quantize(
     ] = "minmax",
     activations: Annotated[Literal["u8", "s8"], typer.Option("--activations", help="Unsigned or signed activations.")] = "u8",
     evaluate: Annotated[
-        Path | None,
+        str | None,
         typer.Option("--evaluate", metavar="DIR", help="Labelled images, as for `vgg evaluate`, to measure the loss."),
     ] = None,
     tolerance: Annotated[
@@ -94,7 +94,7 @@ def quantize(
     from .. import quantization, sources
     from ..classifier import described
     from ..errors import Error
-    from ..network import Network
+    from ..formats import read
     from ..zoo import locate
 
     if output is None and not per_layer:
@@ -106,8 +106,8 @@ def quantize(
     if plot:
         check_plot(plot)
     scheme = quantization.Scheme(method, int(bits), rank=rank, calibration=calibration, activations=activations)
-    network = described(Network.read(locate(model)), preset)
-    images = quantization.calibration_images(calibrate) if calibrate else None
+    network = described(read(locate(model)), preset)
+    images = sources.unlabelled(calibrate) if calibrate else None
     with resumable() if evaluate or calibrate else progress() as show:
         evaluator = None
         if evaluate:

@@ -16,7 +16,7 @@ from ..errors import Error, one_line
 from ..files import digest
 from ..network import Network
 from ..parameters import LowRank, Parameter, Part, as_bytes, contiguous
-from . import check_batch, native_library
+from .engine import check_batch, native_library
 
 INTERFACE = 2  # VGG_INTERFACE of native/vgg.h
 NO_MEMORY = 1  # the error code VGG_NO_MEMORY

@@ -209,7 +209,7 @@ def _thumbnail(sample: Sample) -> str:
     """An image as a small square inside the page; a placeholder if it can't be read any more."""
     name = escape(sample.name)
     try:
-        image = ImageOps.fit(sample.picture(), (THUMBNAIL, THUMBNAIL), Image.Resampling.BILINEAR)
+        image = ImageOps.fit(sample.image(), (THUMBNAIL, THUMBNAIL), Image.Resampling.BILINEAR)
     except ImageError:
         return f'<img alt="{name}">'
     file = io.BytesIO()

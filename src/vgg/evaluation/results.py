@@ -9,10 +9,9 @@ import numpy as np
 
 from ..arrays import Array
 from ..classifier import Classifier
-from ..engines import identity
+from ..engines import GraphEngine, identity
 from ..errors import Error, Notice
 from ..files import digest
-from ..network import Network
 from ..sources import Dataset
 from ..store import Work, key_of
 from ..views import Views
@@ -84,7 +83,7 @@ class Evaluation:
     def work(self, fresh: bool = False) -> Work:
         """The saved state. Hashing the parameters for its key takes a second for VGG-16."""
         inputs = {
-            "networks": [content_hash(one.network) for one in self.models],
+            "networks": [content_hash(one) for one in self.models],
             "dataset": self.dataset.digest(),
             "annotations": self.annotations and self.annotations.digest(),
         }
@@ -109,6 +108,6 @@ class Evaluation:
             self.errors, self.done = {int(place): text for place, text in state["errors"].items()}, state["done"]
 
 
-def content_hash(network: Network) -> str:
-    """SHA-256 of what a network computes: of its parameters, or of its file if that quantizes activations."""
-    return digest(network.graph) if network.graph else network.sha256()
+def content_hash(model: Classifier) -> str:
+    """SHA-256 of what a model computes: of its parameters, or of its file if the activations are quantized."""
+    return digest(model.engine.graph.path) if isinstance(model.engine, GraphEngine) else model.network.sha256()

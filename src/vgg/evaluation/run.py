@@ -146,7 +146,7 @@ def _prepare(dataset: Dataset, places: range, recipes: Sequence[Preprocessing], 
     for place in places:
         sample = dataset.samples[place]
         try:
-            image = sample.picture()
+            image = sample.image()
             cut = [(recipe, list(views.of(image, recipe, sample.name))) for recipe in recipes]
         except ImageError as error:
             errors[place] = str(error)

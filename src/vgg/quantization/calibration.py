@@ -6,31 +6,23 @@ from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from io import StringIO
 from itertools import islice
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from .. import engines
 from ..arrays import Array
-from ..images import find
 from ..network import Network
 from ..parallel import ahead
 from ..parameters import contiguous, expanded
 from ..progress import Progress, silent
-from ..sources import Dataset, Sample
+from ..sources import Dataset
 from ..store import Work, key_of
 
 BATCH = 2  # the outputs of all layers, 60 MB per image for VGG-16, are in memory twice
 RESPONSE_BATCH = 4  # images whose responses are summed at once; each sum reads and writes 67 MB per layer
 PERCENTILE = 99.99  # percentage of a layer's values in the range that is kept
 RangeMethod = Literal["minmax", "percentile"]
-
-
-def calibration_images(place: str | Path) -> Dataset:
-    """The unlabelled images at a place: a folder and those in it, a file, or a glob. Raises ImageError if there are none."""
-    base = place if os.path.isdir(place) else os.path.dirname(place) or "."
-    return Dataset(str(place), [Sample(os.path.relpath(name, base), -1, name) for name, _ in find(place)])
 
 
 def batches(images: Dataset, network: Network, size: int = BATCH, progress: Progress = silent) -> Iterator[Array]:

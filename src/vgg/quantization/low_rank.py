@@ -82,7 +82,7 @@ def factored(network: Network, found: Mapping[str, Directions], ranks: Mapping[s
             omitted = found[name].mean - left @ (left.T @ found[name].mean)
             parameters[f"{name}.weight"] = LowRank(left, right.reshape(rank, *value.shape[1:]))
             parameters[f"{name}.bias"] = (bias + omitted).astype(np.float32)
-    return replace(network, parameters=parameters, graph=None)
+    return replace(network, parameters=parameters)
 
 
 def parse(rank: str) -> tuple[float, str]:

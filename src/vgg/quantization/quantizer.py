@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import Error
-from ..formats import onnx_graph
+from ..formats import onnx_builder
+from ..formats import write as write_network
 from ..network import Network
 from ..parameters import Quantized
 from ..progress import Progress, silent
@@ -110,7 +111,7 @@ class Quantizer:
         origin = replace(self.network.provenance, quantization=note)
         if isinstance(quantized, Network):
             grouped = any(isinstance(part, Quantized) and part.group for part in quantized.parts().values())
-            replace(quantized, provenance=origin).write(path, opset=onnx_graph.BLOCKED if grouped else None)
+            write_network(replace(quantized, provenance=origin), path, opset=onnx_builder.BLOCKED if grouped else None)
         else:
             static.write(quantized, replace(self.network.fold_batch_norm(), provenance=origin), path)
 

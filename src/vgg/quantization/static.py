@@ -22,13 +22,12 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from ..files import replacing
-from ..formats import metadata, onnx_graph
-from ..formats.onnx_options import OnnxOptions
+from ..formats import metadata, onnx_builder
+from ..formats.onnx_builder import OnnxOptions
 from ..network import Network
 from ..parameters import Quantized, contiguous
 from .weights import INT8, check_floats, integers
 
-OPSET, IR_VERSION = 17, 8
 REDUCED = 64  # the largest weight that never overflows
 
 StaticMethod = Literal["qdq", "qoperator"]
@@ -63,7 +62,8 @@ def quantize_static(
 
     check_floats(network)
     network = network.fold_batch_norm()
-    graph, initializers = onnx_graph.build(network, OPSET, ("logits",), OnnxOptions())
+    model, initializers = onnx_builder.build(network, OnnxOptions())
+    graph = model.graph
     limit, stored = REDUCED if reduce_range else INT8, {}
     for one in initializers:
         array = contiguous(one.value, np.float32).reshape(one.dims) if isinstance(one.value, np.ndarray) else None
@@ -73,7 +73,6 @@ def quantize_static(
             array = (found.scale * limit).reshape(-1, *[1] * (array.ndim - 1))
         graph.initializer.append(numpy_helper.from_array(array, one.name))
     graph.value_info.extend(_value_infos(graph))
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
     with tempfile.TemporaryDirectory() as folder, _quietly():
         from onnxruntime.quantization.calibrate import save_tensors_data
 

@@ -4,7 +4,7 @@ import math
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,10 @@ import numpy as np
 from .. import engines
 from ..arrays import Array
 from ..benchmark import REFERENCE, processor, side_by_side
-from ..classifier import Classifier
+from ..classifier import Classifier, described
 from ..errors import Error
 from ..evaluation import Evaluation, evaluate, records
+from ..formats import QuantizedGraph, load
 from ..network import Network
 from ..preprocessing import Preprocessing
 from ..progress import Progress, silent
@@ -60,7 +61,7 @@ class Evaluator:
     fresh: bool = False  # evaluate again, instead of using the cache folder
     progress: Progress = silent
 
-    def compare(self, network: Network, name: str) -> dict[str, Any]:
+    def compare(self, network: Network | QuantizedGraph, name: str) -> dict[str, Any]:
         """The record of a network, called `name`, compared with float32."""
         first, second = self._float32, self._evaluate(network, name)
         both = Evaluation(
@@ -78,9 +79,8 @@ class Evaluator:
     def _float32(self) -> Evaluation:
         return self._evaluate(self.network, "float32")
 
-    def _evaluate(self, network: Network, name: str) -> Evaluation:
-        network = replace(network, preprocessing=self.preprocessing or network.preprocessing)
-        model = Classifier(network, self.engine, threads=self.threads, name=name)
+    def _evaluate(self, network: Network | QuantizedGraph, name: str) -> Evaluation:
+        model = Classifier(described(network, self.preprocessing), self.engine, threads=self.threads, name=name)
         return evaluate([model], self.dataset, fresh=self.fresh, keep=True, progress=self.progress)
 
 
@@ -114,7 +114,7 @@ def tune(
         with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
             file = Path(folder) / path.name
             quantizer.write(quantized, file, str(scheme))
-            record = evaluator.compare(Network.read(file), str(scheme))
+            record = evaluator.compare(load(file), str(scheme))
             trial = Trial(scheme, file.stat().st_size, record, evaluator.baseline)
         trials.append(trial)
         yield trial

@@ -156,7 +156,7 @@ def quantize_weights(
             if layer.operation == "convolution" and noise(value, stored) < ENOUGH:
                 stored = integers(value, limit, size, zero_points=True)
             parameters[f"{layer.name}.weight"] = stored
-    return replace(network, parameters=parameters, graph=None)
+    return replace(network, parameters=parameters)
 
 
 def check_floats(network: Network) -> None:

@@ -19,10 +19,10 @@ from .. import engines
 from ..arrays import Array
 from ..errors import Error, ModelError, one_line
 from ..files import replacing
-from ..formats import recognise
-from ..images import find
+from ..formats import detect, load, network_of, read, write
 from ..network import Network
 from ..predictions import softmax
+from ..sources import find
 from ..zoo import locate
 from .reading import Set, opened
 
@@ -66,7 +66,7 @@ def make(model: str | Path, to: str | Path, images: Any = None, *, sets: int = 3
     if not to.name.endswith((".tar.gz", ".tgz")):
         raise Error(f"{to}: unsupported suffix; sample data is written as .tar.gz")
     path = locate(model)
-    network = Network.read(path)
+    network = read(path)
     preprocessing = network.preprocessing
     if images is None:
         random = np.random.RandomState(seed)  # NumPy guarantees that its numbers never change
@@ -75,9 +75,9 @@ def make(model: str | Path, to: str | Path, images: Any = None, *, sets: int = 3
     else:
         inputs = [preprocessing(image, name) for name, image in find(images)]
     with tempfile.TemporaryDirectory() as folder, replacing(to) as file:
-        if recognise(path) != "onnx":
+        if detect(path) != "onnx":
             path = Path(folder) / f"{path.stem}.onnx"
-            network.write(path)
+            write(network, path)
         run = _open_graph(path)
         # Level 1 is the fastest; weights hardly compress at any level.
         with (
@@ -115,16 +115,16 @@ def check(
         if not sets:
             raise Error(f"{place}: no sample data found, neither test_data_set_0/input_0.pb nor test_data_0.npz")
         if model is not None:
-            network = Network.read(locate(model))
+            loaded = load(locate(model))
         elif path:
             try:
-                network = Network.read(path)
+                loaded = load(path)
             except ModelError as error:
                 raise ModelError(str(error).replace(str(path), f"{place}: {path.name}")) from None
         else:
             raise Error(f"{place}: no .onnx file in the sample data; name a model to check")
-        opened_engine = engines.open(network, engine, threads=threads, device=device)
-        return [_compare(network, opened_engine, one, f"{place}: {one.name}") for one in sets]
+        running = engines.open(loaded, engine, threads=threads, device=device)
+        return [_compare(network_of(loaded), running, one, f"{place}: {one.name}") for one in sets]
 
 
 def _compare(network: Network, engine: engines.Engine, one: Set, name: str) -> Checked:
