@@ -1,4 +1,4 @@
-"""Resumable work: its state is kept in a folder, under a key of everything that decides the result.
+"""Resumable work: its state is kept in a folder, under a key with everything that decides the result.
 
 The same command resumes. Other inputs, options, engines, instruction sets or versions have another key, and are other work.
 `fresh` starts over. State that only vgg reads is below the cache folder, in a folder named by the key; work with a folder of
@@ -118,7 +118,7 @@ class Work:
 
 
 def key_of(**entries: Any) -> dict[str, Any]:
-    """A key of everything that decides a result, with the version of vgg.
+    """A key with everything that decides a result, and the version of vgg.
 
     Args:
         entries: JSON values, such as digests of inputs, options, and `vgg.engines.identity` of each engine in use, which has

@@ -32,7 +32,9 @@ def bench(
     ] = None,
     batch_size: Annotated[
         list[int] | None,
-        typer.Option("--batch-size", "-b", min=1, metavar="N", help="Images per batch; may be repeated.  [default: 1]"),
+        typer.Option(
+            "--batch-size", "-b", min=1, metavar="N", help="Number of images per batch; may be repeated.  [default: 1]"
+        ),
     ] = None,
     threads: Annotated[
         list[int] | None,

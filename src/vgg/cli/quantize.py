@@ -29,7 +29,7 @@ def quantize(
     output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="Output file (.onnx).")] = None,
     method: Annotated[
         Literal["weights", "qdq", "qoperator"],
-        typer.Option("--method", help="Integer weights; or activations too, as QDQ or as integer operators."),
+        typer.Option("--method", help="Method of quantization: integer weights; or activations too, as QDQ or integers."),
     ] = "weights",
     bits: Annotated[
         Literal["4", "8"], typer.Option("--bits", help="Bits of the linear layers' weights; those of convolutions have 8.")
@@ -73,7 +73,9 @@ def quantize(
         Path | None,
         typer.Option("--plot", metavar="FILE", help="Output file (.png, .svg) for a plot of the layers; requires vgg[plot]."),
     ] = None,
-    no_resize: Annotated[bool, typer.Option("--no-resize", help="Crop the labelled images without resizing them.")] = False,
+    no_resize: Annotated[
+        bool, typer.Option("--no-resize", help="Crop the images without resizing them; labelled ones only.")
+    ] = False,
     fresh: FreshOption = False,
     preset: PresetOption = None,
     engine: EngineOption = "auto",
