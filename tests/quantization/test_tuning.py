@@ -11,7 +11,6 @@ from vgg.quantization import (
     Evaluator,
     Quantizer,
     Scheme,
-    calibration_images,
     fallbacks,
     noise,
     per_layer,
@@ -19,6 +18,7 @@ from vgg.quantization import (
     tune,
 )  # fmt: skip
 from vgg.quantization.calibration import batches
+from vgg.sources import unlabelled
 
 LABELS = Labels(("ant", "bee", "cat", "dog", "eel", "fox", "gnu"))
 COUNT = 30
@@ -47,7 +47,7 @@ def evaluator(network, place, **options):
 
 def test_the_first_scheme_that_is_accurate_enough_is_written_with_a_note(tmp_path, network, place):
     one, path = evaluator(network, place), tmp_path / "n.onnx"
-    quantizer = Quantizer(network, calibration_images(place))
+    quantizer = Quantizer(network, unlabelled(place))
     trials = list(tune(quantizer, one, fallbacks(Scheme(bits=4)), path, tolerance=0, agreement=100))
     assert [trial.loss <= 0 and trial.agreement == 100 for trial in trials] == [*[False] * (len(trials) - 1), True]
     assert [path] == list(tmp_path.iterdir())
@@ -63,7 +63,7 @@ def test_the_figures_are_those_of_vgg_evaluate(tmp_path, network, place):
     from vgg.evaluation import evaluate, records
 
     path = tmp_path / "n.onnx"
-    quantizer = Quantizer(network, calibration_images(place))
+    quantizer = Quantizer(network, unlabelled(place))
     (trial,) = tune(quantizer, evaluator(network, place), [Scheme(method="qdq")], path)
     network.write(tmp_path / "float.onnx")
     run = evaluate([load(tmp_path / "float.onnx"), load(path)], sources.open(place, 7, LABELS))
@@ -140,7 +140,7 @@ def test_each_layer_alone(network, place):
 
 
 def test_noise_of_layer_outputs(network, place):
-    images = calibration_images(place)
+    images = unlabelled(place)
     batch = np.concatenate(list(batches(images, network)))[::2]  # 15 of 30, of which at most 16 are used
     found = {one.layer: one.output for one in per_layer(network, Scheme(bits=4), images=images)}
     for layer, value in (("conv1_1", "conv1_1"), ("conv3_2", "conv3_2"), ("fc6", "fc6"), ("fc8", "logits")):

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ..architectures import CONFIGURATIONS
-from .common import DeviceOption, LabelsOption, WorkersOption, completion, progress
+from .common import DeviceOption, FreshOption, LabelsOption, WorkersOption, completion, progress
 
 RECIPES = ("zoo", "paper", "torchvision", "modern", "finetune", "distil")
 BY_RECIPE = "[default: the recipe's]"
@@ -19,7 +19,9 @@ def train(
         str,
         typer.Argument(metavar="DIR", help="Class folders, a list, shards or CIFAR-10; or a folder of such, train and val."),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder of the run: model.onnx, last.pt …")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="DIR", help="Output folder of the run (model.onnx, last.pt, log.csv).")
+    ],
     val: Annotated[
         str | None,
         typer.Option("--val", metavar="DIR", help="Validation images.  [default: DIR/val, or else a tenth of the images]"),
@@ -49,7 +51,7 @@ def train(
     width: Annotated[float, typer.Option("--width", metavar="X", help="Width of a new network; the paper's is 1.")] = 1.0,
     size: Annotated[
         int | None,
-        typer.Option("--size", min=32, metavar="N", help="Input of a new network in pixels.  [default: 224; CIFAR-10: 32]"),
+        typer.Option("--input-size", min=32, metavar="N", help="Input of a new network in pixels.  [default: 224; CIFAR-10: 32]"),
     ] = None,
     head: Annotated[
         str | None,
@@ -77,7 +79,7 @@ def train(
     micro_batch: Annotated[
         int, typer.Option("--micro-batch", min=0, metavar="N", help="Largest number of images computed at once; 0: no limit.")
     ] = 0,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Start over; delete the run in the folder.")] = False,
+    fresh: FreshOption = False,
     seed: Annotated[int, typer.Option("--seed", min=0, metavar="N", help="Random seed.")] = 0,
     labels: LabelsOption = None,
     workers: WorkersOption = None,
