@@ -51,7 +51,9 @@ def train(
     width: Annotated[float, typer.Option("--width", metavar="X", help="Width of a new network; the paper's is 1.")] = 1.0,
     size: Annotated[
         int | None,
-        typer.Option("--input-size", min=32, metavar="N", help="Input of a new network in pixels.  [default: 224; CIFAR-10: 32]"),
+        typer.Option(
+            "--input-size", min=32, metavar="N", help="Input size of a new network in pixels.  [default: 224; CIFAR-10: 32]"
+        ),
     ] = None,
     head: Annotated[
         str | None,

@@ -221,7 +221,7 @@ def _check_sizes(options: Options, module: Module, train: Loader, count: int, re
     for teacher in options.teachers:
         architecture = teacher.architecture
         if architecture.head == "fc" and architecture.input_size != train.side:
-            raise Error(f"{architecture.name} takes {architecture.input_size} pixels, not {train.side}; use --size")
+            raise Error(f"{architecture.name} takes {architecture.input_size} pixels, not {train.side}; use --input-size")
     for value in options.matched:
         theirs, ours = (
             architecture.shape(value, 1, train.side, train.side)[1:]
