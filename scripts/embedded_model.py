@@ -69,7 +69,7 @@ def choose(folders: dict[str, Path], excluded: Path) -> dict[str, Dataset]:
     """The images of each source, without those that look like an excluded image; always the same for the same folders."""
 
     def phash(sample: Sample) -> np.ndarray:
-        return imagehash.phash(sample.picture()).hash.reshape(-1)
+        return imagehash.phash(sample.image()).hash.reshape(-1)
 
     def hashes(samples: list[Sample]) -> np.ndarray:
         with ThreadPoolExecutor() as pool:

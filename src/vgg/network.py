@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -50,7 +50,6 @@ class Network:
     preprocessing: Preprocessing
     labels: Labels | None = None
     provenance: Provenance = Provenance()
-    graph: Path | None = None  # the ONNX file that it was read from, when that quantizes activations too
 
     def __post_init__(self) -> None:
         expected = self.architecture.parameters
@@ -65,50 +64,28 @@ class Network:
         if self.labels is not None and len(self.labels) != self.architecture.classes:
             raise ModelError(f"{len(self.labels)} labels for a network of {self.architecture.classes} classes")
 
-    @classmethod
-    def read(cls, path: str | Path) -> "Network":
-        """The network in a file of any format that `vgg.formats` reads. Raises ModelError where it can't be read."""
-        from .formats import read  # formats stand above this file; a Network reads itself for its users' convenience
+    if TYPE_CHECKING:  # `vgg.formats` attaches both
 
-        return read(path)
+        @staticmethod
+        def read(path: str | Path) -> "Network":
+            """Read the network in a file; see `vgg.formats.read`."""
+            raise NotImplementedError
 
-    def write(
-        self,
-        path: str | Path,
-        *,
-        opset: int | None = None,
-        outputs: Sequence[str] = (),
-        softmax: bool = False,
-        batch: int | None = None,
-        dense: bool = False,
-        bits: int = 32,
-        names: Literal["paper", "zoo"] = "paper",
-        preprocessing: bool = False,
-    ) -> None:
-        """Write the network whole or not at all: `.onnx` or `.safetensors`, by the path's suffix.
-
-        Args:
-            path: where to; a file that is there is replaced. All that follows is for ONNX files only.
-            opset: 3 to the newest that the installed onnx package knows; 17 when not given.
-            outputs: named values that the file gives besides `logits`, such as `fc7` or `conv5_3`.
-            softmax: give `probabilities` instead of `logits`.
-            batch: a fixed number of images; any number when not given.
-            dense: take pictures of any size from `input_size` on, and give a score at each place where fc6 fits: the linear
-                layers as convolutions, `logits` [batch, classes, rows, columns].
-            bits: of the floats in the file, 32 or 16. Input and output stay float32.
-            names: of the tensors, the paper's or those in the ONNX Model Zoo's files.
-            preprocessing: take `image`, uint8 [batch, height, width, 3], RGB, 0..255, instead of `data`, and resize, crop and
-                normalise it in the graph; needs opset 18, which is then the default.
-
-        Raises:
-            Error: the file can't be written; ModelError: the opset or an output is unknown, or the options contradict
-                each other or the network.
-        """
-        from .formats import write
-        from .formats.onnx_options import OnnxOptions
-
-        options = OnnxOptions(opset, tuple(outputs), softmax, batch, dense, bits, names, preprocessing)
-        write(self, path, options)
+        def write(
+            self,
+            path: str | Path,
+            *,
+            opset: int | None = None,
+            outputs: Sequence[str] = (),
+            softmax: bool = False,
+            batch: int | None = None,
+            dense: bool = False,
+            bits: int = 32,
+            names: Literal["paper", "zoo"] = "paper",
+            preprocessing: bool = False,
+            layout: Literal["file", "triton"] = "file",
+        ) -> None:
+            """Write the network to `.onnx` or `.safetensors`, or to a model repository; see `vgg.formats.write`."""
 
     def fold_batch_norm(self) -> "Network":
         """The same function without batch normalisation: `vgg16-bn` becomes `vgg16`, in float32.
@@ -129,7 +106,7 @@ class Network:
                 offset = expanded(parameters[f"conv{place}.bias"]).astype(np.float64)
                 parameters[f"conv{place}.weight"] = (weight * factor[:, None, None, None]).astype(np.float32)
                 parameters[f"conv{place}.bias"] = ((offset - mean) * factor + bias).astype(np.float32)
-        return replace(self, architecture=plain, parameters=parameters, graph=None)
+        return replace(self, architecture=plain, parameters=parameters)
 
     def expanded(self) -> "Network":
         """The same network with every quantized number as float32; weights of low rank stay such."""
@@ -137,7 +114,7 @@ class Network:
             name: LowRank(expanded(value.left), expanded(value.right)) if isinstance(value, LowRank) else expanded(value)
             for name, value in self.parameters.items()
         }
-        return replace(self, parameters=parameters, graph=None)
+        return replace(self, parameters=parameters)
 
     def parts(self) -> dict[str, Part]:
         """The parameters in the architecture's order; one of low rank as two, `NAME.left` and `NAME.right`."""

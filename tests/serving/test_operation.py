@@ -265,7 +265,7 @@ def test_an_error_inside_is_a_500_with_its_traceback_in_the_log_only(models):
         (["-m", "gap", "--api-key-file", "nowhere"], "vgg: nowhere: file or folder not found"),
         (["-m", "gap", "--port", "TAKEN"], "vgg: 127.0.0.1 port TAKEN: can't be listened on: address already in use"),
         (["-m", "gap", "--host", "192.0.2.1"], "vgg: 192.0.2.1 port 0: can't be listened on: cannot assign requested"),
-        (["-m", "gap", "--engine", "abacus"], "vgg: no engine is called 'abacus'"),
+        (["-m", "gap", "--engine", "abacus"], "vgg: unknown engine 'abacus'"),
     ],
 )
 def test_a_start_that_fails_is_one_line(models, options, line):

@@ -151,11 +151,11 @@ def test_cifar10_is_read_as_published(tmp_path):
     pixels = np.asarray(vgg.images.open_image(dataset.samples[3].read()))
     np.testing.assert_array_equal(pixels[0, :32, 0], np.frombuffer(raw, np.uint8)[3 * cifar.RECORD + 1 :][:32])
     np.testing.assert_array_equal(pixels[31, :, 2], np.frombuffer(raw, np.uint8)[3 * cifar.RECORD + 1 + 3072 - 32 :][:32])
-    np.testing.assert_array_equal(np.asarray(dataset.samples[3].picture()), pixels)
+    np.testing.assert_array_equal(np.asarray(dataset.samples[3].image()), pixels)
     assert len(vgg.sources.open(folder / "test_batch.bin", 10)) == 16
     assert classes_of(folder)[1].names == cifar.NAMES
     (folder / "data_batch_2.bin").write_bytes(raw[:-1])
-    with pytest.raises(Error, match=r"data_batch_2.bin: is cut short, or no file of CIFAR-10"):
+    with pytest.raises(Error, match=r"data_batch_2.bin: is truncated, or not in CIFAR-10's binary format"):
         vgg.sources.open(folder, 10)
     with pytest.raises(Error, match="is CIFAR-10, which has 10 classes; the model has 1000"):
         vgg.sources.open(folder / "test_batch.bin", 1000)
@@ -166,7 +166,7 @@ def test_classes_are_found_in_folders_lists_and_shards(tmp_path):
     (tmp_path / "numbers.txt").write_text("a.png 0\nb.png 1\nc.png 0\n")
     assert classes_of(tmp_path / "numbers.txt") == (2, None)
     (tmp_path / "gaps.txt").write_text("a.png 0\nb.png 4\n")
-    with pytest.raises(Error, match="has 2 classes, whose numbers go up to 4"):
+    with pytest.raises(Error, match="has 2 classes with numbers up to 4"):
         classes_of(tmp_path / "gaps.txt")
     (tmp_path / "names.txt").write_text("a.png cat\nb.png ant\nc.png cat\n")
     assert classes_of(tmp_path / "names.txt")[1].names == ("ant", "cat")

@@ -33,7 +33,7 @@ def inspect(
     from ..zoo import locate
 
     file = locate(file)
-    kind = formats.recognise(file)
+    kind = formats.detect(file)
     facts: dict[str, Any] = {"file": str(file), "bytes": file.stat().st_size, "format": kind}
     onnx = None
     if kind == "onnx":

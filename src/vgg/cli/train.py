@@ -16,12 +16,12 @@ BY_RECIPE = "[default: the recipe's]"
 
 def train(
     data: Annotated[
-        Path,
+        str,
         typer.Argument(metavar="DIR", help="Class folders, a list, shards or CIFAR-10; or a folder of such, train and val."),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder of the run: model.onnx, last.pt …")],
     val: Annotated[
-        Path | None,
+        str | None,
         typer.Option("--val", metavar="DIR", help="Validation images.  [default: DIR/val, or else a tenth of the images]"),
     ] = None,
     recipe: Annotated[
@@ -93,6 +93,7 @@ def train(
     """
     from dataclasses import replace
 
+    from ..formats import read
     from ..labels import Labels
     from ..network import Network
     from ..training import Options, recipes
@@ -105,11 +106,11 @@ def train(
     chosen = replace(chosen, plain_lr=0.0) if lr is not None else chosen
 
     def network(name: str | None) -> Network | None:
-        return Network.read(locate(name)) if name else None
+        return read(locate(name)) if name else None
 
     options = Options(
         data, output, recipes.changed(chosen, setting or []), val, Labels.read(labels) if labels else None, arch, width, size,
-        head, network(init_from), network(start), freeze, [Network.read(locate(name)) for name in teacher or ()],
+        head, network(init_from), network(start), freeze, [read(locate(name)) for name in teacher or ()],
         tuple(match or ()), cache, micro_batch, seed, device, workers, fresh,
     )  # fmt: skip
     try:

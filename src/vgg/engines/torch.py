@@ -10,7 +10,7 @@ from ..arrays import Array
 from ..errors import Error
 from ..module import Module, tensor
 from ..network import Network
-from . import check_batch
+from .engine import check_batch
 
 GRAPHS = 64  # CUDA graphs kept by an engine
 WARM_UPS = 3  # runs before a graph is captured
@@ -40,7 +40,7 @@ class TorchEngine:
         check_device(device)
         if threads is not None:
             torch.set_num_threads(threads)
-        self._device, self._dtype = device, _dtype(device)
+        self.device, self._dtype = device, _dtype(device)
         module = Module.of(network).to(device, self._dtype)
         self._module: Module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._graphs: dict[tuple[tuple[int, ...], tuple[str, ...]], _Graph] = {}
@@ -50,7 +50,7 @@ class TorchEngine:
         self._module.architecture.check_values(outputs)
         check_batch(self._module.architecture, batch, dense=True)
         with torch.inference_mode():
-            run = self._compute if self._device == "cpu" or not len(batch) else self._replay
+            run = self._compute if self.device == "cpu" or not len(batch) else self._replay
             values = run(tensor(batch), outputs)
         return {name: values[name].cpu().numpy() for name in outputs}
 
@@ -59,7 +59,7 @@ class TorchEngine:
 
     def _compute(self, batch: torch.Tensor, outputs: Sequence[str]) -> Values:
         """The named values, contiguous float32."""
-        batch = batch.to(self._device, self._dtype, memory_format=torch.channels_last)
+        batch = batch.to(self.device, self._dtype, memory_format=torch.channels_last)
         return {name: value.float().contiguous() for name, value in self._module(batch, outputs).items()} if outputs else {}
 
     def _replay(self, batch: torch.Tensor, outputs: Sequence[str]) -> Values:

@@ -130,24 +130,17 @@ def read(path: Path) -> Network | Bare:
     return architecture, parameters
 
 
-def quantizes_activations(path: Path) -> bool:
-    """Whether an ONNX file computes with integers: it has operators that quantize what flows through the graph."""
-    return any(node.operator.startswith(_QUANTIZING) for node in scan(path).nodes)
+def quantized_activations(path: Path) -> tuple[bool, bool] | None:
+    """Of an ONNX file with quantized activations: whether it is in the QDQ format, and whether it ends in a softmax."""
+    operators = [node.operator for node in scan(path).nodes]
+    if not any(one.startswith(_QUANTIZING) for one in operators):
+        return None
+    qdq = not any(one.startswith(_QUANTIZING[1:]) for one in operators)
+    return qdq, any(one.endswith("Softmax") for one in operators[-3:])
 
 
-def is_qdq(path: Path) -> bool:
-    """Whether all its integers stand between QuantizeLinear and DequantizeLinear, around operators of floats."""
-    operators = {node.operator for node in scan(path).nodes}
-    return not any(one.startswith(_QUANTIZING[1:]) for one in operators)
-
-
-def ends_in_softmax(path: Path) -> bool:
-    """Whether an ONNX file gives probabilities."""
-    return any(node.operator.endswith("Softmax") for node in scan(path).nodes[-3:])
-
-
-def recipe(path: Path) -> str:
-    """The preset that another's file most likely wants, by what its producer left in it."""
+def usual_preset(path: Path) -> str:
+    """The preset of the files of this file's producer, by the names in it."""
     model = scan(path)
     names = " ".join((model.producer, *model.tensors)).lower()
     if "caffe" in names or "conv1_1_w" in names:

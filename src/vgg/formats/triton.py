@@ -11,7 +11,7 @@ from ..errors import Error
 from ..files import reason
 from ..network import Network
 from . import onnx_reader, onnx_writer
-from .onnx_options import OnnxOptions
+from .onnx_builder import OnnxOptions
 
 MAX_BATCH = 64  # images that Triton may put together, where the batch is free
 

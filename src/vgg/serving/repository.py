@@ -15,6 +15,7 @@ import numpy as np
 from ..classifier import Classifier
 from ..errors import Error, ModelError, Notice
 from ..files import reason
+from ..formats import load, network_of
 from ..network import Network
 from ..zoo import EMBEDDED, EMBEDDED_FILE, locate
 from . import Settings
@@ -212,11 +213,12 @@ def open_model(path: Path, settings: Settings, name: str) -> Classifier:
     with private_copy(path) as copy, warnings.catch_warnings(record=True) as notes:
         warnings.simplefilter("always", Notice)
         try:
-            network = Network.read(copy)
+            model = load(copy)
+            network = network_of(model)
             _check_numbers(copy, network)
         except ModelError as error:
             raise ModelError(str(error).replace(str(copy), str(path))) from None
-        classifier = Classifier(network, settings.engine, threads=settings.threads, device=settings.device, name=name)
+        classifier = Classifier(model, settings.engine, threads=settings.threads, device=settings.device, name=name)
         side = network.preprocessing.crop
         classifier.engine.logits(np.zeros((1, 3, side, side), np.float32))
     for note in notes:
@@ -241,9 +243,9 @@ def private_copy(path: Path) -> Iterator[Path]:
 
 def _check_numbers(path: Path, network: Network) -> None:
     """Raises ModelError when an ONNX file's numbers are not those that it says it holds: it was changed after it was made."""
-    from ..formats import metadata, onnx_reader, recognise
+    from ..formats import detect, metadata, onnx_reader
 
-    if recognise(path) == "onnx":
+    if detect(path) == "onnx":
         claimed = onnx_reader.scan(path).metadata.get(metadata.SHA256)
         if claimed and claimed != network.sha256():
             raise ModelError(f"{path}: is damaged: its numbers are not those that were written")

@@ -85,7 +85,7 @@ class Loader:
         """uint8 [height, width, 3]."""
         image = self._decoded.get(index)
         if image is None:
-            image = np.asarray(self.dataset.samples[index].picture())
+            image = np.asarray(self.dataset.samples[index].image())
             if image.nbytes <= self._room:
                 self._room -= image.nbytes
                 self._decoded[index] = image

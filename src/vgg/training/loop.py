@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..errors import Error
+from ..formats import write
 from ..module import Module, Normalisation
 from ..network import Provenance
 from ..progress import Progress, silent
@@ -264,7 +265,7 @@ class Trainer:
             source=f"vgg train, recipe {recipe.name}, {setup.name}, epoch {row['epoch']}: top-1 {row['val_top1']:.2f}%",
             format="trained", preprocessing="given", labels="given", licence=setup.licence,
         )  # fmt: skip
-        self.result.network(setup.preprocessing, setup.labels, origin).write(self.options.output / BEST)
+        write(self.result.network(setup.preprocessing, setup.labels, origin), self.options.output / BEST)
 
     def save(self) -> None:
         """Save a checkpoint, in the first process."""

@@ -37,10 +37,10 @@ class Options:
     """Options of a training."""
 
     # Labelled images as for `vgg.sources.open`, or a folder with such in `train` and `val`; with teachers, any images.
-    data: Path
+    data: str | Path
     output: Path  # folder of the run
     recipe: Recipe
-    val: Path | None = None  # labelled validation images; by default `val` or `test` of data, else a tenth of the images
+    val: str | Path | None = None  # labelled validation images; by default `val` or `test` of data, else a tenth of the images
     labels: Labels | None = None  # names of the classes, for lists and shards with numbers
     arch: str = "vgg16-bn"  # architecture of a new network
     width: float = 1.0  # its width, as a multiple of the paper's
@@ -84,7 +84,8 @@ class Setup:
 def prepare(options: Options, log: Callable[[str], object]) -> Setup:
     """Open the images and create the network. Raises Error if the options don't fit together, or the images don't fit them."""
     _check_options(options)
-    data, val = _locate(options)
+    data, beside = sources.splits(options.data)
+    val = options.val or beside
     classes, labels = _classes(data, options)
     module, preprocessing = _module(options, data, classes, labels)
     recipe = checked(options.recipe.for_input(preprocessing.crop, module.architecture.configuration.batch_norm))
@@ -127,7 +128,7 @@ def prepare(options: Options, log: Callable[[str], object]) -> Setup:
     )
     licences = dict.fromkeys(network.provenance.licence for network in known.values() if network.provenance.licence)
     return Setup(
-        recipe, module, preprocessing, labels, options.data.resolve().name, train, indices, val_loader, val_indices,
+        recipe, module, preprocessing, labels, Path(options.data).resolve().name, train, indices, val_loader, val_indices,
         Targets(classes, recipe.temperature), key, "; ".join(licences), end if recipe.views else 0,
     )  # fmt: skip
 
@@ -170,18 +171,7 @@ def _check_options(options: Options) -> None:
         raise Error("the teachers have different numbers of classes")
 
 
-def _locate(options: Options) -> tuple[Path, Path | None]:
-    """Where the training and the validation images are."""
-    data, val = options.data, options.val
-    parts = [data / name for name in ("train", "val", "test") if (data / name).is_dir()]
-    if parts and parts[0].name == "train":
-        return parts[0], val or (parts[1] if len(parts) > 1 else None)
-    if not val and (data / cifar.TEST).is_file():
-        val = data / cifar.TEST
-    return data, val
-
-
-def _classes(data: Path, options: Options) -> tuple[int, Labels | None]:
+def _classes(data: str, options: Options) -> tuple[int, Labels | None]:
     if options.teachers:
         return options.teachers[0].architecture.classes, options.teachers[0].labels
     if options.labels:
@@ -189,7 +179,7 @@ def _classes(data: Path, options: Options) -> tuple[int, Labels | None]:
     return sources.classes_of(data)
 
 
-def _module(options: Options, data: Path, classes: int, labels: Labels | None) -> tuple[Module, Preprocessing]:
+def _module(options: Options, data: str, classes: int, labels: Labels | None) -> tuple[Module, Preprocessing]:
     """The network to train, with its initial parameters."""
     torch.manual_seed(options.seed)
     if options.start:
@@ -199,7 +189,7 @@ def _module(options: Options, data: Path, classes: int, labels: Labels | None) -
         same = classes == network.architecture.classes and (labels == network.labels or labels is None)
         module.load(network, {layer.name for layer in network.architecture.layers if same or layer.name != "fc8"})
         return module, network.preprocessing
-    size = options.size or (cifar.SIDE if cifar.is_here(data) else Architecture.input_size)
+    size = options.size or (cifar.SIDE if sources.is_cifar(data) else Architecture.input_size)
     head: Any = options.head or ("gap" if size <= SMALL else "fc")
     module = Module(Architecture(options.arch, classes, options.width, size, head), options.recipe.dropout)
     module.initialise()
