@@ -16,7 +16,7 @@ TINY = ("--arch", "vgg11", "--width", "0.0625", "--size", "32", "-b", "8", "--ep
 def place(tmp_path_factory):
     root = tmp_path_factory.mktemp("train")
     class_folders(root / "data")
-    (root / "data/class0/broken.png").write_bytes(b"no picture")
+    (root / "data/class0/broken.png").write_bytes(b"no image")
     return root
 
 
