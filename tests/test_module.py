@@ -135,3 +135,21 @@ def test_named_values_are_those_of_onnxruntime():
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         np.testing.assert_allclose(found[name], value, rtol=1e-3, atol=1e-4)
+
+
+def test_a_module_for_inference_reads_the_networks_parameters_in_place_and_trains_none():
+    network = random_network("vgg11")
+    module = Module.of(network)
+    for name, value in network.parameters.items():
+        layer, role = name.split(".")
+        assert getattr(module.get_submodule(layer), role).data_ptr() == value.ctypes.data
+    assert not list(module.parameters())
+    assert not module.state_dict()
+
+
+def test_nothing_is_computed_after_the_last_value_that_is_needed():
+    module, computed = Module.of(random_network("vgg11")), []
+    for name, layer in module.named_children():
+        layer.register_forward_hook(lambda *_, name=name: computed.append(name))
+    module(images(), ("conv1_1", "pool2"))
+    assert computed == ["conv1_1", "relu1_1", "pool1", "conv2_1", "relu2_1", "pool2"]

@@ -31,7 +31,7 @@ TINY = (
 def place(tmp_path_factory):
     root = tmp_path_factory.mktemp("train")
     class_folders(root / "data")
-    (root / "data/class0/broken.png").write_bytes(b"no picture")
+    (root / "data/class0/broken.png").write_bytes(b"no image")
     return root
 
 

@@ -116,10 +116,10 @@ def test_teachers_see_what_the_student_sees_anew_in_every_epoch(tmp_path):
         np.testing.assert_allclose(value, network.parameters[name], rtol=0, atol=1e-6, err_msg=name)
 
 
-def test_shards_without_classes_are_unlabelled_pictures(tmp_path):
-    pictures = sorted(class_folders(tmp_path / "data").rglob("*.png"))
+def test_shards_without_classes_are_unlabelled_images(tmp_path):
+    images = sorted(class_folders(tmp_path / "data").rglob("*.png"))
     with tarfile.open(tmp_path / "0.tar", "w") as tar:
-        for number, path in enumerate(pictures):
+        for number, path in enumerate(images):
             tar.add(path, f"{number}.png")
     outcome = train(options(tmp_path / "0.tar", tmp_path / "run", replace(QUICK, views=1), teachers=[parent()]))
     assert len(outcome.history) == 2
@@ -141,6 +141,6 @@ def test_shards_without_classes_are_unlabelled_pictures(tmp_path):
         ),
     ],
 )
-def test_what_does_not_fit_is_said(others, message, tmp_path):
+def test_options_that_do_not_fit_are_refused(others, message, tmp_path):
     with pytest.raises((Error, ModelError), match=message):
         train(options(class_folders(tmp_path / "data"), tmp_path / "run", TUNE, **others))

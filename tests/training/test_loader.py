@@ -22,7 +22,7 @@ SMALL = replace(PRESETS["torchvision"], size=32, crop=32)
 
 
 def ramp(height, width):
-    """A picture whose red is the row's and whose green is the column's share."""
+    """An image whose red is the row's and whose green is the column's share."""
     pixels = np.zeros((height, width, 3), np.uint8)
     pixels[..., 0] = np.linspace(0, 255, height)[:, None]
     pixels[..., 1] = np.linspace(0, 255, width)
@@ -46,28 +46,28 @@ def test_the_papers_scales_are_jittered():
     recipe, shorts = replace(RECIPES["paper"], flip=False), []
     for seed in range(200):
         seen = random_crop(ramp(300, 400), recipe, 224, draws(0, seed, [0])[0]).astype(float)
-        slope = (seen[-1, :, 0].mean() - seen[0, :, 0].mean()) / 223  # of the picture's 255 levels a row
+        slope = (seen[-1, :, 0].mean() - seen[0, :, 0].mean()) / 223  # of the image's 255 levels a row
         shorts.append(255 / slope)
     assert 250 < min(shorts) < 270
     assert 490 < max(shorts) < 520
 
 
-def test_small_pictures_are_framed_and_cropped():
+def test_small_images_are_padded_and_cropped():
     recipe = replace(RECIPES["modern"].for_input(32, True), flip=False)
-    picture = np.full((32, 32, 3), 200, np.uint8)
-    seen = [random_crop(picture, recipe, 32, draws(0, seed, [0])[0]) for seed in range(300)]
+    image = np.full((32, 32, 3), 200, np.uint8)
+    seen = [random_crop(image, recipe, 32, draws(0, seed, [0])[0]) for seed in range(300)]
     rows = {int((one[:, 16, 0] > 0).sum()) for one in seen}
     assert rows == {28, 29, 30, 31, 32}
     assert any((one == 200).all() for one in seen)
 
 
-def test_half_of_the_looks_are_mirrored():
+def test_half_of_the_crops_are_mirrored():
     recipe = replace(RECIPES["modern"].for_input(32, True), crop_range=(0,))
     mirrored = sum(int(random_crop(ramp(32, 32), recipe, 32, draws(0, seed, [0])[0])[0, 0, 1] > 128) for seed in range(400))
     assert 150 < mirrored < 250
 
 
-def test_a_look_depends_on_the_seed_the_picture_and_the_epoch_only(tmp_path):
+def test_a_crop_depends_on_the_seed_the_image_and_the_epoch_only(tmp_path):
     dataset = vgg.sources.open(class_folders(tmp_path / "data"), 3)
     recipe = replace(RECIPES["modern"].for_input(32, True))
     one, two = (Loader(dataset, recipe, SMALL, 0, workers) for workers in (1, 3))
@@ -84,8 +84,8 @@ def test_a_look_depends_on_the_seed_the_picture_and_the_epoch_only(tmp_path):
     np.testing.assert_array_equal(as_evaluated.inputs[0], expected)
 
 
-def test_what_is_drawn_is_even_and_its_own_for_each_seed_look_and_picture():
-    drawn = np.array([[draws(seed, look, range(50)) for look in range(10)] for seed in range(10)])
+def test_what_is_drawn_is_even_and_different_for_each_seed_view_and_image():
+    drawn = np.array([[draws(seed, view, range(50)) for view in range(10)] for seed in range(10)])
     assert len(np.unique(drawn)) == drawn.size
     assert 0 <= drawn.min() < 0.001
     assert 0.999 < drawn.max() < 1
@@ -115,7 +115,7 @@ def test_colours_are_jittered_as_torchvision_does_it():
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-3)
 
 
-def test_jitter_varies_between_the_pictures_of_a_batch_within_its_range():
+def test_jitter_varies_between_the_images_of_a_batch_within_its_range():
     recipe = replace(RECIPES["modern"], jitter=0.4)
     torch.manual_seed(0)
     colours = Colours(recipe, torch.device("cpu"))(np.full((64, 4, 4, 3), 100, np.uint8), training=True)
@@ -132,7 +132,7 @@ def test_lighting_shifts_along_the_principal_components():
     torch.testing.assert_close(torch.cov(shifts.T), expected.double(), rtol=0.15, atol=1e-5)
 
 
-def test_mixup_blends_pictures_as_it_blends_their_scores():
+def test_mixup_blends_images_as_it_blends_their_scores():
     torch.manual_seed(0)
     scores = torch.eye(8)
     batch = scores[:, :, None, None].repeat(1, 1, 2, 2)

@@ -24,7 +24,7 @@ from vgg.training import RECIPES, train
 from vgg.training.checkpoint import load
 
 
-def test_a_network_learns_class_folders_and_knows_their_names(tmp_path):
+def test_a_network_learns_class_folders_and_has_their_names(tmp_path):
     data = class_folders(tmp_path / "data", each=12)
     lines = []
     outcome = train(options(data, tmp_path / "run", replace(QUICK, epochs=10), arch="vgg11-bn"), log=lines.append)
@@ -111,7 +111,7 @@ def test_two_processes_learn_what_one_does(noisy, tmp_path):
     # Without batch norm, parts don't matter; with it, one process takes the same parts after each other.
     path = script(tmp_path, data, recipe, **others, **({"micro_batch": 8} if noisy else {}))
     subprocess.run([sys.executable, path, tmp_path / "one"], check=True, capture_output=True, timeout=300)
-    # The last state, since another epoch may be the best one: batch norm's statistics are of the first process's pictures only.
+    # The last state, since another epoch may be the best one: batch norm's statistics are of the first process's images only.
     one, two = (load(tmp_path / run / "last.pt") for run in ("one", "two"))
     for name, value in one["module"].items():
         if not name.endswith(("running_mean", "running_var", "num_batches_tracked")):
@@ -151,7 +151,7 @@ def test_a_run_killed_at_any_moment_ends_the_same(tmp_path):
         assert torch.equal(one["module"][name], tensor), name
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_steps_pictures(tmp_path):
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_steps_images(tmp_path):
     data = class_folders(tmp_path / "data")
     with pytest.raises(Error, match=r"the loss is (nan|inf) in epoch \d+, step \d+; .*nan.pt has the step's images"):
         train(options(data, tmp_path / "run", replace(QUICK, lr=1e20, epochs=5)))
@@ -212,7 +212,7 @@ def test_a_checkpoint_runs_nothing(tmp_path):
         load(tmp_path / "last.pt")
 
 
-def test_a_full_disk_is_said_in_one_line_and_the_last_checkpoint_stays(tmp_path):
+def test_a_full_disk_is_a_one_line_error_and_the_last_checkpoint_stays(tmp_path):
     data = cifar_folder(tmp_path / "cifar")
     path = script(tmp_path, data, "replace(QUICK, epochs=1)")
     subprocess.run([sys.executable, path, tmp_path / "run"], check=True, capture_output=True)
@@ -233,9 +233,9 @@ def test_a_full_disk_is_said_in_one_line_and_the_last_checkpoint_stays(tmp_path)
     assert not differences(load(tmp_path / "run" / "last.pt")["key"], before["key"])
 
 
-def test_broken_pictures_are_left_out_and_named(tmp_path):
+def test_broken_images_are_skipped_and_named(tmp_path):
     data = class_folders(tmp_path / "data")
-    (data / "class0" / "broken.png").write_bytes(b"no picture")
+    (data / "class0" / "broken.png").write_bytes(b"no image")
     outcome = train(options(data, tmp_path / "run", replace(QUICK, epochs=6)))
     assert list(outcome.errors) == ["class0/broken.png"]
     assert math.isfinite(outcome.history[-1]["loss"])
@@ -251,7 +251,7 @@ def test_broken_pictures_are_left_out_and_named(tmp_path):
         ("missing", "file or folder not found"),
     ],
 )
-def test_what_cannot_be_learnt_from_is_said(wrong, message, tmp_path):
+def test_unsuitable_images_are_refused(wrong, message, tmp_path):
     data = class_folders(tmp_path / "data", classes=1 if wrong == "single" else 3)
     recipe = replace(QUICK, batch=256) if wrong == "few" else QUICK
     if wrong == "empty":

@@ -23,7 +23,7 @@ class Cache:
     """One value of a network for some views of some images, float16; batches of it replace those of the loader.
 
     Args:
-        folder: parent of the cache's folder, which is named by the value and a digest of everything that decides it.
+        folder: parent of the cache's folder, which is named by the value and a digest of the key.
         loader: loads the images.
         indices: of the images in the loader's dataset.
         views: numbers of random crops; None is the crop of evaluation.

@@ -52,6 +52,8 @@ def processes(device: str) -> Iterator[Process]:
     try:
         own = torch.device(device, local) if device == "cuda" else torch.device(device)
         yield Process(own, int(os.environ.get("RANK", 0)), world)
+        if world > 1:  # a process that exits while a thread of torch still releases a tensor aborts
+            distributed.barrier()
     finally:
         if world > 1:
             distributed.destroy_process_group()
