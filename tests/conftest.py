@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +92,13 @@ def store(monkeypatch):
     system.rm("bucket", recursive=True)  # the server's buckets outlive it
     server.stop()
     s3fs.S3FileSystem.clear_instance_cache()
+
+
+def change_version(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
+    """Make a package, such as vgg or onnxruntime, appear in another version, for tests of what is resumed."""
+    version = metadata.version
+    monkeypatch.setattr(metadata, "version", lambda name: "0" if name == package else version(name))
+    monkeypatch.setattr(f"{package}.__version__", "0")
 
 
 def read_terminal(ours: int) -> bytes:

@@ -50,7 +50,7 @@ def test_the_generated_parts_of_the_page_are_current():
 # What is written where, in the one vocabulary of options. Their help begins with the word and goes on with the object.
 FIRST_WORDS = {
     "--output": "Output", "--batch-size": "Number of", "--bits": "Bits", "--plot": "Output", "--report": "Output",
-    "--size": "Short side", "--val": "Validation", "--model": "Model file",
+    "--size": "Short side", "--val": "Validation", "--method": "Method of", "--model": "Model file",
 }  # fmt: skip
 
 

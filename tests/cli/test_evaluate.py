@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -113,9 +114,9 @@ def test_the_report_is_one_page_with_everything_in_it(place):
     assert page.tags.count("svg") == 4
     assert page.tags.count("script") == 1
     assert page.tags.count("img") >= 2 * 10
-    for heading in ("Reliability", "Each class", "Most often confused", "Worst mistakes"):
+    for heading in ("Reliability", "Accuracy by class", "Classes", "Most frequent confusions", "Most confident mistakes"):
         assert f"<h3>{heading}</h3>" in text
-    assert "broken &lt;b&gt;.jpg: is not an image" in text  # nothing from outside becomes markup
+    assert "broken &lt;b&gt;.jpg: not an image" in text  # nothing from outside becomes markup
     assert "<b>.jpg" not in text
 
 
@@ -137,12 +138,17 @@ def test_an_interrupted_run_resumes(place):
         process.send_signal(signal.SIGINT)
         error = process.communicate()[1]
     assert process.returncode == 130
-    assert "--resume goes on from here" in error
+    assert error == "vgg: interrupted; the same command resumes\n"
     assert "Traceback" not in error
     pipe.unlink()
     pipe.touch()
-    [resumed] = json.loads(vgg(place, *arguments, "--resume", code=1).stdout)
-    [whole] = json.loads(vgg(place, *arguments, code=1).stdout)
+    [state] = (place / "cache/evaluations").iterdir()
+    shutil.copytree(state, place / "state")
+    [resumed] = json.loads(vgg(place, *arguments, code=1).stdout)
+    assert not state.exists()
+    shutil.move(place / "state", state)
+    [whole] = json.loads(vgg(place, *arguments, "--fresh", code=1).stdout)
+    assert not state.exists()
     assert (resumed["images"], resumed["failed"]) == (60 * COUNT, 1)
     assert {**resumed, "images_per_second": 0} == {**whole, "images_per_second": 0}
 
@@ -151,15 +157,15 @@ def test_an_interrupted_run_resumes(place):
     ("arguments", "message"),
     [
         (["nowhere"], "nowhere: file or folder not found"),
-        (["data", "--fuse"], "--fuse takes the mean of several models; give --model more than once"),
-        (["data", "--sizes", "big"], "--sizes takes comma-separated integers"),
+        (["data", "--fuse"], "--fuse requires several models; repeat --model"),
+        (["data", "--sizes", "big"], "--sizes takes comma-separated integers, such as 256,384,512"),
         (["data", "--sizes", "16"], "size 16 is smaller than the network's crop of 32"),
-        (["data", "--protocol", "half"], "no protocol is called 'half'; there are center, ten-crop, dense"),
-        (["data", "--report", "no/where.html"], "no/where.html: can't be written: there is no folder no"),
+        (["data", "--protocol", "half"], "unknown protocol 'half'; choose from center, ten-crop, dense"),
+        (["data", "--report", "no/where.html"], "no/where.html: can't be written: folder no not found"),
         (["data", "--real", "data/ant/0.png"], "ReaL labels must be"),
         (["data", "-e", "onnxruntime", "-p", "dense"], "onnxruntime takes only crops of the network's input size"),
         (["tiny-0.onnx"], "a list of images must be UTF-8 text"),
-        (["prepared"], "prepared/train: 'train' is no class of the model's 7; did you mean prepared/val?"),
+        (["prepared"], "prepared/train: unknown class 'train'; the model has 7; did you mean prepared/val?"),
     ],
 )
 def test_mistakes_are_one_clear_line(place, arguments, message):

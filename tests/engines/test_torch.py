@@ -109,7 +109,7 @@ def test_several_threads_share_an_engine():
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_a_gpu_that_is_not_there_is_said():
-    with pytest.raises(Error, match="finds no GPU that it can use"):
+    with pytest.raises(Error, match="finds no GPU; use the device cpu"):
         engines.open(random_network(), device="cuda")
 
 

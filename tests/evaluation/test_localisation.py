@@ -83,13 +83,13 @@ def test_a_run_with_boxes_resumes_with_them(place, monkeypatch, tmp_path):
     models = [vgg.load(replace(random_network(labels=LABELS), preprocessing=RECIPE))]
     dataset = sources.open(place / "data", 7, LABELS)
 
-    def stop(done):
+    def stop(task, done, total, unit=""):
         if done > 9:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         evaluate(models, dataset, boxes=place / "boxes", batch_size=5, progress=stop)
-    resumed = records(evaluate(models, dataset, boxes=place / "boxes", batch_size=5, resume=True))
+    resumed = records(evaluate(models, dataset, boxes=place / "boxes", batch_size=5))
     whole = records(evaluate(models, dataset, boxes=place / "boxes", batch_size=5))
     assert [{**one, "images_per_second": 0} for one in resumed] == [{**one, "images_per_second": 0} for one in whole]
 
@@ -116,15 +116,15 @@ def test_intersection_over_union():
 def test_a_broken_annotation_is_named(place, tmp_path, text):
     dataset = sources.open(place / "data", 7, LABELS)
     (tmp_path / "3.xml").write_text(text)
-    with pytest.raises(Error, match=r"3\.xml: is no annotation as ImageNet has them, with size and boxes"):
+    with pytest.raises(Error, match=r"3\.xml: not an annotation in ImageNet's format, with a size and boxes"):
         Annotations(tmp_path, dataset).boxes("dog/3.png")
 
 
 def test_what_does_not_fit_is_said(place, tmp_path):
     models = [vgg.load(replace(random_network(labels=LABELS), preprocessing=RECIPE))]
     dataset = sources.open(place / "data", 7, LABELS)
-    with pytest.raises(Error, match=r"has no boxes of these pictures; for a\.jpg there must be a\.xml in it"):
+    with pytest.raises(Error, match=r"no boxes of these images; a\.jpg requires a\.xml in this folder"):
         evaluate(models, dataset, boxes=tmp_path)
     for protocol in (Views(flip=True), Views("ten-crop"), Views(sizes=(40, 48))):
-        with pytest.raises(Error, match="boxes are made of a single crop"):
+        with pytest.raises(Error, match="boxes require a single crop"):
             evaluate(models, dataset, protocol, boxes=place / "boxes")

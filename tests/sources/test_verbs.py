@@ -17,7 +17,7 @@ SHARD = pack({f"{n}.{suffix}": content for n in range(7) for suffix, content in 
 FILES = {"a.jpg": jpeg(0), "0.tar": SHARD, "list.txt": b"a.jpg 1\n"}
 
 
-TINY = ["--arch", "vgg11", "--width", "0.1", "--size", "32", "--epochs", "1", "--batch-size", "2"]
+TINY = ["--arch", "vgg11", "--width", "0.1", "--input-size", "32", "--epochs", "1", "--batch-size", "2"]
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ def explain(
     ] = None,
     model: ModelOption = None,
     method: Annotated[
-        str, typer.Option("--method", metavar="M", help=f"Explanation method: {', '.join(METHODS)}.")
+        str, typer.Option("--method", metavar="M", help=f"Method of explanation: {', '.join(METHODS)}.")
     ] = "grad-cam",
     size: Annotated[int, typer.Option("--size", metavar="N", help="Short side of the image in pixels for a class map.")] = 512,
     box: Annotated[bool, typer.Option("--box", help="Draw and print a box around the evidence for each class.")] = False,

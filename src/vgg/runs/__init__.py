@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 
 from ..errors import Error
-from ..evaluation.run import BATCH_SIZE, TOP
+from ..evaluation.results import TOP
 from ..evaluation.summary import Tally, settings
 from ..extras import require
 from ..formats import network_of
 from ..progress import Progress, silent
 from ..sources import Sample, listing, stores
 from ..store import key_of
+from ..views import BATCH_SIZE
 from .folder import Folder, Plan
 from .tasks import Classify, Describe, Score, Task
 from .workers import Job, Model, on_ray, on_this_machine

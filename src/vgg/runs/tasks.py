@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from ..classifier import Classifier
-from ..evaluation import Run, predictions
-from ..evaluation.run import answer, check
+from ..evaluation import Evaluation, predictions
+from ..evaluation.run import check_models, score
 from ..features import Descriptor, columns, extract
 from ..sources import Dataset, Sample
 from ..views import Views
@@ -86,9 +86,9 @@ class Score:
     def table(self, models: Sequence[Classifier], samples: Sequence[Sample], workers: int, batch_size: int) -> "pyarrow.Table":
         import pyarrow as pa
 
-        check(models, self.protocol)
-        run = Run.of(models, Dataset("", samples), self.protocol, self.fuse)
-        for _ in answer(run, batch_size=batch_size, workers=workers):
+        check_models(models, self.protocol)
+        run = Evaluation.start(models, Dataset("", samples), self.protocol, self.fuse)
+        for _ in score(run, batch_size=batch_size, workers=workers):
             pass
         rows = list(predictions(run))
         kinds = {"image": pa.string(), "model": pa.string(), "label": pa.string(), "error": pa.string()}

@@ -11,10 +11,12 @@ import vgg.sources.shards
 from training_helpers import cifar_folder, class_folders
 from vgg import Error
 from vgg.labels import imagenet
+from vgg.module import Normalisation
 from vgg.preprocessing import PRESETS
 from vgg.sources import cifar, classes_of
 from vgg.training import RECIPES
-from vgg.training.pictures import COMPONENTS, DEVIATIONS, Colours, Pictures, draws, glimpse, mixing, normalised
+from vgg.training.augmentation import COMPONENTS, DEVIATIONS, Colours, draws, mixup, random_crop
+from vgg.training.loader import Loader
 
 SMALL = replace(PRESETS["torchvision"], size=32, crop=32)
 
@@ -30,7 +32,7 @@ def ramp(height, width):
 def test_areas_are_as_large_and_as_wide_as_the_recipe_says():
     recipe, shares, aspects = replace(RECIPES["zoo"], flip=False), [], []
     for seed in range(400):
-        seen = glimpse(ramp(300, 400), recipe, 32, draws(0, seed, [0])[0]).astype(float)
+        seen = random_crop(ramp(300, 400), recipe, 32, draws(0, seed, [0])[0]).astype(float)
         high = (seen[-1, :, 0].mean() - seen[0, :, 0].mean()) / 255 * 300 * 32 / 31
         wide = (seen[:, -1, 1].mean() - seen[:, 0, 1].mean()) / 255 * 400 * 32 / 31
         shares.append(high * wide / (300 * 400))
@@ -43,7 +45,7 @@ def test_areas_are_as_large_and_as_wide_as_the_recipe_says():
 def test_the_papers_scales_are_jittered():
     recipe, shorts = replace(RECIPES["paper"], flip=False), []
     for seed in range(200):
-        seen = glimpse(ramp(300, 400), recipe, 224, draws(0, seed, [0])[0]).astype(float)
+        seen = random_crop(ramp(300, 400), recipe, 224, draws(0, seed, [0])[0]).astype(float)
         slope = (seen[-1, :, 0].mean() - seen[0, :, 0].mean()) / 223  # of the picture's 255 levels a row
         shorts.append(255 / slope)
     assert 250 < min(shorts) < 270
@@ -53,7 +55,7 @@ def test_the_papers_scales_are_jittered():
 def test_small_pictures_are_framed_and_cropped():
     recipe = replace(RECIPES["modern"].for_input(32, True), flip=False)
     picture = np.full((32, 32, 3), 200, np.uint8)
-    seen = [glimpse(picture, recipe, 32, draws(0, seed, [0])[0]) for seed in range(300)]
+    seen = [random_crop(picture, recipe, 32, draws(0, seed, [0])[0]) for seed in range(300)]
     rows = {int((one[:, 16, 0] > 0).sum()) for one in seen}
     assert rows == {28, 29, 30, 31, 32}
     assert any((one == 200).all() for one in seen)
@@ -61,25 +63,25 @@ def test_small_pictures_are_framed_and_cropped():
 
 def test_half_of_the_looks_are_mirrored():
     recipe = replace(RECIPES["modern"].for_input(32, True), crop_range=(0,))
-    mirrored = sum(int(glimpse(ramp(32, 32), recipe, 32, draws(0, seed, [0])[0])[0, 0, 1] > 128) for seed in range(400))
+    mirrored = sum(int(random_crop(ramp(32, 32), recipe, 32, draws(0, seed, [0])[0])[0, 0, 1] > 128) for seed in range(400))
     assert 150 < mirrored < 250
 
 
 def test_a_look_depends_on_the_seed_the_picture_and_the_epoch_only(tmp_path):
     dataset = vgg.sources.open(class_folders(tmp_path / "data"), 3)
     recipe = replace(RECIPES["modern"].for_input(32, True))
-    one, two = (Pictures(dataset, recipe, SMALL, 0, workers) for workers in (1, 3))
+    one, two = (Loader(dataset, recipe, SMALL, 0, workers) for workers in (1, 3))
     [whole] = one.batches([range(6)], 4)
     parts = list(two.batches([[5, 4], [3], [0, 1, 2]], 4))
     for part in parts:
-        for place, pixels, target in zip(part.places, part.pixels, part.targets, strict=True):
-            np.testing.assert_array_equal(pixels, whole.pixels[place])
-            assert target == whole.targets[place]
+        for index, pixels, target in zip(part.indices, part.inputs, part.targets, strict=True):
+            np.testing.assert_array_equal(pixels, whole.inputs[index])
+            assert target == whole.targets[index]
     [other] = one.batches([range(6)], 5)
-    assert not np.array_equal(other.pixels, whole.pixels)
+    assert not np.array_equal(other.inputs, whole.inputs)
     [as_evaluated] = one.batches([[0]])
     expected = SMALL.place(Image.open(dataset.samples[0].path))
-    np.testing.assert_array_equal(as_evaluated.pixels[0], expected)
+    np.testing.assert_array_equal(as_evaluated.inputs[0], expected)
 
 
 def test_what_is_drawn_is_even_and_its_own_for_each_seed_look_and_picture():
@@ -95,7 +97,7 @@ def test_what_is_drawn_is_even_and_its_own_for_each_seed_look_and_picture():
 def test_batches_are_normalised_as_the_preprocessing_says(preset):
     pixels = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
     recipe = replace(RECIPES["modern"])
-    found = normalised(Colours(recipe, torch.device("cpu"))(pixels, training=True), PRESETS[preset])
+    found = Normalisation(PRESETS[preset])(Colours(recipe, torch.device("cpu"))(pixels, training=True))
     expected = np.stack([PRESETS[preset].normalise(one) for one in pixels])
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-5, atol=1e-4)
 
@@ -135,7 +137,7 @@ def test_mixup_blends_pictures_as_it_blends_their_scores():
     scores = torch.eye(8)
     batch = scores[:, :, None, None].repeat(1, 1, 2, 2)
     for _ in range(5):
-        mix = mixing(8, 0.2)
+        mix = mixup(8, 0.2)
         pixels, targets = mix(batch), mix(scores)
         torch.testing.assert_close(pixels[..., 0, 0], targets)
         torch.testing.assert_close(targets.sum(1), torch.ones(8))
