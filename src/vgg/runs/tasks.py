@@ -20,15 +20,8 @@ if TYPE_CHECKING:
 class Task(Protocol):
     """A verb with its options, which decide the rows."""
 
-    @property
-    def labelled(self) -> bool:
-        """Whether the images' classes are needed."""
-        ...
-
-    @property
-    def doing(self) -> str:
-        """The task's name in progress reports."""
-        ...
+    labelled: bool  # whether the images' classes are needed
+    doing: str  # name in progress reports
 
     def table(self, models: Sequence[Classifier], samples: Sequence[Sample], workers: int, batch_size: int) -> "pyarrow.Table":
         """A row for each image, or for each image and model, in their order; `error` is the reason of a missing result.

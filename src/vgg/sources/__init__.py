@@ -100,7 +100,15 @@ def classes_of(place: str | Path) -> tuple[int, Labels | None]:
     containers, folders = listing.parts(path)
     if any(one.path.endswith(listing.CIFAR) for one in containers):
         return len(cifar.NAMES), Labels(cifar.NAMES)
-    names = list(folders) or listing.names(path)
+    seen = dict.fromkeys(folders, 0)
+
+    def collect(name: str) -> int:
+        return seen.setdefault(name, len(seen))
+
+    if not folders:
+        for _ in listing.unpack(containers or listing.list_file(path, collect), collect):
+            pass
+    names = sorted(seen)
     if not names:
         raise Error(f"{path}: has no images in it")
     if not folders and all(name.isdecimal() for name in names):

@@ -85,7 +85,7 @@ def labelled(place: str, classes: int, labels: Labels | None, base: str | None =
         for name, target in _targets(place, list(folders), classes, labels).items():
             yield from (one for one in _walk(folders[name], base, target) if not is_container(one))
     elif not containers:
-        yield from _list(place, resolver(classes, labels), base)
+        yield from list_file(place, resolver(classes, labels), base)
 
 
 def parts(place: str) -> tuple[list[Sample], dict[str, str]]:
@@ -131,56 +131,7 @@ def unpack(samples: Iterable[Sample], resolve: Resolve | None = None) -> Iterato
             yield replace(each, name=f"{one.name}/{each.name}", held=copy)
 
 
-def names(place: str) -> list[str]:
-    """The names or numbers of the classes in a list file or in shards, sorted."""
-    found = dict[str, int]()
-
-    def collect(name: str) -> int:
-        return found.setdefault(name, len(found))
-
-    containers, _ = parts(place)
-    for _ in unpack(containers, collect) if containers else _list(place, collect, None):
-        pass
-    return sorted(found)
-
-
-def _sample(place: str, base: str | None = None, target: int = UNLABELLED, size: int = stores.UNKNOWN) -> Sample:
-    return Sample(place.removeprefix(stores.join(base, "")) if base else place, target, place, size=size)
-
-
-def _file(place: str, base: str | None) -> Iterator[Sample]:
-    return _list(place, None, base) if place.endswith(LIST) else iter([_sample(place, base)])
-
-
-def _walk(folder: str, base: str | None, target: int = UNLABELLED) -> Iterator[Sample]:
-    """The images and containers in a folder and below; links to folders below are not followed."""
-    for one in stores.entries(folder):
-        if one.is_folder:
-            if not Path(one.place).is_symlink():
-                yield from _walk(one.place, base, target)
-        elif is_image(one.name) or one.name.endswith(SHARD) or fnmatch(one.name, cifar.TRAIN):
-            yield _sample(one.place, base, target, one.size)
-
-
-def _targets(root: str, folders: Sequence[str], classes: int, labels: Labels | None) -> Mapping[str, int]:
-    """The classes of folders with these names, sorted. Raises Error if one is unknown or repeated."""
-    if labels is None and len(folders) != classes:
-        raise Error(f"{root}: has {len(folders)} class folders; the model has {classes} classes and no labels to identify them")
-    resolve = resolver(classes, labels) if labels is not None else folders.index
-    owners: dict[int, str] = {}
-    for name in folders:
-        try:
-            target = resolve(name)
-        except ValueError as error:
-            inside = next((f"; did you mean {root}/{one}?" for one in ("val", "train") if one in folders), "")
-            raise Error(f"{root}/{name}: {error}{inside}") from None
-        if target in owners:
-            raise Error(f"{root}/{name}: is class {target}, as is {root}/{owners[target]}")
-        owners[target] = name
-    return {name: target for target, name in owners.items()}
-
-
-def _list(path: str, resolve: Resolve | None, base: str | None) -> Iterator[Sample]:
+def list_file(path: str, resolve: Resolve | None, base: str | None = None) -> Iterator[Sample]:
     """The images of a list file.
 
     A line is a path, relative to the file's folder, or a URL, then a tab, comma or space, and a class. Without `resolve`, a
@@ -209,3 +160,39 @@ def _list(path: str, resolve: Resolve | None, base: str | None) -> Iterator[Samp
                 yield Sample(place if base is None else name, target, place)
     except UnicodeDecodeError:
         raise Error(f"{path}: a list of images must be UTF-8 text, with an image and its class on each line") from None
+
+
+def _sample(place: str, base: str | None = None, target: int = UNLABELLED, size: int = stores.UNKNOWN) -> Sample:
+    return Sample(place.removeprefix(stores.join(base, "")) if base else place, target, place, size=size)
+
+
+def _file(place: str, base: str | None) -> Iterator[Sample]:
+    return list_file(place, None, base) if place.endswith(LIST) else iter([_sample(place, base)])
+
+
+def _walk(folder: str, base: str | None, target: int = UNLABELLED) -> Iterator[Sample]:
+    """The images and containers in a folder and below; links to folders below are not followed."""
+    for one in stores.entries(folder):
+        if one.is_folder:
+            if not Path(one.place).is_symlink():
+                yield from _walk(one.place, base, target)
+        elif is_image(one.name) or one.name.endswith(SHARD) or fnmatch(one.name, cifar.TRAIN):
+            yield _sample(one.place, base, target, one.size)
+
+
+def _targets(root: str, folders: Sequence[str], classes: int, labels: Labels | None) -> Mapping[str, int]:
+    """The classes of folders with these names, sorted. Raises Error if one is unknown or repeated."""
+    if labels is None and len(folders) != classes:
+        raise Error(f"{root}: has {len(folders)} class folders; the model has {classes} classes and no labels to identify them")
+    resolve = resolver(classes, labels) if labels is not None else folders.index
+    owners: dict[int, str] = {}
+    for name in folders:
+        try:
+            target = resolve(name)
+        except ValueError as error:
+            inside = next((f"; did you mean {root}/{one}?" for one in ("val", "train") if one in folders), "")
+            raise Error(f"{root}/{name}: {error}{inside}") from None
+        if target in owners:
+            raise Error(f"{root}/{name}: is class {target}, as is {root}/{owners[target]}")
+        owners[target] = name
+    return {name: target for target, name in owners.items()}
