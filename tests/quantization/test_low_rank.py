@@ -7,9 +7,10 @@ from PIL import Image
 from conftest import random_network
 from vgg import Error, LowRank, ModelError, engines
 from vgg.parameters import expanded
-from vgg.quantization import Quantizer, Scheme, calibration_images
+from vgg.quantization import Quantizer, Scheme
 from vgg.quantization.calibration import batches, responses
 from vgg.quantization.low_rank import STEP, directions, factored, parse, ranks
+from vgg.sources import unlabelled
 
 
 def network(**options):
@@ -51,9 +52,9 @@ def test_a_layer_that_would_not_become_smaller_stays():
 
 def test_responses_are_those_of_the_layers_before_their_bias(place):
     one = network()
-    batch = np.concatenate(list(batches(calibration_images(place), one)))
+    batch = np.concatenate(list(batches(unlabelled(place), one)))
     values = engines.open(one, "onnxruntime").run(batch, ("pool5", "fc6"))
-    found = responses(one, calibration_images(place))
+    found = responses(one, unlabelled(place))
     for name, inputs in (("fc6", values["pool5"]), ("fc7", values["fc6"])):
         expected = inputs.reshape(len(batch), -1) @ matrix(one, f"{name}.weight").T
         np.testing.assert_allclose(found[name].mean, expected.mean(0), atol=1e-4)
@@ -62,10 +63,10 @@ def test_responses_are_those_of_the_layers_before_their_bias(place):
 
 def test_with_pictures_it_is_nearer_to_what_the_network_gives_for_them(place):
     one = network()
-    batch = np.concatenate(list(batches(calibration_images(place), one)))
+    batch = np.concatenate(list(batches(unlabelled(place), one)))
     expected = engines.open(one, "onnxruntime").logits(batch)
     lost = []
-    for seen in (None, calibration_images(place)):
+    for seen in (None, unlabelled(place)):
         made = factored(one, directions(one, seen), {"fc6": 64, "fc7": 64})
         lost.append(np.abs(engines.open(made, "onnxruntime").logits(batch) - expected).max())
     assert lost[1] < 0.05 * lost[0]
@@ -102,6 +103,6 @@ def test_the_rank_by_number_energy_and_size(tmp_path):
 
 def test_what_has_no_rank(place):
     with pytest.raises(ModelError, match="requires a network with fc6 and fc7"):
-        Quantizer(network(head="gap"), calibration_images(place)).quantize(Scheme(rank="64"))
+        Quantizer(network(head="gap"), unlabelled(place)).quantize(Scheme(rank="64"))
     with pytest.raises(Error, match="a low rank requires the method weights"):
         Quantizer(network()).quantize(Scheme(method="qdq", rank="64"))

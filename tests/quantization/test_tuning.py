@@ -7,11 +7,11 @@ from PIL import Image
 
 from conftest import change_version, random_network
 from vgg import Error, Labels, Network, engines, sources
+from vgg.formats import load as load_model
 from vgg.quantization import (
     Evaluator,
     Quantizer,
     Scheme,
-    calibration_images,
     fallbacks,
     noise,
     per_layer,
@@ -19,6 +19,7 @@ from vgg.quantization import (
     tune,
 )  # fmt: skip
 from vgg.quantization.calibration import batches
+from vgg.sources import unlabelled
 
 LABELS = Labels(("ant", "bee", "cat", "dog", "eel", "fox", "gnu"))
 COUNT = 30
@@ -47,7 +48,7 @@ def evaluator(network, place, **options):
 
 def test_the_first_scheme_that_is_accurate_enough_is_written_with_a_note(tmp_path, network, place):
     one, path = evaluator(network, place), tmp_path / "n.onnx"
-    quantizer = Quantizer(network, calibration_images(place))
+    quantizer = Quantizer(network, unlabelled(place))
     trials = list(tune(quantizer, one, fallbacks(Scheme(bits=4)), path, tolerance=0, agreement=100))
     assert [trial.loss <= 0 and trial.agreement == 100 for trial in trials] == [*[False] * (len(trials) - 1), True]
     assert [path] == list(tmp_path.iterdir())
@@ -63,7 +64,7 @@ def test_the_figures_are_those_of_vgg_evaluate(tmp_path, network, place):
     from vgg.evaluation import evaluate, records
 
     path = tmp_path / "n.onnx"
-    quantizer = Quantizer(network, calibration_images(place))
+    quantizer = Quantizer(network, unlabelled(place))
     (trial,) = tune(quantizer, evaluator(network, place), [Scheme(method="qdq")], path)
     network.write(tmp_path / "float.onnx")
     run = evaluate([load(tmp_path / "float.onnx"), load(path)], sources.open(place, 7, LABELS))
@@ -107,6 +108,18 @@ def test_only_the_same_evaluation_is_remembered(network, place, monkeypatch, cha
     assert [task for task, done in asked if done == COUNT] == [f"Evaluating {name}" for name in finished]
 
 
+def test_a_file_with_other_scales_of_activations_is_evaluated_again(tmp_path, network, place):
+    """Both files have the same weights; only the ranges of the activations differ."""
+    finished = []
+    quantizer = Quantizer(network, unlabelled(place))
+    one = evaluator(network, place, progress=lambda task, done, *_: finished.append(task) if done == COUNT else None)
+    for calibration in ("minmax", "percentile", "minmax"):
+        path = tmp_path / f"{calibration}.onnx"
+        quantizer.write(quantizer.quantize(Scheme("qdq", calibration=calibration)), path, "")
+        one.compare(load_model(path), "q")
+    assert finished == ["Evaluating float32", "Evaluating q", "Evaluating q"]
+
+
 def test_nothing_is_written_if_no_scheme_is_accurate_enough(tmp_path, network, place):
     path = tmp_path / "n.onnx"
     schemes = [Scheme(rank="64"), Scheme(bits=4, rank="64")]
@@ -140,7 +153,7 @@ def test_each_layer_alone(network, place):
 
 
 def test_noise_of_layer_outputs(network, place):
-    images = calibration_images(place)
+    images = unlabelled(place)
     batch = np.concatenate(list(batches(images, network)))[::2]  # 15 of 30, of which at most 16 are used
     found = {one.layer: one.output for one in per_layer(network, Scheme(bits=4), images=images)}
     for layer, value in (("conv1_1", "conv1_1"), ("conv3_2", "conv3_2"), ("fc6", "fc6"), ("fc8", "logits")):
