@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from .architectures import LRN_ALPHA, LRN_BETA, LRN_K, LRN_SIZE, STRIDE, Architecture, Layer, Shape
+from .architectures import LRN_ALPHA, LRN_BETA, LRN_K, LRN_SIZE, Architecture, Layer, Shape
 from .errors import ModelError
 from .labels import Labels
 from .network import Network, Provenance
@@ -214,7 +214,7 @@ def _torch_layer(layer: Layer, architecture: Architecture) -> nn.Module:
         case "average_pool":
             return nn.AdaptiveAvgPool2d(1)
         case "flatten":
-            return Flatten(1 if architecture.head == "gap" else architecture.input_size // STRIDE)
+            return nn.Identity()  # which `Linear` does itself
         case "linear":
             return Linear(shape)
 
@@ -226,51 +226,35 @@ class LocalResponseNorm(nn.LocalResponseNorm):
         return super().forward(value.to(torch.promote_types(value.dtype, torch.float32))).to(value.dtype)
 
 
-class Flatten(nn.Module):
-    """Flattens maps of `side` x `side`; larger ones, which are for dense linear layers, stay maps."""
-
-    def __init__(self, side: int) -> None:
-        super().__init__()
-        self.side = side
-
-    def forward(self, value: torch.Tensor) -> torch.Tensor:
-        return value.flatten(1) if value.shape[2:] == (self.side, self.side) else value
-
-
 class Linear(nn.Linear):
-    """A linear layer of weight [units, inputs] or [units, channels, rows, columns]; on maps, a convolution."""
+    """A linear layer of weight [units, inputs] or [units, channels, rows, columns]; on larger maps, a convolution."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__(math.prod(shape[1:]), shape[0])
         self.kernel = (*shape, 1, 1)[:4]
 
     def forward(self, value: torch.Tensor) -> torch.Tensor:
-        if value.ndim == 2:
-            return super().forward(value)
+        if value.shape[2:] in ((), self.kernel[2:]):
+            return super().forward(value.flatten(1))
         return functional.conv2d(value, self.weight.view(self.kernel), self.bias)
 
 
 class Normalisation(nn.Module):
     """The normalisation of a preprocessing for batches of RGB images [batch, 3, height, width].
 
-    Args:
-        preprocessing: see `vgg.preprocessing.Preprocessing`.
-        maximum: white in the images, 255 or 1.
+    White is `maximum`, 255 or 1.
     """
 
     def __init__(self, preprocessing: Preprocessing, maximum: float = 255) -> None:
         super().__init__()
         self.reversed = preprocessing.channels == "BGR"
-        self.scale: torch.Tensor
-        self.mean: torch.Tensor
-        self.std: torch.Tensor
         scale = [preprocessing.scale * 255 / maximum] * 3
         for role, numbers in (("scale", scale), ("mean", preprocessing.mean), ("std", preprocessing.std)):
             self.register_buffer(role, torch.tensor(numbers, dtype=torch.float32)[:, None, None], persistent=False)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        images = images.flip(1) if self.reversed else images
-        return (images * self.scale - self.mean) / self.std
+        scale, mean, std = map(self.get_buffer, ("scale", "mean", "std"))
+        return ((images.flip(1) if self.reversed else images) * scale - mean) / std
 
 
 def tensor(value: Parameter) -> torch.Tensor:

@@ -9,7 +9,22 @@ import pytest
 from training_helpers import class_folders
 from vgg import Network
 
-TINY = ("--arch", "vgg11", "--width", "0.0625", "--size", "32", "-b", "8", "--epochs", "1", "--set", "jitter=0", "-r", "zoo")
+TINY = (
+    "--arch",
+    "vgg11",
+    "--width",
+    "0.0625",
+    "--input-size",
+    "32",
+    "-b",
+    "8",
+    "--epochs",
+    "1",
+    "--set",
+    "jitter=0",
+    "-r",
+    "zoo",
+)
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from vgg import Labels, ModelError, Network, Notice, Provenance, Quantized
 from vgg.architectures import CONFIGURATIONS
 from vgg.formats import layouts
 from vgg.formats.onnx_builder import DEFAULT, NEWEST, OLDEST
-from vgg.formats.onnx_reader import scan
+from vgg.formats.onnx_file import scan
 from vgg.parameters import expanded
 from vgg.preprocessing import PRESETS
 

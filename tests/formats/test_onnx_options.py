@@ -11,7 +11,7 @@ from conftest import EXAMPLES, random_network
 from onnx_judge import error
 from vgg import Labels, ModelError, Network, engines
 from vgg.formats.onnx_builder import NEWEST
-from vgg.formats.onnx_reader import scan
+from vgg.formats.onnx_file import scan
 from vgg.predictions import softmax
 from vgg.preprocessing import PRESETS
 
@@ -220,7 +220,7 @@ def test_triton_gets_a_model_repository(tmp_path):
     assert Network.read(tmp_path / "vgg11/1/model.onnx").sha256() == network.sha256()
     from vgg import Error
 
-    with pytest.raises(Error, match="vgg11: is there already"):
+    with pytest.raises(Error, match="vgg11: exists already"):
         network.write(tmp_path / "vgg11", layout="triton")
     network.write(tmp_path / "fixed", batch=4, layout="triton")
     assert (

@@ -119,7 +119,7 @@ def test_a_swap_that_fails_leaves_the_old_model(models, folder, tmp_path):
             (good[: len(good) // 2], "damaged"),
             (bytes(flipped), "is damaged: its numbers are not those that were written"),
             (b"", "is empty"),
-            (b"no model at all", "is no model file"),
+            (b"no model at all", "unsupported format"),
         ):
             plain.write_bytes(content)
             answer = post(server, "models/plain/load")

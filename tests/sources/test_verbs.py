@@ -17,6 +17,9 @@ SHARD = pack({f"{n}.{suffix}": content for n in range(7) for suffix, content in 
 FILES = {"a.jpg": jpeg(0), "0.tar": SHARD, "list.txt": b"a.jpg 1\n"}
 
 
+TINY = ["--arch", "vgg11", "--width", "0.1", "--input-size", "32", "--epochs", "1", "--batch-size", "2"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "output"),
     [
@@ -25,16 +28,7 @@ FILES = {"a.jpg": jpeg(0), "0.tar": SHARD, "list.txt": b"a.jpg 1\n"}
         (["explain", "{}/a.jpg", "-m", "tiny.onnx", "-o", "out.png"], "out.png"),
         (["sample", "make", "tiny.onnx", "{}/list.txt", "-o", "out.tar.gz"], "out.tar.gz"),
         (["quantize", "tiny.onnx", "-o", "out.onnx", "--evaluate", "{}/0.tar"], "out.onnx"),
-        (
-            [
-                "train",
-                "{}/0.tar",
-                "-o",
-                "out",
-                *["--arch", "vgg11", "--width", "0.1", "--size", "32", "--epochs", "1", "-b", "2"],
-            ],
-            "out/model.onnx",
-        ),
+        (["train", "{}/0.tar", "-o", "out", *TINY], "out/model.onnx"),
     ],
 )
 def test_images_may_be_at_urls(tmp_path, arguments, output):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from ..formats.onnx_reader import OnnxFile, Port
+    from ..formats.onnx_file import OnnxFile, Port
     from ..network import Network
 
 
@@ -37,9 +37,10 @@ def inspect(
     facts: dict[str, Any] = {"file": str(file), "bytes": file.stat().st_size, "format": kind}
     onnx = None
     if kind == "onnx":
-        from ..formats import metadata, onnx_reader
+        from ..formats import metadata
+        from ..formats.onnx_file import scan
 
-        onnx = onnx_reader.scan(file)
+        onnx = scan(file)
         facts |= _onnx(onnx)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Notice)  # the answer itself says what was guessed

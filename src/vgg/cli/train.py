@@ -8,29 +8,19 @@ from typing import Annotated, Any
 import typer
 
 from ..architectures import CONFIGURATIONS
-from .common import DeviceOption, LabelsOption, WorkersOption, progress
+from .common import DeviceOption, FreshOption, LabelsOption, WorkersOption, completion, progress
 
 RECIPES = ("zoo", "paper", "torchvision", "modern", "finetune", "distil")
-
-
-def _architectures(incomplete: str) -> list[str]:
-    return [name for name in CONFIGURATIONS if name.startswith(incomplete)]
-
-
-def _recipes(incomplete: str) -> list[str]:
-    return [name for name in RECIPES if name.startswith(incomplete)]
+BY_RECIPE = "[default: the recipe's]"
 
 
 def train(
     data: Annotated[
         str,
-        typer.Argument(
-            metavar="DIR",
-            help="Images: class folders, a list, WebDataset shards, or CIFAR-10; or a folder of such, train and val.",
-        ),
+        typer.Argument(metavar="DIR", help="Class folders, a list, shards or CIFAR-10; or a folder of such, train and val."),
     ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="DIR", help="Folder of the run: model.onnx, last.pt, log.csv …")
+        Path, typer.Option("--output", "-o", metavar="DIR", help="Output folder of the run (model.onnx, last.pt, log.csv).")
     ],
     val: Annotated[
         str | None,
@@ -39,55 +29,43 @@ def train(
     recipe: Annotated[
         str | None,
         typer.Option(
-            "--recipe",
-            "-r",
-            metavar="R",
-            autocompletion=_recipes,
+            "--recipe", "-r", metavar="R", autocompletion=completion(*RECIPES),
             help=f"Recipe: {', '.join(RECIPES)}.  [default: modern; with --from finetune, with --teacher distil]",
         ),
     ] = None,
-    epochs: Annotated[
-        int | None, typer.Option("--epochs", min=1, metavar="N", help="Number of epochs.  [default: the recipe's]")
-    ] = None,
+    epochs: Annotated[int | None, typer.Option("--epochs", min=1, metavar="N", help=f"Number of epochs.  {BY_RECIPE}")] = None,
     batch_size: Annotated[
-        int | None,
-        typer.Option("--batch-size", "-b", min=1, metavar="N", help="Number of images in a batch.  [default: the recipe's]"),
+        int | None, typer.Option("--batch-size", "-b", min=1, metavar="N", help=f"Number of images in a batch.  {BY_RECIPE}")
     ] = None,
-    lr: Annotated[
-        float | None, typer.Option("--lr", min=0, metavar="X", help="Learning rate.  [default: the recipe's]")
-    ] = None,
+    lr: Annotated[float | None, typer.Option("--lr", min=0, metavar="X", help=f"Learning rate.  {BY_RECIPE}")] = None,
     setting: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="FIELD=VALUE", help="Another field of the recipe, such as mixup=0; may be repeated."),
     ] = None,
     arch: Annotated[
-        str, typer.Option("--arch", "-a", metavar="A", autocompletion=_architectures, help="Architecture of a new network.")
+        str,
+        typer.Option(
+            "--arch", "-a", metavar="A", autocompletion=completion(*CONFIGURATIONS), help="Architecture of a new network."
+        ),
     ] = "vgg16-bn",
-    width: Annotated[
-        float, typer.Option("--width", metavar="X", help="Width of a new network, as a multiple of the paper's.")
-    ] = 1.0,
+    width: Annotated[float, typer.Option("--width", metavar="X", help="Width of a new network; the paper's is 1.")] = 1.0,
     size: Annotated[
         int | None,
-        typer.Option("--size", min=32, metavar="N", help="Input of a new network in pixels.  [default: 224; 32 for CIFAR-10]"),
+        typer.Option(
+            "--input-size", min=32, metavar="N", help="Input size of a new network in pixels.  [default: 224; CIFAR-10: 32]"
+        ),
     ] = None,
     head: Annotated[
         str | None,
-        typer.Option(
-            "--head",
-            metavar="H",
-            help="Head of a new network: fc or gap.  [default: gap for inputs of 64 pixels or less, else fc]",
-        ),
+        typer.Option("--head", metavar="H", help="Head of a new network.  [default: gap up to 64 pixels of input, else fc]"),
     ] = None,
     init_from: Annotated[
-        str | None, typer.Option("--init-from", metavar="M", help="Network to initialise a new network from, where it fits.")
+        str | None, typer.Option("--init-from", metavar="M", help="Network that initialises a new network, where it fits.")
     ] = None,
     start: Annotated[
         str | None, typer.Option("--from", metavar="M", help="Network to fine-tune; new classes get a new last layer.")
     ] = None,
-    freeze: Annotated[
-        str,
-        typer.Option("--freeze", metavar="LAYER", help="Last frozen block or layer of the network of --from, such as conv4."),
-    ] = "",
+    freeze: Annotated[str, typer.Option("--freeze", metavar="LAYER", help="Last frozen block or layer, such as conv4.")] = "",
     teacher: Annotated[
         list[str] | None,
         typer.Option("--teacher", metavar="M", help="Network whose scores replace the labels; may be repeated."),
@@ -98,24 +76,17 @@ def train(
     ] = None,
     cache: Annotated[
         Path | None,
-        typer.Option(
-            "--cache",
-            metavar="DIR",
-            help="Folder for the values of frozen layers and teachers.  [default: in the run's folder]",
-        ),
+        typer.Option("--cache", metavar="DIR", help="Folder for values of frozen layers and teachers.  [default: in the run]"),
     ] = None,
     micro_batch: Annotated[
-        int,
-        typer.Option("--micro-batch", min=0, metavar="N", help="Largest number of images on a device at once; 0: no limit."),
+        int, typer.Option("--micro-batch", min=0, metavar="N", help="Largest number of images computed at once; 0: no limit.")
     ] = 0,
-    fresh: Annotated[
-        bool, typer.Option("--fresh", help="Start over; delete the run in the folder instead of resuming it.")
-    ] = False,
+    fresh: FreshOption = False,
     seed: Annotated[int, typer.Option("--seed", min=0, metavar="N", help="Random seed.")] = 0,
     labels: LabelsOption = None,
     workers: WorkersOption = None,
     device: DeviceOption = "cpu",
-) -> None:
+) -> None:  # fmt: skip
     """Train a network, fine-tune one, or distil one from others; the result is an ONNX file. Needs `vgg[train]`.
 
     The same command resumes an interrupted run.

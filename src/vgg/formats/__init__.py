@@ -15,12 +15,13 @@ from ..errors import ModelError, Notice
 from ..files import digest, map_file, reason
 from ..network import Network, Provenance, Source
 from ..preprocessing import preset
+from .layouts import reading
 
 IMAGENET_CLASSES = 1000
 ONNX = b"\x08"  # the first byte of a ModelProto: its field ir_version
-_READERS = {
-    "onnx": "onnx_reader", "keras": "keras", "torch": "torch", "safetensors": "safetensors", "mxnet": "mxnet",
-    "caffe": "caffe", "caffe2": "caffe2",
+TITLES = {
+    "onnx": "ONNX", "keras": "Keras", "torch": "torch", "safetensors": "safetensors", "mxnet": "MXNet", "caffe": "Caffe",
+    "caffe2": "Caffe2",
 }  # fmt: skip
 # The usual preset of files of a format, for files of unknown origin; of an ONNX file it depends on the producer.
 _USUAL = {
@@ -79,8 +80,9 @@ def read(path: str | Path) -> Network:
     """
     path = Path(path)
     format = detect(path)
-    reader = import_module(f".{_READERS[format]}", __name__)
-    content = reader.read(path)
+    reader = import_module(f".{'onnx_reader' if format == 'onnx' else format}", __name__)
+    with reading(path, TITLES[format]):
+        content = reader.read(path)
     if isinstance(content, Network):
         return content
     architecture, parameters = content

@@ -1,7 +1,7 @@
-"""Caffe's `.caffemodel`: a NetParameter in protobuf's wire format, with layers of either generation.
+"""Caffe's `.caffemodel`: a NetParameter in protobuf's wire format, with V1 or V2 layers.
 
 Fields by number, from src/caffe/proto/caffe.proto. NetParameter: layers (V1) 2, layer (V2) 100. V1LayerParameter: bottom 2,
-top 3, name 4, type 5 (a number), blobs 6. LayerParameter: name 1, type 2 (a word), bottom 3, top 4, blobs 7.
+top 3, name 4, type 5 (a number), blobs 6. LayerParameter: name 1, type 2 (text), bottom 3, top 4, blobs 7.
 BlobProto: num, channels, height, width 1..4, data 5, shape 7, double_data 8; NVIDIA's raw_data_type 10, raw_data 12.
 """
 
@@ -14,17 +14,17 @@ import numpy as np
 from ..arrays import Array
 from ..errors import ModelError
 from ..files import map_file
-from . import onnx_wire, walk
-from .constants import Node
+from . import protobuf, walk
 from .layouts import Bare
-from .onnx_wire import Buffer, Value, fields, span, text
+from .nodes import Node
+from .protobuf import Buffer, Value, fields, span, text
 
-EPSILON = 1e-5  # of BatchNorm, where a layer doesn't say
+EPSILON = 1e-5  # BatchNorm's default
 _V1_TYPES = {
     1: "Accuracy", 4: "Convolution", 5: "Data", 6: "Dropout", 8: "Flatten", 12: "ImageData", 14: "InnerProduct", 15: "LRN",
     17: "Pooling", 18: "ReLU", 20: "Softmax", 21: "SoftmaxWithLoss", 22: "Split",
 }  # fmt: skip
-# The fields that hold a layer's parameters: of V1, of V2, in the order of the names below.
+# The fields with the parameters of a layer of this type: in V1, in V2.
 _PARAMETERS = {
     "Convolution": (10, 106), "InnerProduct": (17, 117), "LRN": (18, 118), "Pooling": (19, 121), "BatchNorm": (None, 139),
 }  # fmt: skip
@@ -36,19 +36,16 @@ _SAME = {
 
 
 def read(path: Path) -> Bare:
-    """The parameters in a file, mapped, with the architecture that its layers form."""
+    """The architecture of a file's layers, and their parameters, mapped."""
     mapped = map_file(path)
-    try:
-        layers = [_Layer(mapped, value, number == 2) for number, value in fields(mapped, 0, len(mapped)) if number in (2, 100)]
-        nodes, constants, start = _graph(path, layers)
-        architecture, parameters, _ = walk.recognise(path, nodes, constants, start, nodes[-1].outputs if nodes else ())
-    except (ValueError, TypeError, IndexError, OverflowError) as error:
-        raise ModelError(f"{path}: is a damaged or truncated Caffe file ({error})") from None
+    layers = [_Layer(mapped, value, number == 2) for number, value in fields(mapped, 0, len(mapped)) if number in (2, 100)]
+    nodes, constants, start = _graph(path, layers)
+    architecture, parameters, _ = walk.follow(path, nodes, constants, start, nodes[-1].outputs if nodes else ())
     return architecture, parameters
 
 
 def matches(mapped: Buffer) -> bool:
-    """Whether a file is a NetParameter: its layers have a name and a type, of which V1's is a number and V2's a word."""
+    """Whether a file is a NetParameter, whose V1 layers have a number as type."""
     try:
         for number, value in fields(mapped, 0, len(mapped)):
             if number == 100:
@@ -61,7 +58,7 @@ def matches(mapped: Buffer) -> bool:
 
 
 class _Layer:
-    """A layer of either generation: its name, its type as V2 calls it, what it reads and writes, and its blobs."""
+    """A V1 or V2 layer: its name, its type in V2's words, its inputs (bottoms), outputs (tops) and blobs."""
 
     def __init__(self, buffer: Buffer, value: Value, old: bool) -> None:
         self.buffer, self.old = buffer, old
@@ -78,7 +75,7 @@ class _Layer:
             if kind == "name":
                 self.name = text(buffer, part)
             elif kind == "type":
-                self.type = _V1_TYPES.get(onnx_wire.number(part), str(part)) if old else text(buffer, part)
+                self.type = _V1_TYPES.get(protobuf.number(part), str(part)) if old else text(buffer, part)
             elif kind in ("bottom", "top"):
                 (self.bottoms if kind == "bottom" else self.tops).append(text(buffer, part))
             elif kind == "blob":
@@ -87,22 +84,22 @@ class _Layer:
                 self.parts[number] = part
 
     def parameters(self) -> dict[int, list[Value]]:
-        """The fields of the message that describes this type of layer, by number."""
+        """The fields of the parameters of this type of layer, by number."""
         place = _PARAMETERS.get(self.type, (None, None))[0 if self.old else 1]
-        found: dict[int, list[Value]] = {}
+        values: dict[int, list[Value]] = {}
         for number, value in fields(self.buffer, *span(self.parts[place])) if place in self.parts else ():
-            found.setdefault(number, []).append(value)
-        return found
+            values.setdefault(number, []).append(value)
+        return values
 
 
 def _graph(path: Path, layers: list[_Layer]) -> tuple[list[Node], dict[str, Any], str]:
-    """The layers as ONNX's operators, their blobs by name, and what the first of them reads."""
+    """The layers as ONNX operators, their blobs by name, and the input of the first one."""
     nodes: list[Node] = []
     constants: dict[str, Any] = {}
     used = [layer for layer in layers if layer.type not in _OUTSIDE]
     for place, layer in enumerate(used):
         if layer.type == "Scale" and place and used[place - 1].type == "BatchNorm":
-            continue  # taken together with the layer before it
+            continue  # handled with the layer before it
         names = [f"{layer.name}.{number}" for number in range(len(layer.blobs))]
         blobs = [blob if index == 0 else blob.reshape(-1) for index, blob in enumerate(layer.blobs)]
         if layer.type == "InnerProduct" and blobs:
@@ -118,21 +115,21 @@ def _graph(path: Path, layers: list[_Layer]) -> tuple[list[Node], dict[str, Any]
         elif layer.type in _SAME:
             operator, tops = _SAME[layer.type], layer.tops
         else:
-            raise ModelError(f"{path}: is not a VGG network: layer {layer.name!r} is of the type {layer.type}")
+            raise ModelError(f"{path}: not a VGG network: unsupported layer {layer.type} {layer.name!r}")
         nodes.append(Node(operator, (*layer.bottoms[:1], *names), tuple(tops[:1]), _attributes(path, layer)))
     return nodes, constants, nodes[0].inputs[0] if nodes and nodes[0].inputs else ""
 
 
 def _attributes(path: Path, layer: _Layer) -> dict[str, Any]:
-    """A layer's parameters as ONNX's attributes, with Caffe's defaults."""
+    """A layer's parameters as ONNX attributes, with Caffe's defaults."""
     found, buffer = layer.parameters(), layer.buffer
 
     def numbers(*places: int, default: int) -> list[int]:
-        said = [number for place in places for value in found.get(place, ()) for number in onnx_wire.numbers(buffer, value)]
-        return said or [default]
+        values = [number for place in places for value in found.get(place, ()) for number in protobuf.numbers(buffer, value)]
+        return values or [default]
 
     def real(place: int, default: float) -> float:
-        return float(onnx_wire.floats(buffer, found[place][0])[0]) if place in found else default
+        return float(protobuf.floats(buffer, found[place][0])[0]) if place in found else default
 
     if layer.type == "Convolution":
         return {
@@ -143,20 +140,20 @@ def _attributes(path: Path, layer: _Layer) -> dict[str, Any]:
         return {"transB": 1 - numbers(6, default=0)[0]}
     if layer.type == "Pooling":
         if numbers(1, default=0) != [0]:
-            raise ModelError(f"{path}: is not a VGG network: layer {layer.name!r} pools in another way than by the maximum")
+            raise ModelError(f"{path}: not a VGG network: layer {layer.name!r} does not pool by the maximum")
         return {
             "kernel_shape": numbers(2, 5, 6, default=1), "strides": numbers(3, 7, 8, default=1),
             "pads": numbers(4, 9, 10, default=0),
         }  # fmt: skip
     if layer.type == "LRN":
         if numbers(4, default=0) != [0]:
-            raise ModelError(f"{path}: is not a VGG network: layer {layer.name!r} normalises within channels")
+            raise ModelError(f"{path}: not a VGG network: layer {layer.name!r} normalises within channels")
         return {"size": numbers(1, default=5)[0], "alpha": real(2, 1.0), "beta": real(3, 0.75), "bias": real(5, 1.0)}
     return {"epsilon": real(3, EPSILON)} if layer.type == "BatchNorm" else {}
 
 
 def _normalisation(layer: _Layer, scale: _Layer | None) -> list[Array]:
-    """Scale, bias, mean and variance of a BatchNorm layer, whose sums are kept with their count, and its Scale layer."""
+    """Scale, bias, mean and variance of a BatchNorm layer, which stores sums and their count, and its Scale layer."""
     mean, variance, *count = (blob.reshape(-1) for blob in layer.blobs)
     factor = np.float32(1 / count[0][0] if count and count[0][0] else 0 if count else 1)
     given = [blob.reshape(-1) for blob in scale.blobs] if scale else []
@@ -165,28 +162,28 @@ def _normalisation(layer: _Layer, scale: _Layer | None) -> list[Array]:
 
 
 def _blob(buffer: Buffer, value: Value) -> Array:
-    """A BlobProto as a view of the file. Older ones give four dimensions to everything, those in front being 1."""
+    """A BlobProto as a view of the file. Older ones have four dimensions, the first ones being 1."""
     legacy = {1: 1, 2: 1, 3: 1, 4: 1}
     shape: list[int] | None = None
     numbers: Array = np.empty(0, np.float32)
     kind = 1
     for number, part in fields(buffer, *span(value)):
         if number in legacy:
-            legacy[number] = onnx_wire.number(part)
+            legacy[number] = protobuf.number(part)
         elif number == 5:
-            numbers = onnx_wire.floats(buffer, part)
+            numbers = protobuf.floats(buffer, part)
         elif number == 7:
-            shape = [side for _, dims in fields(buffer, *span(part)) for side in onnx_wire.numbers(buffer, dims)]
+            shape = [side for _, dims in fields(buffer, *span(part)) for side in protobuf.numbers(buffer, dims)]
         elif number == 8:
             begin, end = span(part)
             numbers = np.frombuffer(buffer, "<f8", (end - begin) // 8, begin)
         elif number == 10:
-            kind = onnx_wire.number(part)
+            kind = protobuf.number(part)
         elif number == 12:
             begin, end = span(part)
             dtype = np.dtype(("<f8", "<f4", "<f2")[kind])
             numbers = np.frombuffer(buffer, dtype, (end - begin) // dtype.itemsize, begin)
     shape = list(legacy.values()) if shape is None else shape
     if min(shape, default=1) < 0 or math.prod(shape) != len(numbers):
-        raise ValueError(f"a blob of shape {shape} holds {len(numbers)} numbers")
+        raise ValueError(f"a blob of shape {shape} has {len(numbers)} numbers")
     return numbers.reshape(shape)

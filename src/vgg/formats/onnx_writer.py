@@ -13,7 +13,7 @@ from ..network import Network, ParametersHash
 from ..parameters import Quantized, as_bytes, blocks
 from . import metadata, onnx_builder
 from .onnx_builder import Initializer, OnnxOptions
-from .onnx_wire import field, prefix
+from .protobuf import field, prefix
 
 ALIGNMENT = 64  # bytes; large tensors start at a multiple of it in the file, so that vector loads are aligned
 LARGE = 4096  # bytes

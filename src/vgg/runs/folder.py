@@ -133,6 +133,15 @@ class Folder:
         self.put(MANIFEST, json.dumps(asdict(plan), indent=2).encode())
         return plan
 
+    def inputs(self, plan: Plan) -> Callable[[int], list[Sample]]:
+        """A function that returns the images of a part, read from the list."""
+        from pyarrow import parquet
+
+        file = parquet.ParquetFile(self.open(plan.inputs))
+        return lambda part: [
+            Sample(row["path"], row["class"], row["path"], size=row["size"]) for row in file.read_row_group(part).to_pylist()
+        ]
+
     def missing(self, plan: Plan) -> list[int]:
         """The parts that are not finished."""
         names = self.names()
@@ -144,19 +153,6 @@ class Folder:
         content = io.BytesIO()
         parquet.write_table(table, content, compression="zstd")
         self.put(name, content.getvalue())
-
-
-class Inputs:
-    """The list of a run's images, read a part at a time."""
-
-    def __init__(self, folder: Folder, plan: Plan) -> None:
-        from pyarrow import parquet
-
-        self._file = parquet.ParquetFile(folder.open(plan.inputs))
-
-    def part(self, number: int) -> list[Sample]:
-        rows = self._file.read_row_group(number).to_pylist()
-        return [Sample(row["path"], row["class"], row["path"], size=row["size"]) for row in rows]
 
 
 def _write_list(samples: Iterable[Sample], path: Path, size: int) -> tuple[int, str]:

@@ -22,7 +22,7 @@ from ..network import Network
 from ..sources import UNLABELLED, Sample
 from ..sources.listing import is_container, unpack
 from ..sources.stores import is_url
-from .folder import READERS, Folder, Inputs, Plan
+from .folder import READERS, Folder, Plan
 from .tasks import Task
 
 Model = tuple[str, Network | QuantizedGraph]  # with its name in the rows
@@ -67,13 +67,13 @@ class Worker:
             for name, network in zip(job.names, networks, strict=True)
         ]
         self._folder = Folder(job.output)
-        self._inputs = Inputs(self._folder, job.plan)
+        self._inputs = self._folder.inputs(job.plan)
         first = network_of(networks[0])
         self._resolve = resolver(first.architecture.classes, first.labels) if job.task.labelled else None
 
     def do(self, part: int) -> None:
         """Compute a part and write its file. Raises Error if a store or a folder is not accessible."""
-        job, listed = self._job, self._inputs.part(part)
+        job, listed = self._job, self._inputs(part)
         if not any(is_url(one.path) or Path(one.path).parent.is_dir() for one in listed):
             where = f"{Path(listed[0].path).parent}: folder not found on {platform.node()}"
             raise Error(f"{where}; all machines must have the images under the same path")

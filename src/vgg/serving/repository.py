@@ -243,9 +243,10 @@ def private_copy(path: Path) -> Iterator[Path]:
 
 def _check_numbers(path: Path, network: Network) -> None:
     """Raises ModelError when an ONNX file's numbers are not those that it says it holds: it was changed after it was made."""
-    from ..formats import detect, metadata, onnx_reader
+    from ..formats import detect, metadata
+    from ..formats.onnx_file import scan
 
     if detect(path) == "onnx":
-        claimed = onnx_reader.scan(path).metadata.get(metadata.SHA256)
+        claimed = scan(path).metadata.get(metadata.SHA256)
         if claimed and claimed != network.sha256():
             raise ModelError(f"{path}: is damaged: its numbers are not those that were written")

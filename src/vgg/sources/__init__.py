@@ -4,6 +4,7 @@ All verbs accept the same places: files, folders, globs, list files (.txt), WebD
 these in object stores and on web servers. `find` returns any images, `open` labelled ones. Images are read when they are used.
 """
 
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +129,9 @@ def splits(place: str | Path) -> tuple[str, str | None]:
 
 def is_cifar(place: str | Path) -> bool:
     """Whether a place is the folder of CIFAR-10, or one of its files."""
-    return listing.is_cifar(stores.normalised(place))
+    path = stores.normalised(place)
+    inside = stores.entries(path) if listing.is_folder(path) else []
+    return path.endswith(listing.CIFAR) or any(fnmatch(one.name, cifar.TRAIN) for one in inside)
 
 
 def _found(place: str, base: str | None = None) -> list[Sample]:

@@ -88,11 +88,6 @@ def labelled(place: str, classes: int, labels: Labels | None, base: str | None =
         yield from _list(place, resolver(classes, labels), base)
 
 
-def is_cifar(place: str) -> bool:
-    """Whether a place is the folder of CIFAR-10, or one of its files."""
-    return place.endswith(CIFAR) or (is_folder(place) and any(fnmatch(one.name, cifar.TRAIN) for one in stores.entries(place)))
-
-
 def parts(place: str) -> tuple[list[Sample], dict[str, str]]:
     """The containers at a place, or if there are none the class folders by name; neither if it is a list file.
 

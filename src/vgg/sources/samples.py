@@ -36,7 +36,8 @@ class Sample:
         """
         self._check(self.size)
         if stores.is_url(self.path):
-            return stores.read(self.path)
+            content: bytes = stores.patiently(self.path, lambda system, path: system.cat_file(path))
+            return content
         try:
             with Path(self.path).open("rb") as file:
                 size = os.fstat(file.fileno()).st_size - self.offset if self.size < 0 else self.size

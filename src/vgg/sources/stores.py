@@ -137,12 +137,6 @@ def opened(place: str) -> Iterator[TextIO]:
         raise Error(f"{place}: {reason(error)}") from None
 
 
-def read(url: str) -> bytes:
-    """The content of the file at a URL. Raises ImageError if it is missing, Error if the store keeps failing."""
-    content: bytes = _patiently(url, lambda system, path: system.cat_file(path))
-    return content
-
-
 class Copy:
     """A copy of the file at a URL in the folder for temporary files, deleted when the object is.
 
@@ -153,10 +147,10 @@ class Copy:
         descriptor, self.path = tempfile.mkstemp(prefix="vgg-", suffix=PurePosixPath(url).suffix)
         os.close(descriptor)
         weakref.finalize(self, Path(self.path).unlink, missing_ok=True)
-        _patiently(url, lambda system, path: system.get_file(path, self.path))
+        patiently(url, lambda system, path: system.get_file(path, self.path))
 
 
-def _patiently(url: str, get: Callable[[Any, str], Result]) -> Result:
+def patiently(url: str, get: Callable[[Any, str], Result]) -> Result:
     """The result of `get`, after several attempts if need be.
 
     A missing file is an ImageError, which concerns one image. A store that keeps failing is an Error: it says nothing about

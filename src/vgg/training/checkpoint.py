@@ -1,17 +1,16 @@
 """The run's folder and its checkpoints: everything that a training needs to resume, as plain tensors, numbers and text."""
 
+import io
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from ..errors import Error
 from ..files import reason, replacing
 from ..store import refuse_other_work
-from .loader import Batch
 
 LAST, BEST, NAN, CACHE = "last.pt", "model.onnx", "nan.pt", "cache"  # in the run's folder
 
@@ -57,36 +56,7 @@ def load(path: Path) -> dict[str, Any]:
 
 def save(path: Path, state: Mapping[str, Any]) -> None:
     """Write a checkpoint. Raises Error if that fails; the file that was there before then stays."""
+    content = io.BytesIO()  # torch, writing to the file itself, would not give the reason of an error
+    torch.save(state, content)
     with replacing(path) as file:
-        guarded = _Guarded(file)
-        try:
-            torch.save(state, guarded)  # type: ignore[arg-type]  # it calls only these methods of a file
-        except RuntimeError:  # torch's message doesn't give the reason
-            if guarded.error:
-                raise guarded.error from None
-            raise
-
-
-def save_failed_step(folder: Path, step: Mapping[str, Any], batches: Sequence[Batch], names: Sequence[str]) -> None:
-    """Write nan.pt: the images of a step whose loss is not finite."""
-    inputs = [torch.from_numpy(np.ascontiguousarray(batch.inputs)) for batch in batches]
-    targets = [torch.from_numpy(batch.targets) for batch in batches]
-    save(folder / NAN, {**step, "names": names, "inputs": inputs, "targets": targets})
-
-
-class _Guarded:
-    """A file that keeps the reason of a failed write, which torch drops."""
-
-    def __init__(self, file: Any) -> None:
-        self._file = file
-        self.error: OSError | None = None
-
-    def write(self, content: Any) -> int:
-        try:
-            return int(self._file.write(content))
-        except OSError as error:
-            self.error = error
-            raise
-
-    def flush(self) -> None:
-        self._file.flush()
+        file.write(content.getbuffer())

@@ -4,19 +4,21 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import distributed
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..errors import Error
 from ..formats import write
 from ..module import Module, Normalisation
-from ..network import Network, Provenance
+from ..network import Provenance
 from ..progress import Progress, silent
 from . import checkpoint
 from .augmentation import Colours, mixup
@@ -24,9 +26,9 @@ from .cache import Cache
 from .checkpoint import BEST, LAST, NAN
 from .history import COLUMNS, Row, draw_curves, epoch_line, has_stalled, is_better, write_log
 from .loader import Batch, Loader
-from .optimizer import make_optimizer, moving_average, rate, set_rate
+from .optimizer import make_optimizer, rate, set_rate
 from .processes import Process, processes
-from .setup import Options, Setup, freeze_and_cache, prepare
+from .setup import Options, Setup, cache_values, prepare
 from .targets import Teachers
 
 EVALUATED = 256  # validation images computed at once
@@ -65,7 +67,7 @@ def train(options: Options, progress: Progress = silent, log: Callable[[str], ob
         with process.first_alone():
             checkpoint.create(options.output, fresh=options.fresh and process.rank == 0)
         state = checkpoint.resume(options.output, setup.key)
-        freeze_and_cache(setup, options, process, progress)
+        cache_values(setup, options, process, progress)
         trainer = Trainer(options, setup, process, progress, log)
         if state:
             trainer.restore(state)
@@ -74,51 +76,51 @@ def train(options: Options, progress: Progress = silent, log: Callable[[str], ob
             trainer.end_epoch({**row, **trainer.evaluate()})
         if process.rank == 0:
             draw_curves(options.output, trainer.history)
-        return Outcome(options.output / BEST, trainer.history, setup.errors)
+        return Outcome(options.output / BEST, trainer.history, {**setup.train.errors, **setup.val.errors})
 
 
+@dataclass
 class Trainer:
     """A training in progress: the state that a checkpoint keeps, and the steps that change it."""
 
-    def __init__(
-        self, options: Options, setup: Setup, process: Process, progress: Progress, log: Callable[[str], object]
-    ) -> None:
-        recipe, device = setup.recipe, process.device
-        self.options, self.setup, self.recipe, self.process, self.progress, self.log = (
-            options,
-            setup,
-            recipe,
-            process,
-            progress,
-            log,
-        )
-        self.layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
-        # The state; `step` is the next one in the epoch, `loss_sum` is of the steps before it, in this process.
-        self.module: Module = setup.module.to(device, memory_format=self.layout)  # type: ignore[call-overload]
-        self.optimizer = make_optimizer(self.module, recipe)
-        self.average = moving_average(self.module, recipe.ema) if recipe.ema else None
-        self.history: list[Row] = []
-        self.epoch, self.step, self.loss_sum = 0, 0, 0.0
+    options: Options
+    setup: Setup
+    process: Process
+    progress: Progress
+    log: Callable[[str], object]
+    history: list[Row] = field(default_factory=list)
+    epoch: int = 0
+    step: int = 0  # the next one in the epoch
+    loss_sum: float = 0.0  # of the epoch's steps so far, in this process
 
-        self.steps = len(setup.indices) // recipe.batch  # in an epoch; the last, incomplete batch is dropped
-        self.parts = process.world * math.ceil(
-            recipe.batch / process.world / (options.micro_batch or recipe.batch)
-        )  # of a batch
-        self.parallel: Any = DistributedDataParallel(self.module) if process.world > 1 else self.module
+    def __post_init__(self) -> None:
+        recipe, device, world = self.setup.recipe, self.process.device, self.process.world
+        self.recipe, self.matched = recipe, self.options.matched
+        self.layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
+        self.module: Module = self.setup.module.to(device, memory_format=self.layout)  # type: ignore[call-overload]
+        self.optimizer = make_optimizer(self.module, recipe)
+        self.average: Any = None
+        if recipe.ema:  # also of batch normalisation's means and variances
+            decay = get_ema_multi_avg_fn(recipe.ema)  # type: ignore[no-untyped-call]
+            self.average = AveragedModel(self.module, multi_avg_fn=decay, use_buffers=True)
+        self.steps = len(self.setup.indices) // recipe.batch  # in an epoch; the last, incomplete batch is dropped
+        micro_batch = self.options.micro_batch or recipe.batch
+        self.parts = world * math.ceil(recipe.batch / world / micro_batch)  # of a batch
+        self.parallel: Any = DistributedDataParallel(self.module) if world > 1 else self.module
         self.autocast: Any = torch.autocast("cuda", torch.bfloat16) if recipe.bf16 and device.type == "cuda" else nullcontext()
         self.colours = Colours(recipe, device)
-        self.normalise = Normalisation(setup.preprocessing).to(device)
-        self.teachers = Teachers(setup.teachers, setup.matched, device, self.layout) if setup.teachers else None
+        self.normalise = Normalisation(self.setup.preprocessing).to(device)
+        self.teachers = Teachers(self.setup.teachers, self.matched, device, self.layout) if self.setup.teachers else None
         self.train: Loader | Cache
         self.val: Loader | Cache
-        self.train, self.val = setup.frozen or (setup.train, setup.val)
+        self.train, self.val = self.setup.frozen or (self.setup.train, self.setup.val)
         self.saved, self.waited = time.monotonic(), 0.0  # seconds: of the last checkpoint, and of waiting for images
 
     @property
     def result(self) -> Module:
         """The module to evaluate and to write: the moving average if the recipe has one."""
-        average: Any = self.average
-        return average.module if average else self.module
+        result: Module = self.average.module if self.average else self.module
+        return result
 
     def train_epoch(self) -> Row:
         """Train for the rest of the epoch; returns the epoch's row without its validation."""
@@ -141,15 +143,9 @@ class Trainer:
                 self.save()
                 self.log(f"epoch {self.epoch + 1}, step {self.step} of {self.steps}: loss {loss:.4f}, lr {lr:.2g}")
         seconds = time.perf_counter() - started
-        return {
-            "epoch": self.epoch + 1,
-            "lr": lr,
-            "loss": self.process.total(self.loss_sum) / self.steps,
-            "seconds": seconds,
-            "images_per_second": (self.steps - first) * self.recipe.batch / seconds,
-            "waited": self.waited / seconds,
-            "time": time.time(),
-        }
+        speed, loss = (self.steps - first) * self.recipe.batch / seconds, self.process.total(self.loss_sum) / self.steps
+        row = {"epoch": self.epoch + 1, "lr": lr, "loss": loss, "seconds": seconds, "images_per_second": speed}
+        return row | {"waited": self.waited / seconds, "time": time.time()}
 
     def batches(self, view: int) -> Iterator[Batch]:
         """This process's parts of the batches in the rest of the epoch."""
@@ -183,7 +179,7 @@ class Trainer:
             last = part + world >= self.parts or world == 1  # processes exchange their gradients once for each step
             with nullcontext() if last else self.parallel.no_sync():
                 with self.autocast:
-                    values = self.parallel(inputs, ("logits", *self.setup.matched), self.setup.start)
+                    values = self.parallel(inputs, ("logits", *self.matched), self.setup.start)
                 loss = self.loss(values, scores, matched) * (len(batch.indices) / self.recipe.batch)
                 torch.autograd.backward(loss * world)  # DistributedDataParallel averages over the processes
             total += loss.detach()
@@ -224,16 +220,15 @@ class Trainer:
         temperature = self.recipe.temperature
         logits = values["logits"].float() / temperature
         loss = functional.cross_entropy(logits, scores, label_smoothing=self.recipe.smoothing) * temperature**2
-        for name, wanted in zip(self.setup.matched, matched, strict=True):
+        for name, wanted in zip(self.matched, matched, strict=True):
             loss = loss + self.recipe.match_weight * functional.mse_loss(values[name].float(), wanted)
         return loss
 
-    @torch.inference_mode()
     def evaluate(self) -> Row:
         """Validation loss, and top-1 and top-5 accuracy in percent; each process evaluates its share of the images."""
-        module, setup = self.result, self.setup
-        self.process.share_buffers(module)
-        module.eval()
+        module, setup = self.result.eval(), self.setup
+        for buffer in module.buffers() if self.process.world > 1 else ():
+            distributed.broadcast(buffer, 0)  # batch normalisation: each process has the statistics of its own images
         sums = np.zeros(4)  # loss, correct, among the best five, images
         indices = setup.val_indices[self.process.rank :: self.process.world]
         parts = [indices[start : start + EVALUATED] for start in range(0, len(indices), EVALUATED)]
@@ -241,7 +236,8 @@ class Trainer:
             if not len(batch.indices):
                 continue
             targets = torch.from_numpy(setup.targets.val(batch)).to(self.process.device)
-            logits = module(self.inputs(batch), start=setup.start).float()
+            with torch.inference_mode():
+                logits = module(self.inputs(batch), start=setup.start).float()
             correct = logits.topk(min(5, logits.shape[1])).indices == targets[:, None]
             loss = functional.cross_entropy(logits, targets, reduction="sum")
             sums += [float(loss), float(correct[:, 0].sum()), float(correct.sum()), len(batch.indices)]
@@ -259,16 +255,17 @@ class Trainer:
             self.log(epoch_line(row, self.recipe.epochs))
             write_log(self.options.output, self.history)
             if best:
-                write(self.network(row), self.options.output / BEST)
+                self.write_network(row)
         self.save()
 
-    def network(self, row: Row) -> Network:
+    def write_network(self, row: Row) -> None:
+        """Write the network of an epoch as the best one."""
         recipe, setup = self.recipe, self.setup
         origin = Provenance(
             source=f"vgg train, recipe {recipe.name}, {setup.name}, epoch {row['epoch']}: top-1 {row['val_top1']:.2f}%",
             format="trained", preprocessing="given", labels="given", licence=setup.licence,
         )  # fmt: skip
-        return self.result.network(setup.preprocessing, setup.labels, origin)
+        write(self.result.network(setup.preprocessing, setup.labels, origin), self.options.output / BEST)
 
     def save(self) -> None:
         """Save a checkpoint, in the first process."""
@@ -292,11 +289,12 @@ class Trainer:
 
     def fail(self, loss: float, lr: float, used: list[Batch]) -> None:
         """Save the step that led to a loss that is not finite, and raise Error."""
-        folder, samples = self.options.output, self.setup.train.dataset.samples
-        step = {"key": self.setup.key, "epoch": self.epoch, "step": self.step, "lr": lr}
-        names = [samples[index].name for batch in used for index in batch.indices]
-        checkpoint.save_failed_step(folder, step, used, names)
+        samples, path = self.setup.train.dataset.samples, self.options.output / NAN
+        state = {"key": self.setup.key, "epoch": self.epoch, "step": self.step, "lr": lr}
+        state |= {"names": [samples[index].name for batch in used for index in batch.indices]}
+        state |= {"inputs": [torch.from_numpy(np.ascontiguousarray(batch.inputs)) for batch in used]}
+        checkpoint.save(path, state | {"targets": [torch.from_numpy(batch.targets) for batch in used]})
         raise Error(
-            f"the loss is {loss} in epoch {self.epoch + 1}, step {self.step + 1}; try a lower --lr. {folder / NAN} has the "
-            f"step's images, {LAST} an earlier state"
+            f"the loss is {loss} in epoch {self.epoch + 1}, step {self.step + 1}; try a lower --lr. {path} has the step's "
+            f"images, {LAST} an earlier state"
         )

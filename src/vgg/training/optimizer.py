@@ -2,10 +2,8 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..module import Module
 from .recipes import Recipe
@@ -55,9 +53,3 @@ def rate(recipe: Recipe, epoch: float, validations: Sequence[float]) -> float:
         if waited == recipe.plateau and drops < 3:
             drops, waited = drops + 1, 0
     return recipe.lr / 10.0**drops
-
-
-def moving_average(module: Module, decay: float) -> AveragedModel:
-    """The exponential moving average of a module's parameters, and of its batch normalisation's means and variances."""
-    average: Any = get_ema_multi_avg_fn  # untyped in torch
-    return AveragedModel(module, multi_avg_fn=average(decay), use_buffers=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
-from torch import distributed, nn
+from torch import distributed
 
 from ..engines.torch import check_device
 
@@ -36,11 +36,6 @@ class Process:
         total = torch.tensor(value, dtype=torch.float64, device=self.device)
         distributed.all_reduce(total)
         return float(total)
-
-    def share_buffers(self, module: nn.Module) -> None:
-        """Give every process the first one's batch normalisation: each has the statistics of its own images."""
-        for buffer in module.buffers() if self.world > 1 else ():
-            distributed.broadcast(buffer, 0)
 
 
 @contextmanager

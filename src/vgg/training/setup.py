@@ -75,16 +75,10 @@ class Setup:
     val_indices: Array
     targets: Targets
     key: dict[str, Any]  # everything that decides the result
-    matched: tuple[str, ...]
     licence: str
+    start: int  # index of the module's first layer that computes; the values of those before it are in `frozen`
+    frozen: tuple[Cache, Cache] | None = None  # for training and validation
     teachers: Sequence[Network] = ()  # that compute in each step; the values of others are in `targets`
-    frozen: tuple[Cache, Cache] | None = None  # values of the last frozen layer, for training and validation
-    start: int = 0  # index of the module's first layer that computes
-
-    @property
-    def errors(self) -> dict[str, str]:
-        """Images that can't be read, by name."""
-        return {**self.train.errors, **self.val.errors}
 
 
 def prepare(options: Options, log: Callable[[str], object]) -> Setup:
@@ -109,6 +103,10 @@ def prepare(options: Options, log: Callable[[str], object]) -> Setup:
     if not options.teachers:
         _check_classes(train.dataset, classes, labels)
     _check_sizes(options, module, train, len(indices), recipe)
+    end = module.end_of(options.freeze)[0] if options.freeze else 0
+    module.freeze(end)
+    if early := [value for value in options.matched if module.index_of(value) < end and recipe.views]:
+        raise Error(f"{early[0]} is frozen by --freeze {options.freeze}, so it can't be trained with --match")
     networks = {"from": options.start, "init": options.init}
     networks |= {f"teacher {number}": teacher for number, teacher in enumerate(options.teachers, 1)}
     known = {name: network for name, network in networks.items() if network}
@@ -131,12 +129,12 @@ def prepare(options: Options, log: Callable[[str], object]) -> Setup:
     licences = dict.fromkeys(network.provenance.licence for network in known.values() if network.provenance.licence)
     return Setup(
         recipe, module, preprocessing, labels, Path(options.data).resolve().name, train, indices, val_loader, val_indices,
-        Targets(classes, recipe.temperature), key, options.matched, "; ".join(licences),
+        Targets(classes, recipe.temperature), key, "; ".join(licences), end if recipe.views else 0,
     )  # fmt: skip
 
 
-def freeze_and_cache(setup: Setup, options: Options, process: Process, progress: Progress) -> None:
-    """Freeze layers, and compute once, for each view, the values of frozen layers and of teachers."""
+def cache_values(setup: Setup, options: Options, process: Process, progress: Progress) -> None:
+    """Compute once, for each view, the values of frozen layers and of teachers."""
     views, folder = tuple(range(setup.recipe.views)), options.cache or options.output / CACHE
 
     def cached(network: Network, engine: engines.Engine, value: str, *, training: bool = True) -> Cache:
@@ -148,15 +146,9 @@ def freeze_and_cache(setup: Setup, options: Options, process: Process, progress:
             cache.fill(engine, progress)
         return cache
 
-    if options.freeze and options.start:
-        end, value = setup.module.end_of(options.freeze)
-        setup.module.freeze(end)
-        if early := [name for name in options.matched if setup.module.index_of(name) < end and views]:
-            raise Error(f"{early[0]} is frozen by --freeze {options.freeze}, so it can't be trained with --match")
-        if views:
-            engine = engines.open(options.start, device=options.device)
-            setup.start = end
-            setup.frozen = cached(options.start, engine, value), cached(options.start, engine, value, training=False)
+    if setup.start and options.start:
+        engine, value = engines.open(options.start, device=options.device), setup.module.end_of(options.freeze)[1]
+        setup.frozen = cached(options.start, engine, value), cached(options.start, engine, value, training=False)
     if not views:
         setup.teachers = options.teachers
     unlabelled = setup.val is setup.train
@@ -229,7 +221,7 @@ def _check_sizes(options: Options, module: Module, train: Loader, count: int, re
     for teacher in options.teachers:
         architecture = teacher.architecture
         if architecture.head == "fc" and architecture.input_size != train.side:
-            raise Error(f"{architecture.name} takes {architecture.input_size} pixels, not {train.side}; use --size")
+            raise Error(f"{architecture.name} takes {architecture.input_size} pixels, not {train.side}; use --input-size")
     for value in options.matched:
         theirs, ours = (
             architecture.shape(value, 1, train.side, train.side)[1:]

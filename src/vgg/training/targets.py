@@ -47,13 +47,7 @@ class Teachers:
     """Teachers that compute the targets of each step's images as the student gets them: cropped, coloured and mixed.
 
     So the student never sees an image twice, and mixed images have the teachers' own scores; Beyer et al., arXiv 2106.05237,
-    found both to matter.
-
-    Args:
-        networks: the teachers, all with the same classes.
-        matched: values of the first teacher that are targets too.
-        device: where they compute.
-        layout: memory format of the images.
+    found both to matter. `matched` names values of the first teacher that are targets too.
     """
 
     def __init__(

@@ -1,40 +1,23 @@
-"""Protobuf's wire format, as much of it as finds the tensors in a file without copying them, and writes them.
+"""Protobuf's wire format: enough of it to find the tensors in a file without copying them, and to write them.
 
-A message is a row of fields: a varint of number * 8 + type, then a varint (type 0), 8 bytes (1), a length and as many
-bytes (2), or 4 bytes (5). See protobuf.dev/programming-guides/encoding. Field numbers are those of onnx.proto.
+A message is a sequence of fields: a varint of number * 8 + type, then a varint (type 0), 8 bytes (1), a length and that many
+bytes (2), or 4 bytes (5). See protobuf.dev/programming-guides/encoding.
 """
 
 import mmap
 from collections.abc import Iterator
-from dataclasses import dataclass
-from dataclasses import field as default
 from typing import Any
 
 import numpy as np
 
 Buffer = mmap.mmap | bytes
-Value = int | tuple[int, int]  # a number, or where the bytes begin and end
+Value = int | tuple[int, int]  # a number, or the start and end of the bytes
 
-# The fields of a TensorProto that can hold its numbers.
-FLOATS, INT32S, INT64S, RAW, DOUBLES = 4, 5, 7, 9, 10
 BLOCK = 2**20
 
 
-@dataclass(frozen=True)
-class Tensor:
-    """A TensorProto: its numbers lie at `begin`..`end` of the file, unless they are in another one."""
-
-    name: str
-    data_type: int
-    dims: tuple[int, ...]
-    begin: int = 0
-    end: int = 0
-    kind: int = 0  # the field that they stand in
-    external: dict[str, str] = default(default_factory=dict)  # the other file: location, offset, length
-
-
 def fields(buffer: Buffer, begin: int, end: int) -> Iterator[tuple[int, Value]]:
-    """The fields of a message: their numbers and values. Raises ValueError where the bytes are no message."""
+    """The numbers and values of a message's fields. Raises ValueError if the bytes are no message."""
     while begin < end:
         key, begin = _varint(buffer, begin, end)
         kind = key & 7
@@ -46,17 +29,17 @@ def fields(buffer: Buffer, begin: int, end: int) -> Iterator[tuple[int, Value]]:
         if kind == 2:
             size, begin = _varint(buffer, begin, end)
         elif kind not in (1, 5):
-            raise ValueError(f"no field has the type {kind}")
+            raise ValueError(f"unknown field type {kind}")
         if begin + size > end:
-            raise ValueError("a field reaches beyond its message")
+            raise ValueError("a field extends beyond its message")
         yield key >> 3, (begin, begin + size)
         begin += size
 
 
 def span(value: Value) -> tuple[int, int]:
-    """The place of a field's bytes. Raises ValueError when it is a number."""
+    """The start and end of a field's bytes. Raises ValueError if it is a number."""
     if isinstance(value, int):
-        raise ValueError("a number stands where bytes should")
+        raise ValueError("a field is a number instead of bytes")
     return value
 
 
@@ -67,43 +50,43 @@ def text(buffer: Buffer, value: Value) -> str:
 
 
 def number(value: Value) -> int:
-    """A field's number as a signed one. Raises ValueError when it is bytes."""
+    """A field's number, signed. Raises ValueError if it is bytes."""
     if not isinstance(value, int):
-        raise ValueError("bytes stand where a number should")
+        raise ValueError("a field is bytes instead of a number")
     return value - 2**64 if value >= 2**63 else value
 
 
 def numbers(buffer: Buffer, value: Value) -> list[int]:
-    """The numbers of a repeated field: one, or many that are packed."""
+    """The numbers in one occurrence of a repeated field: a single one, or packed ones."""
     if isinstance(value, int):
         return [number(value)]
     begin, end = value
-    found = []
+    values = []
     while begin < end:
         one, begin = _varint(buffer, begin, end)
-        found.append(number(one))
-    return found
+        values.append(number(one))
+    return values
 
 
 def floats(buffer: Buffer, value: Value) -> Any:
     """The float32 numbers of a repeated field, one or packed, as a view of the file."""
     begin, end = span(value)
     if (end - begin) % 4:
-        raise ValueError("floats are cut short")
+        raise ValueError("truncated floats")
     return np.frombuffer(buffer, "<f4", (end - begin) // 4, begin)
 
 
 def integers(buffer: Buffer, begin: int, end: int, dtype: Any, count: int) -> Any:
-    """`count` packed varints as an array, decoded in blocks. Raises ValueError where there are more or fewer."""
+    """`count` packed varints as an array, decoded in blocks. Raises ValueError if there are more or fewer."""
     if count > end - begin or (np.dtype(dtype).itemsize > 2 and count > BLOCK):
-        raise ValueError(f"{count} numbers can't be stored in {end - begin} bytes")
+        raise ValueError(f"{count} numbers in {end - begin} bytes")
     result, done = np.empty(count, dtype), 0
     while begin < end:
         part = np.frombuffer(buffer, np.uint8, min(BLOCK, end - begin), begin)
         last = np.flatnonzero(part < 128)
         lengths = np.diff(last, prepend=-1)
         if not len(last) or lengths.max() > 10 or done + len(last) > count:
-            raise ValueError("numbers are cut short")
+            raise ValueError("truncated numbers")
         part = part[: last[-1] + 1]
         starts = last - lengths + 1
         shifts = 7 * (np.arange(len(part)) - np.repeat(starts, lengths)).astype(np.uint64)
@@ -112,30 +95,8 @@ def integers(buffer: Buffer, begin: int, end: int, dtype: Any, count: int) -> An
         done += len(last)
         begin += len(part)
     if done != count:
-        raise ValueError("numbers are missing")
+        raise ValueError("missing numbers")
     return result
-
-
-def tensor(buffer: Buffer, value: Value) -> Tensor:
-    """A TensorProto's head. Fields: dims 1, data_type 2, name 8, external_data 13, and those for the numbers."""
-    dims: list[int] = []
-    data_type, name, place, kind = 0, "", (0, 0), 0
-    external: dict[str, str] = {}
-    for part, field in fields(buffer, *span(value)):
-        if part == 1:
-            dims += numbers(buffer, field)
-        elif part == 2:
-            data_type = number(field)
-        elif part == 8:
-            name = text(buffer, field)
-        elif part in (FLOATS, INT32S, INT64S, RAW, DOUBLES):
-            place, kind = span(field), part
-        elif part == 13:
-            entry = dict(fields(buffer, *span(field)))  # key 1, value 2
-            external[text(buffer, entry.get(1, (0, 0)))] = text(buffer, entry.get(2, (0, 0)))
-    if min(dims, default=0) < 0:
-        raise ValueError(f"tensor {name} has a negative dimension")
-    return Tensor(name, data_type, tuple(dims), *place, kind, external)
 
 
 def varint(value: int) -> bytes:
@@ -148,14 +109,14 @@ def varint(value: int) -> bytes:
 
 
 def field(number: int, value: int | bytes) -> bytes:
-    """One field: a number, or bytes with their length before them."""
+    """One field: a number, or bytes after their length."""
     if isinstance(value, int):
         return varint(number << 3) + varint(value)
     return prefix(number, len(value)) + value
 
 
 def prefix(number: int, length: int) -> bytes:
-    """What stands before the bytes of a field."""
+    """The bytes of a field that precede its content of this length."""
     return varint(number << 3 | 2) + varint(length)
 
 
@@ -169,4 +130,4 @@ def _varint(buffer: Buffer, begin: int, end: int) -> tuple[int, int]:
         value |= (byte & 127) << shift
         if byte < 128:
             return value, begin
-    raise ValueError("a number is cut short")
+    raise ValueError("a truncated number")
