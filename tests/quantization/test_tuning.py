@@ -27,8 +27,8 @@ COUNT = 30
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """Pictures in class folders, each in that of the class which the network sees in it."""
-    folder, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    """Random images in class folders."""
+    folder, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
     for index in range(COUNT):
         (folder / LABELS.names[index % 7]).mkdir(exist_ok=True)
         image = Image.fromarray(rng.integers(0, 255, (9, 9, 3), np.uint8)).resize((40, 40))

@@ -64,7 +64,7 @@ def test_errors_are_balanced(limit, group, zero_points):
     scale = stored.scale.reshape(40, -1, 1)
     zero = stored.zero_point.astype(np.float32).reshape(scale.shape) if zero_points else 0
     wanted = value.reshape(40, -1, group or 270) / scale + zero
-    wanted = wanted.clip(-limit - (limit == 7), limit)  # what is cut short is lost
+    wanted = wanted.clip(-limit - (limit == 7), limit)  # clipping errors are not balanced
     errors, plain = stored.values.astype(np.float32).reshape(wanted.shape) - wanted, np.rint(wanted) - wanted
     assert np.abs(errors.sum(2)).max() < 0.51
     filters = [np.square(one.reshape(40, 30, 9).sum(2)).mean() for one in (errors, plain)]
