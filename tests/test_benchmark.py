@@ -33,7 +33,7 @@ def total(found: dict[str, Work]) -> Work:
 
 
 class Sleeper:
-    """Takes as long as it is told to, and keeps a diary."""
+    """A runner that takes a given time and records its calls."""
 
     def __init__(self, name: str, seconds: float, diary: list[tuple[str, float]]) -> None:
         self.name, self.seconds, self.diary = name, seconds, diary

@@ -29,7 +29,7 @@ COUNT = 20
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder with two small models, pictures in class folders, and one that is broken."""
+    """A folder with two small models, and images in class folders, one of them broken."""
     root = tmp_path_factory.mktemp("evaluate")
     recipe = replace(PRESETS["torchvision"], size=36, crop=32)
     for seed in range(2):
@@ -39,7 +39,7 @@ def place(tmp_path_factory):
         folder = root / "data" / LABELS.names[index % 6]
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (40, 50, 3), np.uint8)).save(folder / f"{index}.png")
-    (root / "data/ant/broken <b>.jpg").write_bytes(b"no picture")
+    (root / "data/ant/broken <b>.jpg").write_bytes(b"no image")
     for split in ("train", "val"):
         (root / "prepared" / split).mkdir(parents=True)
     return root
@@ -121,7 +121,7 @@ def test_the_report_is_one_page_with_everything_in_it(place):
 
 
 def test_an_interrupted_run_resumes(place):
-    """One of the pictures is a pipe, at which the run waits until it can be interrupted."""
+    """One of the images is a pipe, for which the command waits until it is interrupted."""
     pipe = place / "pipe.jpg"
     os.mkfifo(pipe)
     names = [f"{'./' * copy}data/{LABELS.names[i % 6]}/{i}.png {i % 6}" for copy in range(60) for i in range(COUNT)]

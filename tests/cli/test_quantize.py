@@ -33,7 +33,7 @@ def place(tmp_path_factory):
         Image.fromarray(rng.integers(0, 256, (40, 50, 3), np.uint8)).save(folder / f"{index}.png")
     (root / "empty").mkdir()
     (root / "broken").mkdir()
-    (root / "broken" / "a.png").write_bytes(b"no picture")
+    (root / "broken" / "a.png").write_bytes(b"no image")
     return root
 
 

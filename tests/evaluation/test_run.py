@@ -75,7 +75,7 @@ def test_figures_are_those_of_the_classifier(dataset):
     assert [one["img_size"] for one in found[:3]] == [32, 32, 224]
 
 
-def test_a_broken_picture_costs_the_run_nothing_else(dataset, tmp_path):
+def test_a_broken_image_affects_no_other(dataset, tmp_path):
     whole = evaluate([model()], dataset)
     place = 11
     os.truncate(dataset.samples[place].path, 200)
@@ -220,11 +220,11 @@ def test_models_with_other_classes_are_refused(dataset):
     evaluate([model(), model(1, labels=None)], dataset)
 
 
-def test_real_accuracy_counts_any_of_a_pictures_classes(dataset, tmp_path):
+def test_real_accuracy_accepts_any_class_of_an_image(dataset, tmp_path):
     run = evaluate([model()], dataset)
     best = {sample.name: int(top) for sample, top in zip(dataset, run.results[0].top[:, 0], strict=True)}
-    by_number = {int(name[-12:-4]): answer for name, answer in best.items()}
-    # The first ten pictures show nothing, the next ten what the model says and more, the others something else.
+    by_number = {int(name[-12:-4]): top for name, top in best.items()}
+    # The first ten images show nothing, the next ten the predicted class and another one, the others another class.
     listed = [
         [] if n <= 10 else sorted({by_number[n], 3}) if n <= 20 else [(by_number[n] + 1) % 7] for n in range(1, COUNT + 1)
     ]

@@ -20,7 +20,7 @@ def network(**options):
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    folder, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    folder, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
     for index in range(20):
         Image.fromarray(rng.integers(0, 255, (9, 9, 3), np.uint8)).resize((80, 80)).save(folder / f"{index}.png")
     return folder
@@ -31,7 +31,7 @@ def matrix(one, name):
     return value.reshape(len(value), -1)
 
 
-def test_without_pictures_it_is_the_truncated_singular_value_decomposition():
+def test_without_images_it_is_the_truncated_singular_value_decomposition():
     one = network()
     found = directions(one)
     made = factored(one, found, {"fc6": 100, "fc7": 64})
@@ -61,7 +61,7 @@ def test_responses_are_those_of_the_layers_before_their_bias(place):
         np.testing.assert_allclose(found[name].covariance, np.cov(expected.T, bias=True), atol=1e-4)
 
 
-def test_with_pictures_it_is_nearer_to_what_the_network_gives_for_them(place):
+def test_with_images_it_is_more_accurate_for_them(place):
     one = network()
     batch = np.concatenate(list(batches(unlabelled(place), one)))
     expected = engines.open(one, "onnxruntime").logits(batch)

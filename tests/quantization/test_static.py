@@ -25,7 +25,7 @@ COUNT = 11
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    folder, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    folder, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
     for index in range(COUNT):
         Image.fromarray(rng.integers(0, 255, (9, 9, 3), np.uint8)).resize((80, 80)).save(folder / f"{index}.png")
     return folder
@@ -36,18 +36,18 @@ def network(name="vgg16", **options):
     return replace(made, preprocessing=replace(made.preprocessing, crop=64, size=64))
 
 
-def looked_at(one, place):
+def preprocessed(one, place):
     return np.concatenate(list(batches(unlabelled(place), one)))
 
 
 def extremes(one, place):
     """The range of each value, found in one go."""
-    batch = looked_at(one, place)
+    batch = preprocessed(one, place)
     values = {"data": batch, **engines.open(one, "onnxruntime").run(batch, one.architecture.values)}
     return {name: (array.min(), array.max()) for name, array in values.items()}
 
 
-def test_ranges_are_those_of_all_pictures_and_are_remembered(place, monkeypatch):
+def test_ranges_are_those_of_all_images_and_are_remembered(place, monkeypatch):
     one = network("vgg11-lrn")
     found = ranges(one, unlabelled(place))
     for name, (low, high) in extremes(one, place).items():
@@ -91,7 +91,7 @@ def test_only_the_same_calibration_is_remembered(place, tmp_path, monkeypatch, c
 
 def test_a_percentile_leaves_outliers_out(place, capsys):
     one = network("vgg11")
-    batch, whole = looked_at(one, place), extremes(one, place)
+    batch, whole = preprocessed(one, place), extremes(one, place)
     found = ranges(one, unlabelled(place), "percentile")
     assert capsys.readouterr().out == ""
     for name in ("data", "conv1_1", "conv3_1"):
@@ -107,7 +107,7 @@ def test_a_percentile_leaves_outliers_out(place, capsys):
 @pytest.mark.parametrize("name", ["vgg11", "vgg16-bn"])
 def test_what_is_written_runs_and_is_read(tmp_path, place, format, activations, floats, name):
     one = network(name)
-    batch = looked_at(one, place)
+    batch = preprocessed(one, place)
     model = quantize_static(one, ranges(one, unlabelled(place)), format, activations=activations, float_layers=floats)
     write(model, one, tmp_path / "q.onnx")
     onnx.checker.check_model(tmp_path / "q.onnx", full_check=True)
@@ -148,7 +148,7 @@ def loud(one):
 @pytest.mark.parametrize("activations", ["u8", "s8"])
 def test_the_file_is_right_without_vnni_and_the_published_recipe_is_not(tmp_path, place, activations):
     one = loud(network("vgg11"))
-    batch = looked_at(one, place)[:2]
+    batch = preprocessed(one, place)[:2]
     found, expected = ranges(one, unlabelled(place)), engines.open(one, "onnxruntime").logits(batch)
     lost = {}
     for reduced in (True, False):
@@ -172,10 +172,10 @@ np.save(sys.argv[2], engines.open(sys.argv[1], "openvino").logits(np.load(sys.ar
 
 @pytest.mark.parametrize("activations", ["u8", "s8"])
 def test_openvino_is_right_with_its_kernels_for_avx2(tmp_path, place, activations):
-    """oneDNN, OpenVINO's library of kernels, is told to leave VNNI alone: it really uses vpmaddubsw."""
+    """oneDNN, OpenVINO's library of kernels, is restricted to AVX2, so it uses vpmaddubsw."""
     pytest.importorskip("openvino", reason="openvino isn't installed; `scripts/setup test` installs it")
     one = loud(network("vgg11"))
-    batch = looked_at(one, place)[:2]
+    batch = preprocessed(one, place)[:2]
     np.save(tmp_path / "batch.npy", batch)
     found, expected = ranges(one, unlabelled(place)), engines.open(one, "onnxruntime").logits(batch)
     lost = {}
@@ -206,7 +206,7 @@ def test_a_stand_in_is_quantized_as_the_whole_network_would_be(tmp_path, place):
 def test_other_engines_take_the_weights(tmp_path, place):
     one = network("vgg11")
     write(quantize_static(one, ranges(one, unlabelled(place))), one, tmp_path / "q.onnx")
-    batch = looked_at(one, place)
+    batch = preprocessed(one, place)
     expected = engines.open(one, "native").logits(batch)
     found = engines.open(tmp_path / "q.onnx", "native").logits(batch)
     assert np.abs(found - expected).max() < 0.1 * np.abs(expected).max()
@@ -219,9 +219,9 @@ def test_quantized_networks_are_refused(place):
         quantize_static(quantize_weights(one), data)
 
 
-def test_pictures_that_fail_and_folders_without_any(tmp_path):
+def test_broken_images_and_folders_without_images_are_errors(tmp_path):
     with pytest.raises(vgg.ImageError, match="has no images in it"):
         unlabelled(tmp_path)
-    (tmp_path / "a.png").write_bytes(b"no picture")
+    (tmp_path / "a.png").write_bytes(b"no image")
     with pytest.raises(vgg.ImageError, match=r"a\.png"):
         ranges(network(), unlabelled(tmp_path))

@@ -7,6 +7,7 @@ from PIL import Image
 
 from conftest import change_version, random_network
 from vgg import Error, Labels, Network, engines, sources
+from vgg.formats import load as load_model
 from vgg.quantization import (
     Evaluator,
     Quantizer,
@@ -26,8 +27,8 @@ COUNT = 30
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """Pictures in class folders, each in that of the class which the network sees in it."""
-    folder, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    """Random images in class folders."""
+    folder, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
     for index in range(COUNT):
         (folder / LABELS.names[index % 7]).mkdir(exist_ok=True)
         image = Image.fromarray(rng.integers(0, 255, (9, 9, 3), np.uint8)).resize((40, 40))
@@ -105,6 +106,18 @@ def test_only_the_same_evaluation_is_remembered(network, place, monkeypatch, cha
     other.compare(quantize_weights(network, bits), "n")
     finished = {"network": ["n"], "nothing": []}.get(change, ["float32", "n"])
     assert [task for task, done in asked if done == COUNT] == [f"Evaluating {name}" for name in finished]
+
+
+def test_a_file_with_other_scales_of_activations_is_evaluated_again(tmp_path, network, place):
+    """Both files have the same weights; only the ranges of the activations differ."""
+    finished = []
+    quantizer = Quantizer(network, unlabelled(place))
+    one = evaluator(network, place, progress=lambda task, done, *_: finished.append(task) if done == COUNT else None)
+    for calibration in ("minmax", "percentile", "minmax"):
+        path = tmp_path / f"{calibration}.onnx"
+        quantizer.write(quantizer.quantize(Scheme("qdq", calibration=calibration)), path, "")
+        one.compare(load_model(path), "q")
+    assert finished == ["Evaluating float32", "Evaluating q", "Evaluating q"]
 
 
 def test_nothing_is_written_if_no_scheme_is_accurate_enough(tmp_path, network, place):

@@ -64,7 +64,7 @@ def test_errors_are_balanced(limit, group, zero_points):
     scale = stored.scale.reshape(40, -1, 1)
     zero = stored.zero_point.astype(np.float32).reshape(scale.shape) if zero_points else 0
     wanted = value.reshape(40, -1, group or 270) / scale + zero
-    wanted = wanted.clip(-limit - (limit == 7), limit)  # what is cut short is lost
+    wanted = wanted.clip(-limit - (limit == 7), limit)  # clipping errors are not balanced
     errors, plain = stored.values.astype(np.float32).reshape(wanted.shape) - wanted, np.rint(wanted) - wanted
     assert np.abs(errors.sum(2)).max() < 0.51
     filters = [np.square(one.reshape(40, 30, 9).sum(2)).mean() for one in (errors, plain)]
@@ -206,7 +206,7 @@ def test_a_network_that_is_quantized_already_is_refused():
 
 
 def test_4_bits_are_not_for_safetensors(tmp_path):
-    with pytest.raises(ModelError, match="safetensors has no numbers of 4 bits"):
+    with pytest.raises(ModelError, match="safetensors has no 4-bit numbers; write to .onnx"):
         quantize_weights(network(), 4).write(tmp_path / "n.safetensors")
     made = quantize_weights(low_rank(network()))
     made.write(tmp_path / "n.safetensors")
