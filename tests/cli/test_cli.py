@@ -195,11 +195,11 @@ def test_inspect_says_what_is_known_and_how(tmp_path):
     assert (facts["format"], facts["opset"], facts["ir_version"], facts["parameters_intact"]) == ("onnx", 17, 8, True)
     assert (facts["preprocessing_source"], facts["provenance"]["preprocessing"]) == ("metadata", "guess")
     text = ok("inspect", tmp_path / "n.onnx")
-    assert "torchvision (known from the file's metadata; when that was written: a guess by the format)" in text
+    assert "torchvision (from the file's metadata; when written: guessed by the format)" in text
     content = bytearray((tmp_path / "n.onnx").read_bytes())
     content[len(content) // 2] ^= 1
     (tmp_path / "n.onnx").write_bytes(content)
-    assert "NOT as when the file was written" in ok("inspect", tmp_path / "n.onnx")
+    assert "CHANGED since written" in ok("inspect", tmp_path / "n.onnx")
 
 
 def test_inspect_tells_what_it_can_of_another_programs_file():

@@ -15,7 +15,7 @@ from ..files import map_file
 from . import protobuf, walk
 from .layouts import Bare, reading
 from .nodes import Node
-from .protobuf import Buffer, fields, span, text
+from .protobuf import Buffer, Value, fields, last, message, span, text
 
 EPSILON = 1e-5  # SpatialBN's default
 _FLOAT = 5 << 3 | 5  # the tag, a byte, before each number of `floats`, which are not packed
@@ -49,36 +49,26 @@ def matches(mapped: Buffer) -> bool:
     try:
         for number, value in fields(mapped, 0, len(mapped)):
             if number == 2:
-                return any(part == 4 and not isinstance(inner, int) for part, inner in fields(mapped, *span(value)))
+                return any(part == 4 and not isinstance(inner, int) for part, inner in fields(mapped, *span(mapped, value)))
     except ValueError:
         return False
     return False
 
 
-def _operators(buffer: Buffer) -> list[Node]:
+def _operators(mapped: Buffer) -> list[Node]:
     """The operators of a NetDef with Caffe2's names, their arguments as attributes."""
-    nodes = []
-    for number, value in fields(buffer, 0, len(buffer)):
-        if number != 2:
-            continue
-        inputs: list[str] = []
-        outputs: list[str] = []
-        operator, attributes = "", {}
-        for part, inner in fields(buffer, *span(value)):
-            if part in (1, 2):
-                (inputs if part == 1 else outputs).append(text(buffer, inner))
-            elif part == 4:
-                operator = text(buffer, inner)
-            elif part == 5:
-                name, content = _argument(buffer, *span(inner))
-                attributes[name] = content
-        nodes.append(Node(operator, tuple(inputs), tuple(outputs), attributes))
-    return nodes
+    operators: list[Node] = message(mapped, (0, len(mapped)), {2: _operator})[2]
+    return operators
 
 
-def _argument(buffer: Buffer, begin: int, end: int) -> tuple[str, Any]:
+def _operator(buffer: Buffer, value: Value) -> Node:
+    content = message(buffer, value, {1: text, 2: text, 4: text, 5: _argument})
+    return Node(last(content[4], ""), tuple(content[1]), tuple(content[2]), dict(content[5]))
+
+
+def _argument(buffer: Buffer, place: Value) -> tuple[str, Any]:
     """An argument's name and content. The numbers of `floats` are one view, in steps of five bytes."""
-    name = ""
+    (begin, end), name = span(buffer, place), ""
     content: Any = None
     while begin < end:
         for number, value in fields(buffer, begin, end):
@@ -87,13 +77,13 @@ def _argument(buffer: Buffer, begin: int, end: int) -> tuple[str, Any]:
             elif number == 2:
                 content = float(protobuf.floats(buffer, value)[0])
             elif number == 3:
-                content = protobuf.number(value)
+                content = protobuf.number(buffer, value)
             elif number == 4:
-                content = bytes(buffer[slice(*span(value))]).decode(errors="replace")
+                content = protobuf.lenient_text(buffer, value)
             elif number == 6:
                 content = [*(content or ()), *protobuf.numbers(buffer, value)]
             elif number == 5:
-                content, begin = _floats(buffer, *span(value), end)
+                content, begin = _floats(buffer, *span(buffer, value), end)
                 break
         else:
             break

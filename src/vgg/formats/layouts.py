@@ -6,7 +6,7 @@ recognises the architecture from the shapes, and reports an array that doesn't f
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -132,31 +132,41 @@ _NORM_ROLES = {"weight": "scale", "bias": "bias", "running_mean": "mean", "runni
 _WRAPPERS = ("module.", "model.", "_orig_mod.", "backbone.")
 
 
+def from_names(
+    path: object, arrays: Mapping[str, Array], parse: Callable[[str], tuple[tuple[int, ...], str | None]], example: str
+) -> Bare:
+    """The network in arrays whose names show their layers.
+
+    `parse` returns the place of an array's layer, which orders the layers, and the array's role, None if its name is unknown.
+    """
+    layers: dict[tuple[int, ...], Layer] = {}
+    for name, value in arrays.items():
+        place, role = parse(name)
+        if role not in ("weight", "bias", "scale", "mean", "variance"):
+            raise misfit(path, name, value.shape, example)
+        # timm's linear layers are convolutions, and fc6 reads a map: both become matrices here, [out, in].
+        matrix = role == "weight" and place[0] == 1
+        layers.setdefault(place, {})[role] = Found(name, value.reshape(len(value), -1) if matrix else value)
+    return assemble(path, [layers[place] for place in sorted(layers)])
+
+
 def from_state_dict(path: object, state: Mapping[str, Array]) -> Bare:
     """The network in a state dictionary with torchvision's, timm's or the paper's keys."""
-    layers: dict[tuple[int, ...], Layer] = {}
-    norms = {match[1] for key in state if (match := _FEATURES.fullmatch(_bare(key))) and match[2] == "running_mean"}
-    for key, value in state.items():
-        bare = _bare(key)
-        if bare.endswith("num_batches_tracked"):
-            continue
-        if match := _FEATURES.fullmatch(bare):
-            place: tuple[int, ...] = (0, int(match[1]))
-            role = _NORM_ROLES.get(match[2]) if match[1] in norms else match[2]
-        elif bare.rpartition(".")[0] in _HEADS:
-            layer, _, role = bare.rpartition(".")
-            place = (1, _HEADS[layer])
-            value = value.reshape(len(value), -1) if role == "weight" else value
-        elif match := _PAPER.fullmatch(bare):
-            place = (match[1] == "fc", int(match[2]), int(match[3][1:] or 0), match[1] == "bn")
-            role = match[4]
-            value = value.reshape(len(value), -1) if match[1] == "fc" and role == "weight" else value
-        else:
-            role = None
-        if role not in ("weight", "bias", "scale", "mean", "variance"):
-            raise misfit(path, key, value.shape, "a key such as features.0.weight [64, 3, 3, 3]")
-        layers.setdefault(place, {})[role] = Found(key, value)
-    return assemble(path, [layers[place] for place in sorted(layers)])
+    arrays = {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
+    norms = {match[1] for key in arrays if (match := _FEATURES.fullmatch(_bare(key))) and match[2] == "running_mean"}
+
+    def parse(key: str) -> tuple[tuple[int, ...], str | None]:
+        key = _bare(key)
+        layer, _, role = key.rpartition(".")
+        if match := _FEATURES.fullmatch(key):
+            return (0, int(match[1])), _NORM_ROLES.get(role) if match[1] in norms else role
+        if layer in _HEADS:
+            return (1, _HEADS[layer]), role
+        if match := _PAPER.fullmatch(key):
+            return (int(match[1] == "fc"), int(match[2]), int(match[3][1:] or 0), int(match[1] == "bn")), role
+        return (), None
+
+    return from_names(path, arrays, parse, "a key such as features.0.weight [64, 3, 3, 3]")
 
 
 def _bare(key: str) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 
 from ..arrays import Array
 from ..files import map_file
-from .layouts import Bare, Found, Layer, assemble, misfit
+from .layouts import Bare, from_names
 
 MAGIC = struct.pack("<QQ", 0x112, 0)
 _V1, _V2, _V3 = 0xF993FAC8, 0xF993FAC9, 0xF993FACA
@@ -38,13 +38,8 @@ _ROLES = {
 
 def read(path: Path) -> Bare:
     """The parameters in a file, mapped. The file has no epsilon of batch normalisation; it is Gluon's, 1e-5."""
-    layers: dict[tuple[int, ...], Layer] = {}
-    for key, value in _arrays(map_file(path)).items():
-        place, role = _place(key)
-        if role is None:
-            raise misfit(path, key, value.shape, "a name such as vgg0_conv0_weight or features.0.weight")
-        layers.setdefault(place, {})[role] = Found(key, value)
-    return assemble(path, [layers[place] for place in sorted(layers)])
+    arrays = _arrays(map_file(path))
+    return from_names(path, arrays, _place, "a name such as vgg0_conv0_weight or features.0.weight")
 
 
 def _place(key: str) -> tuple[tuple[int, ...], str | None]:

@@ -260,19 +260,8 @@ def _port(name: str, data_type: int, shape: Sequence[int | str] | None, axes: st
 def _shape(architecture: Architecture, value: str, options: OnnxOptions) -> list[int | str]:
     """The shape of a named value; sides that depend on the input's size are names."""
     side = architecture.input_size
-    shape: list[int | str] = [options.batch or "batch", 3, side, side]
-    free = architecture.head == "gap" or options.dense
-    for layer in architecture.layers:
-        if layer.operation == "convolution":
-            shape[1] = layer.parameters["weight"][0]
-        elif layer.operation == "max_pool":
-            shape[2:] = [side // 2 for side in shape[2:] if isinstance(side, int)]
-        elif layer.operation == "average_pool":
-            shape[2:], free = [1, 1], False
-        elif layer.operation == "linear":
-            shape[1] = layer.parameters["weight"][0]
-            shape[2:] = shape[2:] if options.dense else []
-        if layer.value == value:
-            break
-    fixed = not free or len(shape) == 2 or options.preprocessing
-    return shape if fixed else [*shape[:2], f"{value}_height", f"{value}_width"]
+    _, channels, *sides = architecture.shape(value, 1, side, side)
+    free = (architecture.head == "gap" or options.dense) and not options.preprocessing
+    if free and (options.dense or sides) and value != "pool6":
+        return [options.batch or "batch", channels, f"{value}_height", f"{value}_width"]
+    return [options.batch or "batch", channels, *sides]

@@ -19,10 +19,9 @@ from ..arrays import Array
 from ..errors import ModelError
 from ..files import map_file
 from ..parameters import from_int4
-from . import protobuf
 from .layouts import reading
 from .nodes import Node
-from .protobuf import Buffer, Value, fields, span, text
+from .protobuf import Buffer, Value, floats, integers, last, lenient_text, message, number, numbers, span, text
 
 # TensorProto.DataType
 DTYPES: Mapping[int, Any] = {
@@ -30,7 +29,8 @@ DTYPES: Mapping[int, Any] = {
     16: ml_dtypes.bfloat16, 21: ml_dtypes.uint4, 22: ml_dtypes.int4,
 }  # fmt: skip
 _INT4 = (21, 22)
-_FLOATS, _INT32S, _INT64S, _RAW, _DOUBLES = 4, 5, 7, 9, 10  # the fields of a TensorProto that can contain its numbers
+_INT32S, _INT64S = 5, 7
+_DATA = (4, _INT32S, _INT64S, 9, 10)  # the fields of a TensorProto that can contain its numbers
 _DOMAINS = ("", "ai.onnx", "com.microsoft")  # of operators that are known without their domain
 
 
@@ -41,36 +41,36 @@ class Tensor:
     name: str
     data_type: int
     dims: tuple[int, ...]
-    begin: int = 0
-    end: int = 0
-    kind: int = 0  # the field that contains the numbers
-    external: dict[str, str] = field(default_factory=dict)  # of another file: location, offset, length
+    begin: int
+    end: int
+    kind: int  # the field that contains the numbers
+    external: dict[str, str]  # of another file: location, offset, length
 
 
-@dataclass
+@dataclass(frozen=True)
 class Port:
     """An input or output of a graph."""
 
     name: str
-    data_type: int = 0
-    shape: list[int | str] = field(default_factory=list)
+    data_type: int
+    shape: list[int | str]
 
 
-@dataclass
+@dataclass(frozen=True)
 class OnnxFile:
     """The content of an ONNX file, without its numbers."""
 
     path: Path
     mapped: Buffer
-    ir_version: int = 0
-    opset: int = 0
-    producer: str = ""
-    producer_version: str = ""
-    metadata: dict[str, str] = field(default_factory=dict)
-    nodes: list[Node] = field(default_factory=list)
-    tensors: dict[str, Tensor] = field(default_factory=dict)
-    inputs: list[Port] = field(default_factory=list)
-    outputs: list[Port] = field(default_factory=list)
+    ir_version: int
+    opset: int
+    producer: str
+    producer_version: str
+    metadata: dict[str, str]
+    nodes: list[Node]
+    tensors: dict[str, Tensor]
+    inputs: list[Port]
+    outputs: list[Port]
     outside: dict[Path, Buffer] = field(default_factory=dict)  # other files with numbers, mapped
 
     def array(self, tensor: str | Tensor) -> Array:
@@ -85,7 +85,7 @@ class OnnxFile:
             return from_int4(packed, dtype, count).reshape(tensor.dims)
         if tensor.kind in (_INT32S, _INT64S):
             halves = dtype.itemsize == 2  # 16-bit floats are stored as integers with the same bits
-            decoded = protobuf.integers(buffer, begin, end, np.uint16 if halves else dtype, count)
+            decoded = integers(buffer, begin, end, np.uint16 if halves else dtype, count)
             return np.asarray(decoded.view(dtype).reshape(tensor.dims))
         if end - begin != count * dtype.itemsize:
             raise ValueError(f"tensor {tensor.name} has {end - begin} bytes, not {count * dtype.itemsize}")
@@ -113,133 +113,76 @@ def scan(path: Path) -> OnnxFile:
     Raises:
         ModelError: the file can't be read or is no ONNX file.
     """
-    model = OnnxFile(path, map_file(path))
+    mapped = map_file(path)
     with reading(path, "ONNX"):
-        _model(model)
-        if not (model.ir_version and model.opset and model.outputs):
+        model = message(mapped, (0, len(mapped)), {1: number, 2: text, 3: text, 7: _graph, 8: _opset, 14: _entry})
+        graph = last(model[7], {part: [] for part in (1, 5, 11, 12)})
+        opset = last([version for domain, version in model[8] if domain in ("", "ai.onnx")], 0)
+        tensors = {tensor.name: tensor for tensor in graph[5]}
+        inputs = [port for port in graph[11] if port.name not in tensors]
+        if not (model[1] and opset and graph[12]):
             raise ValueError("no version, opset or output")
-    return model
+        return OnnxFile(
+            path, mapped, model[1][-1], opset, last(model[2], ""), last(model[3], ""), dict(model[14]), graph[1], tensors,
+            inputs, graph[12],
+        )  # fmt: skip
 
 
-def _model(model: OnnxFile) -> None:
-    buffer = model.mapped
-    for number, value in fields(buffer, 0, len(buffer)):
-        if number == 1 and isinstance(value, int):
-            model.ir_version = value
-        elif number == 2:
-            model.producer = text(buffer, value)
-        elif number == 3:
-            model.producer_version = text(buffer, value)
-        elif number == 7:
-            _graph(model, value)
-        elif number == 8:
-            domain, version = _pair(buffer, value)
-            if isinstance(version, int) and text(buffer, domain) in ("", "ai.onnx"):
-                model.opset = version
-        elif number == 14:
-            key, content = _pair(buffer, value)
-            model.metadata[text(buffer, key)] = text(buffer, content)
+def _graph(buffer: Buffer, value: Value) -> dict[int, list[Any]]:
+    return message(buffer, value, {1: _node, 5: _tensor, 11: _port, 12: _port})
 
 
-def _graph(model: OnnxFile, graph: Value) -> None:
-    buffer = model.mapped
-    for number, value in fields(buffer, *span(graph)):
-        if number == 1:
-            model.nodes.append(_node(buffer, value))
-        elif number == 5:
-            tensor = _tensor(buffer, value)
-            model.tensors[tensor.name] = tensor
-        elif number in (11, 12):
-            (model.inputs if number == 11 else model.outputs).append(_port(buffer, value))
-    model.inputs = [port for port in model.inputs if port.name not in model.tensors]
+def _opset(buffer: Buffer, value: Value) -> tuple[str, int]:
+    """OperatorSetIdProto: domain 1, version 2."""
+    content = message(buffer, value, {1: text, 2: number})
+    return last(content[1], ""), last(content[2], 0)
+
+
+def _entry(buffer: Buffer, value: Value) -> tuple[str, str]:
+    """StringStringEntryProto: key 1, value 2."""
+    content = message(buffer, value, {1: text, 2: text})
+    return last(content[1], ""), last(content[2], "")
 
 
 def _node(buffer: Buffer, value: Value) -> Node:
-    inputs: list[str] = []
-    outputs: list[str] = []
-    attributes: dict[str, Any] = {}
-    operator = domain = ""
-    for number, part in fields(buffer, *span(value)):
-        if number in (1, 2):
-            (inputs if number == 1 else outputs).append(text(buffer, part))
-        elif number == 4:
-            operator = text(buffer, part)
-        elif number == 5:
-            name, content = _attribute(buffer, part)
-            attributes[name] = content
-        elif number == 7:
-            domain = text(buffer, part)
-    return Node(operator if domain in _DOMAINS else f"{domain}.{operator}", tuple(inputs), tuple(outputs), attributes)
+    content = message(buffer, value, {1: text, 2: text, 4: text, 5: _attribute, 7: text})
+    operator, domain = last(content[4], ""), last(content[7], "")
+    known = operator if domain in _DOMAINS else f"{domain}.{operator}"
+    return Node(known, tuple(content[1]), tuple(content[2]), dict(content[5]))
 
 
 def _attribute(buffer: Buffer, value: Value) -> tuple[str, Any]:
     """An attribute's name and content: a number, text, a Tensor or a list of numbers; None for any other kind."""
-    name, content = "", None
-    for number, part in fields(buffer, *span(value)):
-        if number == 1:
-            name = text(buffer, part)
-        elif number == 2:
-            content = protobuf.floats(buffer, part).tolist()[0]
-        elif number == 3:
-            content = protobuf.number(part)
-        elif number == 4:
-            content = bytes(buffer[slice(*span(part))]).decode(errors="replace")
-        elif number == 5:
-            content = _tensor(buffer, part)
-        elif number == 7:
-            content = (content or []) + protobuf.floats(buffer, part).tolist()
-        elif number == 8:
-            content = (content or []) + protobuf.numbers(buffer, part)
-    return name, content
+    decoders = {1: text, 2: floats, 3: number, 4: lenient_text, 5: _tensor, 7: floats, 8: numbers}
+    content = message(buffer, value, decoders)
+    several = [one for part in content[7] for one in part.tolist()] + [one for part in content[8] for one in part]
+    single = [one for part in content[2] for one in part.tolist()] + content[3] + content[4] + content[5]
+    return last(content[1], ""), several or last(single, None)
 
 
 def _tensor(buffer: Buffer, value: Value) -> Tensor:
-    dims: list[int] = []
-    data_type, name, place, kind = 0, "", (0, 0), 0
-    external: dict[str, str] = {}
-    for part, content in fields(buffer, *span(value)):
-        if part == 1:
-            dims += protobuf.numbers(buffer, content)
-        elif part == 2:
-            data_type = protobuf.number(content)
-        elif part == 8:
-            name = text(buffer, content)
-        elif part in (_FLOATS, _INT32S, _INT64S, _RAW, _DOUBLES):
-            place, kind = span(content), part
-        elif part == 13:
-            key, entry = _pair(buffer, content)
-            external[text(buffer, key)] = text(buffer, entry)
+    content = message(buffer, value, {1: numbers, 2: number, 8: text, 13: _entry, **dict.fromkeys(_DATA, span)})
+    name, dims = last(content[8], ""), tuple(side for part in content[1] for side in part)
     if min(dims, default=0) < 0:
         raise ValueError(f"tensor {name} has a negative dimension")
-    return Tensor(name, data_type, tuple(dims), *place, kind, external)
+    begin, end, kind = last([(*content[kind][-1], kind) for kind in _DATA if content[kind]], (0, 0, 0))
+    return Tensor(name, last(content[2], 0), dims, begin, end, kind, dict(content[13]))
 
 
 def _port(buffer: Buffer, value: Value) -> Port:
-    """ValueInfoProto name 1, type 2; TypeProto tensor_type 1; Tensor elem_type 1, shape 2; dim 1: dim_value 1, dim_param 2."""
-    port = Port("")
-    for number, info in fields(buffer, *span(value)):
-        if number == 1:
-            port.name = text(buffer, info)
-        elif number == 2:
-            for kind, tensor_type in fields(buffer, *span(info)):
-                for part, inner in fields(buffer, *span(tensor_type)) if kind == 1 else ():
-                    if part == 1 and isinstance(inner, int):
-                        port.data_type = inner
-                    elif part == 2:
-                        port.shape = [_dimension(buffer, dim) for _, dim in fields(buffer, *span(inner))]
-    return port
+    """ValueInfoProto: name 1, type 2; TypeProto: tensor_type 1."""
+    content = message(buffer, value, {1: text, 2: lambda buffer, value: message(buffer, value, {1: _tensor_type})[1]})
+    return Port(last(content[1], ""), *last(last(content[2], []), (0, [])))
+
+
+def _tensor_type(buffer: Buffer, value: Value) -> tuple[int, list[int | str]]:
+    """TypeProto.Tensor: elem_type 1, shape 2; TensorShapeProto: dim 1."""
+    content = message(buffer, value, {1: number, 2: lambda buffer, value: message(buffer, value, {1: _dimension})[1]})
+    return last(content[1], 0), last(content[2], [])
 
 
 def _dimension(buffer: Buffer, value: Value) -> int | str:
-    for number, dim in fields(buffer, *span(value)):
-        if number == 1 and isinstance(dim, int):
-            return dim
-        if number == 2:
-            return text(buffer, dim)
-    return "?"
-
-
-def _pair(buffer: Buffer, value: Value) -> tuple[Value, Value]:
-    """The fields 1 and 2 of a message: a key with its value, or a domain with its version."""
-    entry = dict(fields(buffer, *span(value)))
-    return entry.get(1, (0, 0)), entry.get(2, (0, 0))
+    """Dimension: dim_value 1, dim_param 2."""
+    content = message(buffer, value, {1: number, 2: text})
+    side: int | str = (*content[1], *content[2], "?")[0]
+    return side

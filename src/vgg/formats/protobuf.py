@@ -5,7 +5,7 @@ bytes (2), or 4 bytes (5). See protobuf.dev/programming-guides/encoding.
 """
 
 import mmap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -36,44 +36,66 @@ def fields(buffer: Buffer, begin: int, end: int) -> Iterator[tuple[int, Value]]:
         begin += size
 
 
-def span(value: Value) -> tuple[int, int]:
-    """The start and end of a field's bytes. Raises ValueError if it is a number."""
+def message(buffer: Buffer, value: Value, decoders: Mapping[int, Callable[[Buffer, Value], Any]]) -> dict[int, list[Any]]:
+    """The fields of a message by number, decoded, in order; fields without a decoder are left out."""
+    decoded: dict[int, list[Any]] = {number: [] for number in decoders}
+    for number, content in fields(buffer, *span(buffer, value)):
+        if number in decoders:
+            decoded[number].append(decoders[number](buffer, content))
+    return decoded
+
+
+def last(values: list[Any], default: Any) -> Any:
+    """The value of a field that should occur once."""
+    return values[-1] if values else default
+
+
+# Decoders. They raise ValueError if a field is of another type.
+
+
+def span(buffer: Buffer, value: Value) -> tuple[int, int]:
+    """The start and end of a field's bytes."""
     if isinstance(value, int):
         raise ValueError("a field is a number instead of bytes")
     return value
 
 
 def text(buffer: Buffer, value: Value) -> str:
-    """A field's bytes as text."""
-    begin, end = span(value)
+    begin, end = span(buffer, value)
     return bytes(buffer[begin:end]).decode()
 
 
-def number(value: Value) -> int:
-    """A field's number, signed. Raises ValueError if it is bytes."""
+def lenient_text(buffer: Buffer, value: Value) -> str:
+    """Bytes that may be no text."""
+    begin, end = span(buffer, value)
+    return bytes(buffer[begin:end]).decode(errors="replace")
+
+
+def number(buffer: Buffer, value: Value) -> int:
+    """A signed number."""
     if not isinstance(value, int):
         raise ValueError("a field is bytes instead of a number")
     return value - 2**64 if value >= 2**63 else value
 
 
 def numbers(buffer: Buffer, value: Value) -> list[int]:
-    """The numbers in one occurrence of a repeated field: a single one, or packed ones."""
+    """One occurrence of a repeated field: a single number, or packed ones."""
     if isinstance(value, int):
-        return [number(value)]
+        return [number(buffer, value)]
     begin, end = value
     values = []
     while begin < end:
         one, begin = _varint(buffer, begin, end)
-        values.append(number(one))
+        values.append(number(buffer, one))
     return values
 
 
-def floats(buffer: Buffer, value: Value) -> Any:
-    """The float32 numbers of a repeated field, one or packed, as a view of the file."""
-    begin, end = span(value)
-    if (end - begin) % 4:
+def floats(buffer: Buffer, value: Value, dtype: str = "<f4") -> Any:
+    """The numbers of a repeated field of floats, one or packed, as a view of the file."""
+    (begin, end), size = span(buffer, value), np.dtype(dtype).itemsize
+    if (end - begin) % size:
         raise ValueError("truncated floats")
-    return np.frombuffer(buffer, "<f4", (end - begin) // 4, begin)
+    return np.frombuffer(buffer, dtype, (end - begin) // size, begin)
 
 
 def integers(buffer: Buffer, begin: int, end: int, dtype: Any, count: int) -> Any:
