@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from conftest import ROOT
-from vgg.serving import model_server, open_inference, refusals, site, v1
+from vgg.serving import model_server, open_inference_rest, openapi, refusals, site, v1
 
 pytestmark = pytest.mark.full  # a real server under real load, over minutes
 
@@ -50,8 +50,13 @@ def test_the_protocols_published_description_holds(server, tmp_path):
     examine("protocol.yaml", server.address, tmp_path, "--exclude-checks", "status_code_conformance,unsupported_method")
 
 
+def test_the_committed_description_is_the_generated_one():
+    """`python -m vgg.serving.openapi` writes it."""
+    assert openapi.FILE.read_bytes() == openapi.text().encode()
+
+
 def test_every_route_is_described_and_nothing_else():
-    routes = [*site.ROUTES, *v1.ROUTES, *open_inference.ROUTES, *model_server.ROUTES]
+    routes = [*site.ROUTES, *v1.ROUTES, *open_inference_rest.ROUTES, *model_server.ROUTES]
     ours = {(route.path, method) for route in routes for method in route.methods - {"HEAD"}}
     pages = {("/", "GET"), ("/docs", "GET"), ("/page/{name}", "GET"), ("/v2/", "GET")}
     pages |= {("/", "OPTIONS"), ("/predictions/{model}", "OPTIONS")}

@@ -74,11 +74,15 @@ def test_it_counts_and_changes_models(client):
 
 def test_what_is_wrong_is_a_status_and_a_line(client, batch):
     for call, code, line in (
-        (lambda: client.infer("resnet", [tensor(batch)]), "NOT_FOUND", "no model is called 'resnet'"),
+        (lambda: client.infer("resnet", [tensor(batch)]), "NOT_FOUND", "unknown model 'resnet'"),
         (lambda: client.infer("fc", [tensor(batch[:, :, :64])]), "INVALID_ARGUMENT", "vgg16 takes float32"),
-        (lambda: client.infer("fc", [tensor(batch, "image")]), "INVALID_ARGUMENT", "the input is called 'data'"),
+        (
+            lambda: client.infer("fc", [tensor(batch, "image")]),
+            "INVALID_ARGUMENT",
+            "unknown input 'image'; the input is 'data'",
+        ),
         (lambda: client.infer("fc", [tensor(np.zeros((65, 3, 224, 224), np.float32))]), "RESOURCE_EXHAUSTED", "larger"),
-        (lambda: client.infer("slow", [tensor(batch)], timeout=1), "DEADLINE_EXCEEDED", "no answer before the deadline"),
+        (lambda: client.infer("slow", [tensor(batch)], timeout=1), "DEADLINE_EXCEEDED", "the deadline passed"),
     ):
         with pytest.raises(triton.InferenceServerException, match=line) as refused:
             call()
@@ -122,7 +126,7 @@ def test_keys_count_here_too(models, tmp_path):
     (tmp_path / "keys").write_text("secret")
     with serving("-m", models["fc"], "--grpc-port", 0, "--api-key-file", tmp_path / "keys") as server:
         client = triton.InferenceServerClient(server.log[0]["grpc"])
-        with pytest.raises(triton.InferenceServerException, match="an API key is needed"):
+        with pytest.raises(triton.InferenceServerException, match="an API key is required"):
             client.get_server_metadata()
         assert client.get_server_metadata(headers={"authorization": "Bearer secret"}).name == "vgg"
         client.close()

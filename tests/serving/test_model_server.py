@@ -49,7 +49,7 @@ def test_wordnets_ids_stand_before_the_names(tmp_path):
 def test_errors_have_a_code_a_type_and_a_message(server):
     answer = server.ask("POST", "/predictions/resnet", content=b"x")
     assert answer.status_code == 404
-    assert answer.json() == {"code": 404, "type": "NotFound", "message": "no model is called 'resnet'; there are gap, fc"}
+    assert answer.json() == {"code": 404, "type": "NotFound", "message": "unknown model 'resnet'; choose from gap, fc"}
     answer = server.ask("POST", "/predictions/fc", content=b"x")
     assert answer.status_code == 400
     assert answer.json()["message"] == "image: not an image, or an unsupported format"

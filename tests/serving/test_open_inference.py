@@ -8,7 +8,7 @@ import pytest
 import vgg
 from conftest import EXAMPLES
 from vgg.serving.refusals import Refusal
-from vgg.serving.tensors import Tensor, Wanted, write_response
+from vgg.serving.tensors import Tensor, RequestedOutput, write_response
 
 triton = pytest.importorskip("tritonclient.http", reason="needs tritonclient")
 PHOTO = EXAMPLES / "chelsea.png"
@@ -117,7 +117,7 @@ def test_statistics_count(client, batch):
 
 def test_loading_is_off_unless_asked_for(client):
     for change in (client.load_model, client.unload_model):
-        with pytest.raises(triton.InferenceServerException, match="loading and unloading is off") as refused:
+        with pytest.raises(triton.InferenceServerException, match="loading and unloading models is disabled") as refused:
             change("fc")
         assert refused.value.status() == "403"
 
@@ -130,30 +130,30 @@ def request(**changes) -> dict:
 @pytest.mark.parametrize(
     ("record", "line"),
     [
-        ({}, "`inputs` must be a list with one input"),
-        ({"inputs": [{}, {}]}, "`inputs` must be a list with one input"),
-        (request(input={"name": "image"}), "the input is called 'data', not 'image'"),
-        (request(input={"datatype": "FP64"}), "the input is of datatype FP32, not 'FP64'"),
-        (request(input={"datatype": "BYTES"}), "the input is of datatype FP32, not 'BYTES'"),
-        (request(input={"shape": [1, 3, 32, -32]}), "`shape` must be a list of whole numbers"),
-        (request(input={"shape": [1, 3, 32, True]}), "`shape` must be a list of whole numbers"),
-        (request(input={"shape": [10**12, 3, 32, 32]}), "shape [1000000000000, 3, 32, 32] means"),
+        ({}, "`inputs` must be a list of one input"),
+        ({"inputs": [{}, {}]}, "`inputs` must be a list of one input"),
+        (request(input={"name": "image"}), "unknown input 'image'; the input is 'data'"),
+        (request(input={"datatype": "FP64"}), "unsupported datatype 'FP64'; the input is FP32"),
+        (request(input={"datatype": "BYTES"}), "unsupported datatype 'BYTES'; the input is FP32"),
+        (request(input={"shape": [1, 3, 32, -32]}), "`shape` must be a list of integers of 0 or more"),
+        (request(input={"shape": [1, 3, 32, True]}), "`shape` must be a list of integers of 0 or more"),
+        (request(input={"shape": [10**12, 3, 32, 32]}), "shape [1000000000000, 3, 32, 32] needs"),
         (request(input={"shape": [3, 32, 32]}), "vgg11 takes float32 [batch, 3, height, width]"),
         (request(input={"shape": [1, 3, 16, 64]}), "vgg11 takes float32 [batch, 3, height, width]"),
         (request(input={"shape": [0, 3, 32, 32], "data": []}), "the batch is empty"),
-        (request(input={"shape": [1, 3, 32, 2048], "data": [[0.5] * 2048] * 96}), "height and width are at most 1024"),
+        (request(input={"shape": [1, 3, 32, 2048], "data": [[0.5] * 2048] * 96}), "height and width must be at most 1024"),
         (request(input={"data": None}), "an input needs `data`"),
-        (request(input={"data": ["1"] * 3072}), "`data` must be numbers"),
+        (request(input={"data": ["1"] * 3072}), "`data` must contain only numbers"),
         (request(input={"data": [[1], [1, 2]]}), "`data` has rows of different lengths"),
-        (request(input={"data": [1e39] * 3072}), "the input has values that are no finite numbers"),
+        (request(input={"data": [1e39] * 3072}), "the input has values that are not finite"),
         (request(input={"parameters": {"shared_memory_region": "r"}}), "shared memory is not supported"),
-        (request(input={"data": None, "parameters": {"binary_data_size": 4}}), "`binary_data_size` is 4, and 0 bytes"),
+        (request(input={"data": None, "parameters": {"binary_data_size": 4}}), "`binary_data_size` is 4, but 0 bytes"),
         (request(id=7), "`id` must be text"),
-        (request(parameters={"timeout": "soon"}), "`timeout` must be whole microseconds"),
-        (request(outputs=[{"name": "prob"}]), "no value of vgg11 is called 'prob'"),
-        (request(outputs=[{"name": "logits"}] * 2), "an output is asked for twice"),
-        (request(outputs=[{"name": "logits", "parameters": {"classification": -1}}]), "`classification` must be how many"),
-        (request(outputs=[{"name": "pool5", "parameters": {"classification": 1}}]), "only logits are classes"),
+        (request(parameters={"timeout": "soon"}), "`timeout` must be an integer, in microseconds"),
+        (request(outputs=[{"name": "prob"}]), "vgg11 has no layer output 'prob'"),
+        (request(outputs=[{"name": "logits"}] * 2), "`outputs` has duplicate names"),
+        (request(outputs=[{"name": "logits", "parameters": {"classification": -1}}]), "`classification` must be a number of classes"),
+        (request(outputs=[{"name": "pool5", "parameters": {"classification": 1}}]), "only the output 'logits' supports `classification`"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_one_line(server, record, line):
@@ -173,15 +173,15 @@ def test_a_header_length_that_lies_is_refused(server, length):
 def test_numbers_that_json_has_not_are_refused(server):
     body = json.dumps(request()).replace("0.5", "NaN", 1)
     assert server.ask("POST", "/v2/models/gap/infer", content=body).json() == {
-        "error": "the body is not JSON: NaN is no number"
+        "error": "the body is not valid JSON: invalid number NaN"
     }
 
 
 def test_what_json_cannot_say_can_be_had_as_bytes():
     infinite = Tensor("logits", np.array([[np.inf, 1]], np.float32), (1, 2))
-    with pytest.raises(Refusal, match="take it as binary data"):
-        write_response({}, [infinite], [Wanted("logits")])
-    body, length = write_response({}, [infinite], [Wanted("logits", binary=True)])
+    with pytest.raises(Refusal, match="request binary data"):
+        write_response({}, [infinite], [RequestedOutput("logits")])
+    body, length = write_response({}, [infinite], [RequestedOutput("logits", binary=True)])
     assert np.frombuffer(body[length:], "<f4").tolist() == [np.inf, 1]
 
 
@@ -191,4 +191,4 @@ def test_a_requests_own_timeout_counts(server):
     text = json.dumps({"parameters": {"timeout": 1000}, "inputs": [one]}).encode()
     headers = {"inference-header-content-length": str(len(text))}
     answer = server.ask("POST", "/v2/models/gap/infer", content=text + images.tobytes(), headers=headers)
-    assert (answer.status_code, answer.json()) == (504, {"error": "no answer before the deadline"})
+    assert (answer.status_code, answer.json()) == (504, {"error": "the deadline passed before the response was ready"})

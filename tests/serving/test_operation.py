@@ -80,7 +80,7 @@ def test_a_late_request_is_told_so_and_its_work_is_dropped(models):
         assert {one.status_code for one in answers} <= {200, 503, 504}
         assert 504 in {one.status_code for one in answers}
         late = next(one for one in answers if one.status_code == 504)
-        assert late.json() == {"error": "no answer before the deadline"}
+        assert late.json() == {"error": "the deadline passed before the response was ready"}
         until(lambda: waiting(server) == 0)
         assert metric(server, "nv_inference_count", model="slow") < 12  # pictures; not all went through the engine
         assert metric(server, "nv_inference_request_failure", reason="CANCELED") >= 1
@@ -250,7 +250,7 @@ def test_an_error_inside_is_a_500_with_its_traceback_in_the_log_only(models):
     code = "import vgg.serving.application as a; a._decode = None; from vgg.cli import main; main()"
     with serving("-m", models["gap"], run=code) as server:
         answer = server.ask("POST", CLASSIFY, content=PHOTO)
-        assert (answer.status_code, answer.json()) == (500, {"error": "internal error; the server's log says more"})
+        assert (answer.status_code, answer.json()) == (500, {"error": "internal error; see the server's log"})
         (entry,) = server.logged(message="internal error")
         assert (entry["level"], entry["request_id"]) == ("error", answer.headers["x-request-id"])
         assert "TypeError" in entry["exception"]
@@ -259,12 +259,12 @@ def test_an_error_inside_is_a_500_with_its_traceback_in_the_log_only(models):
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        (["-m", "nowhere.onnx"], "vgg: nowhere.onnx: can't be copied before it is read: file or folder not found"),
-        (["-m", "gap", "-m", "gap"], "vgg: two models are called gap, version 1; name them with --model NAME=PATH"),
-        (["-m", "gap", "--api-key-file", os.devnull], "vgg: /dev/null: holds no API key; there must be one a line"),
+        (["-m", "nowhere.onnx"], "vgg: nowhere.onnx: can't be copied to the temporary folder: file or folder not found"),
+        (["-m", "gap", "-m", "gap"], "vgg: two models have the name gap, version 1; choose names with --model NAME=PATH"),
+        (["-m", "gap", "--api-key-file", os.devnull], "vgg: /dev/null: no API keys; write one per line"),
         (["-m", "gap", "--api-key-file", "nowhere"], "vgg: nowhere: file or folder not found"),
-        (["-m", "gap", "--port", "TAKEN"], "vgg: 127.0.0.1 port TAKEN: can't be listened on: address already in use"),
-        (["-m", "gap", "--host", "192.0.2.1"], "vgg: 192.0.2.1 port 0: can't be listened on: cannot assign requested"),
+        (["-m", "gap", "--port", "TAKEN"], "vgg: can't listen on 127.0.0.1 port TAKEN: address already in use"),
+        (["-m", "gap", "--host", "192.0.2.1"], "vgg: can't listen on 192.0.2.1 port 0: cannot assign requested"),
         (["-m", "gap", "--engine", "abacus"], "vgg: no engine is called 'abacus'"),
     ],
 )

@@ -117,32 +117,32 @@ def test_a_file_that_quantizes_activations_has_no_heat_maps(models, tmp_path):
         assert [one["explains"] for one in server.ask("GET", "/v1/models").json()["models"]] == [False]
         answer = server.ask("POST", CLASSIFY, params={"explain": "true"}, content=PHOTOS[0].read_bytes())
         assert answer.status_code == 501
-        assert answer.json() == {"error": "quantized has no heat maps, since its file quantizes activations"}
+        assert answer.json() == {"error": "model quantized has no heat maps: its file quantizes activations"}
         assert server.ask("POST", CLASSIFY, content=PHOTOS[0].read_bytes()).status_code == 200
 
 
 @pytest.mark.parametrize(
     ("options", "status", "line"),
     [
-        ({"content": b""}, 400, "the request holds no picture"),
+        ({"content": b""}, 400, "the request contains no image"),
         ({"content": b"not a picture"}, 422, "image: not an image, or an unsupported format"),
         ({"content": PHOTOS[0].read_bytes()[:5000]}, 422, "image: is damaged or truncated"),
-        ({"content": b"x", "headers": {"content-type": "text/plain"}}, 415, "a body of type text/plain is not read"),
-        ({"content": b"x", "headers": {"content-encoding": "br"}}, 415, "the content encoding br is not read"),
-        ({"content": b"no gzip", "headers": GZIP}, 400, "the body is not gzip"),
-        ({"content": gzip.compress(b"x" * 99)[:-9], "headers": GZIP}, 400, "the body's gzip ends early"),
+        ({"content": b"x", "headers": {"content-type": "text/plain"}}, 415, "unsupported content type text/plain"),
+        ({"content": b"x", "headers": {"content-encoding": "br"}}, 415, "unsupported content encoding br"),
+        ({"content": b"no gzip", "headers": GZIP}, 400, "the body is not valid gzip"),
+        ({"content": gzip.compress(b"x" * 99)[:-9], "headers": GZIP}, 400, "the body is not valid gzip: it is truncated"),
         ({"content": gzip.compress(bytes(2**24)), "headers": GZIP}, 413, "the body is larger than 8 MiB"),
-        ({"content": b"{", "headers": {"content-type": "application/json"}}, 400, "the body is not JSON"),
+        ({"content": b"{", "headers": {"content-type": "application/json"}}, 400, "the body is not valid JSON"),
         ({"json": []}, 400, "the body must be a JSON object"),
-        ({"json": {"image": "https://example.org/cat.jpg"}}, 400, "image: is not base64; pictures are not fetched"),
-        ({"json": {"image": "AAAA", "size": 3}}, 400, "there is no option size"),
-        ({"json": {"images": []}}, 400, "the request holds no picture"),
-        ({"json": {"images": ["AAAA"] * 65}}, 413, "65 pictures in one request; at most 64 are taken"),
-        ({"content": b"x", "params": {"top": "0"}}, 400, "top must be a whole number, 1 or more"),
+        ({"json": {"image": "https://example.org/cat.jpg"}}, 400, "image: invalid base64; the server does not download images"),
+        ({"json": {"image": "AAAA", "size": 3}}, 400, "unknown option size; choose from top"),
+        ({"json": {"images": []}}, 400, "the request contains no image"),
+        ({"json": {"images": ["AAAA"] * 65}}, 413, "65 images in one request; the maximum is 64"),
+        ({"content": b"x", "params": {"top": "0"}}, 400, "top must be an integer of 1 or more"),
         ({"content": b"x", "params": {"explain": "perhaps"}}, 400, "explain must be true or false"),
-        ({"content": b"x", "params": {"model": "resnet"}}, 404, "no model is called 'resnet'; there are gap, fc"),
-        ({"content": b"x", "params": {"version": "9"}}, 404, "gap has no version '9'; there are 1, 2"),
-        ({"content": b"x", "headers": {"content-type": "multipart/form-data"}}, 400, "the form can't be read"),
+        ({"content": b"x", "params": {"model": "resnet"}}, 404, "unknown model 'resnet'; choose from gap, fc"),
+        ({"content": b"x", "params": {"version": "9"}}, 404, "unknown version '9' of model gap; choose from 1, 2"),
+        ({"content": b"x", "headers": {"content-type": "multipart/form-data"}}, 400, "invalid form"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_said_in_one_line(server, options, status, line):
@@ -156,14 +156,14 @@ def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(server):
     head = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + (10_000).to_bytes(4) * 2 + b"\x08\2\0\0\0"
     data = head + zlib.crc32(head[12:]).to_bytes(4) + b"\0\0\0\0IEND\xaeB`\x82"
     answer = server.ask("POST", CLASSIFY, content=data)
-    assert (answer.status_code, answer.json()["error"]) == (422, "image: has 100,000,000 pixels; at most 50,000,000 are taken")
+    assert (answer.status_code, answer.json()["error"]) == (422, "image: 100,000,000 pixels; the maximum is 50,000,000")
 
 
 def test_unknown_places_and_methods_are_answered_in_the_same_shape(server):
-    assert server.ask("GET", "/nothing").json() == {"error": "there is nothing at /nothing"}
+    assert server.ask("GET", "/nothing").json() == {"error": "no such path: /nothing"}
     answer = server.ask("GET", CLASSIFY)
     assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
-    assert answer.json() == {"error": "/v1/classify does not take this method"}
+    assert answer.json() == {"error": "/v1/classify does not support this method"}
 
 
 def test_too_large_a_body_is_refused_before_it_is_read_to_the_end(server):
@@ -197,4 +197,4 @@ def test_the_answer_names_the_request(server):
     assert answer.headers["x-request-id"] == "abc-1"
     assert len(server.ask("GET", "/healthz", headers={"x-request-id": "a b"}).headers["x-request-id"]) == 32
     entry = server.logged(request_id="abc-1")[0]
-    assert (entry["status"], entry["model"], entry["pictures"], entry["path"]) == (200, "gap:2", 1, CLASSIFY)
+    assert (entry["status"], entry["model"], entry["images"], entry["path"]) == (200, "gap:2", 1, CLASSIFY)

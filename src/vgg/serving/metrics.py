@@ -1,10 +1,10 @@
-"""What is counted: Triton's statistics and counters under Triton's names, and histograms, for Prometheus."""
+"""Metrics for Prometheus: counters with Triton's names, histograms, and the statistics of Triton's protocol extension."""
 
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypedDict
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, PlatformCollector, ProcessCollector, generate_latest
 from prometheus_client.core import Metric
@@ -14,11 +14,11 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64)
 STAGES = ("queue", "decode", "inference", "total")
-REASONS = ("REJECTED", "CANCELED", "OTHER")  # Triton's words: no room, no time, anything else
+REASONS = ("REJECTED", "CANCELED", "OTHER")  # Triton's names: no room; deadline or disconnect; anything else
 
 
 class Metrics:
-    """The server's own histograms and counters. They are held by whoever serves, not by the module."""
+    """The histograms and counters of one server, in a registry of their own."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -30,28 +30,31 @@ class Metrics:
             for stage, text in zip(
                 STAGES,
                 (
-                    "Seconds that a picture waited for the engine",
-                    "Seconds from a picture's bytes to the network's input",
-                    "Seconds that the engine took for a batch",
-                    "Seconds from a request's arrival to its answer",
+                    "Seconds an image waited for the engine",
+                    "Seconds from an encoded image to the network's input",
+                    "Seconds of the engine per batch",
+                    "Seconds from a request's arrival to its response",
                 ),
                 strict=True,
             )
         }
-        self.batches = Histogram("vgg_batch_size", "Pictures in a batch", labels, buckets=SIZES, registry=self.registry)
-        self.requests = Counter(
-            "vgg_http_requests", "Answered HTTP requests", ("method", "route", "status"), registry=self.registry
-        )
+        self.batches = Histogram("vgg_batch_size", "Images per batch", labels, buckets=SIZES, registry=self.registry)
+        self.requests = Counter("vgg_http_requests", "HTTP requests", ("method", "route", "status"), registry=self.registry)
 
     def exposition(self) -> bytes:
-        """Everything in Prometheus's text format."""
-        # Triton's counters are older than the rule that a counter's name ends in _total, which the headings get here.
+        """All metrics in Prometheus's text format."""
+        # The client library appends _total to the names of counters in HELP and TYPE lines; Triton's names have no _total.
         return re.sub(rb"(?m)^(# (?:HELP|TYPE) nv_\w+?)_total ", rb"\1 ", generate_latest(self.registry))
+
+
+class Duration(TypedDict):
+    count: int
+    ns: int
 
 
 @dataclass
 class Durations:
-    """How often something happened and how long it took in all."""
+    """How many times something happened, and the total time."""
 
     count: int = 0
     ns: int = 0
@@ -60,13 +63,30 @@ class Durations:
         self.count += count
         self.ns += round(seconds * 1e9)
 
-    def record(self) -> dict[str, int]:
+    def record(self) -> Duration:
         return {"count": self.count, "ns": self.ns}
+
+
+class BatchStatistics(TypedDict):
+    batch_size: int
+    compute_input: Duration
+    compute_infer: Duration
+    compute_output: Duration
+
+
+class ModelStatistics(TypedDict):
+    name: str
+    version: str
+    last_inference: int
+    inference_count: int
+    execution_count: int
+    inference_stats: dict[str, Duration]
+    batch_stats: list[BatchStatistics]
 
 
 @dataclass
 class Statistics:
-    """What became of one model's requests, in the terms of Triton's statistics extension."""
+    """The statistics of one model, with the fields of Triton's statistics extension."""
 
     model: str
     version: str
@@ -83,7 +103,7 @@ class Statistics:
     batches: dict[int, tuple[Durations, Durations]] = field(default_factory=dict)  # by size: infer, output
 
     def batch(self, size: int, inferred: float, output: float) -> None:
-        """A batch went through the engine."""
+        """Record a batch that went through the engine; times in seconds."""
         self.inferences += size
         self.executions += 1
         self.last = int(time.time() * 1000)
@@ -96,24 +116,24 @@ class Statistics:
         self.observe("inference", inferred)
 
     def observe(self, stage: str, seconds: float) -> None:
-        """One of STAGES took a time."""
+        """Record the duration of one of STAGES."""
         if stage == "queue":
             self.queue.add(seconds)
         elif stage == "decode":
             self.compute_input.add(seconds)
         self.metrics.stages[stage].labels(self.model, self.version).observe(seconds)
 
-    def answered(self, seconds: float) -> None:
-        """A request was answered."""
+    def succeeded(self, seconds: float) -> None:
+        """Record a successful request."""
         self.success.add(seconds)
         self.observe("total", seconds)
 
     def failed(self, reason: str, seconds: float) -> None:
-        """A request was not answered, for one of REASONS."""
+        """Record a failed request, with one of REASONS."""
         self.fail[reason].add(seconds)
 
-    def record(self) -> dict[str, Any]:
-        """The model's entry in an answer of the statistics extension."""
+    def record(self) -> ModelStatistics:
+        """The model's entry in a response of the statistics extension."""
         failures = self.fail.values()
         nothing = Durations().record()
         return {
@@ -140,7 +160,7 @@ class Statistics:
 
 
 class TritonCounters(Collector):
-    """The statistics of each model that is served, and how many pictures wait, under the names that Triton gave them."""
+    """The statistics of each model and its queue length, with Triton's metric names."""
 
     def __init__(self, served: Callable[[], Iterable[tuple[Statistics, int]]]) -> None:
         self._served = served
@@ -149,14 +169,14 @@ class TritonCounters(Collector):
         served = list(self._served())
 
         def metric(name: str, text: str, read: Callable[[Statistics], float]) -> Metric:
-            found = Metric(name, text, "counter")
+            counter = Metric(name, text, "counter")
             for one, _ in served:
-                found.add_sample(name, {"model": one.model, "version": one.version}, read(one))
-            return found
+                counter.add_sample(name, {"model": one.model, "version": one.version}, read(one))
+            return counter
 
-        yield metric("nv_inference_request_success", "Requests that were answered", lambda one: one.success.count)
-        failure = Metric("nv_inference_request_failure", "Requests that were not answered, by reason", "counter")
-        depth = Metric("nv_inference_pending_request_count", "Pictures that wait for the engine", "gauge")
+        yield metric("nv_inference_request_success", "Successful requests", lambda one: one.success.count)
+        failure = Metric("nv_inference_request_failure", "Failed requests, by reason", "counter")
+        depth = Metric("nv_inference_pending_request_count", "Images that wait for the engine", "gauge")
         for one, waiting in served:
             labels = {"model": one.model, "version": one.version}
             for reason in REASONS:
@@ -164,14 +184,14 @@ class TritonCounters(Collector):
             depth.add_sample(depth.name, labels, waiting)
         yield failure
         yield depth
-        yield metric("nv_inference_count", "Pictures that went through the engine", lambda one: one.inferences)
-        yield metric("nv_inference_exec_count", "Batches that went through the engine", lambda one: one.executions)
+        yield metric("nv_inference_count", "Images inferred", lambda one: one.inferences)
+        yield metric("nv_inference_exec_count", "Batches inferred", lambda one: one.executions)
         for stage, text, read in (
-            ("request", "from arrival to answer, of answered requests", lambda one: one.success.ns),
-            ("queue", "that pictures waited for the engine", lambda one: one.queue.ns),
-            ("compute_input", "from bytes to the network's input", lambda one: one.compute_input.ns),
-            ("compute_infer", "that the engine took", lambda one: one.compute_infer.ns),
-            ("compute_output", "that handing out the engine's results took", lambda one: one.compute_output.ns),
+            ("request", "from arrival to response, of successful requests", lambda one: one.success.ns),
+            ("queue", "that images waited for the engine", lambda one: one.queue.ns),
+            ("compute_input", "from encoded images to the network's input", lambda one: one.compute_input.ns),
+            ("compute_infer", "of the engine", lambda one: one.compute_infer.ns),
+            ("compute_output", "that distributing the engine's results took", lambda one: one.compute_output.ns),
         ):
             name = f"nv_inference_{stage}_duration_us"
             yield metric(name, f"Microseconds {text}", lambda one, read=read: read(one) // 1000)  # type: ignore[misc]
