@@ -1,4 +1,4 @@
-"""The Open Inference Protocol: by Triton's own client, unchanged, and byte by byte."""
+"""The Open Inference Protocol over REST: with Triton's client, and with raw requests."""
 
 import json
 
@@ -8,7 +8,7 @@ import pytest
 import vgg
 from conftest import EXAMPLES
 from vgg.serving.refusals import Refusal
-from vgg.serving.tensors import Tensor, RequestedOutput, write_response
+from vgg.serving.tensors import RequestedOutput, Tensor, write_response
 
 triton = pytest.importorskip("tritonclient.http", reason="needs tritonclient")
 PHOTO = EXAMPLES / "chelsea.png"
@@ -38,7 +38,7 @@ def tensor(batch: np.ndarray, binary: bool = True):
     return made
 
 
-def test_tritons_client_learns_what_is_there(client, server):
+def test_tritons_client_reads_metadata(client, server):
     assert client.is_server_live()
     assert client.is_server_ready()
     assert client.is_model_ready("fc")
@@ -96,7 +96,7 @@ def test_any_value_of_the_network_and_any_size_that_it_takes(client, models):
         np.testing.assert_allclose(result.as_numpy(name), value, atol=1e-4)
 
 
-def test_many_requests_at_once_come_back_to_their_own(client, server, batch, logits):
+def test_concurrent_requests_get_their_own_results(client, server, batch, logits):
     many = triton.InferenceServerClient(server.address.removeprefix("http://"), concurrency=8, network_timeout=60)
     pending = [many.async_infer("fc", [tensor(batch[i % 2 : i % 2 + 1])]) for i in range(40)]
     for i, one in enumerate(pending):
@@ -115,7 +115,7 @@ def test_statistics_count(client, batch):
     assert len(client.get_inference_statistics()["model_stats"]) == 3
 
 
-def test_loading_is_off_unless_asked_for(client):
+def test_loading_is_disabled_by_default(client):
     for change in (client.load_model, client.unload_model):
         with pytest.raises(triton.InferenceServerException, match="loading and unloading models is disabled") as refused:
             change("fc")
@@ -152,11 +152,17 @@ def request(**changes) -> dict:
         (request(parameters={"timeout": "soon"}), "`timeout` must be an integer, in microseconds"),
         (request(outputs=[{"name": "prob"}]), "vgg11 has no layer output 'prob'"),
         (request(outputs=[{"name": "logits"}] * 2), "`outputs` has duplicate names"),
-        (request(outputs=[{"name": "logits", "parameters": {"classification": -1}}]), "`classification` must be a number of classes"),
-        (request(outputs=[{"name": "pool5", "parameters": {"classification": 1}}]), "only the output 'logits' supports `classification`"),
+        (
+            request(outputs=[{"name": "logits", "parameters": {"classification": -1}}]),
+            "`classification` must be a number of classes",
+        ),
+        (
+            request(outputs=[{"name": "pool5", "parameters": {"classification": 1}}]),
+            "only the output 'logits' supports `classification`",
+        ),
     ],
 )
-def test_what_does_not_fit_is_refused_in_one_line(server, record, line):
+def test_an_invalid_tensor_gets_a_message(server, record, line):
     answer = server.ask("POST", "/v2/models/gap/infer", json=record)
     assert answer.status_code in (400, 415), answer.text
     assert set(answer.json()) == {"error"}
@@ -185,7 +191,7 @@ def test_what_json_cannot_say_can_be_had_as_bytes():
     assert np.frombuffer(body[length:], "<f4").tolist() == [np.inf, 1]
 
 
-def test_a_requests_own_timeout_counts(server):
+def test_the_timeout_of_a_request_applies(server):
     images = np.zeros((6, 3, 256, 256), np.float32)  # some milliseconds of work
     one = {"name": "data", "datatype": "FP32", "shape": list(images.shape), "parameters": {"binary_data_size": images.nbytes}}
     text = json.dumps({"parameters": {"timeout": 1000}, "inputs": [one]}).encode()

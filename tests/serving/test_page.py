@@ -9,8 +9,6 @@ from PIL import Image
 from conftest import EXAMPLES
 from serving_helpers import serving
 
-pytestmark = pytest.mark.full  # a real server under real load, over minutes
-
 CHROMIUM = shutil.which("chromium")
 PHOTO = EXAMPLES / "chelsea.png"
 LIMIT = 60_000  # bytes of a page load
@@ -59,7 +57,7 @@ def expected(server, data: bytes, **params) -> list[str]:
     return [one["label"] for one in result["predictions"]]
 
 
-def test_a_page_load_is_small_and_comes_from_nowhere_else(browser, server):
+def test_a_page_load_is_small_and_from_this_server_only(browser, server):
     context = browser.new_context()
     page, answers = context.new_page(), []
     page.on("response", lambda answer: answers.append(answer))
@@ -74,7 +72,7 @@ def test_a_page_load_is_small_and_comes_from_nowhere_else(browser, server):
     context.close()
 
 
-def test_an_example_is_answered_with_bars_facts_and_a_heat_map(page, server):
+def test_an_example_shows_predictions_facts_and_a_heat_map(page, server):
     page.click("[data-example='cat.webp']")
     cat = server.ask("GET", "/page/cat.webp").content
     page.wait_for_selector("#facts dd")
@@ -104,7 +102,7 @@ def test_the_model_can_be_chosen(page, server):
     assert page.troubles == []
 
 
-def test_several_pictures_become_a_gallery(page, server, tmp_path):
+def test_several_images_become_a_gallery(page, server, tmp_path):
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no picture")
     photos = sorted(EXAMPLES.glob("*.*g"))
@@ -122,7 +120,7 @@ def test_several_pictures_become_a_gallery(page, server, tmp_path):
     assert page.locator("#file").inner_text() == photos[1].name
 
 
-def test_what_the_browser_cannot_show_is_answered(page, server, tmp_path):
+def test_an_image_the_browser_cannot_show_is_classified(page, server, tmp_path):
     image = tmp_path / "photo.tiff"
     Image.open(PHOTO).save(image)
     page.set_input_files("#choose", image)
@@ -154,7 +152,7 @@ def test_a_card_of_the_gallery_leads_to_its_result(browser, server):
     context.close()
 
 
-def test_it_works_by_keyboard_and_tells_a_screen_reader(page, server):
+def test_it_works_with_a_keyboard_and_a_screen_reader(page, server):
     seen, focus = [], "(({id, dataset, innerText}) => id || dataset.example || innerText)(document.activeElement)"
     for _ in range(12):
         page.keyboard.press("Tab")
@@ -218,7 +216,7 @@ def test_it_fits_every_screen_in_dark_and_light(browser, server, width, scheme):
     context.close()
 
 
-def test_a_key_is_asked_for_where_one_is_needed(browser, models, tmp_path):
+def test_it_asks_for_a_required_key(browser, models, tmp_path):
     (tmp_path / "keys").write_text("secret\n")
     with serving("-m", models["gap"], "--api-key-file", tmp_path / "keys") as guarded:
         context = browser.new_context()
@@ -241,7 +239,7 @@ def expected_with_key(guarded) -> list[str]:
     return [one["label"] for one in answer.json()["results"][0]["predictions"]]
 
 
-def test_a_click_is_answered_soon(page):
+def test_a_click_takes_one_request_and_little_cpu_time(page):
     page.click("[data-example='cat.webp']")
     page.wait_for_selector("#facts dd")
     above = []

@@ -1,4 +1,4 @@
-"""Models loaded, swapped and unloaded while the server serves; files that change under it."""
+"""Models that are loaded, replaced and unloaded while the server runs; model files that change."""
 
 import os
 import shutil
@@ -30,7 +30,7 @@ def expected(path) -> float:
 
 @pytest.fixture
 def folder(models, tmp_path):
-    """A repository: `plain.onnx`, `deep` with two versions, and what must not be reached."""
+    """A repository: `plain.onnx`, `deep` with two versions, and a link to a file outside."""
     folder = tmp_path / "repository"
     (folder / "deep" / "1").mkdir(parents=True)
     (folder / "deep" / "10").mkdir()
@@ -43,7 +43,7 @@ def folder(models, tmp_path):
     return folder
 
 
-def test_models_come_and_go(models, folder):
+def test_models_are_loaded_and_unloaded(models, folder):
     with serving("-m", models["fc"], "--repository", folder) as server:
         states = {one["name"]: one["state"] for one in post(server, "index").json()}
         assert states == {"fc": "READY", "plain": "UNAVAILABLE", "deep": "UNAVAILABLE", "link": "UNAVAILABLE"}
@@ -65,7 +65,7 @@ def test_models_come_and_go(models, folder):
         assert post(server, "models/plain/load", json=parameters).status_code == 400
 
 
-def test_tritons_client_loads_and_unloads_but_only_what_is_in_the_folder(models, folder):
+def test_tritons_client_loads_and_unloads_only_models_of_the_folder(models, folder):
     triton = pytest.importorskip("tritonclient.http", reason="needs tritonclient")
     with serving("-m", models["fc"], "--repository", folder) as server:
         client = triton.InferenceServerClient(server.address.removeprefix("http://"))
@@ -80,7 +80,7 @@ def test_tritons_client_loads_and_unloads_but_only_what_is_in_the_folder(models,
         client.close()
 
 
-def test_a_swap_loses_no_request(models, folder):
+def test_replacing_a_model_loses_no_request(models, folder):
     plain = folder / "plain.onnx"
     with serving("-m", models["fc"], "--repository", folder) as server:
         post(server, "models/plain/load")
@@ -108,7 +108,7 @@ def test_a_swap_loses_no_request(models, folder):
         assert all(min(abs(one - other) for other in both) < 1e-4 for one in found)
 
 
-def test_a_swap_that_fails_leaves_the_old_model(models, folder, tmp_path):
+def test_a_failed_load_keeps_the_old_model(models, folder, tmp_path):
     plain = folder / "plain.onnx"
     with serving("-m", models["fc"], "--repository", folder) as server:
         post(server, "models/plain/load")
@@ -132,8 +132,8 @@ def test_a_swap_that_fails_leaves_the_old_model(models, folder, tmp_path):
         assert score(server, "plain") == before
 
 
-def test_a_full_disk_leaves_the_old_model(models, folder):
-    # No room for the private copy: a limit on the size of files stands in for a full disk.
+def test_a_full_disk_keeps_the_old_model(models, folder):
+    # A limit on the size of files simulates a full disk, on which the private copy does not fit.
     large = random_network(input_size=224, width=1 / 4, head="gap")
     code = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
@@ -149,9 +149,9 @@ def test_a_full_disk_leaves_the_old_model(models, folder):
         assert score(server, "plain") == before
 
 
-def test_a_model_file_may_be_cut_or_replaced_while_it_serves(models, tmp_path):
+def test_a_model_file_may_change_while_it_is_served(models, tmp_path):
     path = tmp_path / "model.onnx"
-    shutil.copy(models["fc"], path)  # linear layers are read where they lie
+    shutil.copy(models["fc"], path)  # the weights of linear layers are mapped
     with serving("-m", path) as server:
         before = score(server, "model")
         os.truncate(path, 100)
