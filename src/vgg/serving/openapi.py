@@ -23,7 +23,7 @@ INFO = {
     "description": "Send images, get labels; or send tensors, with clients of the Open Inference Protocol.",
 }
 GROUPS = (
-    ("Images", "Send images, get labels.", v1.ROUTES),
+    ("Images", "Classification of images, and the list of models.", v1.ROUTES),
     (
         "Open Inference Protocol",
         "KServe's protocol, version 2, with Triton's extensions. Clients of Triton and KServe work unchanged.",
