@@ -27,7 +27,12 @@ class Admission:
         self._origins = set(settings.allow_origins)
         self._keys = _read_keys(settings.api_key_file) if settings.api_key_file else None
         self._max_body = settings.max_body * 2**20
+        self._deadline = settings.deadline
         self._buffered = 0  # bytes of bodies in memory
+
+    def deadline(self, path: str) -> float | None:
+        """The seconds in which a request must be finished; None if there is no limit."""
+        return self._deadline if has_deadline(path) else None
 
     def check(self, scope: Scope, headers: Headers) -> None:
         """Raise a Refusal if a request must not be accepted, from its path and headers."""

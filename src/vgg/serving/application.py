@@ -17,7 +17,7 @@ from ..errors import ImageError
 from ..images import open_image
 from . import Settings, model_server, open_inference_rest, site, v1
 from .admission import Admission
-from .batcher import Batcher, Place, Values
+from .batcher import Batcher, Place
 from .bodies import EncodedImage, check_size
 from .exchange import Exchange
 from .metrics import Metrics
@@ -55,7 +55,7 @@ class Application:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             scope["app"] = self
-            await Exchange(self._router, self.admission, self.metrics, self.settings.deadline, scope, receive, send).run()
+            await Exchange(self._router, self.admission, self.metrics, scope, receive, send).run()
 
     async def infer_images(
         self, model: Model, images: Sequence[EncodedImage], outputs: Sequence[str]
@@ -71,8 +71,8 @@ class Application:
                 value, size, decoded = await self.in_thread(lambda: _decode(model, image))
             except ImageError as error:
                 return error
-            model.statistics.observe("decode", decoded)
-            done = await self._run(model, value, outputs, place)
+            model.statistics.decoded(decoded)
+            done = await model.batcher.run(value, outputs, place)
             return ImageValues(done.values, *size, decoded, done.queued, done.inferred)
 
         return await _concurrently(model.batcher, images, infer_one)
@@ -85,7 +85,7 @@ class Application:
         """
 
         async def infer_one(value: Array, place: Place) -> Mapping[str, Array]:
-            return (await self._run(model, value, outputs, place)).values
+            return (await model.batcher.run(value, outputs, place)).values
 
         rows = await _concurrently(model.batcher, list(batch), infer_one)
         return {name: np.stack([row[name] for row in rows]) for name in outputs}
@@ -93,11 +93,6 @@ class Application:
     async def in_thread(self, work: Callable[[], Outcome]) -> Outcome:
         """Run work that would block the event loop in a decoding thread."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)
-
-    async def _run(self, model: Model, value: Array, outputs: Sequence[str], place: Place) -> Values:
-        done = await model.batcher.run(value, outputs, place)
-        model.statistics.observe("queue", done.queued)
-        return done
 
 
 async def _concurrently(

@@ -11,21 +11,16 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from ..arrays import Array
+from ..engines import Engine
 from .metrics import Statistics
 from .refusals import Busy, TooLarge
 
 SMOOTHING = 0.2  # weight of the newest batch in the running mean of the time per image
-
-
-class Runner(Protocol):
-    """The part of an engine that a batcher uses."""
-
-    def run(self, batch: Array, outputs: Sequence[str]) -> Mapping[str, Array]: ...
 
 
 @dataclass(frozen=True)
@@ -78,7 +73,7 @@ class Batcher:
     """
 
     def __init__(
-        self, engine: Runner, statistics: Statistics, *, size: int, area: int, queue: int, max_wait: float, name: str = ""
+        self, engine: Engine, statistics: Statistics, *, size: int, area: int, queue: int, max_wait: float, name: str = ""
     ) -> None:
         self._engine, self._statistics = engine, statistics
         self._size, self._area, self._queue, self._max_wait = size, area, queue, max_wait
@@ -152,6 +147,7 @@ class Batcher:
                 if not job.future.done():
                     values = {name: array[row] for name, array in outputs.items()}
                     job.future.set_result(Values(values, started - job.created, inferred))
+                    self._statistics.queued(started - job.created)
             change = inferred / len(batch) - self._seconds_per_image
             self._seconds_per_image += change * (SMOOTHING if self._seconds_per_image else 1)
             self._statistics.batch(len(batch), inferred, time.perf_counter() - started - inferred)

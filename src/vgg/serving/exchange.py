@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..errors import Error
 from . import model_server
-from .admission import Admission, has_deadline, shutting_down
+from .admission import Admission, shutting_down
 from .metrics import Metrics
 from .operations import schema
 from .refusals import Busy, Late, Refusal, TooSlow
@@ -39,18 +39,11 @@ class Exchange:
     """One HTTP request and its response."""
 
     def __init__(
-        self,
-        router: ASGIApp,
-        admission: Admission,
-        metrics: Metrics,
-        deadline: float,
-        scope: Scope,
-        receive: Receive,
-        send: Send,
+        self, router: ASGIApp, admission: Admission, metrics: Metrics, scope: Scope, receive: Receive, send: Send
     ) -> None:
         self._router, self._admission, self._metrics = router, admission, metrics
         self._scope, self._receive, self._send = scope, receive, send
-        self._deadline = deadline if has_deadline(scope["path"]) else None
+        self._deadline = admission.deadline(scope["path"])
         self._headers = Headers(scope=scope)
         self._id = request_id(self._headers)
         self._started = time.perf_counter()
@@ -153,19 +146,16 @@ class Exchange:
             model.statistics.succeeded(seconds)
         elif model:
             model.statistics.failed(FAILURES.get(self._status, "OTHER"), seconds)
-        log.info(
-            "request",
-            extra={
-                "request_id": self._id,
-                "client": (scope.get("client") or ("",))[0],
-                "method": scope["method"],
-                "path": scope["path"],
-                "status": self._status,
-                "ms": round(seconds * 1000, 1),
-                **({"model": f"{model.name}:{model.version}"} if model else {}),
-                **facts,
-            },
-        )
+        if model:
+            facts = {"model": f"{model.name}:{model.version}", **facts}
+        client = (scope.get("client") or ("",))[0]
+        log_request("request", self._id, client, scope["method"], self._status, seconds, path=scope["path"], **facts)
+
+
+def log_request(message: str, request_id: str, client: str, method: str, status: int, seconds: float, **facts: object) -> None:
+    """Log a finished request."""
+    record = {"request_id": request_id, "client": client, "method": method, "status": status, "ms": round(seconds * 1000, 1)}
+    log.info(message, extra={**record, **facts})
 
 
 def request_id(headers: Headers) -> str:

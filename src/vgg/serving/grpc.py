@@ -18,7 +18,7 @@ from ..errors import Error
 from . import open_inference, tensors
 from .admission import shutting_down
 from .application import Application
-from .exchange import DISCONNECTED, FAILURES, INTERNAL_ERROR, request_id
+from .exchange import DISCONNECTED, FAILURES, INTERNAL_ERROR, log_request, request_id
 from .refusals import Late, Refusal
 from .repository import Model
 
@@ -90,16 +90,8 @@ def _guarded(method: Callable[[Any, Any], Any]) -> Any:
         finally:
             admission.active -= 1
             admission.release(reserved)
-            log.info(
-                "call",
-                extra={
-                    "request_id": identity,
-                    "client": context.peer(),
-                    "method": method.__name__,
-                    "status": status,
-                    "ms": round((time.perf_counter() - started) * 1000, 1),
-                },
-            )
+            seconds = time.perf_counter() - started
+            log_request("call", identity, context.peer(), method.__name__, status, seconds)
 
     return call
 
