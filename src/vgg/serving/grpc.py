@@ -201,15 +201,10 @@ def _inference(request: Any, model: Model) -> tensors.Inference:
     if len(request.inputs) != 1:
         raise Refusal(f"the request must have one input, {tensors.INPUT!r}")
     tensor, raw = request.inputs[0], request.raw_input_contents
-    shape = list(tensor.shape)
-    count = tensors.check_input(tensor.name, tensor.datatype, shape)
     if len(raw) > 1 or (raw and len(raw[0]) % 4):
         raise Refusal("`raw_input_contents` must be the bytes of one FP32 tensor")
     values = np.frombuffer(raw[0], "<f4") if raw else np.array(tensor.contents.fp32_contents, np.float32)
-    if values.size != count:
-        raise Refusal(f"shape {shape} needs {count} values, not {values.size}")
-    batch = np.asarray(values, np.float32).reshape(shape)
-    tensors.check_values(batch, architecture)
+    batch = tensors.make_batch(tensor.name, tensor.datatype, list(tensor.shape), values, architecture)
     outputs = [tensors.requested_output(out.name, True, _number(out.parameters, "classification")) for out in request.outputs]
     architecture.check_values(out.name for out in outputs)
     timeout = _number(request.parameters, "timeout") / 1e6 or None

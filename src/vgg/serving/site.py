@@ -20,6 +20,7 @@ TYPES = {
     ".html": "text/html; charset=utf-8", ".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8",
     ".svg": "image/svg+xml", ".webp": "image/webp",
 }  # fmt: skip
+PAGES = {"/": "index.html", "/docs": "docs.html"}
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -31,17 +32,6 @@ HEADERS = {
 
 class Status(TypedDict):
     status: str
-
-
-def page_file(request: Request, name: str) -> Response:
-    """A file of the web page, compressed if the client accepts gzip. Raises HTTPException 404."""
-    if name not in _files():
-        raise HTTPException(404)
-    content, compressed = _files()[name]
-    headers = HEADERS
-    if compressed and "gzip" in request.headers.get("accept-encoding", ""):
-        content, headers = compressed, {**HEADERS, "content-encoding": "gzip"}
-    return Response(content, media_type=TYPES[PurePath(name).suffix], headers=headers)
 
 
 @cache
@@ -62,16 +52,16 @@ def description() -> Any:
     return json.loads(text.replace("@VERSION@", __version__))
 
 
-async def index(request: Request) -> Response:
-    return page_file(request, "index.html")
-
-
-async def docs(request: Request) -> Response:
-    return page_file(request, "docs.html")
-
-
 async def page(request: Request) -> Response:
-    return page_file(request, request.path_params["name"])
+    """A file of the web page, compressed if the client accepts gzip."""
+    name = PAGES.get(request.url.path) or request.path_params.get("name", "")
+    if name not in _files():
+        raise HTTPException(404)
+    content, compressed = _files()[name]
+    headers = HEADERS
+    if compressed and "gzip" in request.headers.get("accept-encoding", ""):
+        content, headers = compressed, {**HEADERS, "content-encoding": "gzip"}
+    return Response(content, media_type=TYPES[PurePath(name).suffix], headers=headers)
 
 
 async def openapi(request: Request) -> Response:
@@ -103,9 +93,7 @@ METRICS = Content(
 )
 OPENAPI = Content("OpenApi", dict, "The OpenAPI document.")
 ROUTES = [
-    Route("/", index, methods=["GET"]),
-    Route("/docs", docs, methods=["GET"]),
-    Route("/page/{name}", page, methods=["GET"]),
+    *(Route(path, page, methods=["GET"]) for path in (*PAGES, "/page/{name}")),
     Operation("/healthz", alive, "healthz", "Check whether the process is alive", {200: ALIVE}),
     Operation("/readyz", ready, "readyz", "Check whether the server accepts requests", {200: READY, 503: NOT_READY}),
     Operation("/metrics", metrics, "metrics", "Metrics for Prometheus", {200: METRICS}),

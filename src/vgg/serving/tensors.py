@@ -90,19 +90,17 @@ def read_request(body: bytes, header_length: str | None, architecture: Architect
     return Inference(batch, outputs, identity, timeout and timeout / 1e6)
 
 
-def check_input(name: Any, datatype: Any, shape: Any) -> int:
-    """The number of values of an input. Raises Refusal if its name, datatype or shape is invalid."""
+def make_batch(name: Any, datatype: Any, shape: Any, values: Array, architecture: Architecture) -> Array:
+    """The batch of an input tensor, float32 [batch, 3, height, width]. Raises Refusal if the tensor is invalid."""
     if name != INPUT:
         raise Refusal(f"unknown input {name!r}; the input is {INPUT!r}")
     if datatype != DATATYPE:
         raise Refusal(f"unsupported datatype {datatype!r}; the input is {DATATYPE}")
     if not (isinstance(shape, list) and all(type(side) is int and side >= 0 for side in shape)):
         raise Refusal("`shape` must be a list of integers of 0 or more")
-    return math.prod(shape)
-
-
-def check_values(batch: Array, architecture: Architecture) -> None:
-    """Raise Refusal unless a batch has a valid shape and finite values."""
+    if values.size != math.prod(shape):
+        raise Refusal(f"shape {shape} needs {math.prod(shape)} values, not {values.size}")
+    batch = np.asarray(values, np.float32).reshape(shape)
     try:
         check_batch(architecture, batch)
     except ModelError as error:
@@ -113,6 +111,7 @@ def check_values(batch: Array, architecture: Architecture) -> None:
         raise Refusal(f"height and width must be at most {MAX_SIDE}")
     if not np.isfinite(batch).all():
         raise Refusal("the input has values that are not finite")
+    return batch
 
 
 def _object(record: Mapping[str, Any], key: str) -> dict[str, Any]:
@@ -126,7 +125,6 @@ def _input(inputs: Any, binary: memoryview, architecture: Architecture) -> Array
     if not isinstance(inputs, list) or len(inputs) != 1 or not isinstance(inputs[0], dict):
         raise Refusal(f"`inputs` must be a list of one input, {INPUT!r}")
     one = inputs[0]
-    count = check_input(one.get("name"), one.get("datatype"), one.get("shape"))
     parameters = _object(one, "parameters")
     size = parameters.get("binary_data_size")
     if "shared_memory_region" in parameters:
@@ -141,11 +139,7 @@ def _input(inputs: Any, binary: memoryview, architecture: Architecture) -> Array
         if type(size) is not int or size != len(binary) or size % 4:
             raise Refusal(f"`binary_data_size` is {size!r}, but {len(binary)} bytes follow the JSON")
         values = np.frombuffer(binary, "<f4")
-    if values.size != count:
-        raise Refusal(f"shape {one['shape']} needs {count} values, not {values.size}")
-    batch = np.asarray(values, np.float32).reshape(one["shape"])
-    check_values(batch, architecture)
-    return batch
+    return make_batch(one.get("name"), one.get("datatype"), one.get("shape"), values, architecture)
 
 
 def _numbers(data: Any) -> Array:
