@@ -14,14 +14,14 @@ LABELS = Labels(("ant", "bee", "cat", "dog", "eel", "fox", "gnu"))
 def models(tmp_path_factory) -> dict[str, Path]:
     """Narrow networks: `gap` accepts any image size, `other` is the same with other weights, `fc` has the paper's head."""
     folder = tmp_path_factory.mktemp("models")
-    made = {
+    networks = {
         "gap": random_network(labels=LABELS, input_size=224, width=1 / 32, head="gap"),
         "other": random_network(labels=LABELS, input_size=224, width=1 / 32, head="gap", seed=1),
         "fc": random_network("vgg16", labels=LABELS, input_size=224, width=1 / 32),
     }
-    for name, network in made.items():
+    for name, network in networks.items():
         network.write(folder / f"{name}.onnx")
-    return {name: folder / f"{name}.onnx" for name in made}
+    return {name: folder / f"{name}.onnx" for name in networks}
 
 
 @pytest.fixture(scope="session")

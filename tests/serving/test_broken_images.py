@@ -92,5 +92,5 @@ PROGRAMS = [
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=["EPS", "SVG"])
 def test_image_formats_that_are_programs_are_not_run(server, program):
-    answer = server.ask("POST", "/v1/classify", content=program)
-    assert (answer.status_code, answer.json()) == (422, {"error": "image: not an image, or an unsupported format"})
+    response = server.ask("POST", "/v1/classify", content=program)
+    assert (response.status_code, response.json()) == (422, {"error": "image: not an image, or an unsupported format"})

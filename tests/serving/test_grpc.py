@@ -35,9 +35,9 @@ def batch(models) -> np.ndarray:
 
 
 def tensor(batch: np.ndarray, name: str = "data"):
-    made = triton.InferInput(name, list(batch.shape), "FP32")
-    made.set_data_from_numpy(batch)
-    return made
+    value = triton.InferInput(name, list(batch.shape), "FP32")
+    value.set_data_from_numpy(batch)
+    return value
 
 
 def test_it_reads_metadata(client):
@@ -62,7 +62,7 @@ def test_it_gets_the_networks_logits_and_classes(client, models, batch):
     assert indices == np.argsort(-expected, axis=1)[:, :2].tolist()
 
 
-def test_it_counts_and_changes_models(client):
+def test_it_reads_statistics_and_loads_models(client):
     (before,) = client.get_inference_statistics("fc").model_stats
     assert before.inference_count >= 4
     client.load_model("spare")

@@ -47,12 +47,12 @@ def test_class_names_start_with_wordnet_ids(tmp_path):
 
 
 def test_errors_have_a_code_a_type_and_a_message(server):
-    answer = server.ask("POST", "/predictions/resnet", content=b"x")
-    assert answer.status_code == 404
-    assert answer.json() == {"code": 404, "type": "NotFound", "message": "unknown model 'resnet'; choose from gap, fc"}
-    answer = server.ask("POST", "/predictions/fc", content=b"x")
-    assert answer.status_code == 400
-    assert answer.json()["message"] == "image: not an image, or an unsupported format"
+    response = server.ask("POST", "/predictions/resnet", content=b"x")
+    assert response.status_code == 404
+    assert response.json() == {"code": 404, "type": "NotFound", "message": "unknown model 'resnet'; choose from gap, fc"}
+    response = server.ask("POST", "/predictions/fc", content=b"x")
+    assert response.status_code == 400
+    assert response.json()["message"] == "image: not an image, or an unsupported format"
 
 
 @pytest.mark.parametrize(("method", "path"), [("GET", "/api-description"), ("OPTIONS", "/"), ("OPTIONS", "/predictions/fc")])

@@ -33,9 +33,9 @@ def logits(models, batch) -> np.ndarray:
 
 
 def tensor(batch: np.ndarray, binary: bool = True):
-    made = triton.InferInput("data", list(batch.shape), "FP32")
-    made.set_data_from_numpy(batch, binary_data=binary)
-    return made
+    value = triton.InferInput("data", list(batch.shape), "FP32")
+    value.set_data_from_numpy(batch, binary_data=binary)
+    return value
 
 
 def test_tritons_client_reads_metadata(client, server):
@@ -87,7 +87,7 @@ def test_tritons_client_gets_classes(client, batch, logits, models, binary):
         np.testing.assert_allclose([float(value) for value, *_ in parts], np.sort(row)[::-1][:3], atol=1e-5)
 
 
-def test_any_value_of_the_network_and_any_size_that_it_takes(client, models):
+def test_every_layer_output_and_image_size_can_be_requested(client, models):
     images = np.random.default_rng(0).normal(size=(1, 3, 64, 96)).astype(np.float32)
     outputs = [triton.InferRequestedOutput(name) for name in ("pool5", "logits")]
     result = client.infer("gap", [tensor(images)], model_version="1", outputs=outputs)
@@ -163,27 +163,27 @@ def request(**changes) -> dict:
     ],
 )
 def test_an_invalid_tensor_gets_a_message(server, record, line):
-    answer = server.ask("POST", "/v2/models/gap/infer", json=record)
-    assert answer.status_code in (400, 415), answer.text
-    assert set(answer.json()) == {"error"}
-    assert answer.json()["error"].startswith(line)
+    response = server.ask("POST", "/v2/models/gap/infer", json=record)
+    assert response.status_code in (400, 415), response.text
+    assert set(response.json()) == {"error"}
+    assert response.json()["error"].startswith(line)
 
 
 @pytest.mark.parametrize("length", ["-1", "x", "99999999", "٣"])
-def test_a_header_length_that_lies_is_refused(server, length):
+def test_an_invalid_header_length_is_refused(server, length):
     headers = [(b"inference-header-content-length", length.encode())]
-    answer = server.client.post("/v2/models/gap/infer", content=b"{}", headers=headers)
-    assert answer.status_code == 400
+    response = server.client.post("/v2/models/gap/infer", content=b"{}", headers=headers)
+    assert response.status_code == 400
 
 
-def test_numbers_that_json_has_not_are_refused(server):
+def test_nan_in_json_is_refused(server):
     body = json.dumps(request()).replace("0.5", "NaN", 1)
     assert server.ask("POST", "/v2/models/gap/infer", content=body).json() == {
         "error": "the body is not valid JSON: invalid number NaN"
     }
 
 
-def test_what_json_cannot_say_can_be_had_as_bytes():
+def test_values_json_cannot_represent_can_be_binary():
     infinite = Tensor("logits", np.array([[np.inf, 1]], np.float32), (1, 2))
     with pytest.raises(Refusal, match="request binary data"):
         write_response({}, [infinite], [RequestedOutput("logits")])
@@ -192,9 +192,9 @@ def test_what_json_cannot_say_can_be_had_as_bytes():
 
 
 def test_the_timeout_of_a_request_applies(server):
-    images = np.zeros((6, 3, 256, 256), np.float32)  # some milliseconds of work
+    images = np.zeros((6, 3, 256, 256), np.float32)
     one = {"name": "data", "datatype": "FP32", "shape": list(images.shape), "parameters": {"binary_data_size": images.nbytes}}
-    text = json.dumps({"parameters": {"timeout": 1000}, "inputs": [one]}).encode()
+    text = json.dumps({"parameters": {"timeout": 1}, "inputs": [one]}).encode()
     headers = {"inference-header-content-length": str(len(text))}
-    answer = server.ask("POST", "/v2/models/gap/infer", content=text + images.tobytes(), headers=headers)
-    assert (answer.status_code, answer.json()) == (504, {"error": "the deadline passed before the response was ready"})
+    response = server.ask("POST", "/v2/models/gap/infer", content=text + images.tobytes(), headers=headers)
+    assert (response.status_code, response.json()) == (504, {"error": "the deadline passed before the response was ready"})

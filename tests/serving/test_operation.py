@@ -187,14 +187,14 @@ def test_the_containers_command_runs_without_root_on_a_read_only_filesystem():
 
 
 def test_metrics_have_tritons_names_and_histograms(server):
-    answer = server.ask("POST", CLASSIFY, params={"model": "fc"}, content=PHOTO)
-    assert answer.status_code == 200
-    answer = server.ask("GET", "/metrics")
-    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
-    families = {family.name: family for family in text_string_to_metric_families(answer.text)}
+    response = server.ask("POST", CLASSIFY, params={"model": "fc"}, content=PHOTO)
+    assert response.status_code == 200
+    response = server.ask("GET", "/metrics")
+    assert response.headers["content-type"].startswith("text/plain; version=0.0.4")
+    families = {family.name: family for family in text_string_to_metric_families(response.text)}
     for name in ("request_success", "request_failure", "count", "exec_count", "request_duration_us", "queue_duration_us",
                  "compute_input_duration_us", "compute_infer_duration_us", "compute_output_duration_us"):  # fmt: skip
-        assert f"# TYPE nv_inference_{name} counter\n" in answer.text
+        assert f"# TYPE nv_inference_{name} counter\n" in response.text
         assert metric(server, f"nv_inference_{name}") >= 0
     for stage in ("queue", "decode", "inference", "total"):
         assert families[f"vgg_{stage}_seconds"].type == "histogram"
@@ -211,8 +211,8 @@ def test_cross_origin_calls_are_disabled_by_default(server, models):
     assert "access-control-allow-origin" not in server.ask("OPTIONS", CLASSIFY, headers=preflight).headers
     with serving("-m", models["gap"], "--allow-origin", "https://example.org") as open_server:
         for method, path, sent in (("GET", "/v1/models", headers), ("OPTIONS", CLASSIFY, preflight)):
-            answer = open_server.ask(method, path, headers=sent)
-            assert answer.headers["access-control-allow-origin"] == "https://example.org"
+            response = open_server.ask(method, path, headers=sent)
+            assert response.headers["access-control-allow-origin"] == "https://example.org"
         others = open_server.ask("GET", "/v1/models", headers={"origin": "https://example.com"})
         assert "access-control-allow-origin" not in others.headers
         # What a browser would send without asking first is refused as well.
@@ -234,8 +234,8 @@ def test_keys_guard_everything_but_health_and_the_page(models, tmp_path):
         for path in ("/v1/models", "/metrics", "/v2", "/nothing"):
             assert server.ask("GET", path).status_code == 401
         for headers in ({}, {"x-api-key": "third-key"}, {"authorization": "Bearer x"}, {"authorization": "Basic first-key"}):
-            answer = server.ask("POST", CLASSIFY, content=PHOTO, headers=headers)
-            assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer")
+            response = server.ask("POST", CLASSIFY, content=PHOTO, headers=headers)
+            assert (response.status_code, response.headers["www-authenticate"]) == (401, "Bearer")
         for headers in ({"x-api-key": "first-key"}, {"authorization": "Bearer second-key"}):
             assert server.ask("POST", CLASSIFY, content=PHOTO, headers=headers).status_code == 200
         assert not any("-key" in json.dumps(entry) for entry in server.log)
@@ -245,10 +245,10 @@ def test_an_internal_error_has_its_traceback_in_the_log_only(models):
     # No request should cause this, so the test removes the decoder.
     code = "import vgg.serving.application as a; a._decode = None; from vgg.cli import main; main()"
     with serving("-m", models["gap"], run=code) as server:
-        answer = server.ask("POST", CLASSIFY, content=PHOTO)
-        assert (answer.status_code, answer.json()) == (500, {"error": "internal error; see the server's log"})
+        response = server.ask("POST", CLASSIFY, content=PHOTO)
+        assert (response.status_code, response.json()) == (500, {"error": "internal error; see the server's log"})
         (entry,) = server.logged(message="internal error")
-        assert (entry["level"], entry["request_id"]) == ("error", answer.headers["x-request-id"])
+        assert (entry["level"], entry["request_id"]) == ("error", response.headers["x-request-id"])
         assert "TypeError" in entry["exception"]
 
 

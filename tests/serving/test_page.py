@@ -59,14 +59,14 @@ def expected(server, data: bytes, **params) -> list[str]:
 
 def test_a_page_load_is_small_and_from_this_server_only(browser, server):
     context = browser.new_context()
-    page, answers = context.new_page(), []
-    page.on("response", lambda answer: answers.append(answer))
+    page, responses = context.new_page(), []
+    page.on("response", lambda response: responses.append(response))
     page.goto(server.address, wait_until="networkidle")
-    assert all(answer.url.startswith(server.address) for answer in answers)
-    assert all(answer.status == 200 for answer in answers)
-    sizes = [answer.request.sizes() for answer in answers]
+    assert all(response.url.startswith(server.address) for response in responses)
+    assert all(response.status == 200 for response in responses)
+    sizes = [response.request.sizes() for response in responses]
     assert sum(one["responseBodySize"] + one["responseHeadersSize"] for one in sizes) < LIMIT
-    policy = answers[0].headers["content-security-policy"]
+    policy = responses[0].headers["content-security-policy"]
     assert "default-src 'none'" in policy
     assert "unsafe" not in policy
     context.close()
@@ -235,8 +235,8 @@ def test_it_asks_for_a_required_key(browser, models, tmp_path):
 
 
 def expected_with_key(guarded) -> list[str]:
-    answer = guarded.ask("POST", "/v1/classify", content=PHOTO.read_bytes(), headers={"x-api-key": "secret"})
-    return [one["label"] for one in answer.json()["results"][0]["predictions"]]
+    response = guarded.ask("POST", "/v1/classify", content=PHOTO.read_bytes(), headers={"x-api-key": "secret"})
+    return [one["label"] for one in response.json()["results"][0]["predictions"]]
 
 
 def test_a_click_takes_one_request_and_little_cpu_time(page, server):

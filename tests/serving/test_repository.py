@@ -19,9 +19,9 @@ def post(server: Server, path: str, **options) -> httpx.Response:
 
 
 def score(server: Server, model: str) -> float:
-    answer = server.ask("POST", "/predictions/" + model, content=PHOTO.read_bytes())
-    assert answer.status_code == 200, answer.text
-    return answer.json()[0]["probability"]
+    response = server.ask("POST", "/predictions/" + model, content=PHOTO.read_bytes())
+    assert response.status_code == 200, response.text
+    return response.json()[0]["probability"]
 
 
 def expected(path) -> float:
@@ -59,8 +59,8 @@ def test_models_are_loaded_and_unloaded(models, folder):
         assert server.ask("GET", "/v2/models/plain/ready").status_code == 404
         assert post(server, "models/plain/unload").status_code == 404
         for name in ("link", "notes", "..", "%2e%2e", "..%2foutside", "outside", "deep%2f1", "*", "plain.onnx", "."):
-            answer = post(server, f"models/{name}/load")
-            assert answer.status_code == 404, (name, answer.text)
+            response = post(server, f"models/{name}/load")
+            assert response.status_code == 404, (name, response.text)
         parameters = {"parameters": {"config": "{}", "file:1/model.onnx": "AAAA"}}
         assert post(server, "models/plain/load", json=parameters).status_code == 400
 
@@ -84,12 +84,12 @@ def test_replacing_a_model_loses_no_request(models, folder):
     plain = folder / "plain.onnx"
     with serving("-m", models["fc"], "--repository", folder) as server:
         post(server, "models/plain/load")
-        stop, answers = threading.Event(), []
+        stop, responses = threading.Event(), []
 
         def load() -> None:
             with httpx.Client(timeout=60) as client:
                 while not stop.is_set():
-                    answers.append(client.post(f"{server.address}/predictions/plain", content=PHOTO.read_bytes()))
+                    responses.append(client.post(f"{server.address}/predictions/plain", content=PHOTO.read_bytes()))
 
         threads = [threading.Thread(target=load) for _ in range(4)]
         for thread in threads:
@@ -102,8 +102,8 @@ def test_replacing_a_model_loses_no_request(models, folder):
         stop.set()
         for thread in threads:
             thread.join()
-        assert {one.status_code for one in answers} == {200}
-        found = {one.json()[0]["probability"] for one in answers}
+        assert {one.status_code for one in responses} == {200}
+        found = {one.json()[0]["probability"] for one in responses}
         both = [vgg.load(models[name]).classify(PHOTO)[0].score for name in ("gap", "other")]
         assert all(min(abs(one - other) for other in both) < 1e-4 for one in found)
 
@@ -122,10 +122,10 @@ def test_a_failed_load_keeps_the_old_model(models, folder, tmp_path):
             (b"no model at all", "is no model file"),
         ):
             plain.write_bytes(content)
-            answer = post(server, "models/plain/load")
-            assert answer.status_code == 400
-            assert line in answer.json()["error"]
-            assert answer.json()["error"].startswith(str(plain))
+            response = post(server, "models/plain/load")
+            assert response.status_code == 400
+            assert line in response.json()["error"]
+            assert response.json()["error"].startswith(str(plain))
             assert score(server, "plain") == before
         plain.unlink()
         assert post(server, "models/plain/load").status_code == 404
@@ -143,9 +143,9 @@ def test_a_full_disk_keeps_the_old_model(models, folder):
         assert post(server, "models/plain/load").status_code == 200
         before = score(server, "plain")
         large.write(folder / "plain.onnx")
-        answer = post(server, "models/plain/load")
-        assert answer.status_code == 400
-        assert "can't be copied to the temporary folder" in answer.json()["error"]
+        response = post(server, "models/plain/load")
+        assert response.status_code == 400
+        assert "can't be copied to the temporary folder" in response.json()["error"]
         assert score(server, "plain") == before
 
 

@@ -55,9 +55,9 @@ def test_every_format_of_a_body_gets_the_librarys_predictions(server, expected):
         {"json": {"images": [{"name": "it", "data": f"data:image/png;base64,{encoded}"}]}},
     ]
     for form in forms:
-        answer = server.ask("POST", CLASSIFY, params={"top": 3}, **form)
-        assert answer.status_code == 200, answer.text
-        record = answer.json()
+        response = server.ask("POST", CLASSIFY, params={"top": 3}, **form)
+        assert response.status_code == 200, response.text
+        record = response.json()
         assert set(record) == {"model", "results", "timing"}
         assert record["model"] == {"name": "gap", "version": "2"}  # the default model in its newest version
         assert near(record["results"][0]["predictions"], expected[photo.name])
@@ -114,9 +114,9 @@ def test_a_file_that_quantizes_activations_has_no_heat_maps(models, tmp_path):
         quantize_static(plain, tmp_path / "quantized.onnx", Images())
     with serving("-m", tmp_path / "quantized.onnx") as server:
         assert [one["explains"] for one in server.ask("GET", "/v1/models").json()["models"]] == [False]
-        answer = server.ask("POST", CLASSIFY, params={"explain": "true"}, content=PHOTOS[0].read_bytes())
-        assert answer.status_code == 501
-        assert answer.json() == {"error": "model quantized has no heat maps: its file quantizes activations"}
+        response = server.ask("POST", CLASSIFY, params={"explain": "true"}, content=PHOTOS[0].read_bytes())
+        assert response.status_code == 501
+        assert response.json() == {"error": "model quantized has no heat maps: its file quantizes activations"}
         assert server.ask("POST", CLASSIFY, content=PHOTOS[0].read_bytes()).status_code == 200
 
 
@@ -145,24 +145,24 @@ def test_a_file_that_quantizes_activations_has_no_heat_maps(models, tmp_path):
     ],
 )  # fmt: skip
 def test_an_invalid_request_gets_a_message(server, options, status, line):
-    answer = server.ask("POST", CLASSIFY, **options)
-    assert (answer.status_code, set(answer.json())) == (status, {"error"})
-    assert answer.json()["error"].startswith(line)
+    response = server.ask("POST", CLASSIFY, **options)
+    assert (response.status_code, set(response.json())) == (status, {"error"})
+    assert response.json()["error"].startswith(line)
 
 
 def test_an_image_with_too_many_pixels_is_refused_before_decoding(server):
     # The header of a PNG declares 10,000 x 10,000 pixels.
     head = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + (10_000).to_bytes(4) * 2 + b"\x08\2\0\0\0"
     data = head + zlib.crc32(head[12:]).to_bytes(4) + b"\0\0\0\0IEND\xaeB`\x82"
-    answer = server.ask("POST", CLASSIFY, content=data)
-    assert (answer.status_code, answer.json()["error"]) == (422, "image: 100,000,000 pixels; the maximum is 50,000,000")
+    response = server.ask("POST", CLASSIFY, content=data)
+    assert (response.status_code, response.json()["error"]) == (422, "image: 100,000,000 pixels; the maximum is 50,000,000")
 
 
 def test_unknown_paths_and_methods_get_the_same_error_format(server):
     assert server.ask("GET", "/nothing").json() == {"error": "no such path: /nothing"}
-    answer = server.ask("GET", CLASSIFY)
-    assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
-    assert answer.json() == {"error": "/v1/classify does not support this method"}
+    response = server.ask("GET", CLASSIFY)
+    assert (response.status_code, response.headers["allow"]) == (405, "POST")
+    assert response.json() == {"error": "/v1/classify does not support this method"}
 
 
 def test_a_large_body_is_refused_before_its_end(server):
@@ -173,12 +173,12 @@ def test_a_large_body_is_refused_before_its_end(server):
             chunk = bytes(2**20)
             for _ in range(10 if b"chunked" in framing else 1):
                 connection.sendall(b"100000\r\n" + chunk + b"\r\n" if b"chunked" in framing else chunk)
-            answer = connection.recv(65536)
-            assert answer.startswith(b"HTTP/1.1 413 ")
-            assert b"connection: close" in answer
+            response = connection.recv(65536)
+            assert response.startswith(b"HTTP/1.1 413 ")
+            assert b"connection: close" in response
     # A client that sends the whole body before it reads still gets the response.
-    answer = httpx.post(server.address + CLASSIFY, content=bytes(50 * 2**20), timeout=60)
-    assert answer.json() == {"error": "the body is larger than 8 MiB"}
+    response = httpx.post(server.address + CLASSIFY, content=bytes(50 * 2**20), timeout=60)
+    assert response.json() == {"error": "the body is larger than 8 MiB"}
 
 
 def test_a_body_that_does_not_arrive_times_out(models):
@@ -190,8 +190,8 @@ def test_a_body_that_does_not_arrive_times_out(models):
 
 
 def test_the_response_has_the_requests_id(server):
-    answer = server.ask("POST", CLASSIFY, content=PHOTOS[0].read_bytes(), headers={"x-request-id": "abc-1"})
-    assert answer.headers["x-request-id"] == "abc-1"
+    response = server.ask("POST", CLASSIFY, content=PHOTOS[0].read_bytes(), headers={"x-request-id": "abc-1"})
+    assert response.headers["x-request-id"] == "abc-1"
     assert len(server.ask("GET", "/healthz", headers={"x-request-id": "a b"}).headers["x-request-id"]) == 32
     entry = server.logged(request_id="abc-1")[0]
     assert (entry["status"], entry["model"], entry["images"], entry["path"]) == (200, "gap:2", 1, CLASSIFY)
