@@ -19,7 +19,7 @@ class Format(StrEnum):
 
 def inspect(
     file: Annotated[Path, typer.Argument(help="Model file of any supported format, or published name.")],
-    format: Annotated[Format, typer.Option("--format", help="Output format.")] = Format.table,
+    format: Annotated[Format, typer.Option("--format", help="Format of the printed result.")] = Format.table,
 ) -> None:
     """Describe a model file: format, architecture, preprocessing, labels, origin.
 
