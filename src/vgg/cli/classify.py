@@ -52,7 +52,7 @@ def classify(
     if output or runner or fresh:
         from ..runs import Classify
 
-        network, name = library.read(model)
+        network, name = library.read(common.locate(model))
         models = [(name, library.described(network, preset, labels))]
         options = {"engine": engine, "threads": threads, "device": device, "fresh": fresh}
         unsupported = {"--format": format is not Format.table}
@@ -60,7 +60,7 @@ def classify(
         common.exit_after(run)
         return
     found, failures = common.find_images(images)
-    classifier = library.load(model, engine, threads=threads, device=device, labels=labels, preprocessing=preset)
+    classifier = library.load(common.locate(model), engine, threads=threads, device=device, labels=labels, preprocessing=preset)
     results = common.tracked(classifier.results(found, top), len(found), failures, "Classifying") if found else []
     with common.reporting(failures):
         {"table": _table, "json": _json, "jsonl": _jsonl, "csv": _csv}[format](results, classifier.name)

@@ -77,7 +77,7 @@ def evaluate(
         from ..runs import Score
         from ..runs import records as summed
 
-        networks = [(name, described(network, preset, labels)) for network, name in map(read, files)]
+        networks = [(name, described(network, preset, labels)) for network, name in (read(common.locate(one)) for one in files)]
         if no_resize:
             networks = [(name, described(one, replace(network_of(one).preprocessing, resize="none"))) for name, one in networks]
         task, unsupported = (
@@ -91,7 +91,9 @@ def evaluate(
         _print(summed(run, task, networks), format)
         common.exit_after(run)
         return
-    models = [load(one, engine, threads=threads, device=device, labels=labels, preprocessing=preset) for one in files]
+    models = [
+        load(common.locate(one), engine, threads=threads, device=device, labels=labels, preprocessing=preset) for one in files
+    ]
     for one in models if no_resize else ():
         one.network = described(one.network, replace(one.network.preprocessing, resize="none"))
     network = models[0].network

@@ -54,7 +54,7 @@ def explain(
     if len(found) > 1:
         raise Error(f"{image}: has {len(found)} images; choose one")
     [(name, data)] = found
-    classifier = load(model, engine, threads=threads, device=device, labels=labels, preprocessing=preset)
+    classifier = load(common.locate(model), engine, threads=threads, device=device, labels=labels, preprocessing=preset)
     explanation = library(classifier, data, tuple(classes or ()), method=method, size=size, name=name)
     encoded = io.BytesIO()
     kind = {".jpg": "JPEG"}.get(output.suffix.lower(), output.suffix[1:].upper())

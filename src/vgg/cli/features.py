@@ -53,7 +53,7 @@ def features(
     if path.suffix not in SUFFIXES and (not path.suffix or path.is_dir() or "://" in output):
         from ..runs import Describe
 
-        network, name = library.read(model)
+        network, name = library.read(common.locate(model))
         models = [(name, library.described(network, preset))]
         options: dict[str, Any] = {"engine": engine, "threads": threads, "device": device}
         options |= {"batch_size": batch_size, "workers": workers, "fresh": fresh}
@@ -62,7 +62,7 @@ def features(
     if runner or fresh:
         raise Error(f"--runner and --fresh require a folder or URL as --output, not the file {output}")
     found, failures = common.find_images(images)
-    classifier = library.load(model, engine, threads=threads, device=device, preprocessing=preset)
+    classifier = library.load(common.locate(model), engine, threads=threads, device=device, preprocessing=preset)
     results = extract(classifier, found, descriptor, batch_size=batch_size, workers=workers)
     with common.reporting(failures):
         if found:

@@ -85,7 +85,6 @@ def quantize(
     from ..classifier import described
     from ..errors import Error
     from ..formats import read
-    from ..zoo import locate
 
     if output is None and not per_layer:
         raise typer.BadParameter("required without --per-layer", param_hint="--output")
@@ -96,7 +95,7 @@ def quantize(
     if plot:
         check_plot(plot)
     scheme = quantization.Scheme(method, int(bits), rank=rank, calibration=calibration, activations=activations)
-    network = described(read(locate(model)), preset)
+    network = described(read(common.locate(model)), preset)
     images = sources.unlabelled(calibrate) if calibrate else None
     with common.resumable() if evaluate or calibrate else common.progress() as show:
         evaluator = None
