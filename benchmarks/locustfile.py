@@ -1,7 +1,8 @@
-"""Clients of `vgg serve` that send pictures; benchmarks/serving.py runs them. What was answered is counted by its status.
+"""Clients that send images to `vgg serve`, for benchmarks/serving.py. Responses are counted by status.
 
-Environment: VGG_PICTURES, a folder of pictures; VGG_RATE, requests a second of a client, at times that are independent of
-each other and of the answers (Poisson); without it, a client sends as soon as it has an answer.
+Environment:
+    VGG_IMAGES: folder of images.
+    VGG_RATE: requests per second and client, with Poisson arrivals; by default a client sends after each response.
 """
 
 import os
@@ -11,13 +12,13 @@ from pathlib import Path
 import gevent
 from locust import FastHttpUser, events, task
 
-PICTURES = [path.read_bytes() for path in sorted(Path(os.environ["VGG_PICTURES"]).rglob("*.[jJ]*"))[:300]]
+IMAGES = [path.read_bytes() for path in sorted(Path(os.environ["VGG_IMAGES"]).rglob("*.[jJ]*"))[:300]]
 RATE = float(os.environ.get("VGG_RATE", 0))
-PATIENCE = 40  # seconds
+TIMEOUT = 40  # seconds
 
 
 class Sender(FastHttpUser):
-    connection_timeout = network_timeout = PATIENCE
+    connection_timeout = network_timeout = TIMEOUT
     concurrency = 1000
 
     def wait_time(self) -> float:
@@ -26,17 +27,17 @@ class Sender(FastHttpUser):
     @task
     def classify(self) -> None:
         if RATE:
-            gevent.spawn(self._send)  # the next one doesn't wait for this one's answer
+            gevent.spawn(self._send)  # without waiting for the response
         else:
             self._send()
 
     def _send(self) -> None:
-        with self.client.post("/v1/classify", data=random.choice(PICTURES), catch_response=True) as response:
+        with self.client.post("/v1/classify", data=random.choice(IMAGES), catch_response=True) as response:
             response.request_meta["name"] = str(response.status_code)
-            if response.status_code in (200, 503):  # a full queue is an answer too
+            if response.status_code in (200, 503):  # a full queue is not a failure
                 response.success()
 
 
 @events.quitting.add_listener
-def _no_failure_of_ours(environment, **_):
+def _succeed(environment, **_):
     environment.process_exit_code = 0

@@ -1,10 +1,10 @@
-"""How `vgg serve` bears load: beside the same work without a server, at Poisson arrivals, overloaded, and over many requests.
+"""Benchmark of `vgg serve`: throughput beside the same work without a server, Poisson arrivals, overload, and memory.
 
     .venv/bin/pip install '.[serve]' locust
-    .venv/bin/python benchmarks/serving.py vgg16.onnx --pictures photos/
+    .venv/bin/python benchmarks/serving.py vgg16.onnx --images photos/
 
-All of it stays on this machine's loopback, and each part ends by itself. `--parts` chooses among throughput, poisson, overload
-and memory; poisson and overload need to know the capacity, so throughput comes before them, or `--capacity` says it.
+Server and clients run on this machine. `--parts` selects parts; poisson and overload need the capacity of the server, which
+throughput measures and `--capacity` sets.
 """
 
 import argparse
@@ -25,30 +25,30 @@ import numpy as np
 import vgg
 
 HERE = Path(__file__).parent
-FILLING = 4  # seconds
+WARM_UP = 4  # seconds
 PARTS = ("throughput", "poisson", "overload", "memory")
 ROUNDS = 5
-BATCHES = (8, 16)  # the better one of which counts
+BATCHES = (8, 16)  # of the comparison without a server; the better one counts
 
 
-def pipeline(classifier: vgg.Classifier, pictures: Path, batch: int, seconds: float) -> float:
-    """Pictures a second in this process: decoding threads before the engine."""
-    files = [path.read_bytes() for path in sorted(pictures.rglob("*.[jJ]*"))[:300]]
+def pipeline(classifier: vgg.Classifier, images: Path, batch: int, seconds: float) -> float:
+    """Images per second without a server: threads decode, the engine runs batches."""
+    files = [path.read_bytes() for path in sorted(images.rglob("*.[jJ]*"))[:300]]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        todo = cycle(files)
-        ahead = [pool.submit(classifier.preprocess, one) for one in islice(todo, 2 * batch)]
-        done, begun = 0, time.perf_counter()
-        while (took := time.perf_counter() - begun) < seconds:
+        queue = cycle(files)
+        ahead = [pool.submit(classifier.preprocess, one) for one in islice(queue, 2 * batch)]
+        done, started = 0, time.perf_counter()
+        while (elapsed := time.perf_counter() - started) < seconds:
             values = [future.result() for future in ahead[:batch]]
-            ahead = ahead[batch:] + [pool.submit(classifier.preprocess, one) for one in islice(todo, batch)]
+            ahead = ahead[batch:] + [pool.submit(classifier.preprocess, one) for one in islice(queue, batch)]
             classifier.engine.logits(np.stack(values))
             done += batch
-    return done / took
+    return done / elapsed
 
 
 @contextmanager
 def server(*options: str) -> Iterator[tuple[str, int]]:
-    """A server's address and process id."""
+    """A running server: its address and process id."""
     command = [sys.executable, "-m", "vgg", "serve", "--port", "0", *options]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
@@ -62,30 +62,30 @@ def server(*options: str) -> Iterator[tuple[str, int]]:
         process.kill()
 
 
-def load(address: str, pictures: Path, users: int, seconds: float, arrivals: float = 0) -> dict[str, dict]:
-    """Locust's account by status."""
-    environment = {**os.environ, "VGG_PICTURES": str(pictures), "VGG_RATE": str(arrivals)}
+def load(address: str, images: Path, users: int, seconds: float, arrivals: float = 0) -> dict[str, dict]:
+    """Run clients; locust's statistics by response status."""
+    environment = {**os.environ, "VGG_IMAGES": str(images), "VGG_RATE": str(arrivals)}
     command = [sys.executable, "-m", "locust", "-f", HERE / "locustfile.py", "--headless", "--host", address, "--json",
                "--users", str(users), "--spawn-rate", "1000", "--run-time", f"{seconds:.0f}s", "--loglevel", "ERROR",
                ]  # fmt: skip
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=seconds + 60)
     accounts = {one["name"]: one for one in json.loads(result.stdout)}
     if not accounts:
-        raise SystemExit(f"no answer at all:\n{result.stderr}")
+        raise SystemExit(f"no responses:\n{result.stderr}")
     return accounts
 
 
 def rate(account: dict) -> float:
-    """Answers a second, without the first seconds, in which the queue fills, and the last one, which was cut."""
+    """Responses per second, without the warm-up and the incomplete last second."""
     counts = {int(float(second)): count for second, count in account["num_reqs_per_sec"].items()}
-    seconds = range(min(counts) + FILLING, max(counts))
+    seconds = range(min(counts) + WARM_UP, max(counts))
     return sum(counts.get(second, 0) for second in seconds) / len(seconds)
 
 
-def quantile(account: dict, share: float) -> float:
-    """Milliseconds."""
+def quantile(account: dict, fraction: float) -> float:
+    """A quantile of the response time, in milliseconds."""
     times = sorted((float(ms), count) for ms, count in account["response_times"].items())
-    left = share * sum(count for _, count in times)
+    left = fraction * sum(count for _, count in times)
     for ms, count in times:
         left -= count
         if left <= 0:
@@ -93,7 +93,7 @@ def quantile(account: dict, share: float) -> float:
     return times[-1][0]
 
 
-def told(accounts: dict[str, dict]) -> str:
+def summary(accounts: dict[str, dict]) -> str:
     def one(status: str, account: dict) -> str:
         mean = account["total_response_time"] / account["num_requests"]
         low, high = quantile(account, 0.5), quantile(account, 0.99)
@@ -104,7 +104,7 @@ def told(accounts: dict[str, dict]) -> str:
 
 
 def memory(process: int) -> float:
-    """MB that the process holds."""
+    """Resident memory of a process, in MB."""
     status = Path(f"/proc/{process}/status").read_text()
     return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmRSS"))) / 1000
 
@@ -112,11 +112,11 @@ def memory(process: int) -> float:
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("model")
-    options.add_argument("--pictures", type=Path, required=True, help="a folder of JPEGs")
+    options.add_argument("--images", type=Path, required=True, help="folder of JPEGs")
     options.add_argument("--parts", default=",".join(PARTS))
     options.add_argument("--seconds", type=float, default=60)
-    options.add_argument("--capacity", type=float, default=0.0, help="pictures a second")
-    options.add_argument("--requests", type=int, default=20_000, help="of the part memory")
+    options.add_argument("--capacity", type=float, default=0.0, help="images per second")
+    options.add_argument("--requests", type=int, default=20_000, help="number of requests of the part memory")
     given = options.parse_args()
     parts, capacity = given.parts.split(","), given.capacity
     classifier = vgg.load(given.model)
@@ -124,30 +124,30 @@ def main() -> None:
         if "throughput" in parts:
             shares, rates = [], []
             for _ in range(ROUNDS):
-                alone = max(pipeline(classifier, given.pictures, batch, given.seconds / 4) for batch in BATCHES)
-                accounts = load(address, given.pictures, 32, given.seconds / 2)
+                alone = max(pipeline(classifier, given.images, batch, given.seconds / 4) for batch in BATCHES)
+                accounts = load(address, given.images, 32, given.seconds / 2)
                 rates.append(rate(accounts["200"]))
                 shares.append(rates[-1] / alone)
-                print(f"pipeline {alone:.2f}, 32 clients {rates[-1]:.2f} pictures/s; {told(accounts)}", flush=True)
+                print(f"pipeline {alone:.2f}, 32 clients {rates[-1]:.2f} images/s; {summary(accounts)}", flush=True)
             capacity = statistics.median(rates)
-            print(f"the server does {statistics.median(shares):.1%} of the pipeline's work, median of {ROUNDS}", flush=True)
+            print(f"the server reaches {statistics.median(shares):.1%} of the pipeline, median of {ROUNDS}", flush=True)
         if "poisson" in parts:
-            accounts = load(address, given.pictures, 1, given.seconds, 0.8 * capacity)
-            print(f"poisson, {0.8 * capacity:.2f}/s: {told(accounts)}", flush=True)
+            accounts = load(address, given.images, 1, given.seconds, 0.8 * capacity)
+            print(f"poisson, {0.8 * capacity:.2f}/s: {summary(accounts)}", flush=True)
         if "overload" in parts:
-            accounts = load(address, given.pictures, 32, given.seconds / 4)
-            print(f"before it: {rate(accounts['200']):.2f} pictures/s", flush=True)
-            accounts = load(address, given.pictures, 1, given.seconds / 2, 5 * capacity)
-            print(f"overload, {5 * capacity:.2f}/s: {told(accounts)}", flush=True)
+            accounts = load(address, given.images, 32, given.seconds / 4)
+            print(f"before: {rate(accounts['200']):.2f} images/s", flush=True)
+            accounts = load(address, given.images, 1, given.seconds / 2, 5 * capacity)
+            print(f"overload, {5 * capacity:.2f}/s: {summary(accounts)}", flush=True)
             time.sleep(2)
-            accounts = load(address, given.pictures, 32, given.seconds / 4)
-            print(f"after it: {rate(accounts['200']):.2f} pictures/s; {told(accounts)}", flush=True)
+            accounts = load(address, given.images, 32, given.seconds / 4)
+            print(f"after: {rate(accounts['200']):.2f} images/s; {summary(accounts)}", flush=True)
         if "memory" in parts:
-            done, begun = 0, memory(process)
+            done, initial = 0, memory(process)
             while done < given.requests:
-                accounts = load(address, given.pictures, 32, given.seconds / 6)
+                accounts = load(address, given.images, 32, given.seconds / 6)
                 done += sum(one["num_requests"] for one in accounts.values())
-                print(f"memory: {done} requests, {memory(process):.0f} MB (at first {begun:.0f})", flush=True)
+                print(f"memory: {done} requests, {memory(process):.0f} MB (initially {initial:.0f})", flush=True)
 
 
 if __name__ == "__main__":

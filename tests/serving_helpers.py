@@ -1,4 +1,4 @@
-"""A real server in a process of its own, on loopback."""
+"""A real server in its own process, on loopback."""
 
 import contextlib
 import json
@@ -12,10 +12,30 @@ from typing import Any
 
 import httpx
 
+# A server whose engine waits while its gate is closed: SIGUSR1 opens the gate, SIGUSR2 closes it.
+GATED = """
+import signal, threading
+from vgg.cli import main
+from vgg.serving.batcher import Batcher
+gate, compute = threading.Event(), Batcher._compute
+def wait_and_compute(self, batch):
+    gate.wait()
+    return compute(self, batch)
+Batcher._compute = wait_and_compute
+signal.signal(signal.SIGUSR1, lambda *_: gate.set())
+signal.signal(signal.SIGUSR2, lambda *_: gate.clear())
+main()
+"""
+
 
 class Server:
-    """`vgg serve` with some options, and what it has logged; `run` is the code that starts the command line, `within` a
-    command that runs a command."""
+    """A running `vgg serve` and its log.
+
+    Args:
+        options: of the command line.
+        run: Python code that starts the command line.
+        within: a command that runs a command.
+    """
 
     def __init__(self, *options: object, run: str = "from vgg.cli import main; main()", within: Sequence[str] = ()) -> None:
         command = [*within, sys.executable, "-W", "ignore", "-c", run, "serve", "--port", "0", *map(str, options)]
@@ -25,7 +45,7 @@ class Server:
         self._ready = threading.Event()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-        assert self._ready.wait(60), "the server took too long"
+        assert self._ready.wait(60), "the server did not start within a minute"
         assert self.log, "".join(self.other)
         self.address = self.log[0]["address"]
         self.client = httpx.Client(base_url=self.address, timeout=60)
@@ -44,16 +64,22 @@ class Server:
         return self.client.request(method, path, **options)
 
     def logged(self, **facts: object) -> list[dict]:
-        """The requests in the log that have these facts; waits for the first a little."""
-        for _ in range(100):
-            found = [entry for entry in self.log if all(entry.get(key) == value for key, value in facts.items())]
-            if found:
-                return found
-            time.sleep(0.02)
-        return []
+        """Wait for log entries with these facts."""
+
+        def entries() -> list[dict]:
+            return [entry for entry in self.log if all(entry.get(key) == value for key, value in facts.items())]
+
+        until(entries)
+        return entries()
+
+    def open_gate(self) -> None:
+        self.process.send_signal(signal.SIGUSR1)
+
+    def close_gate(self) -> None:
+        self.process.send_signal(signal.SIGUSR2)
 
     def stop(self) -> int:
-        """SIGTERM, and the exit code."""
+        """Send SIGTERM, and return the exit code."""
         self.client.close()
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
@@ -66,11 +92,11 @@ class Server:
         return code
 
 
-def until(condition: Callable[[], bool]) -> None:
-    """Wait for something that is bound to happen."""
-    end = time.monotonic() + 30
+def until(condition: Callable[[], object]) -> None:
+    """Wait for a condition."""
+    end = time.monotonic() + 60
     while not condition():
-        assert time.monotonic() < end, "it did not happen"
+        assert time.monotonic() < end, "the condition did not become true within a minute"
         time.sleep(0.01)
 
 
@@ -81,3 +107,14 @@ def serving(*options: object, **more: Any) -> Iterator[Server]:
         yield server
     finally:
         server.stop()
+
+
+@contextlib.contextmanager
+def gated(*options: object) -> Iterator[Server]:
+    """A server whose engine waits until the test calls `open_gate`."""
+    with serving(*options, run=GATED) as server:
+        try:
+            yield server
+        finally:
+            if server.process.poll() is None:
+                server.open_gate()

@@ -14,7 +14,7 @@ import vgg
 from conftest import EXAMPLES, ROOT, needs_native, random_network
 from reference import save_tiny
 from vgg import Error, ImageError, Labels, Network, Preprocessing, Quantized
-from vgg.explanation import Explanation, box, explain, grad_cam, outputs, seen
+from vgg.explanation import Explanation, box, cropped_area, explain, grad_cam, outputs
 from vgg.overlay import COLOURS
 
 PHOTO = EXAMPLES / "chelsea.png"  # 451x300
@@ -98,7 +98,7 @@ def test_weights_are_read_as_they_are_stored(kind):
 @pytest.mark.parametrize("gap", [False, True], ids=["fc", "gap"])
 def test_a_class_map_is_the_head_at_each_place(judged, gap):
     path, module = judged["vgg11", gap]
-    found = vgg.load(path, "native", preprocessing=SMALL).explain(PHOTO, [2, 5], method="class-map", scale=128)
+    found = vgg.load(path, "native", preprocessing=SMALL).explain(PHOTO, [2, 5], method="class-map", size=128)
     image = Image.open(PHOTO).convert("RGB").resize((192, 128), Image.Resampling.BILINEAR)
     batch = torch.from_numpy((np.asarray(image) / 255 - SMALL.mean) / SMALL.std).permute(2, 0, 1)[None].float()
     with torch.inference_mode():
@@ -113,7 +113,7 @@ def test_a_class_map_is_the_head_at_each_place(judged, gap):
             logits = value
     np.testing.assert_allclose(found.maps, logits.softmax(1)[0, [2, 5]].numpy(), atol=1e-5)
     # A place is 32 pixels of 192x128. The paper's head sees 64 of them there, and its place is their middle.
-    assert found.seen == pytest.approx((0, 0, 1, 1) if gap else (16 / 192, 16 / 128, 176 / 192, 112 / 128))
+    assert found.area == pytest.approx((0, 0, 1, 1) if gap else (16 / 192, 16 / 128, 176 / 192, 112 / 128))
 
 
 @pytest.mark.parametrize("wanted", [(), 2, "2", "cat", "n3"])
@@ -123,17 +123,17 @@ def test_a_class_is_named_in_any_way(wanted):
     found = classifier.explain(PHOTO, wanted)
     assert [one.label for one in found.classes] == [best.label if wanted == () else "cat"]
     assert found.classes[0].score == pytest.approx(float(classifier.scores(PHOTO)[0, found.classes[0].index]), abs=1e-6)
-    assert found.seen == seen(SMALL, 451, 300)
+    assert found.area == cropped_area(SMALL, 451, 300)
     assert found.maps.shape == (1, 4, 4)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"classes": "do"}, "'do' is no class of the model's 7; did you mean dog"),
-        ({"classes": 7}, "'7' is no class of the model's 7"),
-        ({"method": "guess"}, "no method is called 'guess'; there are grad-cam, class-map"),
-        ({"method": "class-map", "scale": 32}, "the scale must be 64 to 1024 pixels, not 32"),
+        ({"classes": "do"}, "unknown class 'do'; the model has 7; did you mean dog"),
+        ({"classes": 7}, "unknown class '7'; the model has 7"),
+        ({"method": "guess"}, "unknown method 'guess'; choose from grad-cam, class-map"),
+        ({"method": "class-map", "size": 32}, "the size for a class map must be 64 to 1024 pixels, not 32"),
         ({"method": "class-map", "engine": "onnxruntime"}, "onnxruntime takes only crops of the network's input size"),
     ],
 )
@@ -146,7 +146,7 @@ def test_what_does_not_fit_is_said(options, message):
 
 def test_a_hair_of_a_picture_has_no_class_map():
     classifier = vgg.load(replace(random_network(input_size=64), preprocessing=SMALL), "torch")
-    with pytest.raises(ImageError, match=r"hair\.png: is more than 4 times as long as wide"):
+    with pytest.raises(ImageError, match=r"hair\.png: the aspect ratio exceeds 4"):
         explain(classifier, np.zeros((10, 50, 3), np.uint8), method="class-map", name="hair.png")
 
 
@@ -186,10 +186,10 @@ def test_an_overlay_leaves_the_rest_of_the_picture_as_it_is(explanation):
     drawn, picture = one.overlay(), Image.open(PHOTO).convert("RGB")
     assert drawn.size == picture.size
     left, top, right, bottom = ImageChops.difference(drawn, picture).getbbox()
-    assert 451 * one.seen[0] - 1 <= left
-    assert right <= 451 * one.seen[2] + 1
-    assert 300 * one.seen[1] - 1 <= top
-    assert bottom <= 300 * one.seen[3] + 1
+    assert 451 * one.area[0] - 1 <= left
+    assert right <= 451 * one.area[2] + 1
+    assert 300 * one.area[1] - 1 <= top
+    assert bottom <= 300 * one.area[3] + 1
     # What is brightest in the map is brightest in the glow; the picture is still there below it.
     change = np.asarray(ImageChops.difference(drawn, picture), np.float64).sum(2)
     heat = Image.fromarray(one.maps[0]).resize((right - left, bottom - top), Image.Resampling.BICUBIC)

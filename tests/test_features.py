@@ -12,7 +12,7 @@ from conftest import EXAMPLES, needs_native, random_network
 from reference import save_tiny
 from vgg import Error, ImageError, ModelError, Preprocessing
 from vgg.features import Descriptor, Features, extract, gather, write
-from vgg.images import find
+from vgg.sources import find
 from vgg.views import Views
 
 PHOTOS = sorted(EXAMPLES.glob("*.*g"))
@@ -125,7 +125,7 @@ def test_pictures_are_drawn_as_they_are_needed():
 def test_a_broken_picture_stops_features_but_not_extract(tmp_path):
     classifier = vgg.load(replace(random_network(), preprocessing=SMALL))
     (tmp_path / "broken.jpg").write_bytes(b"nothing")
-    with pytest.raises(ImageError, match=r"broken\.jpg: is not an image"):
+    with pytest.raises(ImageError, match=r"broken\.jpg: not an image"):
         classifier.features([PHOTOS[0], tmp_path / "broken.jpg"])
     good, bad = extract(classifier, find([PHOTOS[0], tmp_path / "broken.jpg"]))
     assert (good.error, bad.values) == (None, {})
@@ -134,12 +134,12 @@ def test_a_broken_picture_stops_features_but_not_extract(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"layers": "fc9"}, "no value of vgg11 is called 'fc9'; there are conv1_1"),
-        ({"stack": True}, "there is nothing to stack: give two scales or more"),
-        ({"maps": True, "flip": True}, "maps are kept of one crop only"),
-        ({"maps": True, "protocol": "dense"}, "maps are kept of one crop only"),
-        ({"sizes": (16,)}, "a scale of 16 pixels is smaller than the network's crop of 32"),
-        ({"protocol": "sparse"}, "no protocol is called 'sparse'"),
+        ({"layers": "fc9"}, "vgg11 has no layer output 'fc9'; choose from conv1_1"),
+        ({"stack": True}, "stacking requires two sizes or more"),
+        ({"maps": True, "flip": True}, "feature maps require a single crop"),
+        ({"maps": True, "protocol": "dense"}, "feature maps require a single crop"),
+        ({"sizes": (16,)}, "size 16 is smaller than the network's crop of 32"),
+        ({"protocol": "sparse"}, "unknown protocol 'sparse'"),
     ],
 )
 def test_what_does_not_fit_is_said(options, message):
@@ -201,10 +201,10 @@ def test_memory_does_not_grow_with_the_pictures(tmp_path, suffix):
 @pytest.mark.parametrize(
     ("name", "found", "message"),
     [
-        ("out.csv", [], r"out\.csv: features are written to \.npz or \.parquet"),
-        ("out.npz", [Features("a", {}, "is broken")], "out.npz: is not written: none of the 1 pictures could be read"),
-        ("out.parquet", [Features("a", {}, "is broken")], "is not written: none of the 1 pictures could be read"),
-        ("nowhere/out.npz", [], "can't be written: there is no such file or folder"),
+        ("out.csv", [], r"out\.csv: unsupported suffix; features are written to \.npz or \.parquet"),
+        ("out.npz", [Features("a", {}, "is broken")], "out.npz: not written: none of the 1 images could be read"),
+        ("out.parquet", [Features("a", {}, "is broken")], "not written: none of the 1 images could be read"),
+        ("nowhere/out.npz", [], "can't be written: file or folder not found"),
     ],
 )
 def test_what_can_not_be_written_is_said_and_nothing_is_left(tmp_path, name, found, message):

@@ -53,5 +53,5 @@ def test_a_bad_label_file_is_one_clear_line(tmp_path, content):
 
 
 def test_a_missing_label_file_is_named(tmp_path):
-    with pytest.raises(Error, match=r"nowhere: there is no such file"):
+    with pytest.raises(Error, match=r"nowhere: file or folder not found"):
         Labels.read(tmp_path / "nowhere")

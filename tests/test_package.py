@@ -16,35 +16,34 @@ ORDER = [
 
 
 def imports(path):
-    """Every module of vgg that a file imports, as `room` or `room.module`, wherever in the file the import stands."""
-    package = list(path.relative_to(ROOT / "src").parent.parts)
+    """The modules of vgg that a file imports, wherever in the file the import stands, as lists of names."""
+    package = path.relative_to(ROOT / "src").parent.parts
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom):
-            base = package[: len(package) + 1 - node.level] if node.level else []
-            full = [*base, *(node.module or "").split(".")] if node.module else base
-            for alias in node.names:
-                yield [*full, alias.name][:3] if full[:1] == ["vgg"] else []
+            base = [*package[: len(package) + 1 - node.level]] if node.level else []
+            base += node.module.split(".") if node.module else []
+            yield from ([*base, alias.name] for alias in node.names)
         elif isinstance(node, ast.Import):
-            for alias in node.names:
-                yield alias.name.split(".")[:3]
+            yield from (alias.name.split(".") for alias in node.names)
 
 
 def graph():
-    """The files of the package and the files that each imports; rooms by their place in ORDER."""
-    files = {}
-    root = ROOT / "src/vgg"
+    """For each file of the package, the files that it depends on: modules, or packages of which it uses a name."""
+    root, files = ROOT / "src/vgg", {}
     for path in sorted(root.rglob("*.py")):
-        found = set()
-        for parts in imports(path):
-            if parts[:1] != ["vgg"] or len(parts) < 2:
-                continue
-            for end in (3, 2):
-                place = root.joinpath(*parts[1:end])
-                for target in (place.with_suffix(".py"), place / "__init__.py"):
-                    if target.exists() and len(parts) >= end:
-                        found.add(target)
-        files[path] = found
+        files[path] = set()
+        for names in imports(path):
+            for end in range(len(names), 1, -1) if names[0] == "vgg" else ():
+                place = root.joinpath(*names[1:end])
+                target = next((one for one in (place.with_suffix(".py"), place / "__init__.py") if one.exists()), None)
+                if target:
+                    files[path].add(target)
+                    break
     return files
+
+
+def room(path):
+    return path.relative_to(ROOT / "src/vgg").parts[0].removesuffix(".py")
 
 
 def test_importing_is_quick_and_light():
@@ -71,38 +70,33 @@ def test_an_unknown_name_is_an_attribute_error():
         vgg.nothing  # noqa: B018
 
 
-def room(path):
-    return path.relative_to(ROOT / "src/vgg").parts[0].removesuffix(".py")
-
-
-def test_an_import_only_points_to_something_listed_above_it():
+def test_imports_point_down():
     wrong = [
         f"{path.relative_to(ROOT)} imports {room(target)}"
         for path, targets in graph().items()
-        for target in targets
-        if room(path) in ORDER and room(target) in ORDER and ORDER.index(room(target)) > ORDER.index(room(path))
+        for target in sorted(targets)
+        if {room(path), room(target)} <= set(ORDER) and ORDER.index(room(target)) > ORDER.index(room(path))
     ]
     assert not wrong
 
 
-def test_no_file_imports_itself_by_a_detour():
+def test_there_are_no_circles():
     files = graph()
     done = set()
 
     def visit(path, before):
-        assert path not in before, " -> ".join(str(one.relative_to(ROOT)) for one in [*before[before.index(path) :], path])
+        circle = [one.relative_to(ROOT / "src/vgg") for one in [*before, path]]
+        assert path not in before, " -> ".join(map(str, circle[before.index(path) :]))
         if path not in done:
-            for target in files[path] - {path}:
-                if target.name != "__init__.py" or target.parent != path.parent:  # a package names its modules
-                    visit(target, [*before, path])
+            for target in sorted(files[path] - {path}):
+                visit(target, [*before, path])
             done.add(path)
 
     for path in files:
-        if path != ROOT / "src/vgg/__init__.py":
-            visit(path, [])
+        visit(path, [])
 
 
-def test_every_room_has_a_place_in_the_order():
+def test_every_module_has_a_place_in_the_order():
     rooms = {room(path) for path in (ROOT / "src/vgg").rglob("*.py")}
     assert rooms - set(ORDER) == {"__init__", "__main__"}
 

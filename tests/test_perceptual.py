@@ -120,11 +120,11 @@ def test_any_network_can_be_compared_with(name):
 @pytest.mark.parametrize(
     ("first", "second", "message"),
     [
-        (SQUARE[0], PHOTOS[0], "image and image: are 96x64 and 451x300 pixels; make them equal"),
-        (np.zeros((31, 40, 3), np.uint8), np.zeros((31, 40, 3), np.uint8), "are 40x31; pictures must have 32x32 to 2,097,152"),
-        (np.zeros((1500, 1500), np.uint8), np.zeros((1500, 1500), np.uint8), "are 1500x1500; pictures must have"),
-        (SQUARE[:2], SQUARE, "2 pictures can't be compared with 3; there must be one for each, or one for all"),
-        (b"nothing", SQUARE[0], "image: is not an image"),
+        (SQUARE[0], PHOTOS[0], "image and image: sizes differ, 96x64 and 451x300 pixels; resize one of them"),
+        (np.zeros((31, 40, 3), np.uint8), np.zeros((31, 40, 3), np.uint8), "are 40x31; images must have 32x32 to 2,097,152"),
+        (np.zeros((1500, 1500), np.uint8), np.zeros((1500, 1500), np.uint8), "are 1500x1500; images must have"),
+        (SQUARE[:2], SQUARE, "can't compare 2 images with 3; give equally many, or one for all"),
+        (b"nothing", SQUARE[0], "image: not an image"),
     ],
 )
 def test_what_can_not_be_compared_is_said(judged, first, second, message):
@@ -175,7 +175,7 @@ class Evil:
         ({"a": np.array([Evil()])}, "damaged or truncated Flax file|contains 'builtins.exec'"),
         ({"a": np.zeros(3, np.int64)}, "damaged or truncated Flax file"),
         ({"a": 1}, "damaged or truncated Flax file"),
-        ({"a": np.zeros(3, np.float32)}, "holds no weights of LPIPS for VGG: there is no NetLinLayer_0"),
+        ({"a": np.zeros(3, np.float32)}, "not LPIPS weights for VGG: NetLinLayer_0"),
         (b"no pickle", "damaged or truncated Flax file"),
     ],
 )
@@ -197,19 +197,19 @@ def test_a_file_that_is_cut_short_is_refused(tmp_path):
 
 def test_weights_that_do_not_fit_are_refused(judged, tmp_path):
     path, _, weights, linear = judged
-    with pytest.raises(ModelError, match="linear weights alone; give their network as well, which is torchvision/vgg16"):
+    with pytest.raises(ModelError, match="has linear weights only; give their network too, which is torchvision/vgg16"):
         parts(weights=weights)
-    with pytest.raises(ModelError, match="are for a vgg16 of full width, not for vgg19"):
+    with pytest.raises(ModelError, match="require a vgg16 of full width, not vgg19"):
         parts(random_network("vgg19"), weights)
-    with pytest.raises(ModelError, match="are for a vgg16 of full width"):
+    with pytest.raises(ModelError, match="require a vgg16 of full width"):
         parts(random_network("vgg16", width=1 / 8), weights)
     torch.save({f"lin{i}.model.1.weight": -one for i, one in enumerate(linear)}, tmp_path / "negative.pth")
-    with pytest.raises(ModelError, match="some of its weights are below 0, or no numbers"):
+    with pytest.raises(ModelError, match="some weights are negative or not finite"):
         parts(path, tmp_path / "negative.pth")
     flax_file(tmp_path / "other.ckpt", VGG16_0={"Conv_0": {"kernel": np.zeros((3, 3, 3, 64), np.float32)}})
-    with pytest.raises(ModelError, match="has no VGG16_0/Conv_0/bias"):
+    with pytest.raises(ModelError, match="VGG16_0/Conv_0/bias is missing"):
         parts(weights=tmp_path / "other.ckpt")
-    with pytest.raises(ModelError, match="nowhere: there is no such file or folder"):
+    with pytest.raises(ModelError, match="nowhere: file or folder not found"):
         parts(weights=tmp_path / "nowhere")
 
 

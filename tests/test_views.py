@@ -79,7 +79,7 @@ def test_a_picture_that_is_not_resized_is_taken_as_it_is():
     [(_, view)] = looked(Views("dense", sizes=(48,)), photo(40, 32), AS_IS)
     assert view.shape == (3, 48, 60)
     for size in ((31, 40), (LARGEST + 1, LARGEST + 1)):
-        with pytest.raises(ImageError, match=r"photo: .* pixels are (fewer than the crop of 32|more than 1024)"):
+        with pytest.raises(ImageError, match=r"photo: .* pixels are (smaller than the crop of 32|larger than 1024)"):
             looked(Views("dense"), photo(*size), AS_IS)
 
 
@@ -109,11 +109,11 @@ def test_pictures_of_any_size_give_views_of_bounded_size(width, height, protocol
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"name": "sparse"}, "no protocol is called 'sparse'; there are center, ten-crop"),
-        ({"sizes": (0,)}, "scales must be 1 to 1024 pixels"),
-        ({"sizes": (5000,)}, "scales must be 1 to 1024 pixels"),
+        ({"protocol": "sparse"}, "unknown protocol 'sparse'; choose from center, ten-crop"),
+        ({"sizes": (0,)}, "sizes must be 1 to 1024 pixels"),
+        ({"sizes": (5000,)}, "sizes must be 1 to 1024 pixels"),
         ({"grid": 0}, "the grid 1 or more"),
-        ({"sizes": (256, 256)}, "a scale is given twice"),
+        ({"sizes": (256, 256)}, "duplicate size: 256, 256"),
     ],
 )
 def test_senseless_protocols_are_refused(options, message):
@@ -123,7 +123,7 @@ def test_senseless_protocols_are_refused(options, message):
 
 def test_a_scale_below_the_crop_is_refused_before_anything_is_computed(tmp_path):
     classifier, dataset = setting(tmp_path, [(40, 40)])
-    with pytest.raises(Error, match="a scale of 31 pixels is smaller than the network's crop of 32"):
+    with pytest.raises(Error, match="size 31 is smaller than the network's crop of 32"):
         evaluate([classifier], dataset, Views("dense", (40, 31)))
 
 
@@ -143,7 +143,7 @@ SIZES = [(60, 40), (40, 60), (60, 40), (33, 80), (40, 40), (60, 40), (35, 32), (
 @needs_native
 def test_dense_on_pictures_of_the_crops_size_equals_the_centre_crop(tmp_path):
     classifier, dataset = setting(tmp_path, [(32, 32)] * 5, "native", "none")
-    found = [evaluate([classifier], dataset, protocol).answers[0] for protocol in (Views(), Views("dense"))]
+    found = [evaluate([classifier], dataset, protocol).results[0] for protocol in (Views(), Views("dense"))]
     assert np.array_equal(found[0].top, found[1].top)
     assert np.abs(found[0].scores - found[1].scores).max() < 1e-5
     assert np.abs(found[0].losses - found[1].losses).max() < 1e-5
@@ -158,7 +158,7 @@ def test_a_dense_score_is_the_mean_of_the_map_then_of_the_flips(tmp_path, engine
         for _, view in looked(Views("dense", flip=True), Image.open(sample.path)):
             logits = classifier.engine.logits(np.ascontiguousarray(view[None]))
             rows.append(softmax(logits.mean((2, 3)) if logits.ndim == 4 else logits)[0])
-        assert np.sort(np.mean(rows, 0))[::-1][:5] == pytest.approx(run.answers[0].scores[place], abs=1e-5)
+        assert np.sort(np.mean(rows, 0))[::-1][:5] == pytest.approx(run.results[0].scores[place], abs=1e-5)
 
 
 @needs_native
@@ -166,8 +166,8 @@ def test_a_dense_score_is_the_mean_of_the_map_then_of_the_flips(tmp_path, engine
 def test_batches_do_not_change_the_result(tmp_path, protocol):
     classifier, dataset = setting(tmp_path, SIZES, "native")
     look = Views(protocol, (40, 48), True)
-    first = evaluate([classifier], dataset, look, batch_size=1, workers=1).answers[0]
-    second = evaluate([classifier], dataset, look, batch_size=7, workers=3).answers[0]
+    first = evaluate([classifier], dataset, look, batch_size=1, workers=1).results[0]
+    second = evaluate([classifier], dataset, look, batch_size=7, workers=3).results[0]
     assert np.abs(first.losses - second.losses).max() < 1e-4
     assert np.abs(first.scores - second.scores).max() < 1e-4
 

@@ -1,7 +1,7 @@
-"""The VGG networks as data: Table 1 of Simonyan & Zisserman, arXiv 1409.1556, and what follows from it.
+"""The VGG architectures as data: Table 1 of Simonyan & Zisserman, arXiv 1409.1556.
 
-An `Architecture` knows its layers, the shape of each parameter, and its cost. Parameters and values bear the names that
-the paper's authors gave them in Caffe: `conv1_1` … `conv5_3`, `pool5`, `fc6`, `fc7`, `fc8`.
+An `Architecture` gives the layers, the shape of each parameter, and the cost. Parameters and layer outputs have the names
+that the paper's authors used in Caffe: `conv1_1` … `conv5_3`, `pool5`, `fc6`, `fc7`, `fc8`.
 """
 
 import math
@@ -19,10 +19,10 @@ Operation = Literal["convolution", "batch_norm", "lrn", "relu", "max_pool", "ave
 
 CHANNELS = (64, 128, 256, 512, 512)
 HIDDEN = 4096
-STRIDE = 32  # five poolings of two
+STRIDE = 32  # pixels of the input per position of pool5: five poolings of 2
 
-# Local response normalisation as in the paper's A-LRN. It follows Krizhevsky et al. 2012, whose alpha of 1e-4 multiplies
-# the plain sum of squares; ONNX, Caffe and torch divide alpha by the size first.
+# Local response normalisation of A-LRN, after Krizhevsky et al. 2012, where alpha is 1e-4 and multiplies the sum of squares.
+# ONNX, Caffe and torch divide alpha by the size first, so theirs is 5 times as large.
 LRN_SIZE, LRN_ALPHA, LRN_BETA, LRN_K = 5, 5e-4, 0.75, 2.0
 
 
@@ -33,8 +33,8 @@ class Configuration:
     letter: str
     depths: tuple[int, int, int, int, int]  # convolutions in each of the five blocks
     pointwise: bool = False  # the last convolution of blocks 3, 4 and 5 is 1x1 (configuration C)
-    lrn: bool = False  # response normalisation after the first convolution (A-LRN)
-    batch_norm: bool = False  # after each convolution; younger than the paper
+    lrn: bool = False  # local response normalisation after the first convolution (A-LRN)
+    batch_norm: bool = False  # after each convolution; not in the paper
 
 
 CONFIGURATIONS = {
@@ -55,8 +55,8 @@ CONFIGURATIONS = {
 class Layer:
     """One operation of a network, in the order of execution.
 
-    `value` names what it computes: activations mean the value after the ReLU, so `conv1_1` is the ReLU's value and
-    `conv1_1.raw` the convolution's own. `parameters` maps a role (weight, bias, scale, mean, variance) to its shape.
+    `value` names the layer output. A layer's plain name means the output after the ReLU: `conv1_1` is the ReLU's output and
+    `conv1_1.raw` the convolution's. `parameters` maps a role (weight, bias, scale, mean, variance) to its shape.
     """
 
     operation: Operation
@@ -67,22 +67,22 @@ class Layer:
 
 @dataclass(frozen=True)
 class Architecture:
-    """A VGG network without its numbers."""
+    """The architecture of a VGG network, without parameters. Raises ModelError if the fields are invalid."""
 
     name: str = "vgg16"  # a key of CONFIGURATIONS
     classes: int = 1000
-    width: float = 1.0  # multiplies the channels of each layer and the 4096 of fc6 and fc7
-    input_size: int = 224  # pixels; the `fc` head is built for it, the `gap` head takes any size from 32 on
+    width: float = 1.0  # multiplies the channels of each layer and the 4096 units of fc6 and fc7
+    input_size: int = 224  # pixels; fixed by the `fc` head; with the `gap` head, any size from 32 works
     head: Head = "fc"  # `fc`: the paper's fc6, fc7, fc8; `gap`: global average pooling, then fc8
-    epsilon: float = 1e-5  # of the batch normalisation
+    epsilon: float = 1e-5  # of batch normalisation
 
     def __post_init__(self) -> None:
         if self.name not in CONFIGURATIONS:
-            raise ModelError(f"no architecture is called {self.name!r}; there are {', '.join(CONFIGURATIONS)}")
+            raise ModelError(f"unknown architecture {self.name!r}; choose from {', '.join(CONFIGURATIONS)}")
         if self.classes < 1 or not 0 < self.width < 1000 or self.head not in ("fc", "gap") or not self.epsilon >= 0:
-            raise ModelError(f"no network can be built like this: {self!r}")
+            raise ModelError(f"invalid architecture: {self!r}")
         if self.input_size < STRIDE:
-            raise ModelError(f"an input of {self.input_size} pixels is too small: five poolings need at least {STRIDE}")
+            raise ModelError(f"input size of {self.input_size} pixels is too small; five poolings need at least {STRIDE}")
 
     @property
     def configuration(self) -> Configuration:
@@ -90,12 +90,12 @@ class Architecture:
 
     @property
     def hidden(self) -> int:
-        """Units of fc6 and of fc7."""
+        """Number of units of fc6 and of fc7."""
         return _scaled(HIDDEN, self.width)
 
     @cached_property
     def layers(self) -> tuple[Layer, ...]:
-        """Every operation from the input `data` to the output `logits`, in order."""
+        """Every layer from the input `data` to the output `logits`, in order."""
         return tuple(self._layers())
 
     def _layers(self) -> Iterator[Layer]:
@@ -131,30 +131,30 @@ class Architecture:
     def parameters(self) -> dict[str, Shape]:
         """The shape of each parameter by name, in the order of the layers.
 
-        `fc6.weight` is [units, channels, height, width], as the layer sees `pool5`; flattened from the second axis on,
-        it is Caffe's and torchvision's [units, channels * height * width], number for number.
+        `fc6.weight` is [units, channels, height, width], with the axes of `pool5`. Flattened from the second axis, it equals
+        Caffe's and torchvision's [units, channels * height * width].
         """
         return {f"{layer.name}.{role}": shape for layer in self.layers for role, shape in layer.parameters.items()}
 
     @property
     def parameter_count(self) -> int:
-        """How many numbers training finds; the running mean and variance of batch normalisation are not among them."""
+        """Number of trained parameters, without the running mean and variance of batch normalisation."""
         return sum(math.prod(shape) for name, shape in self.parameters.items() if not name.endswith((".mean", ".variance")))
 
     @cached_property
     def values(self) -> tuple[str, ...]:
-        """The names of what can be asked for as an output, from `conv1_1` to `logits`."""
-        hidden = ("batch_norm", "flatten")  # what an engine may fold into its neighbours
+        """The names of the layer outputs that an engine can return, from `conv1_1` to `logits`."""
+        hidden = ("batch_norm", "flatten")  # which an engine may fold into their neighbours
         return tuple(layer.value for layer in self.layers if "." not in layer.value and layer.operation not in hidden)
 
     def shape(self, value: str, batch: int, height: int, width: int) -> Shape:
-        """The shape of a named value for a batch of `height` x `width` pixels.
+        """The shape of a layer output for a batch of `height` x `width` pixels.
 
-        With the `fc` head, pictures larger than `input_size` give maps: the linear layers at each place where fc6 fits, as
-        in the paper's dense evaluation, [batch, units, rows, columns].
+        With the `fc` head, images larger than `input_size` give maps [batch, units, rows, columns]: the linear layers at each
+        position where fc6 fits, as in the paper's dense evaluation.
 
         Raises:
-            ModelError: there is no such value.
+            ModelError: unknown layer output.
         """
         self.check_values([value])
         channels, head = 3, False
@@ -173,13 +173,13 @@ class Architecture:
         return (batch, channels) if head and height == width == 1 else (batch, channels, height, width)
 
     def check_values(self, names: Iterable[str]) -> None:
-        """Raises ModelError when one of the names is none of `values`."""
+        """Raise ModelError if a name is not in `values`."""
         for name in names:
             if name not in self.values:
-                raise ModelError(f"no value of {self.name} is called {name!r}; there are {', '.join(self.values)}")
+                raise ModelError(f"{self.name} has no layer output {name!r}; choose from {', '.join(self.values)}")
 
     def multiply_adds(self, size: int | None = None) -> int:
-        """Multiply-adds of the convolutions and linear layers for one image of `size` x `size` pixels."""
+        """Number of multiply-adds of the convolutions and linear layers for one image of `size` x `size` pixels."""
         side, total = size or self.input_size, 0
         for layer in self.layers:
             if layer.operation == "max_pool":
@@ -189,24 +189,28 @@ class Architecture:
         return total
 
     def without_batch_norm(self) -> "Architecture":
-        """The architecture that remains when the batch normalisation has been folded into the convolutions."""
+        """The architecture after folding batch normalisation into the convolutions."""
         return replace(self, name=self.name.removesuffix("-bn"), epsilon=Architecture.epsilon)
 
 
 def recognise(
     convolutions: Sequence[Shape], linear: Sequence[Shape], *, batch_norm: bool, epsilon: float, lrn: bool = False
 ) -> Architecture:
-    """The architecture that parameters of these shapes belong to, or else the one that they come nearest to.
+    """The architecture with parameters of these shapes, or the most similar one.
 
-    `convolutions` are the weights' shapes [out, in, height, width] in order, `linear` those of the layers after them,
-    [out, in]. Response normalisation has no parameters: without `lrn`, `vgg11-lrn` can't be told from `vgg11`.
+    Args:
+        convolutions: shapes of the convolutions' weights in order, [out, in, height, width].
+        linear: shapes of the linear layers' weights in order, [out, in].
+        batch_norm: whether there is batch normalisation.
+        epsilon: of batch normalisation.
+        lrn: whether there is local response normalisation, which has no parameters.
     """
     head: Head = "gap" if len(linear) == 1 else "fc"
     input_size = Architecture.input_size
     if head == "fc" and linear and convolutions:
         side = math.isqrt(linear[0][1] // convolutions[-1][0])
         input_size = max(side, 1) * STRIDE
-    # The width is read off the widest layers, where rounding hides least of it; what fits none is held against the paper's.
+    # The widest layers give the width most precisely. If it fits no architecture, the paper's width is used.
     widths = {1.0, *(shape[0] / HIDDEN for shape in linear[:1] if head == "fc")}
     if convolutions:
         widths.add(max(shape[0] for shape in convolutions) / CHANNELS[-1])
@@ -220,7 +224,7 @@ def recognise(
     candidates = [replace(nearest, name=name, width=width) for name in names for width in sorted(widths)]
 
     def agreement(one: Architecture) -> tuple[float, ...]:
-        """How many convolutions fit from the first on, how little their number differs, whether fc6's units fit."""
+        """Leading convolutions that fit, difference in their number, whether the units of fc6 fit."""
         expected = [layer.parameters["weight"] for layer in one.layers if layer.operation == "convolution"]
         pairs = zip(expected, convolutions, strict=False)
         fits = len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))

@@ -1,4 +1,4 @@
-"""The object that users hold: pictures in, predictions out."""
+"""`load` and `Classifier`: images in, predictions out."""
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,15 +15,16 @@ from .arrays import Array
 from .errors import ImageError
 from .formats import QuantizedGraph, network_of
 from .formats import load as load_model
-from .images import Picture, find, is_one
+from .images import ImageLike
 from .labels import Labels
 from .network import Network
 from .parallel import ahead
 from .predictions import Prediction, Result, rank, softmax
 from .preprocessing import Preprocessing, preset
+from .sources import find, is_single
 from .zoo import EMBEDDED, EMBEDDED_FILE, locate
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # imported late, since classifying needs neither features nor explanations, and starts faster without them
     from .explanation import Explanation
 
 BATCH_SIZE = 8
@@ -31,7 +32,13 @@ M = TypeVar("M", bound=Network | QuantizedGraph)
 
 
 class Classifier:
-    """A network on an engine, with its preprocessing and labels. Safe to use from several threads at once."""
+    """A network on an engine, with its preprocessing and labels. Thread-safe.
+
+    Attributes:
+        network: the network.
+        engine: the engine that computes it.
+        name: the model's name in output.
+    """
 
     def __init__(
         self,
@@ -42,7 +49,7 @@ class Classifier:
         device: str = "cpu",
         name: str = "",
     ) -> None:
-        """Args: see `load`; `name` is what the model is called in output."""
+        """Create a classifier; see `load` for the arguments. `name` is the model's name in output."""
         self.network = network_of(model)
         self.engine = engines.open(model, engine, threads=threads, device=device)
         self.name = name or self.network.provenance.published or self.network.architecture.name
@@ -52,31 +59,31 @@ class Classifier:
     @overload
     def classify(self, images: str | Path | Array, top: int = 5) -> list[Any]: ...
     @overload
-    def classify(self, images: Sequence[Picture], top: int = 5) -> list[list[Prediction]]: ...
+    def classify(self, images: Sequence[ImageLike], top: int = 5) -> list[list[Prediction]]: ...
     def classify(self, images: Any, top: int = 5) -> list[Any]:
-        """What is in a picture, or in each of many.
+        """Classify an image, or several.
 
         Args:
-            images: one picture (a path, a file's bytes, a PIL image, or an array, uint8 [height, width, 3], 0..255), or
-                many: a list of them, a folder, which is walked, a glob, or an array [count, height, width, 3].
-            top: how many predictions a picture.
+            images: one image (a path, a file's bytes, a PIL image, or an array, uint8 [height, width, 3], 0..255), or several:
+                a list of these, a folder, which is walked, a glob, or an array [count, height, width, 3].
+            top: number of predictions per image.
 
         Returns:
-            The predictions, best first; for many pictures, a list of such lists in the pictures' order.
+            The predictions, best first; for several images, a list of such lists in the order of the images.
 
         Raises:
-            ImageError: a picture can't be read. `results` goes on instead.
+            ImageError: an image can't be read; `results` continues in this case.
         """
         scores = self.scores(images)
         found = [rank(row, top, self.network.labels) for row in scores]
-        return found[0] if is_one(images) else found
+        return found[0] if is_single(images) else found
 
     def scores(self, images: Any) -> Array:
-        """The probability of each class: float32 [batch, classes] for one picture or many, as `classify` takes them."""
+        """The probabilities of the classes, float32 [images, classes]; `images` as in `classify`."""
         return softmax(self.logits(images))
 
     def logits(self, images: Any) -> Array:
-        """The network's raw output: float32 [batch, classes] for one picture or many, as `classify` takes them."""
+        """The network's logits, float32 [images, classes]; `images` as in `classify`."""
         rows = []
         for batch in self._batches(find(images)):
             for _, error in batch:
@@ -86,9 +93,12 @@ class Classifier:
         return np.concatenate(rows)
 
     def results(self, images: Any, top: int = 5, *, workers: int | None = None) -> Iterator[Result]:
-        """A `Result` for each picture, in order, as they come; a picture that can't be read gives one with an error.
+        """A `Result` for each image, in order, as they are computed; an unreadable image gives a result with an error.
 
-        Pictures are read and prepared by other threads while the engine works: `workers`, or as many as there are cores.
+        Args:
+            images: as in `classify`.
+            top: number of predictions per image.
+            workers: number of threads that read and preprocess while the engine computes; the number of cores by default.
         """
         for batch in self._batches(find(images), workers):
             good = [value for _, value in batch if not isinstance(value, ImageError)]
@@ -111,30 +121,32 @@ class Classifier:
         normalize: bool = False,
         maps: bool = False,
     ) -> dict[str, Array]:
-        """Pictures as vectors: the values of layers, averaged over all places, views and scales.
+        """Feature vectors: layer outputs, averaged over positions, views and sizes.
 
         As in the paper's Appendix B: `features(images, protocol="dense", sizes=(256, 384, 512), flip=True, normalize=True)`.
-        All of it is in memory at the end; `vgg.features.extract` gives a picture at a time, and goes on at broken ones.
+        All vectors are in memory at the end; `vgg.features.extract` yields one image at a time, and continues after
+        unreadable ones.
 
         Args:
-            images: one picture or many, as `classify` takes them.
-            layers: names as in `Architecture.values`, such as `fc7` or `conv5_3`, after the ReLU; the last layer but one when
-                not given, which is `fc7`, or `pool6` with global average pooling.
-            protocol: the views of a picture, see `vgg.views.Views`: `center`, or `dense` for the whole picture, …
-            sizes: short sides in pixels, instead of the preprocessing's.
-            flip: each view also mirrored.
-            stack: the scales side by side instead of their mean.
-            normalize: each vector to length 1 (L2).
-            maps: a convolution's values as they are, float32 [pictures, channels, rows, columns]; of a single crop only.
+            images: as in `classify`.
+            layers: names in `Architecture.values`, such as `fc7` or `conv5_3` (after the ReLU). By default the last but one:
+                `fc7`, or `pool6` with global average pooling.
+            protocol: views of each image, see `vgg.views.Views`: `center`, `dense` for the whole image, …
+            sizes: short sides of the resized image in pixels, instead of the preprocessing's.
+            flip: add the mirrored copy of each view.
+            stack: concatenate the sizes' vectors instead of averaging them.
+            normalize: scale each vector to length 1 (L2).
+            maps: keep feature maps, float32 [images, channels, rows, columns]; requires a single crop.
 
         Returns:
-            By layer, float32 [pictures, length].
+            float32 [images, length] by layer.
 
         Raises:
-            ImageError: a picture can't be read.
-            ModelError: there is no such layer; Error: the options contradict each other, the network or the engine.
+            ImageError: an image can't be read.
+            ModelError: unknown layer.
+            Error: the options contradict each other, or the network or engine does not support them.
         """
-        from .features import Descriptor, extract, gather  # which stands above this file, and is here for convenience
+        from .features import Descriptor, extract, gather
         from .views import Views
 
         names = (layers,) if isinstance(layers, str) else tuple(layers)
@@ -143,47 +155,48 @@ class Classifier:
 
     def explain(
         self,
-        image: Picture,
+        image: ImageLike,
         classes: int | str | Sequence[int | str] = (),
         *,
         method: str = "grad-cam",
-        scale: int = 512,
+        size: int = 512,
     ) -> "Explanation":
-        """Where the network looked in a picture: `explain("cat.jpg").overlay().save("heat.png")`.
+        """The evidence for classes in an image: `explain("cat.jpg").overlay().save("heat.png")`.
 
         Args:
-            image: a path, a file's bytes, a PIL image, or an array, as `classify` takes them.
-            classes: one or several, by index, WordNet id or name; the best class when not given.
-            method: `grad-cam`, of the crop that is classified; or `class-map`, the class's probability at each place of the
-                whole picture, for which the engine must be native or torch, unless the network pools globally.
-            scale: pixels of the short side for a class map; the larger, the more places.
+            image: a path, a file's bytes, a PIL image, or an array, as in `classify`.
+            classes: one or several, by index, WordNet id or name; the predicted class by default.
+            method: `grad-cam`, of the crop that is classified; or `class-map`, the class's probability at each position of the
+                whole image, which requires the engine native or torch, unless the network pools globally.
+            size: short side of the image in pixels for a class map; larger sizes give more positions.
 
         Returns:
-            The maps, with boxes and the overlay made from them; see `vgg.explanation.Explanation`.
+            The heat maps, with boxes and an overlay; see `vgg.explanation.Explanation`.
 
         Raises:
-            ImageError: the picture can't be read. Error: there is no such class, method or scale, or the engine doesn't fit.
+            ImageError: the image can't be read.
+            Error: unknown class or method, a size out of range, or an engine that does not support the method.
         """
-        from .explanation import explain  # which stands above this file, and is here for convenience
+        from .explanation import explain
 
         chosen = (classes,) if isinstance(classes, int | str) else classes
-        return explain(self, image, chosen, method=method, scale=scale)
+        return explain(self, image, chosen, method=method, size=size)
 
-    def preprocess(self, image: Picture, name: str | None = None) -> Array:
-        """One picture as the network's input, float32 [3, crop, crop]. Raises ImageError when it can't be read."""
+    def preprocess(self, image: ImageLike, name: str | None = None) -> Array:
+        """One image as the network's input, float32 [3, crop, crop]. Raises ImageError if it can't be read."""
         return self.network.preprocessing(image, name)
 
-    def _batches(self, pictures: Iterable[tuple[str, Picture]], workers: int | None = None) -> Iterator[list[tuple[str, Any]]]:
-        """Names with inputs, or with errors, in batches; the next two batches are prepared meanwhile."""
+    def _batches(self, images: Iterable[tuple[str, ImageLike]], workers: int | None = None) -> Iterator[list[tuple[str, Any]]]:
+        """Batches of names with inputs or errors; the next two batches are prepared meanwhile."""
 
-        def prepare(named: tuple[str, Picture]) -> tuple[str, Array | ImageError]:
-            name, picture = named
+        def prepare(named: tuple[str, ImageLike]) -> tuple[str, Array | ImageError]:
+            name, image = named
             try:
-                return name, self.preprocess(picture, name)
+                return name, self.preprocess(image, name)
             except ImageError as error:
                 return name, error
 
-        prepared = ahead(prepare, pictures, workers or min(os.cpu_count() or 1, BATCH_SIZE), 2 * BATCH_SIZE)
+        prepared = ahead(prepare, images, workers or min(os.cpu_count() or 1, BATCH_SIZE), 2 * BATCH_SIZE)
         while batch := list(islice(prepared, BATCH_SIZE)):
             yield batch
 
@@ -197,21 +210,21 @@ def load(
     preprocessing: Preprocessing | str | None = None,
     labels: Labels | str | Path | None = None,
 ) -> Classifier:
-    """A classifier from a model's file or name.
+    """Load a classifier from a model file or a published name.
 
     Args:
-        model: a file of any kind that `Network.read` reads; a published name, such as `torchvision/vgg16`, whose file is
-            downloaded on first use, see `vgg.zoo`; or a Network or `vgg.formats.QuantizedGraph`. When not given, the small
-            network that ships inside the package, `vgg16-gap`.
+        model: a file that `Network.read` reads; a published name, such as `torchvision/vgg16`, whose file is downloaded on
+            first use, see `vgg.zoo`; or a Network or `vgg.formats.QuantizedGraph`. By default the small network in the
+            package, `vgg16-gap`.
         engine: see `vgg.engines.open`.
-        threads: how many the engine uses at most.
-        device: `cpu`, or `cuda` for a GPU, which needs torch.
-        preprocessing: instead of the network's own; a `Preprocessing` or a preset's name.
-        labels: instead of the network's own; `Labels`, or a file for `Labels.read`.
+        threads: maximum number of engine threads; the number of cores by default.
+        device: `cpu`, or `cuda` for a GPU, which requires torch.
+        preprocessing: a `Preprocessing` or the name of a preset, instead of the network's.
+        labels: `Labels` or a file for `Labels.read`, instead of the network's.
 
     Raises:
-        ModelError: the file can't be read or holds no VGG network.
-        Error: the model can't be downloaded; or the labels, the preset, the engine or the device can't be used.
+        ModelError: the file can't be read or does not hold a VGG network.
+        Error: the download failed; or the labels, preset, engine or device is invalid or not available.
     """
     opened, name = (model, "") if isinstance(model, Network | QuantizedGraph) else read(model)
     opened = described(opened, preprocessing, labels)
@@ -219,13 +232,13 @@ def load(
 
 
 def read(model: str | Path | None) -> tuple[Network | QuantizedGraph, str]:
-    """The model in a file or of a published name, as `load` takes it, and its name in output."""
+    """The model of a file or published name, as in `load`, and its name in output."""
     path = locate(model)
     return load_model(path), EMBEDDED if path == EMBEDDED_FILE else path.name
 
 
 def described(model: M, preprocessing: Preprocessing | str | None = None, labels: Labels | str | Path | None = None) -> M:
-    """A model with another preprocessing or other labels, recorded as given in its provenance."""
+    """A model with other preprocessing or labels; its provenance records that they were given."""
     network = network_of(model)
     if preprocessing is not None:
         chosen = preset(preprocessing) if isinstance(preprocessing, str) else preprocessing

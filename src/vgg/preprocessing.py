@@ -1,7 +1,6 @@
-"""From a picture to a network's input, as each family of published weights was trained or measured.
+"""Preprocessing: from an image to a network's input, as each family of published weights was trained or evaluated.
 
-Six presets live under names of their own, because "the" preprocessing of VGG does not exist: the same weights lose
-points when they are fed by another family's recipe.
+There is no single preprocessing for VGG, so there are six presets. A network loses accuracy with another family's preset.
 """
 
 import math
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from .errors import Error, ImageError
-from .images import Picture, open_image
+from .images import ImageLike, open_image
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -19,25 +18,28 @@ if TYPE_CHECKING:
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-MAX_SIDE = 16_384  # pixels of a resized picture
+MAX_SIDE = 16_384  # pixels of a resized image
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a picture becomes a network's input: resize, crop the centre, then (pixel * scale - mean) / std."""
+    """Preprocessing of an image: resize, crop the centre, then (pixel * scale - mean) / std.
+
+    Raises Error if the fields are invalid.
+    """
 
     name: str
-    # short-floor: the short side becomes `size`, the long side is cut to whole pixels, the crop's offset is rounded
-    #   (torchvision). short-round: the long side is rounded, the offset cut (the ONNX Model Zoo's script).
-    # squash: both sides become `size`, whatever the aspect. none: the picture is only cropped.
+    # short-floor: the short side becomes `size`, the long side is rounded down, the crop's offset is rounded
+    #   (torchvision). short-round: the long side is rounded, the offset is rounded down (the ONNX Model Zoo's script).
+    # squash: both sides become `size`. none: the image is only cropped.
     resize: Literal["short-floor", "short-round", "squash", "none"] = "short-floor"
     size: int = 256  # pixels
-    # antialias: Pillow's bilinear, which widens with the reduction. bilinear: two taps, half-pixel centres, rounded to
-    #   8 bits (OpenCV's INTER_LINEAR). float: the same on floats, not rounded. area: OpenCV's INTER_AREA.
+    # antialias: Pillow's bilinear, whose support grows with the reduction. bilinear: two taps, half-pixel centres, rounded to
+    #   8 bits (OpenCV's INTER_LINEAR). float: the same without rounding. area: OpenCV's INTER_AREA.
     interpolation: Literal["antialias", "bilinear", "float", "area"] = "antialias"
     crop: int = 224  # pixels; the side of the network's input
-    channels: Literal["RGB", "BGR"] = "RGB"  # the order of the input's planes
-    scale: float = 1 / 255  # multiplies pixels of 0..255
+    channels: Literal["RGB", "BGR"] = "RGB"  # order of the input's channels
+    scale: float = 1 / 255  # factor of pixels 0..255
     mean: tuple[float, float, float] = IMAGENET_MEAN  # in the order of `channels`
     std: tuple[float, float, float] = IMAGENET_STD
 
@@ -45,25 +47,25 @@ class Preprocessing:
         fits = self.resize == "none" or self.size >= self.crop >= 1
         known = self.resize in RESIZES and self.interpolation in INTERPOLATIONS and self.channels in ("RGB", "BGR")
         if not (fits and known and self.crop >= 1 and len(self.mean) == len(self.std) == 3 and all(self.std)):
-            raise Error(f"no preprocessing can work like this: {self!r}")
+            raise Error(f"invalid preprocessing: {self!r}")
 
-    def __call__(self, image: Picture, name: str | None = None) -> "Array":
-        """The network's input for one picture.
+    def __call__(self, image: ImageLike, name: str | None = None) -> "Array":
+        """The network's input for one image.
 
         Args:
-            image: whatever `vgg.images.open_image` takes.
-            name: what to call it in an error.
+            image: see `vgg.images.open_image`.
+            name: the image's name in an error.
 
         Returns:
             float32 [3, crop, crop].
 
         Raises:
-            ImageError: the picture can't be read, or is smaller than the crop and not to be resized.
+            ImageError: the image can't be read, or is smaller than the crop and is not resized.
         """
         opened = open_image(image, name)
         if self.resize == "none" and min(opened.size) < self.crop:
             name = name or (str(image) if isinstance(image, str | Path) else "the image")
-            raise ImageError(f"{name}: {opened.width}x{opened.height} pixels are fewer than the crop of {self.crop}")
+            raise ImageError(f"{name}: {opened.width}x{opened.height} pixels are smaller than the crop of {self.crop}")
         return self.normalise(self.place(opened))
 
     def place(self, image: "Image.Image") -> "Array":
@@ -73,9 +75,9 @@ class Preprocessing:
         return self.cut(image, (left, top, left + self.crop, top + self.crop))
 
     def cut(self, image: "Image.Image", box: tuple[int, int, int, int]) -> "Array":
-        """The RGB pixels of the resized picture inside a box (left, top, right, bottom), as `place` gives them.
+        """The RGB pixels of the resized image inside a box (left, top, right, bottom), as `place` returns them.
 
-        The resized picture is `resized(width, height)` pixels large; of most, only what lies in the box is made.
+        The resized image has `resized(width, height)` pixels. Where possible, only the box is computed.
         """
         import numpy as np
         from PIL import Image
@@ -89,7 +91,7 @@ class Preprocessing:
         if self.interpolation == "antialias":
             if max(across, down) <= MAX_SIDE:
                 return np.asarray(image.resize((across, down), Image.Resampling.BILINEAR).crop(box))
-            # A hair of a picture would become one of millions of pixels, of which the box keeps few: make only those.
+            # A very thin image would be resized to millions of pixels, of which the box has few: compute only those.
             source = (left * width / across, top * height / down, right * width / across, bottom * height / down)
             return np.asarray(image.resize((right - left, bottom - top), Image.Resampling.BILINEAR, source))
         pixels = np.asarray(image)
@@ -112,14 +114,14 @@ class Preprocessing:
         return np.ascontiguousarray(scaled / np.array(self.std)[:, None, None], np.float32)
 
     def resized(self, width: int, height: int) -> tuple[int, int]:
-        """The width and height that a picture of this width and height is resized to."""
+        """The width and height after resizing an image of this width and height."""
         if self.resize == "none":
             return width, height
         if self.resize == "squash":
             return self.size, self.size
         short = min(width, height)
         whole = int if self.resize == "short-floor" else round
-        # The order of the operations decides the last pixel: torchvision divides last, the zoo's script first.
+        # The order of the operations can change the last pixel: torchvision divides last, the zoo's script first.
         long = [
             whole(self.size * side / short if self.resize == "short-floor" else self.size / short * side)
             for side in (width, height)
@@ -127,7 +129,7 @@ class Preprocessing:
         return (self.size, long[1]) if width <= height else (long[0], self.size)
 
     def offset(self, side: int) -> int:
-        """Where the crop begins along a side of the resized picture."""
+        """Start of the crop along a side of the resized image, in pixels."""
         return round((side - self.crop) / 2) if self.resize == "short-floor" else side // 2 - self.crop // 2
 
 
@@ -141,16 +143,16 @@ PRESETS = {
         Preprocessing("torchvision"),
         # onnx/models, validated/vision/classification/imagenet_preprocess.py, `preprocess`.
         Preprocessing("zoo", resize="short-round"),
-        # onnx/models, the notebooks for training, validation and inference: MXNet's transforms.Resize(256), which keeps
-        # no aspect and resizes by OpenCV.
+        # onnx/models, the notebooks for training, validation and inference: MXNet's transforms.Resize(256), which ignores the
+        # aspect ratio and resizes with OpenCV.
         Preprocessing("zoo-squash", resize="squash", interpolation="bilinear"),
-        # onnx/models, onnxrt_inference.ipynb, and the Intel Neural Compressor's example for vgg16-12 and its int8 forms.
+        # onnx/models, onnxrt_inference.ipynb, and the Intel Neural Compressor's example for vgg16-12 and its int8 versions.
         Preprocessing("onnxrt", resize="squash", interpolation="float"),
-        # The authors' Caffe models, and Keras's made from them: planes in OpenCV's order, means of 0..255, no scaling.
+        # The authors' Caffe models, and Keras's conversions: channels in OpenCV's order, means in 0..255, no scaling.
         Preprocessing(
             "caffe", resize="short-round", channels="BGR", scale=1.0, mean=(103.939, 116.779, 123.68), std=(1.0, 1.0, 1.0)
         ),
-        # Multi Model Server, mxnet_vision_service.py and utils/mxnet/image.py: straight to 224x224, raw pixels.
+        # Multi Model Server, mxnet_vision_service.py and utils/mxnet/image.py: resized to 224x224, raw pixels.
         Preprocessing(
             "mms", resize="squash", size=224, interpolation="area", scale=1.0, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)
         ),
@@ -159,42 +161,42 @@ PRESETS = {
 
 
 def preset(name: str) -> Preprocessing:
-    """The published preprocessing of that name. Raises Error when there is none."""
+    """The preset of this name. Raises Error if it is unknown."""
     if name not in PRESETS:
-        raise Error(f"no preprocessing is called {name!r}; there are {', '.join(PRESETS)}")
+        raise Error(f"unknown preset {name!r}; choose from {', '.join(PRESETS)}")
     return PRESETS[name]
 
 
-def preprocess(image: Picture, preprocessing: Preprocessing | str = "torchvision") -> "Array":
-    """One picture as a network's input, float32 [1, 3, crop, crop].
+def preprocess(image: ImageLike, preprocessing: Preprocessing | str = "torchvision") -> "Array":
+    """One image as a network's input, float32 [1, 3, crop, crop].
 
     Args:
         image: a path, a file's bytes, a PIL image, or an array; see `vgg.images.open_image`.
         preprocessing: a `Preprocessing`, or the name of a preset: torchvision, zoo, zoo-squash, onnxrt, caffe, mms.
 
     Raises:
-        ImageError: the picture can't be read.
+        ImageError: the image can't be read.
     """
     return (preset(preprocessing) if isinstance(preprocessing, str) else preprocessing)(image)[None]
 
 
 def _two_taps(pixels: "Array", axis: int, count: int, wanted: "Array", by_area: bool) -> "Array":
-    """Linear interpolation between neighbours along an axis to `count` places, of which only those `wanted` are made.
+    """Linear interpolation along an axis to `count` pixels, of which only those `wanted` are computed.
 
-    With `by_area`, the weights are those OpenCV gives INTER_AREA where a side grows: a place's share of each neighbour.
+    With `by_area`, the weights are those of OpenCV's INTER_AREA for enlarging: a pixel's share of each neighbour.
     """
     import numpy as np
 
     inverse = count / pixels.shape[axis]
-    ratio = 1 / inverse  # in OpenCV's steps and its float32: where a place falls on a whole pixel, the last bit decides
+    ratio = 1 / inverse  # OpenCV's steps in its float32: at whole pixels, the last bit matters
     if by_area:
         low = np.floor(wanted * ratio)
         share = ((wanted + 1) - (low + 1) * inverse).astype(np.float32)
         share = np.where(share <= 0, 0, share - np.floor(share))
     else:
-        place = (wanted + 0.5) * ratio - 0.5
-        low = np.floor(place)
-        share = place - low
+        position = (wanted + 0.5) * ratio - 0.5
+        low = np.floor(position)
+        share = position - low
     last = pixels.shape[axis] - 1
     share = np.where((low < 0) | (low >= last), 0, share)
     low = low.clip(0, last).astype(np.intp)
@@ -203,7 +205,7 @@ def _two_taps(pixels: "Array", axis: int, count: int, wanted: "Array", by_area: 
 
 
 def _area(pixels: "Array", axis: int, count: int, wanted: "Array") -> "Array":
-    """The mean over each place's exact share of an axis that shrinks to `count` places; only those `wanted` are made."""
+    """The mean over each pixel's exact share of an axis reduced to `count` pixels; only those `wanted` are computed."""
     import numpy as np
 
     pixels = np.moveaxis(pixels, axis, 0)
@@ -211,7 +213,7 @@ def _area(pixels: "Array", axis: int, count: int, wanted: "Array") -> "Array":
     means = []
     for low, high in zip(wanted * ratio, (wanted + 1) * ratio, strict=True):
         first, end = int(low), min(math.ceil(high), len(pixels))
-        places = np.arange(first, end)
-        share = (np.minimum(places + 1, high) - np.maximum(places, low)) / ratio
+        pixel = np.arange(first, end)
+        share = (np.minimum(pixel + 1, high) - np.maximum(pixel, low)) / ratio
         means.append(np.tensordot(share, pixels[first:end], 1))
     return np.moveaxis(np.stack(means), 0, axis)

@@ -1,8 +1,8 @@
-"""How a picture is looked at: one crop or many, or the whole of it, at one scale or several.
+"""Views of an image: one crop or many, or the whole image, at one size or several.
 
-Sections 3.2 and 4 of the paper (arXiv 1409.1556). A protocol says which views of a picture the network sees; the picture's
-class probabilities are the mean over the views' softmax. For a dense view, which is the whole picture, the network gives a
-map of class scores, and its mean over the places is taken first.
+Sections 3.2 and 4 of the paper (arXiv 1409.1556). `Views` says which views of an image the network gets; the image's class
+probabilities are the mean of the views' softmax. A dense view is the whole image, for which the network returns a map of
+class scores; the map's mean over its positions is taken first.
 """
 
 from collections.abc import Iterable, Iterator
@@ -12,95 +12,99 @@ import numpy as np
 from PIL import Image
 
 from .arrays import Array
+from .engines import Model, check_dense
 from .errors import Error, ImageError
 from .preprocessing import Preprocessing
 
 PROTOCOLS = ("center", "ten-crop", "dense", "multi-crop", "dense+multi-crop")
-GRID = 5  # crops along each side, as in the paper: 25 of a picture, 150 over three sizes and two flips
-LARGEST = 1024  # pixels of the short side, beyond which a whole picture would take gigabytes
-# A whole picture's long side is at most so many times the short one; of a longer one, the middle is taken. Else a row of
-# thousands of pixels would take all memory. Of ImageNet's pictures, a handful in ten thousand are longer.
+GRID = 5  # crops along each side, as in the paper: 25 of an image, 150 with three sizes and the flip
+LARGEST = 1024  # pixels of the short side; the network's output for a larger image would take gigabytes
+# The long side of a whole image is at most this many short sides, else the middle is taken, since a row of thousands of pixels
+# would take all memory. A few of 10,000 images of ImageNet are longer.
 MAX_ASPECT = 4
+BATCH_SIZE = 16  # views per engine batch
+TOGETHER = 64  # views that are prepared together, about, so that views of the same size share a batch
 
 
 @dataclass(frozen=True)
 class Views:
-    """Which views of a picture are scored; see the fields. Raises Error where they make no sense."""
+    """The views of an image that are scored. Raises Error if the fields are invalid."""
 
     protocol: str = "center"  # one of PROTOCOLS
-    sizes: tuple[int, ...] = ()  # short sides in pixels that the picture is resized to; none: as the preset says
-    flip: bool = False  # each view also mirrored; ten-crop always does
-    grid: int = GRID  # crops along each side of multi-crop; one is the centre
+    sizes: tuple[int, ...] = ()  # short sides in pixels that the image is resized to; if empty, the preset's
+    flip: bool = False  # add the mirrored copy of each view; ten-crop always does
+    grid: int = GRID  # crops along each side of multi-crop; 1 is the centre
 
     def __post_init__(self) -> None:
         if self.protocol not in PROTOCOLS:
-            raise Error(f"no protocol is called {self.protocol!r}; there are {', '.join(PROTOCOLS)}")
-        if self.grid < 1 or not all(1 <= scale <= LARGEST for scale in self.sizes):
+            raise Error(f"unknown protocol {self.protocol!r}; choose from {', '.join(PROTOCOLS)}")
+        if self.grid < 1 or not all(1 <= size <= LARGEST for size in self.sizes):
             raise Error(f"sizes must be 1 to {LARGEST} pixels and the grid 1 or more, not {self.sizes} and {self.grid}")
         if len(set(self.sizes)) < len(self.sizes):
-            raise Error(f"a scale is given twice: {', '.join(map(str, self.sizes))}")
+            raise Error(f"duplicate size: {', '.join(map(str, self.sizes))}")
 
     @property
     def dense(self) -> bool:
-        """Whether the network sees whole pictures, larger than its crop."""
+        """Whether whole images, larger than the network's crop, are among the views."""
         return self.protocol.startswith("dense")
 
     @property
     def mirrored(self) -> bool:
-        """Whether each view is also scored mirrored."""
+        """Whether the mirrored copy of each view is scored too."""
         return self.flip or self.protocol == "ten-crop"
 
     @property
     def count(self) -> int:
-        """How many views of a picture are scored."""
-        places = {"center": 1, "ten-crop": 5, "dense": 1, "multi-crop": self.grid**2, "dense+multi-crop": 1 + self.grid**2}
-        return places[self.protocol] * max(1, len(self.sizes)) * (1 + self.mirrored)
+        """Number of views of an image."""
+        crops = {"center": 1, "ten-crop": 5, "dense": 1, "multi-crop": self.grid**2, "dense+multi-crop": 1 + self.grid**2}
+        return crops[self.protocol] * max(1, len(self.sizes)) * (1 + self.mirrored)
 
-    def recipes(self, preprocessing: Preprocessing) -> list[Preprocessing]:
-        """The network's preprocessing at each scale. Raises Error where a scale is smaller than the crop."""
+    def preprocessings(self, preprocessing: Preprocessing) -> list[Preprocessing]:
+        """The network's preprocessing at each size. Raises Error if a size is smaller than the crop."""
         if self.sizes and min(self.sizes) < preprocessing.crop:
-            raise Error(f"a scale of {min(self.sizes)} pixels is smaller than the network's crop of {preprocessing.crop}")
-        kind = "short-round" if preprocessing.resize == "none" else preprocessing.resize
-        return [replace(preprocessing, resize=kind, size=scale) for scale in self.sizes] or [preprocessing]
+            raise Error(f"size {min(self.sizes)} is smaller than the network's crop of {preprocessing.crop} pixels")
+        resize = "short-round" if preprocessing.resize == "none" else preprocessing.resize
+        return [replace(preprocessing, resize=resize, size=size) for size in self.sizes] or [preprocessing]
 
     def of(self, image: Image.Image, preprocessing: Preprocessing, name: str) -> Iterator[tuple[float, Array]]:
-        """The views of a picture, each with its weight; the weights' sum is 1.
+        """The views of an image, each with its weight; the weights' sum is 1.
 
         Args:
             image: RGB.
-            preprocessing: of the network. With sizes, a recipe that doesn't resize is made to.
-            name: what to call the picture in an error.
+            preprocessing: the network's. If it does not resize but `sizes` are given, images are resized all the same.
+            name: the image's name in an error.
 
         Returns:
-            float32 [3, height, width], normalised, many of them sharing memory; crops have the recipe's crop size.
+            Pairs of a weight and a view, float32 [3, height, width], normalised. Crops have the preprocessing's crop size;
+            views may share memory.
 
         Raises:
-            ImageError: the picture is smaller than the crop, or too large to be taken whole, and not to be resized.
+            ImageError: the image is smaller than the crop, or too large for a dense view, and is not resized.
         """
-        recipes = self.recipes(preprocessing)
-        share = 1 / (len(recipes) * (1 + self.mirrored) * (1 + (self.protocol == "dense+multi-crop")))
-        for recipe in recipes:
-            short = min(recipe.resized(*image.size))
-            if short < recipe.crop or (short > LARGEST and self.protocol != "center"):
-                limit = f"fewer than the crop of {recipe.crop}" if short < recipe.crop else f"more than {LARGEST}; give a scale"
+        preprocessings = self.preprocessings(preprocessing)
+        share = 1 / (len(preprocessings) * (1 + self.mirrored) * (1 + (self.protocol == "dense+multi-crop")))
+        for one in preprocessings:
+            short = min(one.resized(*image.size))
+            if short < one.crop or (short > LARGEST and self.protocol != "center"):
+                limit = f"smaller than the crop of {one.crop}" if short < one.crop else f"larger than {LARGEST}; give a size"
                 raise ImageError(f"{name}: {image.width}x{image.height} pixels are {limit}")
             if self.protocol == "center":
-                views = [(share, recipe.normalise(recipe.place(image)))]
+                views = [(share, one.normalise(one.place(image)))]
             else:
-                whole = recipe.normalise(recipe.cut(image, _bounded(*recipe.resized(*image.size))))
+                whole = one.normalise(one.cut(image, _bounded(*one.resized(*image.size))))
                 views = [(share, whole)] if self.dense else []
                 if self.protocol != "dense":
-                    crops = self._crops(whole, recipe)
+                    crops = self._crops(whole, one)
                     views += [(share / len(crops), crop) for crop in crops]
             for weight, view in views:
                 yield weight, view
                 if self.mirrored:
                     yield weight, view[..., ::-1]
 
-    def _crops(self, whole: Array, recipe: Preprocessing) -> list[Array]:
-        """The crops of a picture, as views of it: from the top left to the bottom right, or corners and centre."""
-        side, (_, height, width) = recipe.crop, whole.shape
-        centre = recipe.offset(height), recipe.offset(width)
+    def _crops(self, whole: Array, preprocessing: Preprocessing) -> list[Array]:
+        """The crops of a whole view, without a copy: row by row, or the corners and the centre."""
+        side, (_, height, width) = preprocessing.crop, whole.shape
+        centre = preprocessing.offset(height), preprocessing.offset(width)
         if self.protocol == "ten-crop":
             bottom, right = height - side, width - side
             corners = [(0, 0), (0, right), (bottom, 0), (bottom, right), centre]
@@ -117,24 +121,31 @@ class ViewBatch:
     """Views of the same size, ready for the engine."""
 
     inputs: Array  # float32 [views, 3, height, width]
-    owners: list[int]  # whose each view is
+    owners: list[int]  # the owner of each view
     weights: Array  # of each view in its owner's mean
 
 
 def batches(views: Iterable[tuple[int, float, Array]], pixels: int) -> Iterator[ViewBatch]:
-    """Views, each with its owner and its weight, as batches of one size and at most so many pixels, or of one view."""
+    """Views, given with owner and weight, in batches of one size, each of at most `pixels` pixels or of one view."""
     by_shape: dict[tuple[int, ...], list[tuple[int, float, Array]]] = {}
     for owner, weight, view in views:
         by_shape.setdefault(view.shape, []).append((owner, weight, view))
-    for (_, height, width), found in by_shape.items():
+    for (_, height, width), same in by_shape.items():
         count = max(1, pixels // (height * width))
-        for start in range(0, len(found), count):
-            owners, weights, arrays = zip(*found[start : start + count], strict=True)
+        for start in range(0, len(same), count):
+            owners, weights, arrays = zip(*same[start : start + count], strict=True)
             yield ViewBatch(np.stack(arrays), list(owners), np.array(weights))
 
 
+def check_views(model: Model, views: Views) -> None:
+    """Raise Error if a model does not support the views: a size is too small, or the engine takes no whole images."""
+    views.preprocessings(model.network.preprocessing)
+    if views.dense:
+        check_dense(model.engine, model.network.architecture)
+
+
 def _bounded(width: int, height: int) -> tuple[int, int, int, int]:
-    """The box of a picture, or of its middle where its aspect is absurd."""
+    """The box of an image, or of its middle if it is too long."""
     longest = MAX_ASPECT * min(width, height)
     across, down = min(width, longest), min(height, longest)
     left, top = (width - across) // 2, (height - down) // 2

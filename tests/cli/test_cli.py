@@ -108,7 +108,7 @@ def test_failures_are_listed_and_the_others_answered(model, tmp_path):
     assert [record["image"] for record in records] == [PHOTOS[0], str(tmp_path / "broken.jpg"), PHOTOS[1]]
     assert set(records[1]) == {"image", "error"}
     assert sorted(result.stderr.decode().splitlines()) == [
-        f"vgg: {tmp_path / 'broken.jpg'}: is not an image that can be read",
+        f"vgg: {tmp_path / 'broken.jpg'}: not an image, or an unsupported format",
         f"vgg: {tmp_path / 'empty'}: has no images in it",
     ]
 
@@ -117,7 +117,7 @@ def test_failures_are_listed_and_the_others_answered(model, tmp_path):
 def test_nothing_to_answer_still_is_the_format(model, tmp_path, format):
     result = vgg("classify", tmp_path / "nowhere.png", "-m", model, "--format", format)
     assert result.returncode == 1
-    assert result.stderr.decode() == f"vgg: {tmp_path / 'nowhere.png'}: there is no such file or folder\n"
+    assert result.stderr.decode() == f"vgg: {tmp_path / 'nowhere.png'}: file or folder not found\n"
     if format == "json":
         assert len(json.loads(result.stdout)) == 1
 
@@ -125,10 +125,10 @@ def test_nothing_to_answer_still_is_the_format(model, tmp_path, format):
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["classify", PHOTOS[0], "-m", "nowhere.onnx"], "vgg: nowhere.onnx: there is no such file or folder"),
+        (["classify", PHOTOS[0], "-m", "nowhere.onnx"], "vgg: nowhere.onnx: file or folder not found"),
         (["classify", PHOTOS[0], "-m", PHOTOS[0]], f"vgg: {PHOTOS[0]}: unsupported format; vgg reads ONNX, "),
         (["inspect", EXAMPLES], f"vgg: {EXAMPLES}: is a folder"),
-        (["convert", "nowhere.pth", "-o", "out.onnx"], "vgg: nowhere.pth: there is no such file or folder"),
+        (["convert", "nowhere.pth", "-o", "out.onnx"], "vgg: nowhere.pth: file or folder not found"),
     ],
 )
 def test_a_users_mistake_is_one_line_and_exit_1(arguments, line):

@@ -43,7 +43,7 @@ def test_a_picture_and_records_are_what_the_library_says(tmp_path):
 @pytest.mark.parametrize(("name", "format"), [("heat.jpg", "JPEG"), ("heat.webp", "WEBP")])
 def test_standard_input_and_other_formats(tmp_path, name, format):
     with PHOTO.open("rb") as file:
-        table, _ = run(tmp_path, "-", "-o", name, "--method", "class-map", "--scale", "320", stdin=file)
+        table, _ = run(tmp_path, "-", "-o", name, "--method", "class-map", "--size", "320", stdin=file)
     assert table.split()[:5] == ["label", "score", "index", "wnid", "tabby"]
     with Image.open(tmp_path / name) as drawn:
         assert drawn.format == format
@@ -53,10 +53,10 @@ def test_standard_input_and_other_formats(tmp_path, name, format):
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        ([PHOTO, "-o", "heat.txt"], "heat.txt: a picture is written as .png, .jpg, .jpeg, .webp"),
-        ([PHOTO, "-o", "heat.png", "-c", "tab"], "'tab' is no class of the model's 1000; did you mean tabby"),
-        ([PHOTO, "-o", "nowhere/heat.png"], "nowhere/heat.png: can't be written: there is no such file or folder"),
-        (["missing.png", "-o", "heat.png"], "missing.png: there is no such file or folder"),
+        ([PHOTO, "-o", "heat.txt"], "heat.txt: unsupported image format; use .png, .jpg, .jpeg, .webp"),
+        ([PHOTO, "-o", "heat.png", "-c", "tab"], "unknown class 'tab'; the model has 1000; did you mean tabby"),
+        ([PHOTO, "-o", "nowhere/heat.png"], "nowhere/heat.png: can't be written: file or folder not found"),
+        (["missing.png", "-o", "heat.png"], "missing.png: file or folder not found"),
     ],
 )
 def test_what_is_wrong_is_one_line(tmp_path, arguments, line):

@@ -41,12 +41,12 @@ def test_broken_pictures_are_named_and_the_others_written(tmp_path):
     assert said.splitlines() == [
         "out.parquet: pool6 [2, 512]",
         "vgg: missing-*.png: matches no file",
-        "vgg: broken.jpg: is not an image that can be read",
+        "vgg: broken.jpg: not an image, or an unsupported format",
     ]
     said = run(tmp_path, "broken.jpg", "-o", "none.npz", code=1)
     assert said.splitlines() == [
-        "vgg: broken.jpg: is not an image that can be read",
-        "vgg: none.npz: is not written: none of the 1 pictures could be read",
+        "vgg: broken.jpg: not an image, or an unsupported format",
+        "vgg: none.npz: not written: none of the 1 images could be read",
     ]
     assert run(tmp_path, "missing-*.png", "-o", "none.npz", code=1) == "vgg: missing-*.png: matches no file\n"
     assert sorted(file.name for file in tmp_path.iterdir()) == ["broken.jpg", "out.parquet"]
@@ -55,11 +55,11 @@ def test_broken_pictures_are_named_and_the_others_written(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["-o", "out.txt"], "out.txt: features are written to .npz or .parquet"),
-        (["-o", "out.npz", "-l", "fc7"], "no value of vgg16 is called 'fc7'; there are conv1_1"),
-        (["-o", "out.npz", "--sizes", "all"], "--sizes takes whole numbers with commas between them"),
-        (["-o", "out.npz", "--stack"], "there is nothing to stack"),
-        (["-o", "nowhere/out.npz"], "nowhere/out.npz: can't be written: there is no such file or folder"),
+        (["-o", "out.txt"], "out.txt: unsupported suffix; features are written to .npz or .parquet"),
+        (["-o", "out.npz", "-l", "fc7"], "vgg16 has no layer output 'fc7'; choose from conv1_1"),
+        (["-o", "out.npz", "--sizes", "all"], "--sizes takes comma-separated integers"),
+        (["-o", "out.npz", "--stack"], "stacking requires two sizes or more"),
+        (["-o", "nowhere/out.npz"], "nowhere/out.npz: can't be written: file or folder not found"),
     ],
 )
 def test_what_is_wrong_is_one_line(tmp_path, arguments, line):

@@ -89,7 +89,7 @@ def test_what_a_network_does_not_take_is_refused(batch):
 
 
 def test_an_unknown_output_is_said():
-    with pytest.raises(ModelError, match="no value of vgg11 is called 'fc9'"):
+    with pytest.raises(ModelError, match="vgg11 has no layer output 'fc9'"):
         engines.open(random_network(), "openvino").run(images(), ["fc9"])
 
 

@@ -179,7 +179,7 @@ def test_an_opset_that_cannot_be_written_is_said(tmp_path, opset):
 
 
 def test_an_unknown_output_is_said(tmp_path):
-    with pytest.raises(ModelError, match=r"no value of vgg11 is called 'fc9'; there are conv1_1, pool1"):
+    with pytest.raises(ModelError, match=r"vgg11 has no layer output 'fc9'; choose from conv1_1, pool1"):
         random_network().write(tmp_path / "n.onnx", outputs=["fc9"])
     assert not list(tmp_path.iterdir())
 

@@ -64,7 +64,7 @@ def test_errors_are_balanced(limit, group, zero_points):
     scale = stored.scale.reshape(40, -1, 1)
     zero = stored.zero_point.astype(np.float32).reshape(scale.shape) if zero_points else 0
     wanted = value.reshape(40, -1, group or 270) / scale + zero
-    wanted = wanted.clip(-limit - (limit == 7), limit)  # what is cut short is lost
+    wanted = wanted.clip(-limit - (limit == 7), limit)  # clipping errors are not balanced
     errors, plain = stored.values.astype(np.float32).reshape(wanted.shape) - wanted, np.rint(wanted) - wanted
     assert np.abs(errors.sum(2)).max() < 0.51
     filters = [np.square(one.reshape(40, 30, 9).sum(2)).mean() for one in (errors, plain)]
@@ -73,7 +73,7 @@ def test_errors_are_balanced(limit, group, zero_points):
 
 def test_balanced_layers_are_nearer_on_what_they_get():
     plain, image = network(), np.maximum(RNG.normal(size=(2, 3, 64, 64)), 0).astype(np.float32)
-    stored = quantize_weights(plain, only=["conv2_1"]).parameters["conv2_1.weight"]
+    stored = quantize_weights(plain, layers=["conv2_1"]).parameters["conv2_1.weight"]
     value = plain.parameters["conv2_1.weight"]
     nearest = np.rint(value / stored.scale[:, None, None, None]).clip(-127, 127)
     rounded = replace(stored, values=nearest.astype(np.int8))
@@ -195,13 +195,13 @@ def test_int4_stays_packed_in_the_native_engine():
 
 
 def test_fine_layers_have_8_bits_and_others_are_left_alone():
-    made = quantize_weights(network(), 4, fine=["fc8"], only=["fc7", "fc8"])
+    made = quantize_weights(network(), 4, int8_layers=["fc8"], layers=["fc7", "fc8"])
     kinds = {name: one.values.dtype.name for name, one in made.parameters.items() if isinstance(one, Quantized)}
     assert kinds == {"fc7.weight": "int4", "fc8.weight": "int8"}
 
 
 def test_a_network_that_is_quantized_already_is_refused():
-    with pytest.raises(ModelError, match=r"conv1_1\.weight is quantized already"):
+    with pytest.raises(ModelError, match=r"conv1_1\.weight is already quantized"):
         quantize_weights(quantize_weights(network()))
 
 

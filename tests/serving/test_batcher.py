@@ -1,4 +1,4 @@
-"""Dynamic batching, with an engine that the test holds back."""
+"""Dynamic batching, with an engine that waits for the test."""
 
 import asyncio
 import functools
@@ -14,8 +14,8 @@ from vgg.serving.refusals import Busy, TooLarge
 AREA = 32 * 32
 
 
-class Held:
-    """An engine that waits for the test before each batch, and doubles what it gets."""
+class GatedEngine:
+    """An engine that waits for the test before each batch, and doubles its input."""
 
     def __init__(self) -> None:
         self.batches: list[tuple[int, ...]] = []
@@ -30,17 +30,17 @@ class Held:
         return {name: 2 * batch.max((1, 2, 3)) for name in outputs}
 
 
-def picture(number: float, side: int = 32):
+def image(number: float, side: int = 32):
     return np.full((3, side, side), number, np.float32)
 
 
-def batcher(engine, queue=16, size=4, patience=30.0) -> Batcher:
-    return Batcher(engine, Statistics("m", "1", Metrics()), size=size, area=AREA, queue=queue, patience=patience)
+def batcher(engine, queue=16, size=4, max_wait=30.0) -> Batcher:
+    return Batcher(engine, Statistics("m", "1", Metrics()), size=size, area=AREA, queue=queue, max_wait=max_wait)
 
 
 def send(one: Batcher, number: float, outputs=("logits",), side: int = 32) -> asyncio.Task:
     (place,) = one.admit(1)
-    return asyncio.create_task(one.run(picture(number, side), outputs, place))
+    return asyncio.create_task(one.run(image(number, side), outputs, place))
 
 
 def in_a_loop(test):
@@ -60,8 +60,8 @@ async def until(condition) -> None:
 
 
 @in_a_loop
-async def test_a_lone_picture_goes_at_once_and_a_batch_grows_while_the_engine_is_busy():
-    engine = Held()
+async def test_a_single_image_runs_at_once_and_a_batch_grows_while_the_engine_is_busy():
+    engine = GatedEngine()
     one = batcher(engine)
     first = send(one, 1)
     await until(lambda: engine.batches == [(1, 3, 32, 32)])
@@ -75,8 +75,8 @@ async def test_a_lone_picture_goes_at_once_and_a_batch_grows_while_the_engine_is
 
 
 @in_a_loop
-async def test_only_equals_share_a_batch_and_large_pictures_make_small_ones():
-    engine = Held()
+async def test_only_equal_jobs_share_a_batch_and_batches_of_large_images_are_small():
+    engine = GatedEngine()
     one = batcher(engine)
     first = send(one, 1)
     await until(lambda: engine.batches)
@@ -89,7 +89,7 @@ async def test_only_equals_share_a_batch_and_large_pictures_make_small_ones():
 
 @in_a_loop
 async def test_the_queue_is_bounded_and_places_come_back():
-    engine = Held()
+    engine = GatedEngine()
     one = batcher(engine, queue=3)
     first = send(one, 1)
     await until(lambda: engine.batches)
@@ -110,13 +110,13 @@ async def test_the_queue_is_bounded_and_places_come_back():
 
 
 @in_a_loop
-async def test_nobody_is_admitted_who_would_wait_too_long():
-    engine = Held()
-    one = batcher(engine, patience=0.02)
+async def test_requests_that_would_wait_too_long_are_refused():
+    engine = GatedEngine()
+    one = batcher(engine, max_wait=0.02)
     engine.gate.release()
     first = send(one, 1)
     await first
-    one._pace = 1.0  # as if a picture took a second
+    one._seconds_per_image = 1.0  # as if an image took a second
     second = send(one, 2)
     await until(lambda: len(engine.batches) == 2)
     third = send(one, 3)
@@ -128,8 +128,8 @@ async def test_nobody_is_admitted_who_would_wait_too_long():
 
 
 @in_a_loop
-async def test_the_work_of_a_caller_who_went_away_is_dropped():
-    engine = Held()
+async def test_the_work_of_a_cancelled_caller_is_dropped():
+    engine = GatedEngine()
     one = batcher(engine)
     first = send(one, 1)
     await until(lambda: engine.batches)
@@ -144,8 +144,8 @@ async def test_the_work_of_a_caller_who_went_away_is_dropped():
 
 
 @in_a_loop
-async def test_an_engine_that_fails_tells_those_of_its_batch_and_goes_on():
-    engine = Held()
+async def test_an_engine_error_fails_its_batch_only():
+    engine = GatedEngine()
     one = batcher(engine)
     engine.fails = True
     engine.gate.release(9)

@@ -1,8 +1,8 @@
-"""Several hundred broken pictures of all formats: always a result or a line that says why, in bounded time and memory."""
+"""Several hundred broken images of all formats: always a result or an error, within the deadline and in bounded memory."""
 
 import io
 import random
-import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -10,8 +10,6 @@ from PIL import Image
 
 from conftest import EXAMPLES
 from serving_helpers import serving
-
-pytestmark = pytest.mark.full  # a real server under real load, over minutes
 
 FORMATS = {
     "JPEG": {"quality": 80}, "PNG": {}, "GIF": {}, "BMP": {}, "TIFF": {"compression": "tiff_lzw"}, "WEBP": {}, "PPM": {},
@@ -21,7 +19,7 @@ EACH = 25
 
 
 def mutated(data: bytes, rng: random.Random) -> bytes:
-    """Cut, flipped, zeroed, repeated, grown or shuffled, or with a length that lies."""
+    """Truncated, overwritten, zeroed, repeated or extended data, or with a wrong length in it."""
     broken = bytearray(data)
     for _ in range(rng.randint(1, 4)):
         kind, at = rng.randrange(7), rng.randrange(max(1, len(broken)))
@@ -39,7 +37,7 @@ def mutated(data: bytes, rng: random.Random) -> bytes:
             broken += rng.randbytes(rng.randint(1, 2000))
         elif kind == 5:
             broken[at : at + 4] = rng.choice([b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", b"\0\0\0\0", b"\xff\xff\xff\x7f"])
-        else:  # in the head, where sizes are
+        else:  # in the header, which contains sizes
             place = rng.randrange(min(64, max(1, len(broken))))
             broken[place : place + 2] = rng.randbytes(2)
     return bytes(broken)
@@ -49,37 +47,37 @@ def mutated(data: bytes, rng: random.Random) -> bytes:
 def corpus() -> list[bytes]:
     rng = random.Random(0)
     small = Image.open(EXAMPLES / "chelsea.png").convert("RGB").resize((96, 64))
-    found = []
+    corpus = []
     for format, options in FORMATS.items():
         buffer = io.BytesIO()
         small.save(buffer, format, **options)
-        found += [mutated(buffer.getvalue(), rng) for _ in range(EACH)]
-    return found
+        corpus += [mutated(buffer.getvalue(), rng) for _ in range(EACH)]
+    return corpus
 
 
-def test_broken_pictures_get_a_result_or_a_reason(models, corpus):
+def test_broken_images_get_a_result_or_an_error(models, corpus):
     assert len(corpus) == 350
     with serving("-m", models["gap"]) as server:
         good = (EXAMPLES / "rocket.jpg").read_bytes()
-        expected = server.ask("POST", "/v1/classify", content=good).json()["results"]
-        longest, counts = 0.0, {200: 0, 422: 0}
-        for data in corpus:
-            began = time.monotonic()
-            answer = server.ask("POST", "/v1/classify", content=data or b"\0")
-            longest = max(longest, time.monotonic() - began)
-            counts[answer.status_code] += 1  # nothing but these two
-            if answer.status_code == 422:
-                line = answer.json()["error"]
-                assert line.startswith("image: ")
-                assert "\n" not in line
+        expected = server.ask("POST", "/v1/classify", content=good).json()["results"][0]["predictions"]
+        with ThreadPoolExecutor(4) as pool:
+            responses = list(pool.map(lambda data: server.ask("POST", "/v1/classify", content=data or b"\0"), corpus))
+        counts = {200: 0, 422: 0}
+        for response in responses:
+            counts[response.status_code] += 1  # no other status, so none passed the deadline either
+            if response.status_code == 422:
+                message = response.json()["error"]
+                assert message.startswith("image: ")
+                assert "\n" not in message
         assert counts[200] > 20
         assert counts[422] > 100
-        assert longest < 10
-        # Whatever they were sent with, good pictures are answered as before.
+        # A good image gets the same result with any broken images in the same request.
         for start in range(0, len(corpus), 50):
             files = [("a", ("broken", data)) for data in corpus[start : start + 50]] + [("a", ("image", good))]
             results = server.ask("POST", "/v1/classify", files=files).json()["results"]
-            assert results[-1] == expected[0]
+            assert [one["label"] for one in results[-1]["predictions"]] == [one["label"] for one in expected]
+            scores = [one["score"] for one in results[-1]["predictions"]]
+            assert scores == pytest.approx([one["score"] for one in expected], abs=1e-5)  # rounding depends on the batch
         status = Path(f"/proc/{server.process.pid}/status").read_text()
         peak = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) * 1024
         assert peak < 1.5e9
@@ -93,6 +91,6 @@ PROGRAMS = [
 
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=["EPS", "SVG"])
-def test_what_is_a_program_rather_than_a_picture_is_not_run(server, program):
-    answer = server.ask("POST", "/v1/classify", content=program)
-    assert (answer.status_code, answer.json()) == (422, {"error": "image: is not an image that can be read"})
+def test_image_formats_that_are_programs_are_not_run(server, program):
+    response = server.ask("POST", "/v1/classify", content=program)
+    assert (response.status_code, response.json()) == (422, {"error": "image: not an image, or an unsupported format"})

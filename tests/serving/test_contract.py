@@ -1,4 +1,4 @@
-"""The interface is as its description says: schemathesis asks every operation, rightly and wrongly."""
+"""The server matches its description: schemathesis sends valid and invalid requests to every operation."""
 
 import re
 import subprocess
@@ -8,14 +8,12 @@ from pathlib import Path
 import pytest
 
 from conftest import ROOT
-from vgg.serving import model_server, open_inference, refusals, site, v1
-
-pytestmark = pytest.mark.full  # a real server under real load, over minutes
+from vgg.serving import model_server, open_inference_rest, openapi, refusals, site, v1
 
 pytest.importorskip("schemathesis", reason="needs schemathesis")
 COMMAND = [sys.executable, "-m", "schemathesis.cli"]
-# A schema can't say which bytes are a picture, nor that a tensor has as many numbers as its shape says: right by the schema
-# may be wrong by these.
+# A schema can't express which bytes are an image, nor that a tensor has as many values as its shape needs: a request that is
+# valid by the schema may still be refused.
 CONFIG = """
 [checks.positive_data_acceptance]
 expected-statuses = ["2xx", "400", "403", "404", "413", "415", "422", "501"]
@@ -36,22 +34,27 @@ def examine(schema: str, address: str, folder: Path, *options: str) -> None:
     assert result.returncode == 0, result.stdout[-8000:] + result.stderr[-2000:]
 
 
-def test_our_own_description_holds(server, tmp_path):
+def test_the_server_matches_its_description(server, tmp_path):
     schema = f"{server.address}/openapi.json"
     examine(schema, server.address, tmp_path, "--phases", "examples,coverage,fuzzing", "--max-examples", "2")
 
 
-def test_the_protocols_published_description_holds(server, tmp_path):
+def test_the_server_matches_the_protocols_published_description(server, tmp_path):
     """The file is specification/protocol/open_inference_rest.yaml of github.com/kserve/open-inference-protocol at d49cc23."""
     text = Path(__file__).with_name("open_inference_rest.yaml").read_text()
-    text = text.replace("/${", "/{")  # its parameters are written like a shell's
+    text = text.replace("/${", "/{")  # the file writes parameters like shell variables
     (tmp_path / "protocol.yaml").write_text(text)
-    # It names two statuses, 200 and 400; 404 and 415 are beyond it.
+    # It describes the statuses 200 and 400 only; 404 and 415 are ours.
     examine("protocol.yaml", server.address, tmp_path, "--exclude-checks", "status_code_conformance,unsupported_method")
 
 
+def test_the_committed_description_is_the_generated_one():
+    """`python -m vgg.serving.openapi` writes it."""
+    assert openapi.FILE.read_bytes() == openapi.text().encode()
+
+
 def test_every_route_is_described_and_nothing_else():
-    routes = [*site.ROUTES, *v1.ROUTES, *open_inference.ROUTES, *model_server.ROUTES]
+    routes = [*site.ROUTES, *v1.ROUTES, *open_inference_rest.ROUTES, *model_server.ROUTES]
     ours = {(route.path, method) for route in routes for method in route.methods - {"HEAD"}}
     pages = {("/", "GET"), ("/docs", "GET"), ("/page/{name}", "GET"), ("/v2/", "GET")}
     pages |= {("/", "OPTIONS"), ("/predictions/{model}", "OPTIONS")}
@@ -67,7 +70,7 @@ def test_every_status_that_is_sent_is_described():
     assert re.fullmatch(r"\d+\.\d+\.\d+.*", site.description()["info"]["version"])
 
 
-def test_every_promise_names_a_test_that_there_is():
+def test_every_promise_names_an_existing_test():
     text = (ROOT / "docs/server-behavior.md").read_text()
     promises = re.split(r"\n- ", text)[1:]
     for promise in promises:

@@ -1,4 +1,4 @@
-"""Multi Model Server's ways: the calls of its documentation, and what they answered."""
+"""The interface of Multi Model Server: the calls of its documentation, and their responses."""
 
 import pytest
 
@@ -15,7 +15,7 @@ def test_ping(server):
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_a_picture_gets_its_five_best_classes(server, models, path):
+def test_an_image_gets_its_five_best_classes(server, models, path):
     expected = vgg.load(models["fc"]).classify(PHOTO)
     data = PHOTO.read_bytes()
     kind = {"content-type": "application/x-image"}
@@ -26,12 +26,12 @@ def test_a_picture_gets_its_five_best_classes(server, models, path):
         assert found[0]["probability"] == pytest.approx(expected[0].score, abs=1e-4)
 
 
-def test_curl_may_upload(server):
+def test_put_equals_post(server):
     put, posted = (server.ask(method, "/predictions/fc", content=PHOTO.read_bytes()) for method in ("PUT", "POST"))
     assert put.json() == posted.json()
 
 
-def test_invocations_ask_the_default_model_or_the_forms(server):
+def test_invocations_use_the_default_model_or_the_forms(server):
     data = PHOTO.read_bytes()
     default = server.ask("POST", "/invocations", content=data).json()
     assert default == server.ask("POST", "/predictions/gap/2", content=data).json()
@@ -39,7 +39,7 @@ def test_invocations_ask_the_default_model_or_the_forms(server):
     assert named == server.ask("POST", "/predictions/fc", content=data).json()
 
 
-def test_wordnets_ids_stand_before_the_names(tmp_path):
+def test_class_names_start_with_wordnet_ids(tmp_path):
     random_network(labels=vgg.labels.imagenet(), classes=1000, input_size=32, head="gap").write(tmp_path / "n.onnx")
     with serving("-m", tmp_path / "n.onnx") as server:
         found = server.ask("POST", "/predictions/n", content=PHOTO.read_bytes()).json()
@@ -47,12 +47,12 @@ def test_wordnets_ids_stand_before_the_names(tmp_path):
 
 
 def test_errors_have_a_code_a_type_and_a_message(server):
-    answer = server.ask("POST", "/predictions/resnet", content=b"x")
-    assert answer.status_code == 404
-    assert answer.json() == {"code": 404, "type": "NotFound", "message": "no model is called 'resnet'; there are gap, fc"}
-    answer = server.ask("POST", "/predictions/fc", content=b"x")
-    assert answer.status_code == 400
-    assert answer.json()["message"] == "image: is not an image that can be read"
+    response = server.ask("POST", "/predictions/resnet", content=b"x")
+    assert response.status_code == 404
+    assert response.json() == {"code": 404, "type": "NotFound", "message": "unknown model 'resnet'; choose from gap, fc"}
+    response = server.ask("POST", "/predictions/fc", content=b"x")
+    assert response.status_code == 400
+    assert response.json()["message"] == "image: not an image, or an unsupported format"
 
 
 @pytest.mark.parametrize(("method", "path"), [("GET", "/api-description"), ("OPTIONS", "/"), ("OPTIONS", "/predictions/fc")])

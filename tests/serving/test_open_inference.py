@@ -1,4 +1,4 @@
-"""The Open Inference Protocol: by Triton's own client, unchanged, and byte by byte."""
+"""The Open Inference Protocol over REST: with Triton's client, and with raw requests."""
 
 import json
 
@@ -8,7 +8,7 @@ import pytest
 import vgg
 from conftest import EXAMPLES
 from vgg.serving.refusals import Refusal
-from vgg.serving.tensors import Tensor, Wanted, write_response
+from vgg.serving.tensors import RequestedOutput, Tensor, write_response
 
 triton = pytest.importorskip("tritonclient.http", reason="needs tritonclient")
 PHOTO = EXAMPLES / "chelsea.png"
@@ -33,12 +33,12 @@ def logits(models, batch) -> np.ndarray:
 
 
 def tensor(batch: np.ndarray, binary: bool = True):
-    made = triton.InferInput("data", list(batch.shape), "FP32")
-    made.set_data_from_numpy(batch, binary_data=binary)
-    return made
+    value = triton.InferInput("data", list(batch.shape), "FP32")
+    value.set_data_from_numpy(batch, binary_data=binary)
+    return value
 
 
-def test_tritons_client_learns_what_is_there(client, server):
+def test_tritons_client_reads_metadata(client, server):
     assert client.is_server_live()
     assert client.is_server_ready()
     assert client.is_model_ready("fc")
@@ -87,7 +87,7 @@ def test_tritons_client_gets_classes(client, batch, logits, models, binary):
         np.testing.assert_allclose([float(value) for value, *_ in parts], np.sort(row)[::-1][:3], atol=1e-5)
 
 
-def test_any_value_of_the_network_and_any_size_that_it_takes(client, models):
+def test_every_layer_output_and_image_size_can_be_requested(client, models):
     images = np.random.default_rng(0).normal(size=(1, 3, 64, 96)).astype(np.float32)
     outputs = [triton.InferRequestedOutput(name) for name in ("pool5", "logits")]
     result = client.infer("gap", [tensor(images)], model_version="1", outputs=outputs)
@@ -96,7 +96,7 @@ def test_any_value_of_the_network_and_any_size_that_it_takes(client, models):
         np.testing.assert_allclose(result.as_numpy(name), value, atol=1e-4)
 
 
-def test_many_requests_at_once_come_back_to_their_own(client, server, batch, logits):
+def test_concurrent_requests_get_their_own_results(client, server, batch, logits):
     many = triton.InferenceServerClient(server.address.removeprefix("http://"), concurrency=8, network_timeout=60)
     pending = [many.async_infer("fc", [tensor(batch[i % 2 : i % 2 + 1])]) for i in range(40)]
     for i, one in enumerate(pending):
@@ -115,9 +115,9 @@ def test_statistics_count(client, batch):
     assert len(client.get_inference_statistics()["model_stats"]) == 3
 
 
-def test_loading_is_off_unless_asked_for(client):
+def test_loading_is_disabled_by_default(client):
     for change in (client.load_model, client.unload_model):
-        with pytest.raises(triton.InferenceServerException, match="loading and unloading is off") as refused:
+        with pytest.raises(triton.InferenceServerException, match="loading and unloading models is disabled") as refused:
             change("fc")
         assert refused.value.status() == "403"
 
@@ -130,65 +130,71 @@ def request(**changes) -> dict:
 @pytest.mark.parametrize(
     ("record", "line"),
     [
-        ({}, "`inputs` must be a list with one input"),
-        ({"inputs": [{}, {}]}, "`inputs` must be a list with one input"),
-        (request(input={"name": "image"}), "the input is called 'data', not 'image'"),
-        (request(input={"datatype": "FP64"}), "the input is of datatype FP32, not 'FP64'"),
-        (request(input={"datatype": "BYTES"}), "the input is of datatype FP32, not 'BYTES'"),
-        (request(input={"shape": [1, 3, 32, -32]}), "`shape` must be a list of whole numbers"),
-        (request(input={"shape": [1, 3, 32, True]}), "`shape` must be a list of whole numbers"),
-        (request(input={"shape": [10**12, 3, 32, 32]}), "shape [1000000000000, 3, 32, 32] means"),
+        ({}, "`inputs` must be a list of one input"),
+        ({"inputs": [{}, {}]}, "`inputs` must be a list of one input"),
+        (request(input={"name": "image"}), "unknown input 'image'; the input is 'data'"),
+        (request(input={"datatype": "FP64"}), "unsupported datatype 'FP64'; the input is FP32"),
+        (request(input={"datatype": "BYTES"}), "unsupported datatype 'BYTES'; the input is FP32"),
+        (request(input={"shape": [1, 3, 32, -32]}), "`shape` must be a list of integers of 0 or more"),
+        (request(input={"shape": [1, 3, 32, True]}), "`shape` must be a list of integers of 0 or more"),
+        (request(input={"shape": [10**12, 3, 32, 32]}), "shape [1000000000000, 3, 32, 32] needs"),
         (request(input={"shape": [3, 32, 32]}), "vgg11 takes float32 [batch, 3, height, width]"),
         (request(input={"shape": [1, 3, 16, 64]}), "vgg11 takes float32 [batch, 3, height, width]"),
         (request(input={"shape": [0, 3, 32, 32], "data": []}), "the batch is empty"),
-        (request(input={"shape": [1, 3, 32, 2048], "data": [[0.5] * 2048] * 96}), "height and width are at most 1024"),
+        (request(input={"shape": [1, 3, 32, 2048], "data": [[0.5] * 2048] * 96}), "height and width must be at most 1024"),
         (request(input={"data": None}), "an input needs `data`"),
-        (request(input={"data": ["1"] * 3072}), "`data` must be numbers"),
+        (request(input={"data": ["1"] * 3072}), "`data` must contain only numbers"),
         (request(input={"data": [[1], [1, 2]]}), "`data` has rows of different lengths"),
-        (request(input={"data": [1e39] * 3072}), "the input has values that are no finite numbers"),
+        (request(input={"data": [1e39] * 3072}), "the input has values that are not finite"),
         (request(input={"parameters": {"shared_memory_region": "r"}}), "shared memory is not supported"),
-        (request(input={"data": None, "parameters": {"binary_data_size": 4}}), "`binary_data_size` is 4, and 0 bytes"),
+        (request(input={"data": None, "parameters": {"binary_data_size": 4}}), "`binary_data_size` is 4, but 0 bytes"),
         (request(id=7), "`id` must be text"),
-        (request(parameters={"timeout": "soon"}), "`timeout` must be whole microseconds"),
-        (request(outputs=[{"name": "prob"}]), "no value of vgg11 is called 'prob'"),
-        (request(outputs=[{"name": "logits"}] * 2), "an output is asked for twice"),
-        (request(outputs=[{"name": "logits", "parameters": {"classification": -1}}]), "`classification` must be how many"),
-        (request(outputs=[{"name": "pool5", "parameters": {"classification": 1}}]), "only logits are classes"),
+        (request(parameters={"timeout": "soon"}), "`timeout` must be an integer, in microseconds"),
+        (request(outputs=[{"name": "prob"}]), "vgg11 has no layer output 'prob'"),
+        (request(outputs=[{"name": "logits"}] * 2), "`outputs` has duplicate names"),
+        (
+            request(outputs=[{"name": "logits", "parameters": {"classification": -1}}]),
+            "`classification` must be a number of classes",
+        ),
+        (
+            request(outputs=[{"name": "pool5", "parameters": {"classification": 1}}]),
+            "only the output 'logits' supports `classification`",
+        ),
     ],
 )
-def test_what_does_not_fit_is_refused_in_one_line(server, record, line):
-    answer = server.ask("POST", "/v2/models/gap/infer", json=record)
-    assert answer.status_code in (400, 415), answer.text
-    assert set(answer.json()) == {"error"}
-    assert answer.json()["error"].startswith(line)
+def test_an_invalid_tensor_gets_a_message(server, record, line):
+    response = server.ask("POST", "/v2/models/gap/infer", json=record)
+    assert response.status_code in (400, 415), response.text
+    assert set(response.json()) == {"error"}
+    assert response.json()["error"].startswith(line)
 
 
 @pytest.mark.parametrize("length", ["-1", "x", "99999999", "٣"])
-def test_a_header_length_that_lies_is_refused(server, length):
+def test_an_invalid_header_length_is_refused(server, length):
     headers = [(b"inference-header-content-length", length.encode())]
-    answer = server.client.post("/v2/models/gap/infer", content=b"{}", headers=headers)
-    assert answer.status_code == 400
+    response = server.client.post("/v2/models/gap/infer", content=b"{}", headers=headers)
+    assert response.status_code == 400
 
 
-def test_numbers_that_json_has_not_are_refused(server):
+def test_nan_in_json_is_refused(server):
     body = json.dumps(request()).replace("0.5", "NaN", 1)
     assert server.ask("POST", "/v2/models/gap/infer", content=body).json() == {
-        "error": "the body is not JSON: NaN is no number"
+        "error": "the body is not valid JSON: invalid number NaN"
     }
 
 
-def test_what_json_cannot_say_can_be_had_as_bytes():
+def test_values_json_cannot_represent_can_be_binary():
     infinite = Tensor("logits", np.array([[np.inf, 1]], np.float32), (1, 2))
-    with pytest.raises(Refusal, match="take it as binary data"):
-        write_response({}, [infinite], [Wanted("logits")])
-    body, length = write_response({}, [infinite], [Wanted("logits", binary=True)])
+    with pytest.raises(Refusal, match="request binary data"):
+        write_response({}, [infinite], [RequestedOutput("logits")])
+    body, length = write_response({}, [infinite], [RequestedOutput("logits", binary=True)])
     assert np.frombuffer(body[length:], "<f4").tolist() == [np.inf, 1]
 
 
-def test_a_requests_own_timeout_counts(server):
-    images = np.zeros((6, 3, 256, 256), np.float32)  # some milliseconds of work
+def test_the_timeout_of_a_request_applies(server):
+    images = np.zeros((6, 3, 256, 256), np.float32)
     one = {"name": "data", "datatype": "FP32", "shape": list(images.shape), "parameters": {"binary_data_size": images.nbytes}}
-    text = json.dumps({"parameters": {"timeout": 1000}, "inputs": [one]}).encode()
+    text = json.dumps({"parameters": {"timeout": 1}, "inputs": [one]}).encode()
     headers = {"inference-header-content-length": str(len(text))}
-    answer = server.ask("POST", "/v2/models/gap/infer", content=text + images.tobytes(), headers=headers)
-    assert (answer.status_code, answer.json()) == (504, {"error": "no answer before the deadline"})
+    response = server.ask("POST", "/v2/models/gap/infer", content=text + images.tobytes(), headers=headers)
+    assert (response.status_code, response.json()) == (504, {"error": "the deadline passed before the response was ready"})

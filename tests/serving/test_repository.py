@@ -1,4 +1,4 @@
-"""Models loaded, swapped and unloaded while the server serves; files that change under it."""
+"""Models that are loaded, replaced and unloaded while the server runs; model files that change."""
 
 import os
 import shutil
@@ -19,9 +19,9 @@ def post(server: Server, path: str, **options) -> httpx.Response:
 
 
 def score(server: Server, model: str) -> float:
-    answer = server.ask("POST", "/predictions/" + model, content=PHOTO.read_bytes())
-    assert answer.status_code == 200, answer.text
-    return answer.json()[0]["probability"]
+    response = server.ask("POST", "/predictions/" + model, content=PHOTO.read_bytes())
+    assert response.status_code == 200, response.text
+    return response.json()[0]["probability"]
 
 
 def expected(path) -> float:
@@ -30,7 +30,7 @@ def expected(path) -> float:
 
 @pytest.fixture
 def folder(models, tmp_path):
-    """A repository: `plain.onnx`, `deep` with two versions, and what must not be reached."""
+    """A repository: `plain.onnx`, `deep` with two versions, and a link to a file outside."""
     folder = tmp_path / "repository"
     (folder / "deep" / "1").mkdir(parents=True)
     (folder / "deep" / "10").mkdir()
@@ -43,7 +43,7 @@ def folder(models, tmp_path):
     return folder
 
 
-def test_models_come_and_go(models, folder):
+def test_models_are_loaded_and_unloaded(models, folder):
     with serving("-m", models["fc"], "--repository", folder) as server:
         states = {one["name"]: one["state"] for one in post(server, "index").json()}
         assert states == {"fc": "READY", "plain": "UNAVAILABLE", "deep": "UNAVAILABLE", "link": "UNAVAILABLE"}
@@ -59,13 +59,13 @@ def test_models_come_and_go(models, folder):
         assert server.ask("GET", "/v2/models/plain/ready").status_code == 404
         assert post(server, "models/plain/unload").status_code == 404
         for name in ("link", "notes", "..", "%2e%2e", "..%2foutside", "outside", "deep%2f1", "*", "plain.onnx", "."):
-            answer = post(server, f"models/{name}/load")
-            assert answer.status_code == 404, (name, answer.text)
+            response = post(server, f"models/{name}/load")
+            assert response.status_code == 404, (name, response.text)
         parameters = {"parameters": {"config": "{}", "file:1/model.onnx": "AAAA"}}
         assert post(server, "models/plain/load", json=parameters).status_code == 400
 
 
-def test_tritons_client_loads_and_unloads_but_only_what_is_in_the_folder(models, folder):
+def test_tritons_client_loads_and_unloads_only_models_of_the_folder(models, folder):
     triton = pytest.importorskip("tritonclient.http", reason="needs tritonclient")
     with serving("-m", models["fc"], "--repository", folder) as server:
         client = triton.InferenceServerClient(server.address.removeprefix("http://"))
@@ -73,23 +73,23 @@ def test_tritons_client_loads_and_unloads_but_only_what_is_in_the_folder(models,
         assert client.is_model_ready("plain")
         client.unload_model("plain")
         assert not client.is_model_ready("plain")
-        with pytest.raises(triton.InferenceServerException, match="fc is not from the repository's folder") as refused:
+        with pytest.raises(triton.InferenceServerException, match="model fc is not from the repository's folder") as refused:
             client.unload_model("fc")
         assert refused.value.status() == "403"
         assert client.is_model_ready("fc")
         client.close()
 
 
-def test_a_swap_loses_no_request(models, folder):
+def test_replacing_a_model_loses_no_request(models, folder):
     plain = folder / "plain.onnx"
     with serving("-m", models["fc"], "--repository", folder) as server:
         post(server, "models/plain/load")
-        stop, answers = threading.Event(), []
+        stop, responses = threading.Event(), []
 
         def load() -> None:
             with httpx.Client(timeout=60) as client:
                 while not stop.is_set():
-                    answers.append(client.post(f"{server.address}/predictions/plain", content=PHOTO.read_bytes()))
+                    responses.append(client.post(f"{server.address}/predictions/plain", content=PHOTO.read_bytes()))
 
         threads = [threading.Thread(target=load) for _ in range(4)]
         for thread in threads:
@@ -102,13 +102,13 @@ def test_a_swap_loses_no_request(models, folder):
         stop.set()
         for thread in threads:
             thread.join()
-        assert {one.status_code for one in answers} == {200}
-        found = {one.json()[0]["probability"] for one in answers}
+        assert {one.status_code for one in responses} == {200}
+        found = {one.json()[0]["probability"] for one in responses}
         both = [vgg.load(models[name]).classify(PHOTO)[0].score for name in ("gap", "other")]
         assert all(min(abs(one - other) for other in both) < 1e-4 for one in found)
 
 
-def test_a_swap_that_fails_leaves_the_old_model(models, folder, tmp_path):
+def test_a_failed_load_keeps_the_old_model(models, folder, tmp_path):
     plain = folder / "plain.onnx"
     with serving("-m", models["fc"], "--repository", folder) as server:
         post(server, "models/plain/load")
@@ -117,23 +117,23 @@ def test_a_swap_that_fails_leaves_the_old_model(models, folder, tmp_path):
         flipped[len(good) // 2] ^= 0x40
         for content, line in (
             (good[: len(good) // 2], "damaged"),
-            (bytes(flipped), "is damaged: its numbers are not those that were written"),
+            (bytes(flipped), "damaged: the weights don't match the checksum"),
             (b"", "is empty"),
             (b"no model at all", "unsupported format"),
         ):
             plain.write_bytes(content)
-            answer = post(server, "models/plain/load")
-            assert answer.status_code == 400
-            assert line in answer.json()["error"]
-            assert answer.json()["error"].startswith(str(plain))
+            response = post(server, "models/plain/load")
+            assert response.status_code == 400
+            assert line in response.json()["error"]
+            assert response.json()["error"].startswith(str(plain))
             assert score(server, "plain") == before
         plain.unlink()
         assert post(server, "models/plain/load").status_code == 404
         assert score(server, "plain") == before
 
 
-def test_a_full_disk_leaves_the_old_model(models, folder):
-    # No room for the private copy: a limit on the size of files stands in for a full disk.
+def test_a_full_disk_keeps_the_old_model(models, folder):
+    # A limit on the size of files simulates a full disk, on which the private copy does not fit.
     large = random_network(input_size=224, width=1 / 4, head="gap")
     code = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
@@ -143,15 +143,15 @@ def test_a_full_disk_leaves_the_old_model(models, folder):
         assert post(server, "models/plain/load").status_code == 200
         before = score(server, "plain")
         large.write(folder / "plain.onnx")
-        answer = post(server, "models/plain/load")
-        assert answer.status_code == 400
-        assert "can't be copied before it is read" in answer.json()["error"]
+        response = post(server, "models/plain/load")
+        assert response.status_code == 400
+        assert "can't be copied to the temporary folder" in response.json()["error"]
         assert score(server, "plain") == before
 
 
-def test_a_model_file_may_be_cut_or_replaced_while_it_serves(models, tmp_path):
+def test_a_model_file_may_change_while_it_is_served(models, tmp_path):
     path = tmp_path / "model.onnx"
-    shutil.copy(models["fc"], path)  # linear layers are read where they lie
+    shutil.copy(models["fc"], path)  # the weights of linear layers are mapped
     with serving("-m", path) as server:
         before = score(server, "model")
         os.truncate(path, 100)

@@ -1,4 +1,4 @@
-"""The command line: one file a verb, each thin. Results go to stdout, everything else to stderr."""
+"""The command line: one module per verb. Results go to stdout, everything else to stderr."""
 
 import os
 import sys
@@ -19,7 +19,7 @@ VERBS = (
 
 
 class _Commands(Mapping[str, Any]):
-    """The verbs' commands by name, each made when it is asked for, since making all takes longer than to classify a picture."""
+    """The verbs' commands by name, created on access: creating all of them takes longer than classifying an image."""
 
     def __getitem__(self, name: str) -> Any:
         if name not in VERBS:
@@ -47,7 +47,7 @@ class _Verbs(TyperGroup):
 app = typer.Typer(
     name="vgg",
     cls=_Verbs,
-    help="VGG networks: classify pictures with them, convert them, check them, train them.",
+    help="VGG networks: classify images, convert, evaluate, quantize, explain, serve and train.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -65,24 +65,22 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
-    ] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
 ) -> None:
     pass
 
 
 def main() -> None:
-    """Run the command line: exit code 0, 1 for an error said in one line, 2 for wrong usage, 130 when interrupted."""
+    """Run the command line. Exit codes: 0; 1 for an error, printed in one line; 2 for wrong usage; 130 if interrupted."""
     warnings.showwarning = _show  # type: ignore[assignment]
     warnings.simplefilter("always", Notice)
-    warnings.filterwarnings("ignore", module="PIL")  # what they warn of, our errors say
+    warnings.filterwarnings("ignore", module="PIL")  # our own errors say the same
     try:
         app(prog_name="vgg")
     except Error as error:
         print(f"vgg: {error}", file=sys.stderr)
         sys.exit(1)
-    except BrokenPipeError:  # the reader of our output went away, as `head` does
+    except BrokenPipeError:  # the reader of our output has closed it, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
 

@@ -1,10 +1,9 @@
 """vgg classify"""
 
 import csv
-import io
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,21 +13,25 @@ from ..zoo import EMBEDDED
 from .common import (
     DeviceOption,
     EngineOption,
+    FreshOption,
+    ImagesArgument,
     LabelsOption,
-    OutputOption,
+    ModelOption,
+    PartsOption,
     PresetOption,
-    ScaleOption,
+    RunnerOption,
     ThreadsOption,
-    counted,
-    end,
-    find_pictures,
-    in_parts,
+    exit_after,
+    find_images,
+    reporting,
+    run_in_parts,
+    tracked,
 )  # fmt: skip
 
 if TYPE_CHECKING:
     from ..predictions import Result
 
-BAR = 20  # characters of a bar that stands for 100%
+BAR = 20  # characters of a bar that means 100%
 
 
 class Format(StrEnum):
@@ -39,67 +42,61 @@ class Format(StrEnum):
 
 
 def classify(
-    images: Annotated[list[str], typer.Argument(help="Pictures, folders of them, globs, or - for standard input.")],
-    model: Annotated[
-        str | None,
-        typer.Option("--model", "-m", metavar="M", help=f"A model file or name; see `vgg models`.  [default: {EMBEDDED}]"),
-    ] = None,
-    top: Annotated[int, typer.Option("--top", "-k", min=1, metavar="K", help="How many predictions a picture.")] = 5,
-    format: Annotated[Format, typer.Option("--format", help="How to print the result.")] = Format.table,
-    output: OutputOption = None,
-    scale: ScaleOption = None,
+    images: ImagesArgument,
+    model: ModelOption = None,
+    top: Annotated[int, typer.Option("--top", "-k", min=1, metavar="K", help="Number of predictions per image.")] = 5,
+    format: Annotated[Format, typer.Option("--format", help="Format of the printed result.")] = Format.table,
+    output: PartsOption = None,
+    runner: RunnerOption = None,
+    fresh: FreshOption = False,
     labels: LabelsOption = None,
     preset: PresetOption = None,
     engine: EngineOption = "auto",
     threads: ThreadsOption = None,
     device: DeviceOption = "cpu",
 ) -> None:
-    """Say what is in pictures.
+    """Classify images.
 
     Example: `vgg classify examples/ cat.jpg --top 3`
 
-    Folders are walked. When some pictures can't be read, the others are still answered, and the exit code is 1. With
-    `--output`, pictures may be URLs, and WebDataset shards.
+    A JSON record is `{"image", "model", "predictions": [{"label", "score", "index", "wnid"}]}`, or `{"image", "error"}` if
+    the image can't be read. Unreadable images are listed on standard error at the end; the others are still classified, and
+    the exit code is 1.
     """
     from .. import classifier as library
 
-    if output or scale:
+    if output or runner or fresh:
         from ..runs import Classify
 
         network, name = library.read(model)
         models = [(name, library.described(network, preset, labels))]
-        without = {"--format": format is not Format.table}
-        options = {"engine": engine, "threads": threads, "device": device}
-        end(in_parts(Classify(top), models, images, output, scale, without=without, **options))
+        options = {"engine": engine, "threads": threads, "device": device, "fresh": fresh}
+        unsupported = {"--format": format is not Format.table}
+        exit_after(run_in_parts(Classify(top), models, images, output, runner, unsupported=unsupported, **options))
         return
-    pictures, failures = find_pictures(images)
-    found = library.load(model, engine, threads=threads, device=device, labels=labels, preprocessing=preset)
-    results = counted(found.results(pictures, top), len(pictures), failures, "Classifying") if pictures else []
-    for text in {"table": _table, "json": _json, "jsonl": _jsonl, "csv": _csv}[format](results, found.name):
-        sys.stdout.write(text)
-        sys.stdout.flush()
-    if model is None and format is Format.table:
-        _dim(f"{EMBEDDED} answered, the small network in the package; `--model torchvision/vgg16` fetches a full VGG-16.")
-    for failure in failures:
-        print(f"vgg: {failure}", file=sys.stderr)
-    if failures:
-        raise typer.Exit(1)
+    found, failures = find_images(images)
+    classifier = library.load(model, engine, threads=threads, device=device, labels=labels, preprocessing=preset)
+    results = tracked(classifier.results(found, top), len(found), failures, "Classifying") if found else []
+    with reporting(failures):
+        {"table": _table, "json": _json, "jsonl": _jsonl, "csv": _csv}[format](results, classifier.name)
+        if model is None and format is Format.table:
+            _dim(f"Model: {EMBEDDED}, included in the package. For a full VGG-16, use `--model torchvision/vgg16`.")
 
 
 def _dim(text: str) -> None:
     print(f"\x1b[2m{text}\x1b[0m" if sys.stderr.isatty() else text, file=sys.stderr)
 
 
-def _table(results: Iterable["Result"], model: str) -> Iterator[str]:
+def _table(results: Iterable["Result"], model: str) -> None:
     full, half = ("█", "▌") if (sys.stdout.encoding or "").lower().startswith("utf") else ("#", "")
     for result in results:
         if result.error:
             continue
-        yield f"{result.image}\n"
+        print(result.image)
         for one in result.predictions:
             halves = round(2 * BAR * one.score)
             bar = full * (halves // 2) + half * (halves % 2)
-            yield f"  {one.score:6.1%}  {bar:<{BAR}}  {one.label}\n"
+            print(f"  {one.score:6.1%}  {bar:<{BAR}}  {one.label}", flush=True)
 
 
 def _record(result: "Result", model: str) -> dict[str, Any]:
@@ -111,28 +108,25 @@ def _record(result: "Result", model: str) -> dict[str, Any]:
     return {"image": result.image, "model": model, "predictions": predictions}
 
 
-def _json(results: Iterable["Result"], model: str) -> Iterator[str]:
+def _json(results: Iterable["Result"], model: str) -> None:
     before = "[\n"
     for result in results:
-        yield before + json.dumps(_record(result, model), ensure_ascii=False, indent=2)
+        print(before + json.dumps(_record(result, model), ensure_ascii=False, indent=2), end="", flush=True)
         before = ",\n"
-    yield "\n]\n" if before == ",\n" else "[]\n"
+    print("\n]" if before == ",\n" else "[]")
 
 
-def _jsonl(results: Iterable["Result"], model: str) -> Iterator[str]:
+def _jsonl(results: Iterable["Result"], model: str) -> None:
     for result in results:
-        yield json.dumps(_record(result, model), ensure_ascii=False) + "\n"
+        print(json.dumps(_record(result, model), ensure_ascii=False), flush=True)
 
 
-def _csv(results: Iterable["Result"], model: str) -> Iterator[str]:
-    def line(*cells: Any) -> str:
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerow(cells)
-        return text.getvalue()
-
-    yield line("image", "model", "rank", "label", "score", "index", "wnid", "error")
+def _csv(results: Iterable["Result"], model: str) -> None:
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(["image", "model", "rank", "label", "score", "index", "wnid", "error"])
     for result in results:
         if result.error:
-            yield line(result.image, model, *[""] * 5, result.error)
+            writer.writerow([result.image, model, *[""] * 5, result.error])
         for rank, one in enumerate(result.predictions, 1):
-            yield line(result.image, model, rank, one.label, f"{one.score:.6f}", one.index, one.wnid, "")
+            writer.writerow([result.image, model, rank, one.label, f"{one.score:.6f}", one.index, one.wnid, ""])
+        sys.stdout.flush()

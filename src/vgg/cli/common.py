@@ -1,10 +1,10 @@
-"""What the verbs share: the options they have in common, and how a list is printed."""
+"""Shared parts of the verbs: common options, sources of images, progress bars, and printed lists."""
 
 import csv
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -14,6 +14,8 @@ import typer
 from ..engines import DEVICES, ENGINES
 from ..errors import Error
 from ..preprocessing import PRESETS
+from ..progress import Progress, silent
+from ..zoo import EMBEDDED
 
 if TYPE_CHECKING:
     from ..features import Features
@@ -22,10 +24,10 @@ if TYPE_CHECKING:
     from ..predictions import Result
     from ..runs import Finished, Task
 
-PROTOCOLS = ("center", "ten-crop", "dense", "multi-crop", "dense+multi-crop")  # as vgg.evaluation has them
-MANY = 8  # pictures that are worth a progress bar
+PROTOCOLS = ("center", "ten-crop", "dense", "multi-crop", "dense+multi-crop")  # of vgg.views, which is slow to import
+MANY = 8  # images for which a progress bar is shown
 
-Outcome = TypeVar("Outcome", "Result", "Features")  # what came of one picture
+Outcome = TypeVar("Outcome", "Result", "Features")  # of one image
 
 
 class Format(StrEnum):
@@ -34,68 +36,66 @@ class Format(StrEnum):
     csv = "csv"
 
 
-def _presets(incomplete: str) -> list[str]:
-    return [name for name in PRESETS if name.startswith(incomplete)]
+def completion(*names: str) -> Any:
+    """Shell completion of one of these names."""
+    return lambda incomplete: [name for name in names if name.startswith(incomplete)]
 
 
-def _engines(incomplete: str) -> list[str]:
-    return [name for name in ("auto", *ENGINES) if name.startswith(incomplete)]
-
-
-def _devices(incomplete: str) -> list[str]:
-    return [name for name in DEVICES if name.startswith(incomplete)]
-
-
-FormatOption = Annotated[Format, typer.Option("--format", help="How to print the result.")]
+ImagesArgument = Annotated[
+    list[str], typer.Argument(help="Images, folders, globs, list files, .tar shards, URLs, or - for standard input.")
+]
+ModelOption = Annotated[
+    str | None,
+    typer.Option("--model", "-m", metavar="M", help=f"Model file or published name (see `vgg models`).  [default: {EMBEDDED}]"),
+]
+FormatOption = Annotated[Format, typer.Option("--format", help="Format of the printed result.")]
 PresetOption = Annotated[
     str | None,
-    typer.Option(
-        "--preset", metavar="P", autocompletion=_presets, help=f"Preprocessing of the pictures: {', '.join(PRESETS)}."
-    ),
+    typer.Option("--preset", metavar="P", autocompletion=completion(*PRESETS), help=f"Preprocessing: {', '.join(PRESETS)}."),
 ]
 LabelsOption = Annotated[
-    Path | None, typer.Option("--labels", metavar="FILE", help="Names of the classes, one a line, or JSON.")
+    Path | None, typer.Option("--labels", metavar="FILE", help="Class names: a text file, one per line, or JSON.")
 ]
-
 EngineOption = Annotated[
     str,
-    typer.Option("--engine", "-e", metavar="NAME", autocompletion=_engines, help=f"What computes: auto, {', '.join(ENGINES)}."),
-]
+    typer.Option(
+        "--engine", "-e", metavar="NAME", autocompletion=completion("auto", *ENGINES),
+        help=f"Inference engine: auto, {', '.join(ENGINES)}.",
+    ),
+]  # fmt: skip
 ThreadsOption = Annotated[
-    int | None,
-    typer.Option("--threads", min=1, metavar="N", help="How many the engine uses.  [default: as many as there are cores]"),
+    int | None, typer.Option("--threads", min=1, metavar="N", help="Number of engine threads.  [default: number of cores]")
 ]
 DeviceOption = Annotated[
-    str, typer.Option("--device", metavar="D", autocompletion=_devices, help=f"Where: {', '.join(DEVICES)}.")
+    str, typer.Option("--device", metavar="D", autocompletion=completion(*DEVICES), help=f"Device: {', '.join(DEVICES)}.")
 ]
 WorkersOption = Annotated[
     int | None,
-    typer.Option("--workers", "-j", min=1, metavar="N", help="Threads that decode.  [default: as many as there are cores]"),
-]
-
-ProtocolOption = Annotated[
-    str, typer.Option("--protocol", "-p", metavar="P", help=f"How a picture is looked at: {', '.join(PROTOCOLS)}.")
-]
-SizesOption = Annotated[
-    str | None, typer.Option("--sizes", metavar="N,N", help="Short sides in pixels, instead of the preset's: 256,384,512.")
-]
-FlipOption = Annotated[bool, typer.Option("--flip", help="Also look at each view mirrored.")]
-OutputOption = Annotated[
-    str | None,
     typer.Option(
-        "--output",
-        metavar="DIR",
-        help="Work in parts, and write the rows to this folder or URL, as Parquet files; a run that was cut goes on.",
+        "--workers", "-j", min=1, metavar="N", help="Number of threads that read and decode.  [default: number of cores]"
     ),
 ]
-ScaleOption = Annotated[
-    str | None, typer.Option("--scale", metavar="S", help="With --output: local, or ray, on many machines.  [default: local]")
+ProtocolOption = Annotated[
+    str, typer.Option("--protocol", "-p", metavar="P", help=f"Views of each image: {', '.join(PROTOCOLS)}.")
 ]
-ViewsOption = Annotated[int, typer.Option("--batch-size", "-b", min=1, metavar="N", help="Views an engine gets at once.")]
+SizesOption = Annotated[
+    str | None,
+    typer.Option("--sizes", metavar="N,N", help="Short sides of the resized image in pixels, instead of the preset's."),
+]
+FlipOption = Annotated[bool, typer.Option("--flip", help="Add the mirrored copy of each view.")]
+PartsOption = Annotated[
+    str | None,
+    typer.Option("--output", "-o", metavar="DIR", help="Output folder or URL for bulk work in parts, as Parquet files."),
+]
+RunnerOption = Annotated[
+    str | None, typer.Option("--runner", metavar="R", help="Where bulk work runs: local or ray.  [default: local]")
+]
+FreshOption = Annotated[bool, typer.Option("--fresh", help="Start over instead of resuming interrupted work.")]
+BatchOption = Annotated[int, typer.Option("--batch-size", "-b", min=1, metavar="N", help="Number of views per engine batch.")]
 
 
 def print_records(records: Sequence[dict[str, Any]], format: Format, keys: Sequence[str] = ()) -> None:
-    """Print records of the same keys as JSON, CSV, or columns with a heading; `keys` are needed where there may be none."""
+    """Print records with the same keys as JSON, CSV or a table. `keys` is required if there may be no records."""
     keys = keys or list(records[0])
     if format is Format.json:
         print(json.dumps(records, indent=2, ensure_ascii=False))
@@ -118,99 +118,117 @@ def _cell(value: Any) -> str:
     return f"{value:.2f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def find_pictures(images: Sequence[str]) -> tuple[list[Any], list[str]]:
-    """The pictures that a verb's arguments mean, with their names, and what is wrong with arguments that mean none."""
+def find_images(arguments: Sequence[str]) -> tuple[list[Any], list[str]]:
+    """The images that a verb's arguments name, and the errors of arguments that name none."""
     from ..errors import ImageError
-    from ..images import find
+    from ..sources import find
 
-    pictures: list[Any] = []
+    images: list[Any] = []
     failures = []
-    for image in images:
+    for argument in arguments:
         try:
-            pictures += [("standard input", sys.stdin.buffer.read())] if image == "-" else find(image)
+            images += [("standard input", sys.stdin.buffer.read())] if argument == "-" else find(argument)
         except ImageError as error:
             failures.append(str(error))
-    return pictures, failures
-
-
-def counted(results: Iterable[Outcome], total: int, failures: list[str], doing: str) -> Iterator[Outcome]:
-    """The results, with a progress bar on a terminal when there are many; their errors are gathered in `failures`."""
-    for result in _tracked(results, total, doing) if total > MANY and sys.stderr.isatty() else results:
-        if result.error:
-            failures.append(result.error)
-        yield result
-
-
-def _tracked(results: Iterable[Outcome], total: int, doing: str) -> Iterator[Outcome]:
-    from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress
-
-    columns = (*Progress.get_default_columns(), MofNCompleteColumn())
-    # Where results scroll through the same terminal, the bar must know of them to stay below.
-    with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=sys.stdout.isatty()) as bar:
-        yield from bar.track(results, total=total, description=doing)
-
-
-def numbers(text: str | None, option: str) -> tuple[int, ...]:
-    """Whole numbers with commas between them. Raises Error for anything else."""
-    try:
-        return tuple(int(one) for one in text.split(",")) if text else ()
-    except ValueError:
-        raise Error(f"{option} takes whole numbers with commas between them, such as 256,384,512, not {text!r}") from None
+    return images, failures
 
 
 @contextmanager
-def progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A function that shows how much of what is done; a bar for each thing, on a terminal only."""
+def reporting(failures: Sequence[str]) -> Iterator[None]:
+    """Print the errors of single images on standard error when the block ends, and exit with 1 if there are any."""
+    try:
+        yield
+    finally:
+        for failure in failures:
+            print(f"vgg: {failure}", file=sys.stderr)
+    if failures:
+        raise typer.Exit(1)
+
+
+def numbers(text: str | None, option: str) -> tuple[int, ...]:
+    """Comma-separated integers. Raises Error for anything else."""
+    try:
+        return tuple(int(one) for one in text.split(",")) if text else ()
+    except ValueError:
+        raise Error(f"{option} takes comma-separated integers, such as 256,384,512; got {text!r}") from None
+
+
+@contextmanager
+def progress() -> Iterator[Progress]:
+    """A `Progress` that draws a bar for each task on standard error if that is a terminal."""
+    if not sys.stderr.isatty():
+        yield silent
+        return
+    from rich import progress as rich
     from rich.console import Console
-    from rich.progress import Progress, TaskID
 
-    tasks: dict[str, TaskID] = {}
-    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+    counts, sizes, speed = rich.MofNCompleteColumn(), rich.DownloadColumn(), rich.TransferSpeedColumn()
 
-        def show(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bar.add_task(what)
-            bar.update(tasks[what], completed=done, total=total)
+    class Amount(rich.ProgressColumn):
+        def render(self, task: Any) -> Any:
+            return sizes.render(task) + "  " + speed.render(task) if task.fields["unit"] == "bytes" else counts.render(task)
+
+    columns = (
+        rich.TextColumn("{task.description}"), rich.BarColumn(), rich.TaskProgressColumn(), Amount(), rich.TimeRemainingColumn()
+    )  # fmt: skip
+    tasks: dict[str, rich.TaskID] = {}
+    # Results that are printed to the same terminal are redirected, so that the bars stay below them.
+    with rich.Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=sys.stdout.isatty()) as bars:
+
+        def show(task: str, done: int, total: int | None, unit: str = "", /) -> None:
+            if task not in tasks:
+                tasks[task] = bars.add_task(task, unit=unit)
+            bars.update(tasks[task], completed=done, total=total)
 
         yield show
 
 
-def in_parts(
+@contextmanager
+def resumable() -> Iterator[Progress]:
+    """`progress()` for work that the same command resumes, which is printed if it is interrupted."""
+    try:
+        with progress() as show:
+            yield show
+    except KeyboardInterrupt:
+        print("vgg: interrupted; the same command resumes", file=sys.stderr)
+        raise
+
+
+def tracked(results: Iterable[Outcome], total: int, failures: list[str], task: str) -> Iterator[Outcome]:
+    """The results as they come, with a progress bar if there are many; their errors are appended to `failures`."""
+    with progress() if total > MANY else nullcontext(silent) as show:
+        for done, result in enumerate(results, 1):
+            if result.error:
+                failures.append(result.error)
+            show(task, done, total)
+            yield result
+
+
+def run_in_parts(
     task: "Task",
     models: Sequence[tuple[str, "Network | QuantizedGraph"]],
     places: Sequence[str],
     output: str | None,
-    scale: str | None,
+    runner: str | None,
     *,
-    without: dict[str, Any] | None = None,
+    unsupported: dict[str, Any] | None = None,
     **options: Any,
 ) -> "Finished":
-    """A verb's work in parts, with a progress bar on a terminal. `without`: options that don't go with --output."""
+    """A verb's bulk work, with a progress bar. `unsupported` holds options that can't be combined with --output."""
     from ..runs import run
 
     if output is None:
-        raise Error("--scale needs --output, the folder or URL where the results go")
-    for option in (name for name, value in (without or {}).items() if value):
-        raise Error(f"{option} doesn't go with --output")
-    try:
-        with progress() as show:
-            doing = f"{type(task).__name__} in parts"
-            return run(
-                task, models, places, output, scale=scale or "local", progress=lambda *done: show(doing, *done), **options
-            )
-    except KeyboardInterrupt:
-        print("vgg: cut short; the same command goes on from here", file=sys.stderr)
-        raise
+        raise Error("--runner and --fresh require --output, the folder or URL to write to")
+    for option in (name for name, value in (unsupported or {}).items() if value):
+        raise Error(f"{option} can't be combined with --output")
+    with resumable() as show:
+        return run(task, models, places, output, runner=runner or "local", progress=show, **options)
 
 
-def end(run: "Finished") -> None:
-    """Say on standard error what came of a run in parts, and end with code 1 where pictures failed."""
+def exit_after(run: "Finished") -> None:
+    """Print a summary of bulk work on standard error, and exit with 1 if images failed."""
     parts = f"{run.plan.parts:,} part{'s' * (run.plan.parts != 1)}"
-    print(f"{run.folder.place}: {run.pictures:,} pictures in {parts}, {run.failed:,} failed", file=sys.stderr)
-    for error in run.errors:
-        print(f"vgg: {error}", file=sys.stderr)
-    if run.failed > len(run.errors):
-        print(f"vgg: and {run.failed - len(run.errors):,} more; the column `error` has all", file=sys.stderr)
-    if run.failed:
-        raise typer.Exit(1)
+    print(f"{run.folder.place}: {run.images:,} images in {parts}, {run.failed:,} failed", file=sys.stderr)
+    hidden = run.failed - len(run.errors)
+    with reporting([*run.errors, *([f"and {hidden:,} more; see the column `error`"] if hidden > 0 else [])]):
+        pass

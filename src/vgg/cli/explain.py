@@ -7,13 +7,13 @@ from typing import Annotated, Any
 
 import typer
 
-from ..zoo import EMBEDDED
 from .common import (
     DeviceOption,
     EngineOption,
     Format,
     FormatOption,
     LabelsOption,
+    ModelOption,
     PresetOption,
     ThreadsOption,
     print_records,
@@ -24,23 +24,20 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 def explain(
-    image: Annotated[str, typer.Argument(help="A picture, or - for standard input.")],
-    to: Annotated[Path, typer.Option("--to", "-o", metavar="OUT", help="The picture to write: .png, .jpg or .webp.")],
-    wanted: Annotated[
+    image: Annotated[str, typer.Argument(help="Image, or - for standard input.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="Output image (.png, .jpg, .webp).")],
+    classes: Annotated[
         list[str] | None,
         typer.Option(
-            "--class", "-c", metavar="C", help="Its number, WordNet id or name; may be repeated.  [default: the best]"
+            "--class", "-c", metavar="C", help="Class index, WordNet id or name; repeatable.  [default: the predicted class]"
         ),
     ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option("--model", "-m", metavar="M", help=f"A model file or name; see `vgg models`.  [default: {EMBEDDED}]"),
-    ] = None,
-    method: Annotated[str, typer.Option("--method", metavar="M", help=f"How: {', '.join(METHODS)}.")] = "grad-cam",
-    scale: Annotated[
-        int, typer.Option("--scale", metavar="N", help="Short side in pixels for a class map; the larger, the more places.")
-    ] = 512,
-    box: Annotated[bool, typer.Option("--box", help="Also draw and tell a box around what speaks for the class.")] = False,
+    model: ModelOption = None,
+    method: Annotated[
+        str, typer.Option("--method", metavar="M", help=f"Method of explanation: {', '.join(METHODS)}.")
+    ] = "grad-cam",
+    size: Annotated[int, typer.Option("--size", metavar="N", help="Short side of the image in pixels for a class map.")] = 512,
+    box: Annotated[bool, typer.Option("--box", help="Draw and print a box around the evidence for each class.")] = False,
     format: FormatOption = Format.table,
     labels: LabelsOption = None,
     preset: PresetOption = None,
@@ -48,29 +45,35 @@ def explain(
     threads: ThreadsOption = None,
     device: DeviceOption = "cpu",
 ) -> None:
-    """Show where a network looked in a picture.
+    """Show the evidence for a class in an image, as a heat map.
 
     Example: `vgg explain cat.jpg -o heat.png --class tabby --class "Egyptian cat" --box`
 
-    The picture is written with a heat map on it; for several classes side by side.
+    The output is the image with the heat map on it; several classes are side by side. A larger --size gives a class map
+    more positions.
     """
     from ..classifier import load
     from ..errors import Error
-    from ..explanation import explain as look
+    from ..explanation import explain as library
     from ..files import replacing
+    from ..sources import find
 
-    if to.suffix.lower() not in SUFFIXES:
-        raise Error(f"{to}: a picture is written as {', '.join(SUFFIXES)}")
-    data, name = (sys.stdin.buffer.read(), "standard input") if image == "-" else (image, image)
-    found = load(model, engine, threads=threads, device=device, labels=labels, preprocessing=preset)
-    explained = look(found, data, tuple(wanted or ()), method=method, scale=scale, name=name)
-    drawn = io.BytesIO()
-    explained.overlay(box).save(drawn, {".jpg": "JPEG"}.get(to.suffix.lower(), to.suffix[1:].upper()), quality=92)
-    with replacing(to) as file:
-        file.write(drawn.getvalue())
+    if output.suffix.lower() not in SUFFIXES:
+        raise Error(f"{output}: unsupported image format; use {', '.join(SUFFIXES)}")
+    found = [("standard input", sys.stdin.buffer.read())] if image == "-" else find(image)
+    if len(found) > 1:
+        raise Error(f"{image}: has {len(found)} images; choose one")
+    [(name, data)] = found
+    classifier = load(model, engine, threads=threads, device=device, labels=labels, preprocessing=preset)
+    explanation = library(classifier, data, tuple(classes or ()), method=method, size=size, name=name)
+    encoded = io.BytesIO()
+    kind = {".jpg": "JPEG"}.get(output.suffix.lower(), output.suffix[1:].upper())
+    explanation.overlay(box).save(encoded, kind, quality=92)
+    with replacing(output) as file:
+        file.write(encoded.getvalue())
     records: list[dict[str, Any]] = []
-    for index, one in enumerate(explained.classes):
+    for index, one in enumerate(explanation.classes):
         record = {"label": one.label, "score": round(one.score, 6), "index": one.index, "wnid": one.wnid}
         sides = ("left", "top", "right", "bottom")
-        records.append(record | (dict(zip(sides, explained.box(index), strict=True)) if box else {}))
+        records.append(record | (dict(zip(sides, explanation.box(index), strict=True)) if box else {}))
     print_records(records, format)

@@ -1,93 +1,90 @@
 """vgg features"""
 
-import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from ..zoo import EMBEDDED
 from .common import (
+    BatchOption,
     DeviceOption,
     EngineOption,
     FlipOption,
-    OutputOption,
+    FreshOption,
+    ImagesArgument,
+    ModelOption,
     PresetOption,
     ProtocolOption,
-    ScaleOption,
+    RunnerOption,
     SizesOption,
     ThreadsOption,
-    ViewsOption,
     WorkersOption,
-    counted,
-    end,
-    find_pictures,
-    in_parts,
+    exit_after,
+    find_images,
     numbers,
+    reporting,
+    run_in_parts,
+    tracked,
 )  # fmt: skip
 
 
 def features(
-    images: Annotated[list[str], typer.Argument(help="Pictures, folders of them, globs, or - for standard input.")],
-    to: Annotated[
-        Path | None, typer.Option("--to", "-o", metavar="OUT", help="The file to write, .npz or .parquet.", show_default=False)
-    ] = None,
+    images: ImagesArgument,
+    output: Annotated[
+        str,
+        typer.Option("--output", "-o", metavar="OUT", help="Output file (.npz, .parquet), or a folder or URL for bulk work."),
+    ],
     layer: Annotated[
         list[str] | None,
-        typer.Option("--layer", "-l", metavar="L", help="Such as fc7 or conv5_3; may be repeated.  [default: last but one]"),
+        typer.Option("--layer", "-l", metavar="L", help="Layer, such as fc7 or conv5_3; repeatable.  [default: last but one]"),
     ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option("--model", "-m", metavar="M", help=f"A model file or name; see `vgg models`.  [default: {EMBEDDED}]"),
-    ] = None,
+    model: ModelOption = None,
     protocol: ProtocolOption = "center",
     sizes: SizesOption = None,
     flip: FlipOption = False,
-    stack: Annotated[bool, typer.Option("--stack", help="The scales side by side instead of their mean.")] = False,
-    normalize: Annotated[bool, typer.Option("--normalize", help="Each vector to length 1 (L2).")] = False,
-    maps: Annotated[bool, typer.Option("--maps", help="Keep a convolution's map instead of its mean.")] = False,
-    output: OutputOption = None,
-    scale: ScaleOption = None,
+    stack: Annotated[bool, typer.Option("--stack", help="Concatenate the sizes' vectors instead of averaging.")] = False,
+    normalize: Annotated[bool, typer.Option("--normalize", help="Scale each vector to length 1 (L2).")] = False,
+    maps: Annotated[bool, typer.Option("--maps", help="Keep feature maps instead of averaging over positions.")] = False,
+    runner: RunnerOption = None,
+    fresh: FreshOption = False,
     preset: PresetOption = None,
     engine: EngineOption = "auto",
-    batch_size: ViewsOption = 16,
+    batch_size: BatchOption = 16,
     workers: WorkersOption = None,
     threads: ThreadsOption = None,
     device: DeviceOption = "cpu",
 ) -> None:
-    """Turn pictures into vectors, for other classifiers, search and comparison.
+    """Extract feature vectors, for other classifiers, search and comparison.
 
     Example: `vgg features photos/ -o photos.npz --layer fc7 -m vgg16.onnx`
 
-    A layer's values are averaged over all places, views and scales. As the paper does it:
-    `-p dense --sizes 256,384,512 --flip --normalize`. When some pictures can't be read, the others are still written, and
-    the exit code is 1.
+    A layer's output is averaged over positions, views and sizes. The paper's setting is
+    `-p dense --sizes 256,384,512 --flip --normalize`. An output without the suffix .npz or .parquet is a folder, written in
+    parts. Unreadable images are listed on standard error; the others are still written, and the exit code is 1.
     """
     from .. import classifier as library
-    from ..features import Descriptor, extract, write
+    from ..errors import Error
+    from ..features import SUFFIXES, Descriptor, extract, write
     from ..views import Views
 
-    look = Views(protocol, numbers(sizes, "--sizes"), flip)
-    descriptor = Descriptor(tuple(layer or ()), look, stack, normalize, maps)
-    if output or scale:
+    views = Views(protocol, numbers(sizes, "--sizes"), flip)
+    descriptor = Descriptor(tuple(layer or ()), views, stack, normalize, maps)
+    path = Path(output)
+    if path.suffix not in SUFFIXES and (not path.suffix or path.is_dir() or "://" in output):
         from ..runs import Describe
 
         network, name = library.read(model)
         models = [(name, library.described(network, preset))]
-        options = {"engine": engine, "threads": threads, "device": device, "batch_size": batch_size, "workers": workers}
-        end(in_parts(Describe(descriptor), models, images, output, scale, without={"--to": to}, **options))
+        options: dict[str, Any] = {"engine": engine, "threads": threads, "device": device}
+        options |= {"batch_size": batch_size, "workers": workers, "fresh": fresh}
+        exit_after(run_in_parts(Describe(descriptor), models, images, output, runner, **options))
         return
-    if to is None:
-        raise typer.BadParameter("where to? --to OUT writes one file, --output DIR many, in parts")
-    pictures, failures = find_pictures(images)
-    found = library.load(model, engine, threads=threads, device=device, preprocessing=preset)
-    results = extract(found, pictures, descriptor, batch_size=batch_size, workers=workers)
-    try:
-        if pictures:
-            shapes = write(counted(results, len(pictures), failures, "Describing"), to)
-            typer.echo(f"{to}: {', '.join(f'{name} {list(shape)}' for name, shape in shapes.items())}", err=True)
-    finally:
-        for failure in failures:
-            print(f"vgg: {failure}", file=sys.stderr)
-    if failures:
-        raise typer.Exit(1)
+    if runner or fresh:
+        raise Error(f"--runner and --fresh require a folder or URL as --output, not the file {output}")
+    found, failures = find_images(images)
+    classifier = library.load(model, engine, threads=threads, device=device, preprocessing=preset)
+    results = extract(classifier, found, descriptor, batch_size=batch_size, workers=workers)
+    with reporting(failures):
+        if found:
+            shapes = write(tracked(results, len(found), failures, "Extracting"), path)
+            typer.echo(f"{path}: {', '.join(f'{name} {list(shape)}' for name, shape in shapes.items())}", err=True)

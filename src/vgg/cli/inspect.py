@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def inspect(
     file: Annotated[Path, typer.Argument(help="Model file of any supported format, or published name.")],
-    format: Annotated[Literal["table", "json"], typer.Option("--format", help="Output format.")] = "table",
+    format: Annotated[Literal["table", "json"], typer.Option("--format", help="Format of the printed result.")] = "table",
 ) -> None:
     """Describe a model file: format, architecture, preprocessing, labels, origin.
 

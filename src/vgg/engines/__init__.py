@@ -78,7 +78,7 @@ def identity(engine: Engine) -> dict[str, str]:
     if engine.name == "native":
         from . import native
 
-        return {"name": "native", "version": native.build(), "instructions": native.chosen_instructions().decode()}
+        return {"name": "native", "version": native.build(), "instructions": native.chosen_instructions()}
     package = import_module(engine.name)
     on_gpu = getattr(engine, "device", "cpu") == "cuda"
     instructions = package.cuda.get_device_name() if on_gpu else instruction_set()

@@ -85,7 +85,7 @@ class GraphEngine(ABC):
     name: str
 
     def __init__(self, graph: QuantizedGraph) -> None:
-        self._graph, self._architecture = graph, graph.network.architecture
+        self.graph, self._architecture = graph, graph.network.architecture
         self._count: int | None = None  # images in a batch, if the file fixes it
 
     @abstractmethod
@@ -108,7 +108,7 @@ class GraphEngine(ABC):
             rows.append(self._infer(filled).reshape(step, -1)[: len(part)])
         output = np.concatenate(rows)
         # The logarithms of probabilities are logits up to a constant, which softmax ignores.
-        return np.log(output.clip(np.finfo(np.float32).tiny)) if self._graph.softmax else output
+        return np.log(output.clip(np.finfo(np.float32).tiny)) if self.graph.softmax else output
 
 
 def check_dense(engine: Engine, architecture: Architecture) -> None:

@@ -1,7 +1,7 @@
-"""Dynamic batching: requests of many callers go through the engine together.
+"""Dynamic batching: images of different requests go through the engine together.
 
-A batch is what waits at the moment when the engine becomes free. It grows only while the engine is busy, so a request that
-comes alone waits for nothing, and nobody has to choose a delay.
+When the engine becomes free, the images that wait form the next batch. A batch grows only while the engine is busy: a single
+request never waits, and there is no delay to configure.
 """
 
 import asyncio
@@ -11,39 +11,35 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from ..arrays import Array
+from ..engines import Engine
 from .metrics import Statistics
 from .refusals import Busy, TooLarge
 
-SMOOTHING = 0.2  # the weight of the newest batch in what a picture is expected to take
-
-
-class Runs(Protocol):
-    """What an engine is to a batcher."""
-
-    def run(self, batch: Array, outputs: Sequence[str]) -> Mapping[str, Array]: ...
+SMOOTHING = 0.2  # weight of the newest batch in the running mean of the time per image
 
 
 @dataclass(frozen=True)
 class Values:
-    """What the engine made of one picture, and how long that took."""
+    """The layer outputs for one image, and the time they took."""
 
-    values: Mapping[str, Array]  # by name, without the axis of the batch
+    values: Mapping[str, Array]  # by name, without a batch axis
     queued: float  # seconds
     inferred: float  # seconds, of the whole batch
 
 
 class Place:
-    """A place in a batcher's queue, held from a request's admission until its picture is in the engine, or given up."""
+    """A place in a batcher's queue, from the admission of an image until it enters the engine or is cancelled."""
 
     def __init__(self, batcher: "Batcher") -> None:
         self._batcher: Batcher | None = batcher
 
     def leave(self) -> None:
+        """Free the place. Further calls have no effect."""
         if self._batcher:
             self._batcher.waiting -= 1
             self._batcher = None
@@ -55,64 +51,66 @@ class _Job:
     outputs: tuple[str, ...]
     place: Place
     future: asyncio.Future[Values]
-    since: float
+    created: float
 
     @property
     def kind(self) -> tuple[Any, ...]:
-        """Only jobs of one kind go into one batch."""
+        """Jobs of a batch have equal kinds."""
         return self.value.shape, self.outputs
 
 
 class Batcher:
-    """Runs an engine in a thread of its own, a batch at a time. Belongs to one event loop.
+    """Runs an engine in its own thread, one batch at a time. Belongs to one event loop.
 
     Args:
-        engine: what computes.
-        size: pictures that a batch holds at most, of `area` pixels; larger ones are fewer.
-        queue: pictures that may wait.
-        patience: seconds after which nobody waits for an answer any more.
+        engine: runs the batches.
+        statistics: of the model.
+        size: maximum number of images of `area` pixels per batch; of larger images, fewer.
+        area: pixels of the network's usual input.
+        queue: maximum number of images that wait.
+        max_wait: images are refused if the expected wait is longer, in seconds.
+        name: of the model, for the thread's name.
     """
 
     def __init__(
-        self, engine: Runs, statistics: Statistics, *, size: int, area: int, queue: int, patience: float, name: str = ""
+        self, engine: Engine, statistics: Statistics, *, size: int, area: int, queue: int, max_wait: float, name: str = ""
     ) -> None:
         self._engine, self._statistics = engine, statistics
-        self._size, self._area, self._queue, self._patience = size, area, queue, patience
+        self._size, self._area, self._queue, self._max_wait = size, area, queue, max_wait
         self._jobs: deque[_Job] = deque()
         self._thread = ThreadPoolExecutor(1, f"engine {name}".rstrip())
         self._running: asyncio.Task[None] | None = None
-        self._pace = 0.0  # seconds that a picture takes, smoothed
-        self.waiting = 0  # pictures that were admitted and are not in the engine yet
+        self._seconds_per_image = 0.0  # running mean
+        self.waiting = 0  # images that were admitted and have not entered the engine
 
     def admit(self, count: int) -> list[Place]:
-        """Places for `count` pictures; the caller sees to it that each is left.
+        """Places for `count` images; the caller must leave each of them.
 
         Raises:
-            Busy: the queue has no room for them, or they would wait longer than anybody does.
-            TooLarge: it never has.
+            Busy: the queue has no room now, or the expected wait is too long.
+            TooLarge: there are more images than the queue can hold.
         """
         if count > self._queue:
-            raise TooLarge(f"{count} pictures in one request; at most {self._queue} are taken")
+            raise TooLarge(f"{count} images in one request; the maximum is {self._queue}")
         self.check_room(count)
         self.waiting += count
         return [Place(self) for _ in range(count)]
 
     def check_room(self, count: int = 1) -> None:
-        """Raises Busy unless there is room for `count` pictures now."""
-        wait = self.waiting * self._pace
-        if self.waiting + count > self._queue or wait > self._patience:
-            raise Busy("the queue is full; try again later", retry_after=str(max(1, math.ceil(wait))))
+        """Raise Busy unless the queue has room for `count` images."""
+        wait = self.waiting * self._seconds_per_image
+        if self.waiting + count > self._queue or wait > self._max_wait:
+            raise Busy(Busy.example, retry_after=str(max(1, math.ceil(wait))))
 
     async def run(self, value: Array, outputs: Sequence[str], place: Place) -> Values:
-        """What the engine makes of one picture, float32 [3, height, width]. When the caller is cancelled, so is its work."""
-        future = asyncio.get_running_loop().create_future()
+        """The layer outputs for one image, float32 [3, height, width]. Cancelling the caller cancels the work."""
+        future: asyncio.Future[Values] = asyncio.get_running_loop().create_future()
         self._jobs.append(_Job(value, tuple(outputs), place, future, time.perf_counter()))
         self._start()
-        result: Values = await future
-        return result
+        return await future
 
     async def close(self) -> None:
-        """Finish what waits, then let the thread go."""
+        """Finish all jobs, then end the thread."""
         while self._running:
             await asyncio.wait([self._running])
         self._thread.shutdown(wait=False)
@@ -122,36 +120,37 @@ class Batcher:
             self._running = asyncio.get_running_loop().create_task(self._run(batch))
 
     def _take(self) -> list[_Job]:
-        """The oldest job, and what can go with it."""
+        """The oldest job, and the jobs that can share its batch."""
         batch: list[_Job] = []
         others: list[_Job] = []
-        most = self._size
-        while self._jobs and len(batch) < most:
+        limit = self._size
+        while self._jobs and len(batch) < limit:
             job = self._jobs.popleft()
-            if job.future.done():  # nobody waits for it any more
+            if job.future.done():  # its caller was cancelled
                 job.place.leave()
             elif batch and job.kind != batch[0].kind:
                 others.append(job)
             else:
                 batch.append(job)
-                most = max(1, min(self._size, self._size * self._area // math.prod(job.value.shape[1:])))
+                limit = max(1, min(self._size, self._size * self._area // math.prod(job.value.shape[1:])))
         self._jobs.extendleft(reversed(others))
         for job in batch:
             job.place.leave()
         return batch
 
     async def _run(self, batch: list[_Job]) -> None:
-        begun = time.perf_counter()
+        started = time.perf_counter()
         try:
             loop = asyncio.get_running_loop()
-            found, inferred = await loop.run_in_executor(self._thread, self._compute, batch)
+            outputs, inferred = await loop.run_in_executor(self._thread, self._compute, batch)
             for row, job in enumerate(batch):
                 if not job.future.done():
-                    values = {name: array[row] for name, array in found.items()}
-                    job.future.set_result(Values(values, begun - job.since, inferred))
-            pace = inferred / len(batch)
-            self._pace += (pace - self._pace) * (SMOOTHING if self._pace else 1)
-            self._statistics.batch(len(batch), inferred, time.perf_counter() - begun - inferred)
+                    values = {name: array[row] for name, array in outputs.items()}
+                    job.future.set_result(Values(values, started - job.created, inferred))
+                    self._statistics.queued(started - job.created)
+            change = inferred / len(batch) - self._seconds_per_image
+            self._seconds_per_image += change * (SMOOTHING if self._seconds_per_image else 1)
+            self._statistics.batch(len(batch), inferred, time.perf_counter() - started - inferred)
         except Exception as error:
             for job in batch:
                 if not job.future.done():
@@ -161,7 +160,7 @@ class Batcher:
             self._start()
 
     def _compute(self, batch: list[_Job]) -> tuple[Mapping[str, Array], float]:
-        """In the engine's thread: the values by name, [batch, …], and the seconds that the engine took."""
-        begun = time.perf_counter()
-        found = self._engine.run(np.stack([job.value for job in batch]), batch[0].outputs)
-        return found, time.perf_counter() - begun
+        """In the engine's thread: the layer outputs by name, [batch, …], and the seconds they took."""
+        started = time.perf_counter()
+        outputs = self._engine.run(np.stack([job.value for job in batch]), batch[0].outputs)
+        return outputs, time.perf_counter() - started

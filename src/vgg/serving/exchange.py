@@ -1,4 +1,4 @@
-"""One request and its answer: identity, limits, refusals, accounts."""
+"""One HTTP request and its response: request id, limits, errors, metrics, log."""
 
 import asyncio
 import logging
@@ -6,82 +6,91 @@ import re
 import time
 import uuid
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, TypedDict
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..errors import Error
 from . import model_server
+from .admission import Admission, shutting_down
+from .metrics import Metrics
+from .operations import schema
 from .refusals import Busy, Late, Refusal, TooSlow
-
-if TYPE_CHECKING:
-    from .application import Application
-    from .repository import Model
+from .repository import Model
 
 log = logging.getLogger("vgg.serving")
 
-LINGER = 2.0  # seconds in which a client that is refused may go on sending before the connection is closed
+LINGER = 2.0  # seconds for which a refused client may continue to send before the connection is closed
 REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
-LEFT = 499  # nginx's number for a client that went away before it had an answer
-FAILURES = {503: "REJECTED", LEFT: "CANCELED", 504: "CANCELED"}  # the statistics' reasons by status; else OTHER
+DISCONNECTED = 499  # nginx's status for a client that disconnects before the response
+FAILURES = {503: "REJECTED", DISCONNECTED: "CANCELED", 504: "CANCELED"}  # Triton's reasons by status; otherwise OTHER
 METHODS = ("GET", "HEAD", "POST", "PUT", "OPTIONS")
+INTERNAL_ERROR = "internal error; see the server's log"
+
+
+class ErrorBody(TypedDict):
+    error: Annotated[str, schema("One line that says what is wrong.")]
 
 
 class Exchange:
-    """One request and its answer."""
+    """One HTTP request and its response."""
 
-    def __init__(self, application: "Application", scope: Scope, receive: Receive, send: Send) -> None:
-        self._application, self._scope, self._receive, self._send = application, scope, receive, send
+    def __init__(
+        self, router: ASGIApp, admission: Admission, metrics: Metrics, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        self._router, self._admission, self._metrics = router, admission, metrics
+        self._scope, self._receive, self._send = scope, receive, send
+        self._deadline = admission.deadline(scope["path"])
         self._headers = Headers(scope=scope)
-        self._started = time.perf_counter()
-        self._held, self._read = 0, False  # bytes of the body, and whether that was all
-        self._status = 0
-        self._watch: asyncio.Task[None] | None = None
-        self._left = False  # the client went away
         self._id = request_id(self._headers)
-        scope["app"] = application
-        scope["facts"] = {}  # what a handler wants to have logged
+        self._started = time.perf_counter()
+        self._received, self._complete = 0, False  # bytes of the body, and whether it has ended
+        self._status = 0
+        self._watcher: asyncio.Task[None] | None = None
+        self._disconnected = False
+        scope["facts"] = {}  # handlers add the model and what else to log
 
     async def run(self) -> None:
-        app = self._application
-        app.at_work += 1
+        """Route the request, and send an error response if it fails."""
+        self._admission.active += 1
         try:
-            app.check(self._scope, self._headers)
-            await app.answer(self._scope, self.receive, self.send)
+            self._admission.check(self._scope, self._headers)
+            async with asyncio.timeout(self._deadline):
+                await self._router(self._scope, self.receive, self.send)
         except asyncio.CancelledError:
-            if self._left:
-                self._status = LEFT
-            else:  # its time to finish, while the server goes down, is over
-                await self._refuse(going_down())
+            if self._disconnected:
+                self._status = DISCONNECTED
+            else:  # the time for finishing accepted requests during a shutdown is over
+                await self._refuse(shutting_down())
         except Exception as error:
             await self._refuse(error)
         finally:
-            if self._watch:
-                self._watch.cancel()
-            app.at_work -= 1
-            app.release(self._held)
+            if self._watcher:
+                self._watcher.cancel()
+            self._admission.active -= 1
+            self._admission.release(self._received)
             self._account()
 
     async def receive(self) -> Message:
         message = await self._receive()
         if message["type"] == "http.request":
             size = len(message.get("body", b""))
-            self._application.hold(size, self._held)
-            self._held += size
-            self._read = not message.get("more_body", False)
-            if self._read and not self._watch and not unhurried(self._scope):
-                self._watch = asyncio.create_task(self._drop_when_left(asyncio.current_task()))
+            self._admission.reserve(size, self._received)
+            self._received += size
+            self._complete = not message.get("more_body", False)
+            if self._complete and not self._watcher and self._deadline is not None:
+                self._watcher = asyncio.create_task(self._cancel_on_disconnect(asyncio.current_task()))
         return message
 
-    async def _drop_when_left(self, work: "asyncio.Task[None] | None") -> None:
-        """End the work for a client that goes away before it has an answer, so that the engine works for those who wait."""
+    async def _cancel_on_disconnect(self, work: "asyncio.Task[None] | None") -> None:
+        """Cancel the work for a client that disconnects, so that the engine is free for other clients."""
         while (await self._receive())["type"] == "http.request":
             pass
         if not self._status and work:
-            self._left = True
+            self._disconnected = True
             work.cancel()
 
     async def send(self, message: Message) -> None:
@@ -90,32 +99,32 @@ class Exchange:
             headers = MutableHeaders(scope=message)
             headers["x-request-id"] = self._id
             headers.setdefault("x-content-type-options", "nosniff")
-            if self._application.draining:
+            if self._admission.draining:
                 headers["connection"] = "close"
         await self._send(message)
 
     async def _refuse(self, error: Exception) -> None:
-        if self._status:  # it is too late to say anything
-            log.error("an answer broke off", exc_info=error, extra={"request_id": self._id})
+        if self._status:  # the response has begun, so no error can be sent
+            log.error("response interrupted", exc_info=error, extra={"request_id": self._id})
             return
-        response = refused(self._scope["path"], self._as_refusal(error))
-        if response.headers.get("connection") == "close" and not self._read:
+        response = error_response(self._scope["path"], self._as_refusal(error))
+        if response.headers.get("connection") == "close" and not self._complete:
             await self._linger(response)
         else:
             await response(self._scope, self._receive, self.send)
 
     def _as_refusal(self, error: Exception) -> Error | HTTPException | None:
         if isinstance(error, TimeoutError):
-            return Late("no answer before the deadline") if self._read else TooSlow("the body did not arrive in time")
+            return Late(Late.example) if self._complete else TooSlow(TooSlow.example)
         if isinstance(error, Error | HTTPException):
             return error
         if isinstance(error, MemoryError):
-            return Busy("there is not enough memory now", retry_after="1")
+            return Busy("out of memory; try again later", retry_after="1")
         log.error("internal error", exc_info=error, extra={"request_id": self._id})
         return None
 
     async def _linger(self, response: Response) -> None:
-        """Answer now, but close only when the client has stopped sending, or had time to notice: it might lose the answer."""
+        """Respond at once, but close the connection only when the client stops sending, or it may lose the response."""
         await self.send({"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers})
         await self.send({"type": "http.response.body", "body": response.body, "more_body": True})
         try:
@@ -131,55 +140,48 @@ class Exchange:
         scope, facts = self._scope, self._scope["facts"]
         route = getattr(scope.get("route"), "path", "none")
         method = scope["method"] if scope["method"] in METHODS else "other"
-        self._application.metrics.requests.labels(method, route, str(self._status)).inc()
+        self._metrics.requests.labels(method, route, str(self._status)).inc()
         model: Model | None = facts.pop("served", None)
         if model and self._status < 400:
-            model.statistics.answered(seconds)
+            model.statistics.succeeded(seconds)
         elif model:
             model.statistics.failed(FAILURES.get(self._status, "OTHER"), seconds)
-        log.info(
-            "request",
-            extra={
-                "request_id": self._id,
-                "client": (scope.get("client") or ("",))[0],
-                "method": scope["method"],
-                "path": scope["path"],
-                "status": self._status,
-                "ms": round(seconds * 1000, 1),
-                **({"model": f"{model.name}:{model.version}"} if model else {}),
-                **facts,
-            },
-        )
+        if model:
+            facts = {"model": f"{model.name}:{model.version}", **facts}
+        client = (scope.get("client") or ("",))[0]
+        log_request("request", self._id, client, scope["method"], self._status, seconds, path=scope["path"], **facts)
+
+
+def log_request(message: str, request_id: str, client: str, method: str, status: int, seconds: float, **facts: object) -> None:
+    """Log a finished request."""
+    record = {"request_id": request_id, "client": client, "method": method, "status": status, "ms": round(seconds * 1000, 1)}
+    log.info(message, extra={**record, **facts})
 
 
 def request_id(headers: Headers) -> str:
-    """The id that a request brings, or a new one."""
+    """The id that a request carries, or a new one."""
     given = headers.get("x-request-id", "")
     return given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
 
 
-def unhurried(scope: Scope) -> bool:
-    """Whether a request may take as long as it takes: a model may take longer to load than its caller waits."""
-    return bool(scope["path"].startswith("/v2/repository/"))
-
-
-def going_down() -> Busy:
-    return Busy("the server is shutting down", retry_after="5", connection="close")
-
-
-def refused(path: str, error: Error | HTTPException | None) -> Response:
-    """The answer to a request that can't be answered, in the words of the protocol that the path belongs to."""
+def error_response(path: str, error: Error | HTTPException | None) -> Response:
+    """The response for an error, in the format of the path's protocol. None: an internal error."""
     headers: Mapping[str, str] = {}
     if isinstance(error, HTTPException):
-        status, line, headers = error.status_code, error.detail, error.headers or {}
-        line = {404: f"there is nothing at {path}", 405: f"{path} does not take this method"}.get(status, line)
+        status, message, headers = error.status_code, error.detail, error.headers or {}
+        message = {404: f"no such path: {path}", 405: f"{path} does not support this method"}.get(status, message)
     elif isinstance(error, Refusal):
-        status, line, headers = error.status, str(error), error.headers
+        status, message, headers = error.status, str(error), error.headers
     elif error is not None:
-        status, line = 400, str(error)
+        status, message = 400, str(error)
     else:
-        status, line = 500, "internal error; the server's log says more"
-    body: dict[str, Any] = {"error": line}
-    if model_server.speaks(path):
-        body = {"code": status, "type": type(error).__name__ if error else "InternalError", "message": line}
-    return JSONResponse(body, status, headers=dict(headers))
+        status, message = 500, INTERNAL_ERROR
+    kind = type(error).__name__ if error else "InternalError"
+    return JSONResponse(error_body(path, status, kind, message), status, headers=dict(headers))
+
+
+def error_body(path: str, status: int, kind: str, message: str) -> ErrorBody | model_server.MmsErrorBody:
+    """The JSON of an error, in the format of the path's protocol."""
+    if model_server.owns(path):
+        return {"code": status, "type": kind, "message": message}
+    return {"error": message}

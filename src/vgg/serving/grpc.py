@@ -1,4 +1,4 @@
-"""The Open Inference Protocol over gRPC: `GRPCInferenceService`, with the messages that Triton's client brings."""
+"""The Open Inference Protocol over gRPC: `GRPCInferenceService`, with the messages of Triton's client package."""
 
 import asyncio
 import functools
@@ -16,9 +16,10 @@ from tritonclient.grpc import service_pb2_grpc
 
 from ..errors import Error
 from . import open_inference, tensors
+from .admission import shutting_down
 from .application import Application
-from .exchange import FAILURES, LEFT, going_down, request_id
-from .refusals import Refusal
+from .exchange import DISCONNECTED, FAILURES, INTERNAL_ERROR, log_request, request_id
+from .refusals import Late, Refusal
 from .repository import Model
 
 log = logging.getLogger("vgg.serving")
@@ -32,7 +33,14 @@ Method = Callable[[Any, Any], Awaitable[Any]]
 
 
 async def start(application: Application, host: str, port: int) -> tuple[int, Callable[[float], Awaitable[None]]]:
-    """Listen; the port, and how to stop within some seconds. Raises Error where that port can't be listened on."""
+    """Start listening.
+
+    Returns:
+        The port, and a function that stops the server within a number of seconds.
+
+    Raises:
+        Error: the server can't listen on the port.
+    """
     server = grpc.aio.server(
         options=(("grpc.max_receive_message_length", application.settings.max_body * 2**20), ("grpc.so_reuseport", 0))
     )
@@ -40,7 +48,7 @@ async def start(application: Application, host: str, port: int) -> tuple[int, Ca
     try:
         bound = server.add_insecure_port(f"{f'[{host}]' if ':' in host else host}:{port}")
     except RuntimeError:
-        raise Error(f"{host} port {port}: can't be listened on for gRPC") from None
+        raise Error(f"can't listen on {host} port {port} for gRPC") from None
     await server.start()
 
     async def stop(seconds: float) -> None:
@@ -50,62 +58,57 @@ async def start(application: Application, host: str, port: int) -> tuple[int, Ca
 
 
 def _guarded(method: Callable[[Any, Any], Any]) -> Any:
-    """What every call goes through: the key, the deadline, errors as statuses, a line in the log."""
+    """Wrap a method: API keys, limits, the deadline, errors as status codes, and the log."""
 
     @functools.wraps(method)
     async def call(self: "_Service", request: Any, context: Any) -> Any:
-        app, begun, status, held = self.application, time.perf_counter(), 200, 0
+        app, started, status, reserved = self.application, time.perf_counter(), 200, 0
+        admission = app.admission
         headers = Headers({key: str(value) for key, value in context.invocation_metadata()})
         identity = request_id(headers)
         context.set_trailing_metadata((("x-request-id", identity),))
-        app.at_work += 1
+        admission.active += 1
         try:
-            app.check_key(headers)
-            if app.draining:
-                raise going_down()
-            app.hold(size := request.ByteSize(), 0)
-            held = size
+            admission.check_key(headers)
+            if admission.draining:
+                raise shutting_down()
+            admission.reserve(size := request.ByteSize())
+            reserved = size
             async with asyncio.timeout(None if "Repository" in method.__name__ else app.settings.deadline):
                 return await method(self, request)
         except (Error, TimeoutError) as error:
             status = _status(error)
-            line = "no answer before the deadline" if isinstance(error, TimeoutError) else str(error)
-            await context.abort(CODES.get(status, grpc.StatusCode.INVALID_ARGUMENT), line)
+            message = Late.example if isinstance(error, TimeoutError) else str(error)
+            await context.abort(CODES.get(status, grpc.StatusCode.INVALID_ARGUMENT), message)
         except asyncio.CancelledError:
-            status = LEFT
+            status = DISCONNECTED
             raise
         except Exception as error:
             status = 500
             log.error("internal error", exc_info=error, extra={"request_id": identity})
-            await context.abort(grpc.StatusCode.INTERNAL, "internal error; the server's log says more")
+            await context.abort(grpc.StatusCode.INTERNAL, INTERNAL_ERROR)
         finally:
-            app.at_work -= 1
-            app.release(held)
-            log.info(
-                "call",
-                extra={
-                    "request_id": identity,
-                    "client": context.peer(),
-                    "method": method.__name__,
-                    "status": status,
-                    "ms": round((time.perf_counter() - begun) * 1000, 1),
-                },
-            )
+            admission.active -= 1
+            admission.release(reserved)
+            seconds = time.perf_counter() - started
+            log_request("call", identity, context.peer(), method.__name__, status, seconds)
 
     return call
 
 
 def _status(error: BaseException) -> int:
-    """The HTTP status that says the same."""
+    """The corresponding HTTP status."""
     if isinstance(error, Refusal):
         return error.status
-    if isinstance(error, TimeoutError | asyncio.CancelledError):
-        return 504 if isinstance(error, TimeoutError) else LEFT
+    if isinstance(error, TimeoutError):
+        return Late.status
+    if isinstance(error, asyncio.CancelledError):
+        return DISCONNECTED
     return 400 if isinstance(error, Error) else 500
 
 
 class _Service(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
-    """Each method is its REST twin in `open_inference`."""
+    """Each method corresponds to a handler in `open_inference`."""
 
     def __init__(self, application: Application) -> None:
         self.application = application
@@ -114,7 +117,7 @@ class _Service(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
         return messages.ServerLiveResponse(live=True)
 
     async def ServerReady(self, request: Any, context: Any) -> Any:
-        return messages.ServerReadyResponse(ready=not self.application.draining)
+        return messages.ServerReadyResponse(ready=not self.application.admission.draining)
 
     @_guarded
     async def ModelReady(self, request: Any) -> Any:
@@ -142,19 +145,20 @@ class _Service(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
     @_guarded
     async def ModelStatistics(self, request: Any) -> Any:
         chosen = [self._model(request.name, request.version)] if request.name else list(self.application.repository)
-        record = {"model_stats": [one.statistics.record() for one in chosen]}
+        record = {"model_stats": [model.statistics.record() for model in chosen]}
         return json_format.ParseDict(record, messages.ModelStatisticsResponse())
 
     @_guarded
     async def RepositoryIndex(self, request: Any) -> Any:
-        found = self.application.repository.index()
-        ready = [one for one in found if not request.ready or one["state"] == "READY"]
-        return messages.RepositoryIndexResponse(models=[messages.RepositoryIndexResponse.ModelIndex(**one) for one in ready])
+        index = self.application.repository.index()
+        entries = [entry for entry in index if not request.ready or entry["state"] == "READY"]
+        models = [messages.RepositoryIndexResponse.ModelIndex(**entry) for entry in entries]
+        return messages.RepositoryIndexResponse(models=models)
 
     @_guarded
     async def RepositoryModelLoad(self, request: Any) -> Any:
         if request.parameters:
-            raise Refusal("a model is loaded as it lies in the repository's folder; there are no parameters")
+            raise Refusal(open_inference.NO_PARAMETERS)
         await self.application.repository.load(request.model_name)
         return messages.RepositoryModelLoadResponse()
 
@@ -165,24 +169,26 @@ class _Service(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
 
     @_guarded
     async def ModelInfer(self, request: Any) -> Any:
-        begun = time.perf_counter()
-        with self._model(request.model_name, request.model_version).held() as model:
+        started = time.perf_counter()
+        with self._model(request.model_name, request.model_version).in_use() as model:
             try:
                 model.batcher.check_room()
                 inference = _inference(request, model)
-                found = await open_inference.run(self.application, model, inference)
+                outputs = await open_inference.run(self.application, model, inference)
             except (Exception, asyncio.CancelledError) as error:
                 reason = FAILURES.get(_status(error), "OTHER")
-                model.statistics.failed(reason, time.perf_counter() - begun)
+                model.statistics.failed(reason, time.perf_counter() - started)
                 raise
-            model.statistics.answered(time.perf_counter() - begun)
-        outputs = [
-            messages.ModelInferResponse.InferOutputTensor(name=one.name, datatype=one.datatype, shape=one.shape)
-            for one in found
-        ]
-        raw = [one.raw() for one in found]
+            model.statistics.succeeded(time.perf_counter() - started)
         return messages.ModelInferResponse(
-            model_name=model.name, model_version=model.version, id=inference.id, outputs=outputs, raw_output_contents=raw
+            model_name=model.name,
+            model_version=model.version,
+            id=inference.id,
+            outputs=[
+                messages.ModelInferResponse.InferOutputTensor(name=one.name, datatype=one.datatype, shape=one.shape)
+                for one in outputs
+            ],
+            raw_output_contents=[one.raw() for one in outputs],
         )
 
     def _model(self, name: str, version: str) -> Model:
@@ -190,24 +196,19 @@ class _Service(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
 
 
 def _inference(request: Any, model: Model) -> tensors.Inference:
-    """A request's message as what it asks for. Raises Refusal."""
+    """The inference request in a message. Raises Refusal."""
     architecture = model.classifier.network.architecture
     if len(request.inputs) != 1:
-        raise Refusal(f"there must be one input, {tensors.INPUT!r}")
-    one, raw = request.inputs[0], request.raw_input_contents
-    shape = list(one.shape)
-    count = tensors.check_input(one.name, one.datatype, shape)
+        raise Refusal(f"the request must have one input, {tensors.INPUT!r}")
+    tensor, raw = request.inputs[0], request.raw_input_contents
     if len(raw) > 1 or (raw and len(raw[0]) % 4):
-        raise Refusal("there must be the bytes of one FP32 tensor")
-    values = np.frombuffer(raw[0], "<f4") if raw else np.array(one.contents.fp32_contents, np.float32)
-    if values.size != count:
-        raise Refusal(f"shape {shape} means {count} values; there are {values.size}")
-    batch = np.asarray(values, np.float32).reshape(shape)
-    tensors.check_values(batch, architecture)
-    outputs = [tensors.wanted(out.name, True, _number(out.parameters, "classification")) for out in request.outputs]
+        raise Refusal("`raw_input_contents` must be the bytes of one FP32 tensor")
+    values = np.frombuffer(raw[0], "<f4") if raw else np.array(tensor.contents.fp32_contents, np.float32)
+    batch = tensors.make_batch(tensor.name, tensor.datatype, list(tensor.shape), values, architecture)
+    outputs = [tensors.requested_output(out.name, True, _number(out.parameters, "classification")) for out in request.outputs]
     architecture.check_values(out.name for out in outputs)
-    timeout = _number(request.parameters, "timeout")
-    return tensors.Inference(batch, tuple(outputs) or (tensors.Wanted(tensors.OUTPUT),), request.id, timeout / 1e6 or None)
+    timeout = _number(request.parameters, "timeout") / 1e6 or None
+    return tensors.Inference(batch, tuple(outputs) or (tensors.RequestedOutput(tensors.OUTPUT),), request.id, timeout)
 
 
 def _number(parameters: Any, name: str) -> int:

@@ -1,10 +1,10 @@
-"""Multi Model Server's ways, so that a client of it works unchanged.
+"""The inference interface of Multi Model Server, so that its clients work unchanged.
 
-Paths, answers and errors are those of its inference interface (awslabs/multi-model-server, docs/inference_api.md): a picture
-in, raw or as a form, the five best classes out. `/invocations` is SageMaker's door to the same.
+Paths, responses and errors follow awslabs/multi-model-server, docs/inference_api.md: an image in, raw or as a form, the five
+best classes out. SageMaker calls the same at `/invocations`.
 """
 
-from typing import Any
+from typing import Any, TypedDict
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -13,56 +13,90 @@ from starlette.routing import Route
 from ..errors import ImageError
 from ..predictions import rank, softmax
 from . import site
-from .bodies import read_pictures
-from .refusals import Refusal
+from .bodies import read_images
+from .operations import Content, Operation
+from .refusals import NotFound, Refusal
 from .repository import Model
 
 TOP = 5
 PATHS = ("/ping", "/predictions/", "/invocations", "/api-description", "/models/")
 
+MmsClass = TypedDict("MmsClass", {"class": str, "probability": float})
 
-def speaks(path: str) -> bool:
-    """Whether a path is one of Multi Model Server's."""
+
+class ImageForm(TypedDict):
+    """Every file is read as an image, whatever the name of its field."""
+
+    data: bytes
+
+
+class MmsErrorBody(TypedDict):
+    code: int
+    type: str
+    message: str
+
+
+def owns(path: str) -> bool:
+    """Whether a path belongs to Multi Model Server's interface."""
     return path.startswith(PATHS)
 
 
 async def ping(request: Request) -> Response:
-    healthy = not request.app.draining
-    return JSONResponse({"status": "Healthy" if healthy else "Unhealthy"}, 200 if healthy else 503)
+    healthy = not request.app.admission.draining
+    return JSONResponse(site.Status(status="Healthy" if healthy else "Unhealthy"), 200 if healthy else 503)
 
 
 async def predict(request: Request) -> Response:
-    """The five best classes of a picture; of each of several, when a form holds several."""
-    app = request.app
+    """The five best classes of an image, or a list of them for each image of a form with several."""
+    app, facts = request.app, request.scope["facts"]
     name = request.path_params.get("model") or request.query_params.get("model_name")
     version = request.path_params.get("version")
-    request.scope["facts"]["served"] = asked = app.repository.get(name, version)
-    asked.batcher.check_room()  # before the body is read
-    body = await read_pictures(request)
-    with app.repository.get(name or body.options.get("model_name"), version).held() as model:
-        request.scope["facts"].update(served=model, pictures=len(body.pictures))
-        looks = await app.look(model, body.pictures, ("logits",))
-        answers = []
-        for look in looks:
-            if isinstance(look, ImageError):
-                raise Refusal(str(look))
-            answers.append(_classes(model, look.values["logits"]))
-    return JSONResponse(answers[0] if len(answers) == 1 else answers)
+    facts["served"] = requested = app.repository.get(name, version)
+    requested.batcher.check_room()  # before reading the body
+    body = await read_images(request)
+    with app.repository.get(name or body.options.get("model_name"), version).in_use() as model:
+        facts.update(served=model, images=len(body.images))
+        results = []
+        for inferred in await app.infer_images(model, body.images, ("logits",)):
+            if isinstance(inferred, ImageError):
+                raise Refusal(str(inferred))
+            results.append(_classes(model, inferred.values["logits"]))
+    return JSONResponse(results[0] if len(results) == 1 else results)
 
 
-def _classes(model: Model, logits: Any) -> list[dict[str, Any]]:
-    """Best first; a class is called by its WordNet id and its name, as their models' `synset.txt` has it."""
+def _classes(model: Model, logits: Any) -> list[MmsClass]:
+    """The best classes, named by WordNet id and label like the lines of `synset.txt` in Multi Model Server's models."""
     best = rank(softmax(logits), TOP, model.classifier.network.labels)
     return [{"class": f"{one.wnid} {one.label}" if one.wnid else one.label, "probability": one.score} for one in best]
 
 
+IMAGE = Content(
+    "Image",
+    {"application/octet-stream": bytes, "image/jpeg": bytes, "image/png": bytes, "multipart/form-data": ImageForm},
+)
+CLASSES = Content(
+    "MmsClasses",
+    list[MmsClass | list[MmsClass]],
+    "The five best classes, best first; for several images, a list of such lists.",
+    [{"class": "n02124075 Egyptian cat", "probability": 0.41}],
+)
+HEALTHY = Content("Healthy", site.Status, "The server is healthy.", {"status": "Healthy"})
+UNHEALTHY = Content("Unhealthy", site.Status, "The server is shutting down.", {"status": "Unhealthy"})
+
+
+def _predict(path: str, id: str, methods: list[str], **more: Any) -> Operation:
+    summary = "Return the five best classes of an image"
+    return Operation(path, predict, id, summary, {200: CLASSES}, methods, body=IMAGE, **more)
+
+
+CURL = "curl -X POST http://127.0.0.1:8080/predictions/vgg16-gap -T cat.jpg"
 ROUTES = [
-    Route("/ping", ping, methods=["GET"]),
-    Route("/predictions/{model}", predict, methods=["POST", "PUT"]),  # PUT is what `curl -T` sends
-    Route("/predictions/{model}/{version}", predict, methods=["POST", "PUT"]),
+    Operation("/ping", ping, "ping", "Check whether the server is healthy", {200: HEALTHY, 503: UNHEALTHY}),
+    _predict("/predictions/{model}", "predict", ["POST", "PUT"], examples=[CURL]),  # `curl -T` sends PUT
+    _predict("/predictions/{model}/{version}", "predictVersion", ["POST", "PUT"]),
     Route("/predictions/{model}", site.openapi, methods=["OPTIONS"]),
-    Route("/models/{model}/invoke", predict, methods=["POST"]),
-    Route("/invocations", predict, methods=["POST"]),
-    Route("/api-description", site.openapi, methods=["GET"]),
+    _predict("/models/{model}/invoke", "invokeModel", ["POST"]),
+    _predict("/invocations", "invocations", ["POST"], raises=[NotFound]),
+    Operation("/api-description", site.openapi, "apiDescription", "This description", {200: site.OPENAPI}),
     Route("/", site.openapi, methods=["OPTIONS"]),
 ]

@@ -1,4 +1,4 @@
-"""The models that are served: by name and version, loaded from private copies, swapped without a pause."""
+"""The served models, by name and version. They are loaded from private copies and replaced without interruption."""
 
 import asyncio
 import re
@@ -9,13 +9,14 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 
 from ..classifier import Classifier
 from ..errors import Error, ModelError, Notice
 from ..files import reason
-from ..formats import load, network_of
+from ..formats import detect, load, metadata, network_of, onnx_file
 from ..network import Network
 from ..zoo import EMBEDDED, EMBEDDED_FILE, locate
 from . import Settings
@@ -30,7 +31,7 @@ SUFFIXES = (".onnx", ".safetensors", ".pth", ".pt", ".h5")
 
 @dataclass
 class Model:
-    """A model that is served: a classifier, its queue, and what became of its requests."""
+    """A served model: a classifier, its queue and its statistics."""
 
     name: str
     version: str
@@ -38,70 +39,84 @@ class Model:
     classifier: Classifier
     batcher: Batcher
     statistics: Statistics
-    users: int = 0  # requests that hold it
-    retired: asyncio.Event = field(default_factory=asyncio.Event)  # it was taken out, and nobody holds it any more
+    users: int = 0  # requests in progress
+    unused: asyncio.Event = field(default_factory=asyncio.Event)  # set when the last of them ends
 
     @contextmanager
-    def held(self) -> Iterator["Model"]:
-        """While a request is at work, the model stays, even when another takes its place meanwhile."""
+    def in_use(self) -> Iterator["Model"]:
+        """Keep the model open during a request, even if it is replaced or unloaded meanwhile."""
         self.users += 1
         try:
             yield self
         finally:
             self.users -= 1
             if not self.users:
-                self.retired.set()
+                self.unused.set()
 
-    async def retire(self) -> None:
-        """Wait until nobody holds it, then let its thread and its memory go."""
+    async def close(self) -> None:
+        """Wait until no request uses the model, then end its thread."""
         while self.users:
-            self.retired.clear()
-            await self.retired.wait()
+            self.unused.clear()
+            await self.unused.wait()
         await self.batcher.close()
 
 
+class IndexEntry(TypedDict):
+    """A model that is served, or that could be loaded."""
+
+    name: str
+    version: str
+    state: str
+    reason: str
+
+
 class Repository:
-    """Models by name and version. Belongs to one event loop; loading happens in threads."""
+    """Models by name and version. Belongs to one event loop; models are loaded in threads."""
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self._settings, self._metrics = settings, metrics
         self._models: dict[str, dict[str, Model]] = {}
         self._loading = asyncio.Lock()
-        self._retiring: set[asyncio.Task[None]] = set()
+        self._closing: set[asyncio.Task[None]] = set()
         metrics.registry.register(TritonCounters(lambda: ((one.statistics, one.batcher.waiting) for one in self)))
 
     def __iter__(self) -> Iterator[Model]:
-        """Every model, the default one first, its newest version first."""
+        """Every model: the default model first, and newer versions before older ones."""
         for versions in self._models.values():
             yield from (versions[version] for version in sorted(versions, key=int, reverse=True))
 
     @property
     def changeable(self) -> bool:
-        """Whether models may be loaded and unloaded over the network."""
+        """Whether clients may load and unload models."""
         return self._settings.repository is not None
 
     def get(self, name: str | None = None, version: str | None = None) -> Model:
-        """A model: the first that was named when no name is given, the newest version when none is given.
+        """A model by name and version; by default the first model and its newest version.
 
-        Raises NotFound.
+        Raises:
+            NotFound: the name or the version is unknown.
         """
         if not self._models:
             raise NotFound("no model is loaded")
         name = name or next(iter(self._models))
         versions = self._models.get(name)
         if versions is None:
-            raise NotFound(f"no model is called {name!r}; there are {', '.join(self._models)}")
-        found = versions.get(version or max(versions, key=int))
-        if found is None:
-            raise NotFound(f"{name} has no version {version!r}; there are {', '.join(versions)}")
-        return found
+            raise NotFound(f"unknown model {name!r}; choose from {', '.join(self._models)}")
+        model = versions.get(version or max(versions, key=int))
+        if model is None:
+            raise NotFound(f"unknown version {version!r} of model {name}; choose from {', '.join(self.versions(name))}")
+        return model
 
     def versions(self, name: str) -> list[str]:
         """The versions of a model, oldest first."""
         return sorted(self._models[name], key=int)
 
     async def load_all(self) -> None:
-        """The models of the settings. Raises Error when one can't be loaded, or two are called the same."""
+        """Load the models of the settings.
+
+        Raises:
+            Error: a model can't be loaded, or two models have the same name and version.
+        """
         for text in self._settings.models or ("",):
             given = NAMED.fullmatch(text)
             if given and not Path(text).is_file():
@@ -110,84 +125,90 @@ class Repository:
                 path = locate(text or None)
                 name, version = EMBEDDED if path == EMBEDDED_FILE else path.stem, "1"
             if not NAME.fullmatch(name):
-                raise Error(f"{path}: the model needs a name of letters and digits, as in --model NAME={path}")
+                raise Error(
+                    f"{path}: invalid model name {name!r}; choose a name of letters and digits with --model NAME={path}"
+                )
             if version in self._models.get(name, {}):
-                raise Error(f"two models are called {name}, version {version}; name them with --model NAME=PATH")
-            self._models.setdefault(name, {})[version] = await self._opened(name, version, locate(path))
+                raise Error(f"two models have the name {name}, version {version}; choose names with --model NAME=PATH")
+            self._models.setdefault(name, {})[version] = await self._open(name, version, locate(path))
 
     async def load(self, name: str) -> None:
-        """Load a model of the repository's folder, or load it anew; until that has gone well, the old one serves.
+        """Load or reload a model from the repository's folder. A loaded model serves until the new one is ready.
 
         Raises:
-            Forbidden: there is no such folder. NotFound: it has no such model. ModelError: the model can't be read.
+            Forbidden: the server has no repository.
+            NotFound: the repository has no such model.
+            ModelError: the model can't be read.
         """
         async with self._loading:
             version, path = self._find(name)
-            model = await self._opened(name, version, path)
-            old = self._models.get(name, {})
+            model = await self._open(name, version, path)
+            replaced = self._models.get(name, {})
             self._models[name] = {version: model}
-            self._let_go(old)
+            self._close_all(replaced)
 
     async def unload(self, name: str) -> None:
-        """Take a model out; requests that it has accepted are still answered.
+        """Unload a model. Its accepted requests still finish.
 
         Raises:
-            Forbidden: there is no such folder, or the model is from elsewhere, so that nobody could load it again.
-            NotFound: there is no such model.
+            Forbidden: the server has no repository, or the model is not from it, so that it could not be loaded again.
+            NotFound: the model is unknown.
         """
         async with self._loading:
             folder = self._folder()
             if name not in self._models:
-                raise NotFound(f"no model is called {name!r}")
+                raise NotFound(f"unknown model {name!r}")
             if not all(one.source.resolve().is_relative_to(folder) for one in self._models[name].values()):
-                raise Forbidden(f"{name} is not from the repository's folder; it stays")
-            self._let_go(self._models.pop(name))
+                raise Forbidden(f"model {name} is not from the repository's folder; it can't be unloaded")
+            self._close_all(self._models.pop(name))
 
-    def index(self) -> list[dict[str, str]]:
-        """Each model that is served, and each that could be loaded."""
-        found = [{"name": one.name, "version": one.version, "state": "READY", "reason": ""} for one in self]
+    def index(self) -> list[IndexEntry]:
+        """The served models, and the models of the repository that are not loaded."""
+        entries = [IndexEntry(name=model.name, version=model.version, state="READY", reason="") for model in self]
         if self._settings.repository is not None:
             names = {path.stem if path.is_file() else path.name for path in self._folder().iterdir() if _may_be(path)}
             idle = sorted(names - set(self._models))
-            found += [{"name": name, "version": "", "state": "UNAVAILABLE", "reason": "not loaded"} for name in idle]
-        return found
+            entries += [IndexEntry(name=name, version="", state="UNAVAILABLE", reason="not loaded") for name in idle]
+        return entries
 
     async def close(self) -> None:
-        """Finish what waits in every queue."""
-        for one in self:
-            await one.batcher.close()
+        """Finish the jobs of all queues."""
+        for model in self:
+            await model.batcher.close()
 
-    def _let_go(self, models: dict[str, Model]) -> None:
+    def _close_all(self, models: dict[str, Model]) -> None:
         for model in models.values():
-            task = asyncio.get_running_loop().create_task(model.retire())
-            self._retiring.add(task)
-            task.add_done_callback(self._retiring.discard)
+            task = asyncio.get_running_loop().create_task(model.close())
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
 
     def _folder(self) -> Path:
         if self._settings.repository is None:
-            raise Forbidden("loading and unloading is off; `vgg serve --repository DIR` allows it for the models in a folder")
+            raise Forbidden("loading and unloading models is disabled; enable it with `vgg serve --repository DIR`")
         return self._settings.repository.resolve()
 
     def _find(self, name: str) -> tuple[str, Path]:
-        """Version and file of a model in the folder: `NAME.onnx` or `NAME/VERSION/model.onnx`, the newest version."""
+        """The version and file of a model in the folder: `NAME.onnx` or `NAME/VERSION/model.onnx`, the newest version."""
         folder = self._folder()
         places = [("1", path) for path in folder.glob("*") if path.stem == name and path.suffix in SUFFIXES]
         if NAME.fullmatch(name) and (folder / name).is_dir():
-            versions = sorted((p for p in (folder / name).iterdir() if re.fullmatch("[1-9][0-9]{0,8}", p.name)), key=_number)
+            versions = sorted(
+                (p for p in (folder / name).iterdir() if re.fullmatch("[1-9][0-9]{0,8}", p.name)), key=lambda p: int(p.name)
+            )
             places += [(p.name, file) for p in versions for file in sorted(p.glob("*")) if file.suffix in SUFFIXES]
-        # What a link leads to counts, so that nothing outside the folder is ever read.
+        # Links are resolved, so that no file outside the folder is read.
         places = [(version, path) for version, path in places if path.resolve().is_relative_to(folder) and path.is_file()]
         if not places:
-            raise NotFound(f"the repository has no model called {name!r}")
+            raise NotFound(f"the repository has no model {name!r}")
         return places[-1]
 
-    async def _opened(self, name: str, version: str, path: Path) -> Model:
+    async def _open(self, name: str, version: str, path: Path) -> Model:
         settings = self._settings
         classifier = await asyncio.to_thread(open_model, path, settings, name)
         statistics = Statistics(name, version, self._metrics)
         batcher = Batcher(
             classifier.engine, statistics, size=settings.batch_size, area=classifier.network.architecture.input_size**2,
-            queue=settings.queue, patience=settings.deadline, name=name,
+            queue=settings.queue, max_wait=settings.deadline, name=name,
         )  # fmt: skip
         return Model(name, version, path, classifier, batcher, statistics)
 
@@ -196,57 +217,46 @@ def _may_be(path: Path) -> bool:
     return NAME.fullmatch(path.stem if path.is_file() else path.name) is not None and (path.is_dir() or path.suffix in SUFFIXES)
 
 
-def _number(path: Path) -> int:
-    return int(path.name)
-
-
 def open_model(path: Path, settings: Settings, name: str) -> Classifier:
-    """A classifier on a private copy of a model file, warm.
+    """A classifier from a private copy of a model file, after a first run of the engine.
 
-    Engines read weights where they lie in a mapped file. Were that the user's file, whoever cuts it short would take the
-    process down; nobody can reach the copy.
+    Engines map model files into memory. Truncating a mapped file crashes the process, so the server maps a copy.
 
     Raises:
-        ModelError: the file can't be read, holds no VGG network, or not the numbers that it says it holds.
-        Error: there is no room for the copy, or the engine can't be used.
+        ModelError: the file can't be copied or read, is not a VGG network, or its weights don't match its checksum.
+        Error: the engine is not available.
     """
-    with private_copy(path) as copy, warnings.catch_warnings(record=True) as notes:
+    with private_copy(path) as copy, warnings.catch_warnings(record=True) as notices:
         warnings.simplefilter("always", Notice)
         try:
             model = load(copy)
             network = network_of(model)
-            _check_numbers(copy, network)
+            _check_weights(copy, network)
         except ModelError as error:
             raise ModelError(str(error).replace(str(copy), str(path))) from None
         classifier = Classifier(model, settings.engine, threads=settings.threads, device=settings.device, name=name)
         side = network.preprocessing.crop
         classifier.engine.logits(np.zeros((1, 3, side, side), np.float32))
-    for note in notes:
-        warnings.warn(type(note.message)(str(note.message).replace(str(copy), str(path))), stacklevel=2)
+    for notice in notices:
+        warnings.warn(type(notice.message)(str(notice.message).replace(str(copy), str(path))), stacklevel=2)
     return classifier
 
 
 @contextmanager
 def private_copy(path: Path) -> Iterator[Path]:
-    """A copy of a file under its own name, where only this process looks; it is gone when the block ends.
-
-    What was mapped meanwhile stays, without a name.
-    """
+    """A copy of a file in a private temporary folder, which is deleted when the block ends. Mappings of it stay valid."""
     with ExitStack() as stack:
         try:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="vgg-", ignore_cleanup_errors=True))
             copy = Path(shutil.copyfile(path, Path(folder, path.name)))
         except OSError as error:
-            raise ModelError(f"{path}: can't be copied before it is read: {reason(error)}") from None
+            raise ModelError(f"{path}: can't be copied to the temporary folder: {reason(error)}") from None
         yield copy
 
 
-def _check_numbers(path: Path, network: Network) -> None:
-    """Raises ModelError when an ONNX file's numbers are not those that it says it holds: it was changed after it was made."""
-    from ..formats import detect, metadata
-    from ..formats.onnx_file import scan
-
+def _check_weights(path: Path, network: Network) -> None:
+    """Raise ModelError if the weights of an ONNX file don't match the checksum in its metadata."""
     if detect(path) == "onnx":
-        claimed = scan(path).metadata.get(metadata.SHA256)
-        if claimed and claimed != network.sha256():
-            raise ModelError(f"{path}: is damaged: its numbers are not those that were written")
+        expected = onnx_file.scan(path).metadata.get(metadata.SHA256)
+        if expected and expected != network.sha256():
+            raise ModelError(f"{path}: damaged: the weights don't match the checksum in the file")

@@ -1,4 +1,4 @@
-"""The process: a socket, the models, and a way down that loses nothing."""
+"""The server process: sockets, models, logging, and a graceful shutdown."""
 
 import asyncio
 import json
@@ -22,26 +22,27 @@ from .application import Application
 
 log = logging.getLogger("vgg.serving")
 
-KEEP_ALIVE = 75  # seconds; more than the balancers in front of us keep an idle connection, so that they never use a closed one
+KEEP_ALIVE = 75  # seconds; longer than load balancers keep idle connections, so that they never reuse a closed one
 BACKLOG = 2048
-PLAIN = set(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message", "taskName"}
+STANDARD = set(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message", "taskName"}
 
 
 def serve(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT, and then until what was accepted is answered.
+    """Serve until SIGTERM or SIGINT, then finish the accepted requests.
 
-    Raises Error when a model can't be loaded or the port can't be listened on.
+    Raises:
+        Error: a model can't be loaded, or the server can't listen on the port.
     """
     configure_log(sys.stderr.isatty())
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # while the models load; nothing is accepted yet
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # while the models load, no request is accepted
     asyncio.run(_serve(settings))
 
 
 async def _serve(settings: Settings) -> None:
-    begun = time.perf_counter()
+    started = time.perf_counter()
     with listen(settings.host, settings.port) as listener:
         application = Application(settings)
-        Image.init()  # else the first picture waits for Pillow's readers
+        Image.init()  # load Pillow's decoders before the first request
         await application.repository.load_all()
         front: ASGIApp = application
         if settings.allow_origins:
@@ -62,25 +63,25 @@ async def _serve(settings: Settings) -> None:
             bound, server.stop_grpc = await start(application, settings.host, settings.grpc_port)
             facts["grpc"] = f"{host}:{bound}"
         names = [f"{model.name}:{model.version}" for model in application.repository]
-        seconds = round(time.perf_counter() - begun, 2)
+        seconds = round(time.perf_counter() - started, 2)
         log.info(f"ready at {address}", extra={**facts, "models": names, "seconds": seconds})
-        signal.signal(signal.SIGTERM, lambda *_: None)  # what uvicorn hands the signal on to, once it is done
+        signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises the signal again after the shutdown
         await server.serve(sockets=[listener])
         await application.repository.close()
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises Error when there can be none."""
+    """A listening socket. Raises Error if the address is not available."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
         return socket.create_server((host, port), family=family, backlog=BACKLOG)
     except OSError as error:
-        raise Error(f"{host} port {port}: can't be listened on: {reason(error).lower()}") from None
+        raise Error(f"can't listen on {host} port {port}: {reason(error).lower()}") from None
 
 
 class _Server(uvicorn.Server):
-    """Uvicorn, but on its way down it goes on listening until what was accepted is answered, so that whoever watches the
-    server sees it, and new work is refused with words instead of a closed door."""
+    """Uvicorn, but it listens until all accepted requests are finished: health checks still work during the shutdown, and new
+    requests get a response instead of a refused connection."""
 
     def __init__(self, config: uvicorn.Config, application: Application) -> None:
         super().__init__(config)
@@ -88,21 +89,21 @@ class _Server(uvicorn.Server):
         self.stop_grpc: Callable[[float], Awaitable[None]] | None = None
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        application, begun = self._application, time.monotonic()
-        application.draining = True
-        log.info("shutting down", extra={"at_work": application.at_work})
-        end = begun + application.settings.drain
+        admission, settings = self._application.admission, self._application.settings
+        started, admission.draining = time.monotonic(), True
+        log.info("shutting down", extra={"active": admission.active})
+        end = started + settings.drain
         if self.stop_grpc:
-            await self.stop_grpc(application.settings.drain)
-        while application.at_work and time.monotonic() < end and not self.force_exit:
+            await self.stop_grpc(settings.drain)
+        while admission.active and time.monotonic() < end and not self.force_exit:
             await asyncio.sleep(0.02)
-        left = application.at_work
+        unanswered = admission.active
         await super().shutdown(sockets)
-        log.info("shut down", extra={"unanswered": left, "seconds": round(time.monotonic() - begun, 2)})
+        log.info("shut down", extra={"unanswered": unanswered, "seconds": round(time.monotonic() - started, 2)})
 
 
 def configure_log(terminal: bool) -> None:
-    """Lines for people on a terminal, else a JSON object a line; always on standard error."""
+    """Log to standard error: readable lines on a terminal, otherwise one JSON object per line."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Lines() if terminal else _Json())
     for name, level in (("vgg.serving", logging.INFO), ("uvicorn", logging.WARNING), ("asyncio", logging.ERROR)):
@@ -112,7 +113,7 @@ def configure_log(terminal: bool) -> None:
 
 
 def _facts(record: logging.LogRecord) -> dict[str, Any]:
-    return {key: value for key, value in vars(record).items() if key not in PLAIN}
+    return {key: value for key, value in vars(record).items() if key not in STANDARD}
 
 
 class _Json(logging.Formatter):

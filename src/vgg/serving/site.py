@@ -1,10 +1,11 @@
-"""The page, the description of the interface, and what those ask who watch the server."""
+"""The web page, the OpenAPI description, health checks and metrics."""
 
 import gzip
 import json
 from functools import cache
 from importlib.resources import files
 from pathlib import PurePath
+from typing import Any, TypedDict
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -13,11 +14,13 @@ from starlette.routing import Route
 
 from .. import __version__
 from .metrics import CONTENT_TYPE
+from .operations import Content, Operation
 
 TYPES = {
     ".html": "text/html; charset=utf-8", ".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8",
     ".svg": "image/svg+xml", ".webp": "image/webp",
 }  # fmt: skip
+PAGES = {"/": "index.html", "/docs": "docs.html"}
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -27,47 +30,38 @@ HEADERS = {
 }  # fmt: skip
 
 
-def page_file(request: Request, name: str) -> Response:
-    """One of the page's files, compressed where the client takes that. Raises HTTPException 404."""
-    kept = _files().get(name)
-    if kept is None:
-        raise HTTPException(404)
-    content, compressed = kept
-    headers = HEADERS
-    if compressed and "gzip" in request.headers.get("accept-encoding", ""):
-        content, headers = compressed, {**HEADERS, "content-encoding": "gzip"}
-    return Response(content, media_type=TYPES[PurePath(name).suffix], headers=headers)
+class Status(TypedDict):
+    status: str
 
 
 @cache
 def _files() -> dict[str, tuple[bytes, bytes]]:
-    """By name: the content, and where that is text, the content compressed."""
-    found = {}
+    """By name: the content, and the compressed content of text files."""
+    contents = {}
     for file in files(__package__).joinpath("page").iterdir():
         if (suffix := PurePath(file.name).suffix) in TYPES:
             content = file.read_bytes()
-            found[file.name] = content, b"" if suffix == ".webp" else gzip.compress(content)
-    return found
+            contents[file.name] = content, b"" if suffix == ".webp" else gzip.compress(content)
+    return contents
 
 
 @cache
-def description() -> dict[str, object]:
-    """The interface as OpenAPI."""
+def description() -> Any:
+    """The OpenAPI document, which openapi.py generates."""
     text = files(__package__).joinpath("openapi.json").read_text("utf-8")
-    found: dict[str, object] = json.loads(text.replace("@VERSION@", __version__))
-    return found
-
-
-async def index(request: Request) -> Response:
-    return page_file(request, "index.html")
-
-
-async def docs(request: Request) -> Response:
-    return page_file(request, "docs.html")
+    return json.loads(text.replace("@VERSION@", __version__))
 
 
 async def page(request: Request) -> Response:
-    return page_file(request, request.path_params["name"])
+    """A file of the web page, compressed if the client accepts gzip."""
+    name = PAGES.get(request.url.path) or request.path_params.get("name", "")
+    if name not in _files():
+        raise HTTPException(404)
+    content, compressed = _files()[name]
+    headers = HEADERS
+    if compressed and "gzip" in request.headers.get("accept-encoding", ""):
+        content, headers = compressed, {**HEADERS, "content-encoding": "gzip"}
+    return Response(content, media_type=TYPES[PurePath(name).suffix], headers=headers)
 
 
 async def openapi(request: Request) -> Response:
@@ -75,27 +69,33 @@ async def openapi(request: Request) -> Response:
 
 
 async def alive(request: Request) -> Response:
-    return JSONResponse({"status": "alive"})
+    return JSONResponse(Status(status="alive"))
 
 
 async def ready(request: Request) -> Response:
-    """200 while new requests are taken; 503 once the server goes down."""
-    app = request.app
-    if app.draining:
-        return JSONResponse({"status": "shutting down"}, 503)
-    return JSONResponse({"status": "ready"})
+    """200 while the server accepts requests, 503 during the shutdown."""
+    if request.app.admission.draining:
+        return JSONResponse(Status(status="shutting down"), 503)
+    return JSONResponse(Status(status="ready"))
 
 
 async def metrics(request: Request) -> Response:
     return Response(request.app.metrics.exposition(), headers={"content-type": CONTENT_TYPE})
 
 
+ALIVE = Content("Alive", Status, "The process is alive.", {"status": "alive"})
+READY = Content("Ready", Status, "The server accepts requests.", {"status": "ready"})
+NOT_READY = Content("NotReady", Status, "The server is shutting down.", {"status": "shutting down"})
+METRICS = Content(
+    "Metrics",
+    {"text/plain": str},
+    "Triton's counters (`nv_inference_…`), histograms (`vgg_…_seconds`, `vgg_batch_size`), and metrics of the process.",
+)
+OPENAPI = Content("OpenApi", dict, "The OpenAPI document.")
 ROUTES = [
-    Route("/", index, methods=["GET"]),
-    Route("/docs", docs, methods=["GET"]),
-    Route("/page/{name}", page, methods=["GET"]),
-    Route("/openapi.json", openapi, methods=["GET"]),
-    Route("/healthz", alive, methods=["GET"]),
-    Route("/readyz", ready, methods=["GET"]),
-    Route("/metrics", metrics, methods=["GET"]),
+    *(Route(path, page, methods=["GET"]) for path in (*PAGES, "/page/{name}")),
+    Operation("/healthz", alive, "healthz", "Check whether the process is alive", {200: ALIVE}),
+    Operation("/readyz", ready, "readyz", "Check whether the server accepts requests", {200: READY, 503: NOT_READY}),
+    Operation("/metrics", metrics, "metrics", "Metrics for Prometheus", {200: METRICS}),
+    Operation("/openapi.json", openapi, "openapi", "This description", {200: OPENAPI}),
 ]

@@ -1,8 +1,8 @@
-// A heat map: a few rows of numbers, drawn as a smooth, see-through glow.
+// Draws a heat map, a few rows of numbers, as a smooth, transparent overlay.
 
-// From faint to strong: share, red, green, blue, opacity.
+// From weak to strong: value (0..1), red, green, blue, opacity.
 const COLOURS = [[0, 40, 20, 90, 0], [0.3, 70, 30, 130, 0.16], [0.55, 190, 50, 110, 0.42], [0.8, 245, 130, 50, 0.6], [1, 255, 225, 110, 0.7]];
-const EDGE = 0.06; // the share of a side along which the glow fades out, so that the crop's border draws no line
+const EDGE = 0.06; // fraction of a side along which the overlay fades out, so that no border is visible
 
 function colour(share) {
   const next = Math.max(1, COLOURS.findIndex(([at]) => share <= at));
@@ -14,7 +14,7 @@ function colour(share) {
 const smooth = (t) => t * t * (3 - 2 * t);
 const inside = (t) => smooth(Math.min(1, Math.min(t, 1 - t) / EDGE));
 
-// Paints what speaks for the class; places that speak against it stay clear.
+// Paints the places that support the class; places with negative values stay transparent.
 export function paint(canvas, map) {
   const rows = map.length, columns = map[0].length, { width, height } = canvas;
   const most = Math.max(...map.flat(), 1e-9);

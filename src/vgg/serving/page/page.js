@@ -1,30 +1,31 @@
-// The page: pictures in, results out. Nothing is kept but what is on screen.
+// The web page: sends images, shows results. It stores nothing beyond the page.
 import { paint } from "/page/heat.js";
 
 const $ = (id) => document.getElementById(id);
 const main = document.querySelector("main");
-const AT_ONCE = 4; // requests
-const PATIENCE = 5; // how often a full server is asked again
+const CONCURRENCY = 4; // requests at the same time
+const RETRIES = 5; // after status 503
 
 let models = [];
-let pictures = []; // {name, blob, url, button, result, error, ms}
-let chosen = null;
-let round = new AbortController(); // ends what is asked for pictures that were replaced, or of a model that was
+let images = []; // {name, blob, url, button, result, error, ms}
+let selected = null;
+let round = new AbortController(); // cancels requests when the images or the model change
 let key = sessionStorage.getItem("key") || "";
 
 const percent = (score) => (score < 0.001 ? "<0.1%" : `${(100 * score).toFixed(1)}%`);
 const count = (n) => (n >= 1e6 ? `${(n / 1e6).toFixed(1)} M` : n.toLocaleString("en"));
 const milliseconds = (ms) => `${ms < 10 ? ms.toFixed(1) : Math.round(ms)} ms`;
 const model = () => models[$("model").selectedIndex];
+const sentence = (text) => text[0].toUpperCase() + text.slice(1);
 const wait = (seconds) => new Promise((done) => setTimeout(done, 1000 * seconds));
 
 function element(tag, text = "", attributes = {}) {
-  const made = Object.assign(document.createElement(tag), attributes);
-  made.textContent = text;
-  return made;
+  const node = Object.assign(document.createElement(tag), attributes);
+  node.textContent = text;
+  return node;
 }
 
-async function ask(path, options = {}) {
+async function request(path, options = {}) {
   const response = await fetch(path, { ...options, headers: key ? { ...options.headers, "X-API-Key": key } : options.headers });
   if (response.status === 401 && $("key").hidden) {
     $("key").hidden = false;
@@ -34,7 +35,7 @@ async function ask(path, options = {}) {
 }
 
 async function loadModels() {
-  const response = await ask("/v1/models");
+  const response = await request("/v1/models");
   if (!response.ok) return response.status !== 401;
   models = (await response.json()).models;
   $("model").replaceChildren(...models.map((one) => element("option", one.version === "1" ? one.name : `${one.name}, version ${one.version}`)));
@@ -42,108 +43,108 @@ async function loadModels() {
   return true;
 }
 
-async function classify(picture, signal) {
+async function classify(image, signal) {
   const { name, version, explains } = model() || {};
   const query = new URLSearchParams({ top: 5, explain: Boolean(explains), ...(name && { model: name, version }) });
   const started = performance.now();
   for (let attempt = 0; ; attempt++) {
-    const response = await ask(`/v1/classify?${query}`, { method: "POST", body: picture.blob, headers: { "Content-Type": "application/octet-stream" }, signal });
-    const answer = await response.json();
-    if (response.status === 503 && attempt < PATIENCE) {
+    const response = await request(`/v1/classify?${query}`, { method: "POST", body: image.blob, headers: { "Content-Type": "application/octet-stream" }, signal });
+    const body = await response.json();
+    if (response.status === 503 && attempt < RETRIES) {
       await wait(Number(response.headers.get("Retry-After")) || 1);
     } else if (response.ok) {
-      return { ...answer.results[0], timing: answer.timing, model: models.find((one) => one.name === name && one.version === version), ms: performance.now() - started };
+      return { ...body.results[0], timing: body.timing, model: models.find((one) => one.name === name && one.version === version), ms: performance.now() - started };
     } else {
-      return { error: answer.error.replace(/^image: /, "This file "), short: response.status === 422 ? "can't be read" : "no answer" };
+      return { error: sentence(body.error.replace(/^image: /, "")), short: response.status === 422 ? "unreadable" : "error" };
     }
   }
 }
 
-async function look(picture, signal) {
-  picture.result = null;
-  if (picture === chosen) show(picture);
+async function update(image, signal) {
+  image.result = null;
+  if (image === selected) show(image);
   let result;
   try {
-    result = await classify(picture, signal);
+    result = await classify(image, signal);
   } catch {
-    result = { error: "The server can't be reached.", short: "no answer" };
+    result = { error: "No connection to the server", short: "error" };
   }
   if (signal.aborted) return;
-  picture.result = result;
-  label(picture);
-  if (picture === chosen) show(picture);
+  image.result = result;
+  label(image);
+  if (image === selected) show(image);
 }
 
-async function lookAtAll() {
+async function updateAll() {
   round.abort();
-  const left = [...pictures], { signal } = round = new AbortController();
-  const worker = async () => { while (left.length && !signal.aborted) await look(left.shift(), signal); };
-  await Promise.all(Array.from({ length: AT_ONCE }, worker));
+  const waiting = [...images], { signal } = round = new AbortController();
+  const worker = async () => { while (waiting.length && !signal.aborted) await update(waiting.shift(), signal); };
+  await Promise.all(Array.from({ length: CONCURRENCY }, worker));
 }
 
 function add(files) {
-  for (const { url } of pictures) URL.revokeObjectURL(url);
-  pictures = files.map((file) => ({ name: file.name || "pasted picture", blob: file, url: URL.createObjectURL(file) }));
-  if (!pictures.length) return;
-  $("gallery").hidden = pictures.length < 2;
-  $("gallery").querySelector("ul").replaceChildren(...pictures.map((picture) => {
-    picture.button = element("button", "", { type: "button", onclick: () => { choose(picture); $("shown").scrollIntoView({ block: "nearest" }); } });
-    const thumb = element("img", "", { src: picture.url, alt: "", onerror: () => thumb.replaceWith(element("div")) });
-    picture.button.append(thumb, element("span", "…"));
+  for (const { url } of images) URL.revokeObjectURL(url);
+  images = files.map((file) => ({ name: file.name || "pasted image", blob: file, url: URL.createObjectURL(file) }));
+  if (!images.length) return;
+  $("gallery").hidden = images.length < 2;
+  $("gallery").querySelector("ul").replaceChildren(...images.map((image) => {
+    image.button = element("button", "", { type: "button", onclick: () => { select(image); $("shown").scrollIntoView({ block: "nearest" }); } });
+    const thumb = element("img", "", { src: image.url, alt: "", onerror: () => thumb.replaceWith(element("div")) });
+    image.button.append(thumb, element("span", "…"));
     const item = element("li");
-    item.append(picture.button);
+    item.append(image.button);
     return item;
   }));
-  choose(pictures[0]);
-  lookAtAll();
+  select(images[0]);
+  updateAll();
 }
 
-function choose(picture) {
-  chosen = picture;
-  for (const one of pictures) one.button.setAttribute("aria-pressed", one === picture);
-  show(picture);
+function select(image) {
+  selected = image;
+  for (const one of images) one.button.setAttribute("aria-pressed", one === image);
+  show(image);
 }
 
-// What a picture's card in the gallery says.
-function label(picture) {
-  const { error, short, predictions } = picture.result;
-  const text = picture.button.querySelector("span");
-  picture.button.classList.toggle("wrong", Boolean(error));
+// Updates the card of an image in the gallery.
+function label(image) {
+  const { error, short, predictions } = image.result;
+  const text = image.button.querySelector("span");
+  image.button.classList.toggle("wrong", Boolean(error));
   text.replaceChildren(element("b", error ? short : predictions[0].label), element("i", error ? "" : percent(predictions[0].score)));
-  picture.button.setAttribute("aria-label", `${picture.name}: ${text.textContent}`);
+  image.button.setAttribute("aria-label", `${image.name}: ${text.textContent}`);
 }
 
-function show(picture) {
-  const result = picture.result;
-  main.classList.add("answered");
+function show(image) {
+  const result = image.result;
+  main.classList.add("has-result");
   main.classList.toggle("busy", !result);
   $("drop").hidden = true;
-  $("shown").hidden = $("answer").hidden = false;
-  if ($("picture").src !== picture.url) $("picture").src = picture.url;
-  $("picture").alt = $("file").textContent = picture.name;
+  $("shown").hidden = $("result").hidden = false;
+  if ($("image").src !== image.url) $("image").src = image.url;
+  $("image").alt = $("file").textContent = image.name;
   $("heat-switch").hidden = !result?.explanation;
   $("heat").classList.remove("on");
   if (!result) {
-    if (!$("bars").children.length) $("best").textContent = "Looking…";
+    if (!$("bars").children.length) $("best").textContent = "Classifying…";
     return;
   }
-  $("trouble").hidden = !result.error;
-  $("told").hidden = Boolean(result.error);
+  $("error").hidden = !result.error;
+  $("predictions").hidden = Boolean(result.error);
   $("facts").replaceChildren();
   if (result.error) {
-    $("trouble").textContent = result.error;
-    $("status").textContent = `${picture.name}: ${result.error}`;
+    $("error").textContent = result.error;
+    $("status").textContent = `${image.name}: ${result.error}`;
     return;
   }
-  tell(result);
+  showPredictions(result);
   heat(result);
-  $("status").textContent = `${picture.name}: ${result.predictions.map((one) => `${one.label}, ${percent(one.score)}`).join("; ")}`;
+  $("status").textContent = `${image.name}: ${result.predictions.map((one) => `${one.label}, ${percent(one.score)}`).join("; ")}`;
 }
 
-function tell({ predictions, timing, model, ms }) {
+function showPredictions({ predictions, timing, model, ms }) {
   $("best").textContent = predictions[0].label;
-  $("sure").textContent = percent(predictions[0].score);
-  const rows = [...$("bars").children]; // kept, so that the bars move
+  $("score").textContent = percent(predictions[0].score);
+  const rows = [...$("bars").children]; // reused, so that the bars are animated
   while (rows.length < predictions.length) {
     const row = element("li");
     row.append(element("b"), element("i"), element("div"));
@@ -159,9 +160,9 @@ function tell({ predictions, timing, model, ms }) {
     requestAnimationFrame(() => bar.style.setProperty("--share", `${100 * one.score}%`));
   });
   const facts = [
-    ["In the network", milliseconds(timing.inference_ms)],
-    ["Reading the picture", milliseconds(timing.decode_ms)],
-    ["From click to answer", milliseconds(ms)],
+    ["Inference", milliseconds(timing.inference_ms)],
+    ["Decoding", milliseconds(timing.decode_ms)],
+    ["Total", milliseconds(ms)],
     ["Model", model.name],
     ["Size", `${(model.bytes / 1e6).toFixed(1)} MB`],
     ["Parameters", count(model.parameters)],
@@ -170,11 +171,11 @@ function tell({ predictions, timing, model, ms }) {
   $("facts").replaceChildren(...facts.flatMap(([name, value]) => [element("dt", name), element("dd", value)]));
 }
 
-// Lays the heat map on the part of the picture that the network saw.
+// Places the heat map on the part of the image that the network received.
 function heat({ explanation }) {
   if (!explanation) return;
   const place = () => {
-    const frame = $("frame").getBoundingClientRect(), shown = $("picture").getBoundingClientRect();
+    const frame = $("frame").getBoundingClientRect(), shown = $("image").getBoundingClientRect();
     const [left, top, right, bottom] = explanation.box, style = $("heat").style;
     style.left = `${shown.left - frame.left + left * shown.width}px`;
     style.top = `${shown.top - frame.top + top * shown.height}px`;
@@ -183,31 +184,31 @@ function heat({ explanation }) {
     $("heat").classList.toggle("on", $("heat-on").checked);
   };
   paint($("heat"), explanation.map);
-  $("picture").decode().then(place, () => {});
+  $("image").decode().then(place, () => {});
 }
 
-const refresh = () => chosen?.result?.explanation && heat(chosen.result);
-const onlyPictures = (files) => [...files].filter((file) => !file.type || file.type.startsWith("image/"));
+const refresh = () => selected?.result?.explanation && heat(selected.result);
+const onlyImages = (files) => [...files].filter((file) => !file.type || file.type.startsWith("image/"));
 
 $("choose").addEventListener("change", () => { add([...$("choose").files]); $("choose").value = ""; });
 $("heat-on").addEventListener("change", refresh);
 addEventListener("resize", refresh);
-$("picture").addEventListener("load", ({ target }) => {
+$("image").addEventListener("load", ({ target }) => {
   target.style.setProperty("--aspect", target.naturalWidth / target.naturalHeight);
   $("frame").classList.remove("blank");
   refresh();
 });
-$("picture").addEventListener("error", () => $("frame").classList.add("blank")); // no picture, or of a kind that browsers don't show
-$("model").addEventListener("change", lookAtAll);
+$("image").addEventListener("error", () => $("frame").classList.add("blank")); // not an image, or a format that browsers don't show
+$("model").addEventListener("change", updateAll);
 $("key").addEventListener("submit", async (event) => {
   event.preventDefault();
   key = $("key-field").value;
   if (await loadModels()) {
     sessionStorage.setItem("key", key);
     $("key").hidden = true;
-    lookAtAll();
+    updateAll();
   } else {
-    $("key-label").textContent = "The server does not know this key; it asks for another";
+    $("key-label").textContent = "Invalid API key; enter another one";
     $("key-field").select();
   }
 });
@@ -218,7 +219,7 @@ $("examples").addEventListener("click", async (event) => {
   const blob = await (await fetch(`/page/${name}`)).blob();
   add([new File([blob], name, { type: blob.type })]);
 });
-addEventListener("paste", (event) => { const files = onlyPictures(event.clipboardData.files); if (files.length) add(files); });
+addEventListener("paste", (event) => { const files = onlyImages(event.clipboardData.files); if (files.length) add(files); });
 addEventListener("dragover", (event) => { event.preventDefault(); main.classList.add("over"); });
 addEventListener("dragleave", (event) => { if (!event.relatedTarget) main.classList.remove("over"); });
 addEventListener("drop", (event) => {

@@ -1,0 +1,113 @@
+"""Which requests the server accepts: API keys, origins, limits on bodies, and the shutdown."""
+
+import hashlib
+import hmac
+from pathlib import Path
+
+from starlette.datastructures import Headers
+from starlette.types import Scope
+
+from ..errors import Error
+from ..files import reason
+from . import Settings
+from .refusals import Busy, Forbidden, TooLarge, Unauthorized
+
+# Health checks and the web page need no key, and work during a shutdown.
+OPEN = ("/healthz", "/readyz", "/ping", "/v2/health/live", "/v2/health/ready", "/", "/docs", "/openapi.json")
+SAFE = ("GET", "HEAD", "OPTIONS")
+BODIES = 8  # number of bodies of the maximum size that fit into memory at the same time
+
+
+class Admission:
+    """The rules for accepting requests, and the state that they depend on."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.draining = False  # the server is shutting down
+        self.active = 0  # requests that were accepted and have no complete response yet
+        self._origins = set(settings.allow_origins)
+        self._keys = _read_keys(settings.api_key_file) if settings.api_key_file else None
+        self._max_body = settings.max_body * 2**20
+        self._deadline = settings.deadline
+        self._buffered = 0  # bytes of bodies in memory
+
+    def deadline(self, path: str) -> float | None:
+        """The seconds in which a request must be finished; None if there is no limit."""
+        return self._deadline if has_deadline(path) else None
+
+    def check(self, scope: Scope, headers: Headers) -> None:
+        """Raise a Refusal if a request must not be accepted, from its path and headers."""
+        path = scope["path"]
+        # A browser hides responses from pages of other origins, but it sends their requests all the same.
+        foreign = headers.get("sec-fetch-site") in ("cross-site", "same-site") and scope["method"] not in SAFE
+        if foreign and not {"*", headers.get("origin")} & self._origins:
+            raise Forbidden(Forbidden.example)
+        if is_open(path):
+            return
+        self.check_key(headers)
+        if self.draining and stops_on_shutdown(path):
+            raise shutting_down()
+        length = headers.get("content-length", "")
+        if length.isdigit() and int(length) > self._max_body:
+            raise self._too_large()
+
+    def check_key(self, headers: Headers) -> None:
+        """Raise Unauthorized if the server requires an API key and the headers contain no valid one."""
+        if self._keys is None:
+            return
+        given = headers.get("x-api-key") or headers.get("authorization", "").removeprefix("Bearer ").strip()
+        digest = hashlib.sha256(given.encode()).digest()
+        # Compare with every key, each in constant time: the time must not depend on the keys.
+        if not sum(hmac.compare_digest(digest, key) for key in self._keys):
+            raise Unauthorized(Unauthorized.example, www_authenticate="Bearer")
+
+    def reserve(self, count: int, received: int = 0) -> None:
+        """Reserve memory for `count` more bytes of a body of which `received` bytes are in memory.
+
+        Raises:
+            TooLarge: the body exceeds the limit.
+            Busy: the bodies of all requests exceed the memory for them.
+        """
+        if received + count > self._max_body:
+            raise self._too_large()
+        if self._buffered + count > BODIES * self._max_body:
+            raise Busy("not enough memory for the body; try again later", retry_after="1")
+        self._buffered += count
+
+    def release(self, count: int) -> None:
+        """Give back reserved memory."""
+        self._buffered -= count
+
+    def _too_large(self) -> TooLarge:
+        return TooLarge(f"the body is larger than {self._max_body >> 20} MiB", connection="close")
+
+
+def is_open(path: str) -> bool:
+    """Whether a path needs no API key."""
+    return path in OPEN or path.startswith("/page/")
+
+
+def stops_on_shutdown(path: str) -> bool:
+    """Whether a path refuses new requests during a shutdown."""
+    return not is_open(path) and path != "/metrics"
+
+
+def has_deadline(path: str) -> bool:
+    """Whether the deadline applies. Loading a model may take longer."""
+    return not path.startswith("/v2/repository/")
+
+
+def shutting_down() -> Busy:
+    """The refusal of new requests during a shutdown."""
+    return Busy("the server is shutting down", retry_after="5", connection="close")
+
+
+def _read_keys(path: Path) -> list[bytes]:
+    try:
+        lines = path.read_text().split()
+    except OSError as error:
+        raise Error(f"{path}: {reason(error)}") from None
+    except UnicodeDecodeError:
+        raise Error(f"{path}: not a text file; API keys must be text, one per line") from None
+    if not lines:
+        raise Error(f"{path}: no API keys; write one per line")
+    return [hashlib.sha256(line.encode()).digest() for line in lines]
