@@ -45,7 +45,7 @@ def test_a_quantized_parameter_is_near_its_value(zero_point):
     value = np.random.default_rng(0).normal(size=(6, 5, 3, 3)).astype(np.float32)
     stored = quantized(value, zero_point)
     assert np.abs(stored.dequantize() - value).max() <= stored.scale.max() * 0.51
-    assert np.array_equal(stored.rows(2, 5), stored.dequantize()[2:5])
+    assert np.array_equal(stored.take(slice(2, 5)), stored.dequantize()[2:5])
 
 
 def test_groups_along_a_row_have_scales_of_their_own():
@@ -53,7 +53,7 @@ def test_groups_along_a_row_have_scales_of_their_own():
     stored = Quantized(values, np.array([[1, 10], [100, 1000]], np.float32), group=4)
     expected = values * np.array([[1, 1, 1, 1, 10, 10], [100, 100, 100, 100, 1000, 1000]], np.float32)
     assert np.array_equal(stored.dequantize(), expected)
-    assert np.array_equal(stored.rows(1, 2), expected[1:])
+    assert np.array_equal(stored.take(slice(1, 2)), expected[1:])
 
 
 def test_scales_of_the_wrong_shape_are_refused():

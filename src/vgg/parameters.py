@@ -1,7 +1,6 @@
 """Parameters as they are stored: arrays, integers with scales, or products of two matrices."""
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,28 +14,8 @@ from .errors import ModelError
 BLOCK_BYTES = 2 * 2**20
 
 
-class _Stored(ABC):
-    """A parameter that is no plain array."""
-
-    @property
-    @abstractmethod
-    def shape(self) -> Shape: ...
-
-    @abstractmethod
-    def take(self, rows: slice | Array) -> Array:
-        """The rows with these indices, as float32."""
-
-    def rows(self, start: int, stop: int) -> Array:
-        """The rows from `start` to before `stop`, as float32."""
-        return self.take(slice(start, stop))
-
-    def dequantize(self) -> Array:
-        """The parameter as float32."""
-        return self.rows(0, self.shape[0])
-
-
 @dataclass(frozen=True)
-class Quantized(_Stored):
+class Quantized:
     """A parameter stored as integers: value = (values - zero_point) * scale.
 
     There is one scale for each index along `axis`; or, with a `group`, one for every `group` neighbours in each row. A row is
@@ -63,7 +42,12 @@ class Quantized(_Stored):
     def shape(self) -> Shape:
         return tuple(self.values.shape)
 
+    def dequantize(self) -> Array:
+        """The parameter as float32."""
+        return self.take(slice(None))
+
     def take(self, rows: slice | Array) -> Array:
+        """The rows with these indices, as float32."""
         values = self.values[rows]
         result = values.astype(np.float32).reshape(len(values), -1) if self.group else values.astype(np.float32)
 
@@ -80,7 +64,7 @@ class Quantized(_Stored):
 
 
 @dataclass(frozen=True)
-class LowRank(_Stored):
+class LowRank:
     """A linear layer's weight as a product: weight = left @ right.
 
     Raises:
@@ -98,7 +82,12 @@ class LowRank(_Stored):
     def shape(self) -> Shape:
         return (self.left.shape[0], *self.right.shape[1:])
 
+    def dequantize(self) -> Array:
+        """The parameter as float32."""
+        return self.take(slice(None))
+
     def take(self, rows: slice | Array) -> Array:
+        """The rows with these indices, as float32."""
         left = self.left.take(rows) if isinstance(self.left, Quantized) else self.left[rows]
         right = expanded(self.right)
         product: Array = left @ right.reshape(len(right), -1)
@@ -133,7 +122,7 @@ def blocks(value: Parameter, dtype: Any = None) -> Iterator[Array]:
     if isinstance(value, LowRank):
         value = value.dequantize()
     for start in range(0, value.shape[0], rows):
-        part = value.rows(start, start + rows) if isinstance(value, Quantized) else value[start : start + rows]
+        part = value.take(slice(start, start + rows)) if isinstance(value, Quantized) else value[start : start + rows]
         kind = np.dtype(dtype or part.dtype).newbyteorder("<")
         if not part.flags.c_contiguous:
             part = part.copy(order="K")  # in its own order, which is fast to read; reordering is fast in the cache

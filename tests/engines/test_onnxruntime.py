@@ -1,6 +1,7 @@
 """Files that quantize activations run on ONNX Runtime as they are; other engines take their weights."""
 
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -11,6 +12,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 import vgg
 from conftest import needs_native, random_network
 from vgg import ModelError, engines, formats
+from vgg.preprocessing import PRESETS
 
 IMAGES = np.random.default_rng(0).normal(size=(5, 3, 64, 64)).astype(np.float32)
 
@@ -57,6 +59,23 @@ def test_it_runs_as_it_is(quantized):
         opened.run(IMAGES, ["fc7"])
     with pytest.raises(ModelError, match="no value of vgg16 is called 'fc9'"):
         opened.run(IMAGES, ["fc9"])
+
+
+def test_a_classifier_keeps_the_graph_when_preprocessing_and_labels_change(quantized, tmp_path):
+    path = quantized()
+    (tmp_path / "labels.txt").write_text("a\nb\nc\nd\ne\nf\ng\n")
+    classifier = vgg.load(path, preprocessing="caffe", labels=tmp_path / "labels.txt")
+    assert (classifier.network.preprocessing, classifier.network.labels.names) == (PRESETS["caffe"], tuple("abcdefg"))
+    assert classifier.network.provenance.preprocessing == classifier.network.provenance.labels == "given"
+    assert isinstance(classifier.engine, engines.GraphEngine)
+    assert np.array_equal(classifier.engine.logits(IMAGES), bare(path, IMAGES))
+
+
+def test_a_changed_network_runs_its_own_weights(quantized):
+    network = vgg.Network.read(quantized())
+    doubled = replace(network, parameters={**network.parameters, "fc8.bias": network.parameters["fc8.bias"] + 1})
+    found, expected = (engines.open(one, "onnxruntime").logits(IMAGES) for one in (doubled, network))
+    np.testing.assert_allclose(found, expected + 1, rtol=1e-5, atol=1e-4)
 
 
 def test_a_fixed_batch_is_filled_up(quantized):

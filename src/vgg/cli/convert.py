@@ -1,27 +1,11 @@
 """vgg convert"""
 
-from enum import Enum, StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from . import common
-
-
-class Bits(Enum):
-    half = "16"
-    single = "32"
-
-
-class Names(StrEnum):
-    paper = "paper"
-    zoo = "zoo"
-
-
-class Layout(StrEnum):
-    file = "file"
-    triton = "triton"
 
 
 def convert(
@@ -46,8 +30,10 @@ def convert(
     dense: Annotated[
         bool, typer.Option("--dense", help="Images of any size and a map of scores: linear layers become convolutions.")
     ] = False,
-    bits: Annotated[Bits, typer.Option("--bits", help="Bits of the floats in the file.")] = Bits.single,
-    names: Annotated[Names, typer.Option("--names", help="Names of the tensors: the paper's or the zoo's.")] = Names.paper,
+    bits: Annotated[Literal["16", "32"], typer.Option("--bits", help="Bits of the floats in the file.")] = "32",
+    names: Annotated[
+        Literal["paper", "zoo"], typer.Option("--names", help="Names of the tensors: the paper's or the zoo's.")
+    ] = "paper",
     with_preprocessing: Annotated[
         bool,
         typer.Option(
@@ -58,8 +44,9 @@ def convert(
         bool, typer.Option("--fold-batch-norm", help="Batch normalisation folded into the convolutions.")
     ] = False,
     layout: Annotated[
-        Layout, typer.Option("--layout", help="One file, or a model repository for Triton and OpenVINO Model Server.")
-    ] = Layout.file,
+        Literal["file", "triton"],
+        typer.Option("--layout", help="One file, or a model repository for Triton and OpenVINO Model Server."),
+    ] = "file",
     preset: common.PresetOption = None,
     labels: common.LabelsOption = None,
 ) -> None:
@@ -83,7 +70,7 @@ def convert(
         network = network.fold_batch_norm()
     write(
         network, output, opset=opset, outputs=extra_outputs or (), softmax=softmax, batch=batch, dense=dense,
-        bits=int(bits.value), names=names.value, preprocessing=with_preprocessing, layout=layout.value,
+        bits=int(bits), names=names, preprocessing=with_preprocessing, layout=layout,
     )  # fmt: skip
-    file = output / "1" / "model.onnx" if layout is Layout.triton else output
+    file = output / "1" / "model.onnx" if layout == "triton" else output
     typer.echo(f"{file}: {network.architecture.name}, {file.stat().st_size / 1e6:,.1f} MB", err=True)

@@ -2,9 +2,8 @@
 
 import json
 from dataclasses import asdict
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -14,14 +13,9 @@ if TYPE_CHECKING:
     from ..network import Network
 
 
-class Format(StrEnum):
-    table = "table"
-    json = "json"
-
-
 def inspect(
     file: Annotated[Path, typer.Argument(help="Model file of any supported format, or published name.")],
-    format: Annotated[Format, typer.Option("--format", help="Format of the printed result.")] = Format.table,
+    format: Annotated[Literal["table", "json"], typer.Option("--format", help="Format of the printed result.")] = "table",
 ) -> None:
     """Describe a model file: format, architecture, preprocessing, labels, origin.
 
@@ -55,7 +49,7 @@ def inspect(
             if kind != "onnx" or metadata.ARCHITECTURE in written:
                 raise
             facts["refused"] = str(error).removeprefix(f"{file}: ")
-    if format is Format.json:
+    if format == "json":
         print(json.dumps(facts, indent=2, ensure_ascii=False))
     else:
         for name, text in _table(facts):

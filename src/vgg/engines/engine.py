@@ -1,11 +1,12 @@
-"""What all engines share: their protocol, the checks of their input, and the base of those that run quantized graphs."""
+"""What engines share: their protocol, the checks of their input, and the bases of those that run ONNX models."""
 
 import platform
 import sys
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -49,6 +50,33 @@ class Model(Protocol):
     network: Network
     engine: Engine
     name: str
+
+
+class BuiltEngine(ABC):
+    """A network as ONNX models, one for each set of outputs, so that nothing else is computed; see `Engine`."""
+
+    def __init__(self, network: Network) -> None:
+        self._network = network
+        self._models: dict[tuple[str, ...], Any] = {}
+        self._lock = threading.Lock()
+        self._model(("logits",))
+
+    @abstractmethod
+    def _build(self, outputs: tuple[str, ...]) -> Any:
+        """The runtime's model for these outputs."""
+
+    def _model(self, outputs: Sequence[str]) -> Any:
+        key = tuple(sorted(set(outputs)))
+        with self._lock:
+            if key not in self._models:
+                self._models[key] = self._build(key)
+            return self._models[key]
+
+    @abstractmethod
+    def run(self, batch: Array, outputs: Sequence[str] = ("logits",)) -> dict[str, Array]: ...
+
+    def logits(self, batch: Array) -> Array:
+        return self.run(batch)["logits"]
 
 
 class GraphEngine(ABC):

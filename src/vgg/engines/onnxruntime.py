@@ -1,6 +1,5 @@
 """ONNX Runtime. Its session reads the parameters in place, in memory or in the mapped file."""
 
-import threading
 from collections.abc import Sequence
 
 import onnx
@@ -12,7 +11,7 @@ from ..formats import QuantizedGraph, onnx_builder
 from ..formats.onnx_builder import OnnxOptions
 from ..network import Network
 from ..parameters import contiguous
-from .engine import GraphEngine, check_batch
+from .engine import BuiltEngine, GraphEngine, check_batch
 
 
 class OnnxGraphEngine(GraphEngine):
@@ -36,47 +35,33 @@ class OnnxGraphEngine(GraphEngine):
         return output
 
 
-class OnnxRuntimeEngine:
+class OnnxRuntimeEngine(BuiltEngine):
     """A network in ONNX Runtime's CPU provider; see `vgg.engines.Engine`."""
 
     name = "onnxruntime"
 
     def __init__(self, network: Network, threads: int | None = None) -> None:
-        self._network, self._threads = network, threads
-        self._sessions: dict[tuple[str, ...], onnxruntime.InferenceSession] = {}
-        self._lock = threading.Lock()
-        self._session(("logits",))
+        self._threads = threads
+        super().__init__(network)
 
     def run(self, batch: Array, outputs: Sequence[str] = ("logits",)) -> dict[str, Array]:
         check_batch(self._network.architecture, batch)
-        session = self._session(tuple(sorted(set(outputs))))
-        return dict(zip(outputs, session.run(list(outputs), {"data": batch}), strict=True))
+        return dict(zip(outputs, self._model(outputs).run(list(outputs), {"data": batch}), strict=True))
 
-    def logits(self, batch: Array) -> Array:
-        return self.run(batch)["logits"]
-
-    def _session(self, outputs: tuple[str, ...]) -> onnxruntime.InferenceSession:
-        """The session for these outputs, which computes only what they need."""
-        with self._lock:
-            if outputs not in self._sessions:
-                self._sessions[outputs] = _session(self._network, outputs, self._threads)
-            return self._sessions[outputs]
-
-
-def _session(network: Network, outputs: tuple[str, ...], threads: int | None) -> onnxruntime.InferenceSession:
-    # Expanded here, since ONNX Runtime would otherwise turn quantized weights into floats in every run.
-    model, initializers = onnx_builder.build(network.expanded(), OnnxOptions(outputs=outputs))
-    options = _options(threads)
-    # Prepacking copies the weights into another order at every load: it costs 0.5 s for VGG-19 and gains 1% at batch 8.
-    options.add_session_config_entry("session.disable_prepacking", "1")
-    for one in initializers:
-        lent = model.graph.initializer.add(name=one.name, data_type=one.data_type, dims=one.dims)
-        lent.data_location = onnx.TensorProto.EXTERNAL
-        lent.external_data.add(key="location", value="memory")
-    arrays = [contiguous(one.value, one.dtype).reshape(one.dims) for one in initializers]
-    values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in arrays]
-    options.add_external_initializers([one.name for one in initializers], values)
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    def _build(self, outputs: tuple[str, ...]) -> onnxruntime.InferenceSession:
+        # Expanded here, since ONNX Runtime would otherwise turn quantized weights into floats in every run.
+        model, initializers = onnx_builder.build(self._network.expanded(), OnnxOptions(outputs=outputs))
+        options = _options(self._threads)
+        # Prepacking copies the weights into another order at every load: it costs 0.5 s for VGG-19 and gains 1% at batch 8.
+        options.add_session_config_entry("session.disable_prepacking", "1")
+        for one in initializers:
+            lent = model.graph.initializer.add(name=one.name, data_type=one.data_type, dims=one.dims)
+            lent.data_location = onnx.TensorProto.EXTERNAL
+            lent.external_data.add(key="location", value="memory")
+        arrays = [contiguous(one.value, one.dtype).reshape(one.dims) for one in initializers]
+        values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in arrays]
+        options.add_external_initializers([one.name for one in initializers], values)
+        return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 def _options(threads: int | None) -> onnxruntime.SessionOptions:

@@ -1,7 +1,6 @@
 """OpenVINO. It reads the parameters in place, in memory or in the mapped file."""
 
 import math
-import threading
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -16,7 +15,7 @@ from ..formats import QuantizedGraph, onnx_builder
 from ..formats.onnx_builder import OnnxOptions
 from ..network import Network
 from ..parameters import LowRank, Parameter, Part, Quantized, as_bytes, contiguous
-from .engine import GraphEngine, check_batch
+from .engine import BuiltEngine, GraphEngine, check_batch
 
 
 class OpenVinoGraphEngine(GraphEngine):
@@ -40,7 +39,7 @@ class OpenVinoGraphEngine(GraphEngine):
         return np.array(self._model.create_infer_request().infer([batch])[0])
 
 
-class OpenVinoEngine:
+class OpenVinoEngine(BuiltEngine):
     """A network in OpenVINO's CPU plugin; see `vgg.engines.Engine`.
 
     Quantized linear layers are multiplied in float32. OpenVINO keeps a reordered copy of the weights for each set of
@@ -50,20 +49,17 @@ class OpenVinoEngine:
     name = "openvino"
 
     def __init__(self, network: Network, threads: int | None = None) -> None:
-        accepted = {name: _accepted(value) for name, value in network.parameters.items()}
-        self._network = replace(network, parameters=accepted)
         # Float32 arithmetic only: no bfloat16, and no activations rounded to 8 bits.
         self._options = {**_options(threads), "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
         self._core = openvino.Core()
-        self._models: dict[tuple[str, ...], openvino.CompiledModel] = {}
         self._tensors: list[openvino.Tensor] = []  # memory that the models read
-        self._lock = threading.Lock()
-        self._model(("logits",))
+        accepted = {name: _accepted(value) for name, value in network.parameters.items()}
+        super().__init__(replace(network, parameters=accepted))
 
     def run(self, batch: Array, outputs: Sequence[str] = ("logits",)) -> dict[str, Array]:
         architecture = self._network.architecture
         check_batch(architecture, batch)
-        model = self._model(tuple(sorted(set(outputs))))
+        model = self._model(outputs)
         count, _, height, width = batch.shape
         if not count:  # OpenVINO refuses empty batches
             return {name: np.empty(architecture.shape(name, 0, height, width), np.float32) for name in outputs}
@@ -71,17 +67,7 @@ class OpenVinoEngine:
         values = model.create_infer_request().infer({"data": batch}, share_inputs=True)
         return {name: values[name] for name in outputs}
 
-    def logits(self, batch: Array) -> Array:
-        return self.run(batch)["logits"]
-
-    def _model(self, outputs: tuple[str, ...]) -> openvino.CompiledModel:
-        """The model for these outputs, which computes only what they need."""
-        with self._lock:
-            if outputs not in self._models:
-                self._models[outputs] = self._compile(outputs)
-            return self._models[outputs]
-
-    def _compile(self, outputs: tuple[str, ...]) -> openvino.CompiledModel:
+    def _build(self, outputs: tuple[str, ...]) -> openvino.CompiledModel:
         built, initializers = onnx_builder.build(self._network, OnnxOptions(opset=onnx_builder.BLOCKED, outputs=outputs))
         # Initializers are read as inputs, then replaced by constants on the memory of the parameters.
         built.graph.input.extend(helper.make_tensor_value_info(one.name, one.data_type, one.dims) for one in initializers)
