@@ -1,11 +1,11 @@
-"""How time and memory of a run in parts grow with the number of pictures.
+"""Time and memory of bulk work by the number of images.
 
-    .venv/bin/python benchmarks/bulk.py run local pictures/ 1000 10000 100000 > local.jsonl
-    .venv/bin/python benchmarks/bulk.py run ray pictures/ 1000 10000 100000 > ray.jsonl
-    .venv/bin/python benchmarks/bulk.py plot local.jsonl ray.jsonl scale.png
+    .venv/bin/python benchmarks/bulk.py run local images/ 1000 10000 100000 > local.jsonl
+    .venv/bin/python benchmarks/bulk.py run ray images/ 1000 10000 100000 > ray.jsonl
+    .venv/bin/python benchmarks/bulk.py plot local.jsonl ray.jsonl bulk.png
 
-The pictures are made where they are missing: JPEG files of 40x40, a thousand a folder. The network is narrow, so that the way
-around it is measured. Each run has a process of its own; its clock begins when Python has started, Ray's start included.
+Missing images are created: JPEG files of 40x40, a thousand per folder. The network is narrow, so that the overhead outside the
+engine dominates. Each run has a process of its own; its time starts when Python has started, and includes Ray's start.
 """
 
 import argparse
@@ -24,7 +24,7 @@ NAMES = {"local": "one process", "ray": "Ray"}
 
 
 def make(folder: Path, count: int) -> list[str]:
-    """Folders with so many pictures in all."""
+    """Folders with this number of images in total."""
     folders = [folder / f"{number:03}" for number in range(count // 1000)]
     for number, inside in enumerate(folders):
         inside.mkdir(parents=True, exist_ok=True)
@@ -37,7 +37,7 @@ def make(folder: Path, count: int) -> list[str]:
 
 
 def network():
-    """VGG-11 a tenth as wide, for 32x32, with random weights."""
+    """VGG-11 of a tenth of the width, for 32x32, with random weights."""
     from dataclasses import replace
 
     import vgg
@@ -50,13 +50,13 @@ def network():
 
 
 def memory(process: Path) -> tuple[str, int]:
-    """A process's name, and the most that it has ever had in memory, in bytes."""
+    """The command of a process, and its peak memory in bytes."""
     lines = dict(line.split(":", 1) for line in (process / "status").read_text().splitlines())
     return (process / "cmdline").read_bytes().decode(errors="replace"), int(lines.get("VmHWM", "0 kB").split()[0]) * 1024
 
 
 def watch(peak: dict[str, int], stop: threading.Event) -> None:
-    """Keep the peaks of this process and of the workers on Ray."""
+    """Record the peaks of this process and of Ray's workers."""
     while not stop.wait(0.5):
         for process in (path for path in Path("/proc").iterdir() if path.name.isdecimal()):
             try:
@@ -68,7 +68,7 @@ def watch(peak: dict[str, int], stop: threading.Event) -> None:
         peak["driver"] = memory(Path("/proc/self"))[1]
 
 
-def one(where: str, folders: list[str]) -> None:
+def measure(runner: str, folders: list[str]) -> None:
     begun = time.perf_counter()
     from vgg import runs
 
@@ -76,56 +76,59 @@ def one(where: str, folders: list[str]) -> None:
     thread = threading.Thread(target=watch, args=(peak, stop))
     thread.start()
 
-    def progress(done: int, total: int) -> None:
+    def progress(task: str, done: int, total: int | None, unit: str = "", /) -> None:
         if done and not first:
             first.append(time.perf_counter() - begun)
 
     with tempfile.TemporaryDirectory() as output:
         done = runs.run(
-            runs.Classify(), [("narrow", network())], folders, f"{output}/out", scale=where, threads=1, progress=progress
+            runs.Classify(), [("narrow", network())], folders, f"{output}/out", runner=runner, threads=1, progress=progress
         )
     stop.set()
     thread.join()
     seconds = time.perf_counter() - begun
-    print(json.dumps({"scale": where, "pictures": done.pictures, "seconds": seconds, "first": first[0], **peak}), flush=True)
+    print(json.dumps({"runner": runner, "images": done.images, "seconds": seconds, "first": first[0], **peak}), flush=True)
 
 
-def plot(files: list[str], to: str) -> None:
+def plot(files: list[str], output: str) -> None:
     from matplotlib import pyplot as plt
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4))
     for file in files:
         rows = [json.loads(line) for line in Path(file).read_text().splitlines()]
-        counts, where = [row["pictures"] / 1000 for row in rows], NAMES[rows[0]["scale"]]
-        left.plot(counts, [row["seconds"] for row in rows], "o-", label=where)
-        for who in ("driver", "worker"):
-            if rows[0][who]:
+        counts, runner = [row["images"] / 1000 for row in rows], NAMES[rows[0]["runner"]]
+        left.plot(counts, [row["seconds"] for row in rows], "o-", label=runner)
+        for process in ("driver", "worker"):
+            if rows[0][process]:
                 right.plot(
-                    counts, [row[who] / 2**20 for row in rows], "o-", label=f"{where}: {who}" if rows[0]["worker"] else where
+                    counts,
+                    [row[process] / 2**20 for row in rows],
+                    "o-",
+                    label=f"{runner}: {process}" if rows[0]["worker"] else runner,
                 )
     for axes, title in ((left, "seconds"), (right, "peak memory of a process, MiB")):
         axes.set_title(title, fontsize=10)
-        axes.set_xlabel("thousand pictures")
+        axes.set_xlabel("thousand images")
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)
     figure.tight_layout()
-    figure.savefig(to, dpi=100)
+    figure.savefig(output, dpi=100)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("run", "one", "plot"))
+    parser.add_argument("what", choices=("run", "measure", "plot"))
     parser.add_argument("rest", nargs="+")
     given = parser.parse_args()
     if given.what == "plot":
         plot(given.rest[:-1], given.rest[-1])
-    elif given.what == "one":
-        one(given.rest[0], given.rest[1:])
+    elif given.what == "measure":
+        measure(given.rest[0], given.rest[1:])
     else:
-        where, folder, *counts = given.rest
+        runner, folder, *counts = given.rest
         for count in counts:
-            subprocess.run([sys.executable, __file__, "one", where, *make(Path(folder), int(count))], check=True)
+            subprocess.run([sys.executable, __file__, "measure", runner, *make(Path(folder), int(count))], check=True)
 
 
 if __name__ == "__main__":

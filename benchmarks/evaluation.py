@@ -1,8 +1,8 @@
-"""How well decoding and computing overlap in `vgg evaluate`, and what the dense form saves against as many crops.
+"""Measure how well `vgg evaluate` overlaps decoding and inference, and the speed-up of dense evaluation over as many crops.
 
     .venv/bin/python benchmarks/evaluation.py vgg16.onnx imagenet/val
 
-Each round takes its turns one after the other, so that what disturbs a machine for a while falls on all of them.
+Each round measures everything once, so that a temporary disturbance of the machine affects all measurements.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from vgg.views import Views
 
 
 class Idle:
-    """An engine that computes nothing."""
+    """An engine without computation."""
 
     name = "native"
 
@@ -39,8 +39,8 @@ def seconds(work: Callable[[], object], clock: Callable[[], float] = time.perf_c
 
 
 def overlap(model: str, folder: Path, count: int, rounds: int) -> None:
-    """The slower of the two parts alone, divided by the time of both together."""
-    classifier, protocol = load(model), Views("center", (256,))
+    """Print the time of the slower part alone, divided by the time of both together."""
+    classifier, views = load(model), Views("center", (256,))
     engine, labels = classifier.engine, classifier.network.labels
     whole = sources.open(folder, labels=labels)
     some = Dataset(whole.name, whole.samples[:: max(1, len(whole) // count)][:count])
@@ -48,18 +48,18 @@ def overlap(model: str, folder: Path, count: int, rounds: int) -> None:
     shares = []
     for _ in range(rounds):
         classifier.engine = Idle()
-        decoding = seconds(lambda: evaluate([classifier], some, protocol))
+        decoding = seconds(lambda: evaluate([classifier], some, views))
         classifier.engine = engine
         computing = sum(seconds(lambda n=n: engine.logits(batch[: min(16, len(some) - n)])) for n in range(0, len(some), 16))
-        both = seconds(lambda: evaluate([classifier], some, protocol))
+        both = seconds(lambda: evaluate([classifier], some, views))
         shares.append(max(decoding, computing) / both)
         each = [f"{took / len(some) * 1e3:6.1f}" for took in (decoding, computing, both)]
-        print(f"ms a picture: decoding {each[0]}, computing {each[1]}, evaluating {each[2]}: {shares[-1]:.2f}", flush=True)
+        print(f"ms per image: decoding {each[0]}, inference {each[1]}, evaluating {each[2]}: {shares[-1]:.2f}", flush=True)
     print(f"overlap: {median(shares):.2f} of the slower part's speed")
 
 
 def dense(model: str, rounds: int) -> None:
-    """The processor time of one dense look, beside that of the crops at the same places, STRIDE pixels apart."""
+    """Print the processor time of a dense view relative to that of crops at the same positions, STRIDE pixels apart."""
     engine = load(model).engine
 
     def computing(batch: np.ndarray) -> float:
@@ -74,14 +74,14 @@ def dense(model: str, rounds: int) -> None:
             for _ in range(rounds + 1):
                 once = computing(whole)
                 ratios.append(sum(computing(crops[: min(16, places - n)]) for n in range(0, places, 16)) / once)
-            print(f"{width}x{short}: {places} crops take {median(ratios[1:]):.1f} times as long as one dense look", flush=True)
+            print(f"{width}x{short}: {places} crops take {median(ratios[1:]):.1f} times as long as a dense view", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="with the paper's head")
-    parser.add_argument("folder", type=Path, help="of class folders")
-    parser.add_argument("--count", type=int, default=160, help="pictures to evaluate")
+    parser.add_argument("model", help="model with the paper's head")
+    parser.add_argument("folder", type=Path, help="folder of class folders")
+    parser.add_argument("--count", type=int, default=160, help="number of images")
     parser.add_argument("--rounds", type=int, default=5)
     chosen = parser.parse_args()
     overlap(chosen.model, chosen.folder, chosen.count, chosen.rounds)

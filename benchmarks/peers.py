@@ -1,8 +1,8 @@
-"""VGG beside its peers, in one run: vgg's engines, and ncnn, MNN and OpenVINO in int8 where they are installed.
+"""Time vgg's engines beside ncnn, MNN and OpenVINO in int8, if they are installed, in one run.
 
     python benchmarks/peers.py vgg16.onnx vgg19.onnx
 
-benchmarks/README.md says what to install and how to read the result.
+benchmarks/README.md describes the installation and the columns of the result.
 """
 
 import argparse
@@ -12,26 +12,26 @@ import sys
 import tempfile
 from collections.abc import Callable
 from importlib.util import find_spec
-from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from vgg import Error, Network, engines
-from vgg.benchmark import REFERENCE, Array, Runner, processor, side_by_side, work
+from vgg.arrays import Array
+from vgg.benchmark import REFERENCE, Runner, processor, side_by_side, work
 from vgg.cli.common import Format, print_records
 
 BATCH_SIZES = (1, 8)
 TOLERANCE = 1e-3  # of the largest logit
-TOLERANCE_INT8 = 0.2  # where activations are int8 as well
+TOLERANCE_INT8 = 0.2  # with int8 activations
 COLUMNS = (
     "model", "batch", "threads", "engine", "ms", "ms_q1", "ms_q3", f"vs_{REFERENCE}", "vs_native", "ms_limit", "of_limit",
 )  # fmt: skip
 
 
 class Ncnn:
-    """ncnn in float32. It takes one image at a time, so a batch is a loop."""
+    """ncnn in float32. It accepts one image at a time, so a batch is a loop."""
 
     def __init__(self, stem: Path, threads: int) -> None:
         import ncnn
@@ -53,46 +53,19 @@ class Ncnn:
 
 
 def convert_to_ncnn(network: Network, folder: Path) -> Callable[[int], Runner]:
-    """Write the network for ncnn by way of torch and pnnx; the result opens it with a number of threads."""
+    """Convert the network for ncnn by torch and pnnx; the result opens it with a number of threads."""
     import pnnx
     import torch
 
-    size, stem = network.architecture.input_size, folder / "peer"
-    torch.jit.trace(torch_module(network), torch.zeros(1, 3, size, size)).save(f"{stem}.pt")  # type: ignore[no-untyped-call]
+    from vgg.module import Module
+
+    size, stem, module = network.architecture.input_size, folder / "peer", Module(network.architecture)
+    module.load(network)
+    torch.jit.trace(module.eval(), torch.zeros(1, 3, size, size)).save(f"{stem}.pt")  # type: ignore[no-untyped-call]
     subprocess.run([pnnx.EXEC_PATH, f"{stem}.pt", "fp16=0"], capture_output=True, check=False)
     if not Path(f"{stem}.ncnn.bin").exists():
-        raise Error("pnnx made nothing")
+        raise Error("pnnx failed")
     return lambda threads: Ncnn(stem, threads)
-
-
-def torch_module(network: Network) -> Any:
-    """The network as a torch module."""
-    import torch
-    from torch import nn
-
-    parts: list[nn.Module] = []
-    for layer in network.architecture.layers:
-        shape = layer.parameters.get("weight", ())
-        match layer.operation:
-            case "convolution":
-                parts.append(nn.Conv2d(shape[1], shape[0], shape[2], padding=shape[2] // 2))
-            case "linear":
-                parts.append(nn.Linear(prod(shape[1:]), shape[0]))
-            case "relu":
-                parts.append(nn.ReLU())
-            case "max_pool":
-                parts.append(nn.MaxPool2d(2))
-            case "average_pool":
-                parts.append(nn.AdaptiveAvgPool2d(1))
-            case "flatten":
-                parts.append(nn.Flatten())
-            case other:
-                raise Error(f"there is no {other} in this script, which {network.architecture.name} has")
-        with torch.no_grad():
-            for role, parameter in parts[-1].named_parameters():
-                value = np.array(network.parameters[f"{layer.name}.{role}"], np.float32)
-                parameter.copy_(torch.from_numpy(value).reshape(parameter.shape))
-    return nn.Sequential(*parts).eval()
 
 
 class Mnn:
@@ -112,19 +85,19 @@ class Mnn:
 
 
 def convert_to_mnn(network: Network, folder: Path) -> Callable[[int], Runner]:
-    """Write the network for MNN by its converter for ONNX; the result opens it with a number of threads."""
+    """Convert the network for MNN by its ONNX converter; the result opens it with a number of threads."""
     source, path = folder / "peer.onnx", folder / "peer.mnn"
     network.write(source)
     converter = [sys.executable, "-c", "import sys, _tools; _tools.mnnconvert(sys.argv)"]
     arguments = ["-f", "ONNX", "--modelFile", str(source), "--MNNModel", str(path), "--bizCode", "vgg"]
     subprocess.run([*converter, *arguments], capture_output=True, check=False)
     if not path.exists():
-        raise Error("MNN's converter made nothing")
+        raise Error("MNN's converter failed")
     return lambda threads: Mnn(path, threads)
 
 
 class OpenVinoInt8:
-    """OpenVINO on a network whose weights and activations are int8."""
+    """OpenVINO with int8 weights and activations."""
 
     def __init__(self, path: Path, threads: int) -> None:
         import openvino
@@ -137,7 +110,7 @@ class OpenVinoInt8:
 
 
 class _Random:
-    """A few pictures of noise, which is what is timed, for ONNX Runtime's calibration."""
+    """Images of noise, as in the timed batches, for ONNX Runtime's calibration."""
 
     def __init__(self, size: int) -> None:
         rng = np.random.default_rng(0)
@@ -148,7 +121,7 @@ class _Random:
 
 
 def convert_to_openvino_int8(network: Network, folder: Path) -> Callable[[int], Runner]:
-    """Quantize weights, per channel, and activations by ONNX Runtime; the result opens it in OpenVINO."""
+    """Quantize weights, per channel, and activations by ONNX Runtime; the result opens the file in OpenVINO."""
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
     source, path = folder / "peer-float.onnx", folder / "peer-int8.onnx"
@@ -162,7 +135,7 @@ def convert_to_openvino_int8(network: Network, folder: Path) -> Callable[[int], 
     return lambda threads: OpenVinoInt8(path, threads)
 
 
-# Each peer's converter, and the packages that it needs.
+# The converter of each peer, and the packages that it requires.
 PEERS = {
     "ncnn": (convert_to_ncnn, ("ncnn", "pnnx", "torch")),
     "mnn": (convert_to_mnn, ("MNN", "_tools")),
@@ -171,7 +144,7 @@ PEERS = {
 
 
 def converted(network: Network, folder: Path) -> dict[str, Callable[[int], Runner]]:
-    """Those peers that are installed and take the network."""
+    """The peers that are installed and support the network."""
     found = {}
     for name, (convert, packages) in PEERS.items():
         missing = [package for package in packages if find_spec(package) is None]
@@ -184,19 +157,19 @@ def converted(network: Network, folder: Path) -> dict[str, Callable[[int], Runne
     return found
 
 
-def check(runners: dict[str, Runner], batch: Array) -> None:
-    """Raises Error unless all runners' logits agree with the first one's."""
-    judge, *others = runners
-    expected = runners[judge].logits(batch)
+def check_logits(runners: dict[str, Runner], batch: Array) -> None:
+    """Raise Error unless all runners' logits agree with the first one's."""
+    reference, *others = runners
+    expected = runners[reference].logits(batch)
     for name in others:
         off = float(np.abs(runners[name].logits(batch) - expected).max() / np.abs(expected).max())
         if not off <= (TOLERANCE_INT8 if name.endswith("int8") else TOLERANCE):
-            raise Error(f"{name} is off from {judge} by {off:.1e} of the largest logit, so its times mean nothing")
-        print(f"{name}: logits within {off:.0e} of {judge}'s", file=sys.stderr)
+            raise Error(f"{name} differs from {reference} by {off:.1e} of the largest logit")
+        print(f"{name}: logits within {off:.0e} of {reference}'s", file=sys.stderr)
 
 
 def records(file: Path, counts: list[int], rounds: int) -> list[dict[str, Any]]:
-    """What was measured on a model file, one record for each number of threads, batch size and engine."""
+    """A record for each number of threads, batch size and engine, for a model file."""
     network = Network.read(file).fold_batch_norm()
     size, rng = network.architecture.input_size, np.random.default_rng(0)
     found = []
@@ -205,7 +178,7 @@ def records(file: Path, counts: list[int], rounds: int) -> list[dict[str, Any]]:
         for threads in counts:
             runners: dict[str, Runner] = {name: engines.open(network, name, threads=threads) for name in engines.installed()}
             runners |= {name: opened(threads) for name, opened in peers.items()}
-            check(runners, rng.standard_normal((2, 3, size, size), np.float32))
+            check_logits(runners, rng.standard_normal((2, 3, size, size), np.float32))
             for batch_size in BATCH_SIZES:
                 print(f"{file}: batch {batch_size}, {threads} threads", file=sys.stderr)
                 batch = rng.standard_normal((batch_size, 3, size, size), np.float32)
@@ -220,18 +193,18 @@ def records(file: Path, counts: list[int], rounds: int) -> list[dict[str, Any]]:
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("models", nargs="+", type=Path, help="VGG files that vgg reads")
+    options.add_argument("models", nargs="+", type=Path, help="model files that vgg reads")
     options.add_argument("--rounds", type=int, default=10)
     options.add_argument("--format", type=Format, choices=list(Format), default=Format.table)
     given = options.parse_args()
     sys.stdout = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # some peers' libraries talk on standard output, which is for the result
+    os.dup2(2, 1)  # some peers' libraries print to standard output, which is for the result
     counts = sorted({1, os.cpu_count() or 1})
     try:
         found = [record for model in given.models for record in records(model, counts, given.rounds)]
     except Error as error:
         sys.exit(str(error))
-    print(f"{processor()}, milliseconds an image", file=sys.stderr)
+    print(f"{processor()}, milliseconds per image", file=sys.stderr)
     print_records(found, given.format)
 
 

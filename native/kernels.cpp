@@ -1,4 +1,4 @@
-// The arithmetic, compiled once for each instruction set; nothing here but loops over `vec`.
+// The arithmetic, compiled once for each instruction set.
 #include "kernels.hpp"
 
 #include "simd.hpp"
@@ -13,7 +13,7 @@ using vgg::Pixels;
 
 // --- Winograd -----------------------------------------------------------------------------------------------------------
 
-// `count` weights of an output channel, from the index on.
+// `count` weights of an output channel from an index on, as floats.
 inline void weights_of(const Filters &from, int channel, std::ptrdiff_t index, int count, float *to) {
     if (!from.scale) {
         std::memcpy(to, static_cast<const float *>(from.values) + index, count * sizeof(float));
@@ -55,9 +55,8 @@ template <int PAIRS> void winograd_weights(const Filters &from, int out, int in,
             }
 }
 
-template <int PAIRS>
-void winograd_input(const float *from, std::ptrdiff_t row, std::ptrdiff_t pixel, int channels, float *to,
-                    std::ptrdiff_t position, std::ptrdiff_t stride) {
+template <int PAIRS> void winograd_input(const float *from, std::ptrdiff_t row, std::ptrdiff_t pixel, int channels, float *to,
+                                         std::ptrdiff_t position, std::ptrdiff_t stride) {
     using W = Winograd<PAIRS>;
     constexpr int M = W::M, N = W::N;
     for (int c = 0; c < channels; c += LANES) {
@@ -84,9 +83,9 @@ void winograd_input(const float *from, std::ptrdiff_t row, std::ptrdiff_t pixel,
     }
 }
 
-template <int PAIRS>
-void winograd_output(const float *from, std::ptrdiff_t position, const float *bias, int channels, bool pool, int height,
-                     int width, float *to, std::ptrdiff_t row, std::ptrdiff_t pixel) {
+template <int PAIRS> void winograd_output(const float *from, std::ptrdiff_t position, const float *bias, int channels,
+                                          bool pool, int height, int width, float *to, std::ptrdiff_t row,
+                                          std::ptrdiff_t pixel) {
     using W = Winograd<PAIRS>;
     constexpr int M = W::M, N = W::N;
     for (int c = 0; c < channels; c += LANES) {
@@ -99,7 +98,7 @@ void winograd_output(const float *from, std::ptrdiff_t position, const float *bi
 #pragma GCC unroll 8
             for (int i = 0; i < M; ++i) half[i][x] = y[i];
         }
-        const vec offset = load(bias + c), zero{};
+        const vec offset = load(bias + c);
         for (int i = 0; i < height; i += 1 + pool) {
             vec line[M];
             W::output(half[i], line);
@@ -111,8 +110,8 @@ void winograd_output(const float *from, std::ptrdiff_t position, const float *bi
 #pragma GCC unroll 4
                 for (int x = 0; x < M; x += 2)
                     if (x + 1 < width) {
-                        const vec best = larger(larger(line[x], line[x + 1]), larger(below[x], below[x + 1]));
-                        stream(target + (x / 2) * pixel, larger(best + offset, zero));
+                        const vec best = largest(line[x], line[x + 1], below[x], below[x + 1]);
+                        stream(target + (x / 2) * pixel, relu(best + offset));
                         fetch_to_write(target + (x / 2 + M / 2) * pixel);
                     }
             } else {
@@ -120,7 +119,7 @@ void winograd_output(const float *from, std::ptrdiff_t position, const float *bi
 #pragma GCC unroll 8
                 for (int x = 0; x < M; ++x)
                     if (x < width) {
-                        stream(target + x * pixel, larger(line[x] + offset, zero));
+                        stream(target + x * pixel, relu(line[x] + offset));
                         fetch_to_write(target + (x + M) * pixel);
                     }
             }
@@ -139,10 +138,10 @@ void plain_weights(const Filters &from, int out, int k, float *to) {
             }
 }
 
-// R rows times a panel of V vectors. `at(i, j)` is where the first row's element k = i + j lies, with j below 8 and zero unless i
-// is a multiple of it, so that what depends on i is reckoned once for eight; the other rows follow, `stride` apart. `finish`
-// stores a row's sums. `fetch` is called for every eighth k, to fetch ahead: weights come from memory, and the processor's own
-// prefetching stops at each page.
+// R rows times a panel of V vectors. `at(i, j)` points to the first row's element k = i + j, with j below 8 and zero unless i
+// is a multiple of it, so that the part that depends on i is computed once for eight elements; the other rows follow, `stride`
+// apart. `finish` stores a row's sums. `fetch` is called for every eighth k, to prefetch: weights come from memory, and
+// hardware prefetching stops at page boundaries.
 template <int R, int V, class At, class Fetch, class Finish>
 inline void block(int k, const float *panel, const At &at, std::ptrdiff_t stride, const Fetch &fetch, const Finish &finish) {
     vec sums[R][V] = {};
@@ -169,9 +168,9 @@ inline void block(int k, const float *panel, const At &at, std::ptrdiff_t stride
     for (int r = 0; r < R; ++r) finish(r, sums[r]);
 }
 
-template <int R, class At, class Fetch, class Finish>
-inline void sized(int rows, int k, const float *panel, const At &at, std::ptrdiff_t stride, const Fetch &fetch,
-                  const Finish &finish) {
+template <int R, class At, class Fetch, class Finish> inline void sized(int rows, int k, const float *panel, const At &at,
+                                                                        std::ptrdiff_t stride, const Fetch &fetch,
+                                                                        const Finish &finish) {
     if constexpr (R > 0) {
         if (rows == R)
             block<R, VECTORS>(k, panel, at, stride, fetch, finish);
@@ -189,7 +188,7 @@ void product(const float *rows, std::ptrdiff_t stride, int count, int k, const f
         const int row = blocks.first(b), height = blocks.first(b + 1) - row;
         const float *from = rows + row * stride;
         float *target = to + row * to_stride;
-        // This block's share of the next panel, a line each of several streams at a time: the processor prefetches along them.
+        // This block's share of the next panel, in several streams, a cache line of each at a time; the hardware follows them.
         const float *ahead = next + std::ptrdiff_t(k) * PANEL * b / blocks.number;
         const int streams = (8 * PANEL / LINE + blocks.number - 1) / blocks.number;
         const std::ptrdiff_t apart = k / 8 * LINE;
@@ -222,63 +221,64 @@ void convolution(const Pixels &pixels, int count, int k, const float *panel, con
             [&](int r, const vec(&sums)[VECTORS]) {
 #pragma GCC unroll 4
                 for (int v = 0; v < VECTORS; ++v)
-                    stream(target + r * to_stride + v * LANES, larger(sums[v] + load(bias + v * LANES), vec{}));
+                    stream(target + r * to_stride + v * LANES, relu(sums[v] + load(bias + v * LANES)));
             });
     }
 }
 
 // --- Linear layers ------------------------------------------------------------------------------------------------------
 
-// LANES numbers of a row from the index on, as floats, without their scale.
-template <vgg::Kind> inline vec numbers(const void *row, std::int64_t index);
+// LANES weights of a row from an index on, as floats, without their scale.
+template <vgg::Kind> inline vec weights_at(const void *row, std::int64_t index);
 
-template <> inline vec numbers<vgg::FLOAT32>(const void *row, std::int64_t index) {
+template <> inline vec weights_at<vgg::FLOAT32>(const void *row, std::int64_t index) {
     return load(static_cast<const float *>(row) + index);
 }
-template <> inline vec numbers<vgg::FLOAT16>(const void *row, std::int64_t index) {
+template <> inline vec weights_at<vgg::FLOAT16>(const void *row, std::int64_t index) {
     const uvec bits = widened(static_cast<const std::uint16_t *>(row) + index);
     const uvec magnitude = (bits & 0x7fff) << 13, sign = (bits & 0x8000) << 16;
-    const vec value = vec(magnitude) * 0x1p112f;  // moves the exponent's bias, subnormal numbers included
-    return vec(uvec(value) | sign);
+    const uvec special = uvec((bits & 0x7c00) == 0x7c00) & 0x7f800000;  // the exponent of infinity and NaN
+    const vec value = vec(magnitude) * 0x1p112f;                        // changes the exponent's bias, also of subnormals
+    return vec(uvec(value) | sign | special);
 }
-template <> inline vec numbers<vgg::BFLOAT16>(const void *row, std::int64_t index) {
+template <> inline vec weights_at<vgg::BFLOAT16>(const void *row, std::int64_t index) {
     return vec(widened(static_cast<const std::uint16_t *>(row) + index) << 16);
 }
-template <> inline vec numbers<vgg::INT8>(const void *row, std::int64_t index) {
+template <> inline vec weights_at<vgg::INT8>(const void *row, std::int64_t index) {
     return __builtin_convertvector(widened(static_cast<const std::int8_t *>(row) + index), vec);
 }
-template <> inline vec numbers<vgg::INT4>(const void *row, std::int64_t index) {
+template <> inline vec weights_at<vgg::INT4>(const void *row, std::int64_t index) {
     return halves_of_bytes(static_cast<const char *>(row) + index / 2);
 }
 
-constexpr int BITS[] = {32, 16, 16, 8, 4};  // of a number of each kind
-constexpr int AHEAD = 1024;       // bytes of a row that are fetched ahead where the matrix passes by once
-constexpr int FEW = LANES > 8 ? 8 : 16;  // rows of inputs that are taken as they are; more pay for being made panels, by measurement
-constexpr int FEW_COLUMNS = 512;  // of a few rows of inputs that stay in the cache
-constexpr int COLUMNS = 256, CACHED = 65536;  // columns that are at work at once, and inputs that stay in the cache, of many rows
-constexpr int NARROW = ROWS * VECTORS;  // the height of a block whose panel is a single vector
+constexpr int BITS[] = {32, 16, 16, 8, 4};  // of a weight of each kind
+constexpr int AHEAD = 1024;                 // prefetch distance in bytes of a row, if the matrix is read once
+constexpr int FEW = LANES > 8 ? 8 : 16;     // maximum number of input rows that are used directly; measured
+constexpr int FEW_COLUMNS = 512;            // columns of a few input rows that stay in the cache
+constexpr int COLUMNS = 256,
+              CACHED = 65536;           // for many rows: columns that are processed at once, inputs that stay in the cache
+constexpr int NARROW = ROWS * VECTORS;  // height of a block whose panel is one vector
 
-// The numbers of a row from the index to the end, fewer than LANES, with zeros after them.
-template <vgg::Kind K> inline vec last_numbers(const char *row, std::int64_t index, std::int64_t end) {
+// Fewer than LANES weights, from an index to the end of a row, padded with zeros.
+template <vgg::Kind K> inline vec last_weights(const char *row, std::int64_t index, std::int64_t end) {
     char rest[LANES * 4] = {};
     std::memcpy(rest, row + index * BITS[K] / 8, ((end - index) * BITS[K] + 7) / 8);
-    return numbers<K>(rest, 0);
+    return weights_at<K>(rest, 0);
 }
 
 template <vgg::Kind> constexpr bool SCALED = false;
 template <> constexpr bool SCALED<vgg::INT8> = true;
 template <> constexpr bool SCALED<vgg::INT4> = true;
 
-// Where the scales of a row are, one for each group of columns.
+// The scales of a row, one for each group of columns.
 inline const float *scales_of(const Matrix &matrix, std::int64_t row) {
     return matrix.scale + row * ((matrix.inputs + matrix.group - 1) / matrix.group);
 }
 
-// Adds R rows of the matrix times B rows of inputs, over some columns. Where B is more than one, columns are few, too few for
-// the processor's own prefetching, so the next R rows are fetched ahead; else it is helped across the ends of pages.
-template <vgg::Kind K, int R, int B>
-inline void add_dots(const Matrix &matrix, std::int64_t row, const float *inputs, std::int64_t begin, std::int64_t end,
-                     float *to) {
+// Adds R rows of the matrix times B rows of inputs, over some columns. If B is more than one, columns are too few for hardware
+// prefetching, so the next R rows are prefetched; else prefetching crosses the ends of pages.
+template <vgg::Kind K, int R, int B> inline void add_dots(const Matrix &matrix, std::int64_t row, const float *inputs,
+                                                          std::int64_t begin, std::int64_t end, float *to) {
     const char *rows[R];
     for (int r = 0; r < R; ++r) rows[r] = static_cast<const char *>(matrix.values) + (row + r) * (matrix.inputs * BITS[K] / 8);
     const float *scales[R];
@@ -286,7 +286,7 @@ inline void add_dots(const Matrix &matrix, std::int64_t row, const float *inputs
         for (int r = 0; r < R; ++r) scales[r] = scales_of(matrix, row + r) + begin / matrix.group;
     vec totals[R][B] = {};
     std::int64_t group_end = SCALED<K> ? begin / matrix.group * matrix.group : 0;
-    for (std::int64_t i = begin; i < end;) {  // a group at a time, where there are groups
+    for (std::int64_t i = begin; i < end;) {  // one group at a time, if there are groups
         group_end = SCALED<K> ? group_end + matrix.group : end;
         const std::int64_t stop = group_end < end ? group_end : end;
         vec sums[R][B] = {};
@@ -297,16 +297,16 @@ inline void add_dots(const Matrix &matrix, std::int64_t row, const float *inputs
 #pragma GCC unroll 4
             for (int r = 0; r < R; ++r) {
                 __builtin_prefetch(rows[r] + (B > 1 ? (R * matrix.inputs + i) * BITS[K] / 8 : i * BITS[K] / 8 + AHEAD));
-                const vec left = numbers<K>(rows[r], i);
+                const vec left = weights_at<K>(rows[r], i);
 #pragma GCC unroll 4
                 for (int b = 0; b < B; ++b) sums[r][b] += left * right[b];
             }
         }
-        if (i < stop) {  // what fills no vector, with zeros after it
+        if (i < stop) {  // the rest, padded with zeros
             float right[B][LANES] = {};
             for (int b = 0; b < B; ++b) std::memcpy(right[b], inputs + b * matrix.inputs + i, (stop - i) * 4);
             for (int r = 0; r < R; ++r)
-                for (int b = 0; b < B; ++b) sums[r][b] += last_numbers<K>(rows[r], i, stop) * load(right[b]);
+                for (int b = 0; b < B; ++b) sums[r][b] += last_weights<K>(rows[r], i, stop) * load(right[b]);
             i = stop;
         }
         for (int r = 0; r < R; ++r)
@@ -324,14 +324,13 @@ inline void add_dots(const Matrix &matrix, std::int64_t row, const float *inputs
     }
 }
 
-constexpr int WORDS = 8 * LANES;  // numbers of four bits in a vector
-constexpr int SORTED = 8192;      // inputs that are sorted at a time; they stay in the cache
+constexpr int WORDS = 8 * LANES;  // 4-bit weights in a vector
+constexpr int SORTED = 8192;      // inputs that are reordered at a time, and stay in the cache
 
-// Adds R rows of 4-bit numbers times one row of inputs, sorted so that each vector of them has the inputs of the numbers at one
-// place of their words. Columns and groups are whole vectors of words.
-template <int R>
-inline void add_dots_of_words(const Matrix &matrix, std::int64_t row, const float *sorted, std::int64_t begin, std::int64_t end,
-                              float *to) {
+// Adds R rows of 4-bit weights times one row of inputs. The inputs are reordered so that a vector has the inputs of the weights
+// with the same index in their words. Columns and groups are whole vectors of words.
+template <int R> inline void add_dots_of_words(const Matrix &matrix, std::int64_t row, const float *sorted, std::int64_t begin,
+                                               std::int64_t end, float *to) {
     const char *rows[R];
     const float *scales[R];
     for (int r = 0; r < R; ++r) {
@@ -340,7 +339,8 @@ inline void add_dots_of_words(const Matrix &matrix, std::int64_t row, const floa
     }
     vec totals[R] = {};
     for (std::int64_t i = begin; i < end;) {
-        const std::int64_t group = i / matrix.group, group_end = (group + 1) * matrix.group, stop = group_end < end ? group_end : end;
+        const std::int64_t group = i / matrix.group, group_end = (group + 1) * matrix.group,
+                           stop = group_end < end ? group_end : end;
         vec sums[R] = {};
         for (; i < stop; i += WORDS) {
             uvec words[R];
@@ -371,14 +371,15 @@ void add_row_of_words(const Matrix &matrix, std::int64_t first, std::int64_t las
         const std::int64_t end = begin + SORTED < matrix.inputs ? begin + SORTED : matrix.inputs;
         for (std::int64_t i = 0; i < end - begin; i += WORDS)
             for (int place = 0; place < 8; ++place)
-                for (int lane = 0; lane < LANES; ++lane) sorted[i + place * LANES + lane] = inputs[begin + i + lane * 8 + place];
+                for (int lane = 0; lane < LANES; ++lane)
+                    sorted[i + place * LANES + lane] = inputs[begin + i + lane * 8 + place];
         std::int64_t row = first;
         for (; row + 4 <= last; row += 4) add_dots_of_words<4>(matrix, row, sorted, begin, end, to);
         for (; row < last; ++row) add_dots_of_words<1>(matrix, row, sorted, begin, end, to);
     }
 }
 
-// A few rows of inputs: one streams the matrix; of several, only as many columns are taken at once as stay in the cache.
+// A few rows of inputs. One row streams the matrix; several rows use as many columns at once as stay in the cache.
 template <vgg::Kind K>
 void add_rows(const Matrix &matrix, std::int64_t first, std::int64_t last, const float *inputs, std::int64_t count, float *to) {
     const auto add = [&]<int R>(std::integral_constant<int, R>, std::int64_t row, std::int64_t begin, std::int64_t end) {
@@ -386,11 +387,10 @@ void add_rows(const Matrix &matrix, std::int64_t first, std::int64_t last, const
         std::int64_t b = 0;
         for (; b + B <= count; b += B)
             add_dots<K, R, B>(matrix, row, inputs + b * matrix.inputs, begin, end, to + b * matrix.outputs);
-        for (; b < count; ++b)
-            add_dots<K, R, 1>(matrix, row, inputs + b * matrix.inputs, begin, end, to + b * matrix.outputs);
+        for (; b < count; ++b) add_dots<K, R, 1>(matrix, row, inputs + b * matrix.inputs, begin, end, to + b * matrix.outputs);
     };
     const std::int64_t span = count == 1 ? matrix.inputs : FEW_COLUMNS;
-    const std::int64_t most = count == 1 ? 4 : 3;  // rows at once: 3 x 4 sums leave four of sixteen registers
+    const std::int64_t most = count == 1 ? 4 : 3;  // rows at once: 3 x 4 sums leave 4 of 16 registers
     for (std::int64_t begin = 0; begin < matrix.inputs; begin += span) {
         const std::int64_t end = begin + span < matrix.inputs ? begin + span : matrix.inputs;
         for (std::int64_t row = first, rows; row < last; row += rows) {
@@ -406,13 +406,14 @@ void add_rows(const Matrix &matrix, std::int64_t first, std::int64_t last, const
 }
 
 // Some columns of a row as floats.
-template <vgg::Kind K> inline void expand(const Matrix &matrix, std::int64_t row, std::int64_t begin, std::int64_t end, float *to) {
+template <vgg::Kind K>
+inline void expand(const Matrix &matrix, std::int64_t row, std::int64_t begin, std::int64_t end, float *to) {
     const char *from = static_cast<const char *>(matrix.values) + row * (matrix.inputs * BITS[K] / 8);
     std::int64_t i = begin;
-    for (; i + LANES <= end; i += LANES) store(to + i - begin, numbers<K>(from, i));
+    for (; i + LANES <= end; i += LANES) store(to + i - begin, weights_at<K>(from, i));
     if (i < end) {
         float rest[LANES];
-        store(rest, last_numbers<K>(from, i, end));
+        store(rest, last_weights<K>(from, i, end));
         std::memcpy(to + i - begin, rest, (end - i) * sizeof(float));
     }
     if constexpr (SCALED<K>)
@@ -423,10 +424,9 @@ template <vgg::Kind K> inline void expand(const Matrix &matrix, std::int64_t row
         }
 }
 
-// Many rows of inputs are the columns of panels, and the product is that of the convolutions. `sums` are [rows, stride].
-template <vgg::Kind K>
-void add_panels(const Matrix &matrix, std::int64_t first, std::int64_t last, const float *panels, std::int64_t count, float *sums,
-                std::int64_t stride) {
+// Many rows of inputs, in panels, with the matrix product of the convolutions. `sums` is [rows, stride].
+template <vgg::Kind K> void add_panels(const Matrix &matrix, std::int64_t first, std::int64_t last, const float *panels,
+                                       std::int64_t count, float *sums, std::int64_t stride) {
     float rows[NARROW * COLUMNS];
     const std::int64_t span = (CACHED / stride + COLUMNS - 1) / COLUMNS * COLUMNS;
     for (std::int64_t begin = 0; begin < matrix.inputs; begin += span)
@@ -436,7 +436,8 @@ void add_panels(const Matrix &matrix, std::int64_t first, std::int64_t last, con
             for (std::int64_t column = begin; column < end; column += COLUMNS) {
                 const int k = int(end - column < COLUMNS ? end - column : COLUMNS);
                 for (int r = 0; r < height; ++r) expand<K>(matrix, row + r, column, column + k, rows + r * COLUMNS);
-                const char *next = static_cast<const char *>(matrix.values) + (row * matrix.inputs + column + COLUMNS) * BITS[K] / 8;
+                const char *next =
+                    static_cast<const char *>(matrix.values) + (row * matrix.inputs + column + COLUMNS) * BITS[K] / 8;
                 const auto part = [&]<int R, int V>(std::integer_sequence<int, R, V>, int top, std::int64_t b) {
                     float *to = sums + (row - first + top) * stride + b;
                     block<R, V>(
@@ -458,9 +459,9 @@ void add_panels(const Matrix &matrix, std::int64_t first, std::int64_t last, con
                 for (std::int64_t b = 0; b < count; b += PANEL) {
                     const bool narrow = count - b <= LANES;
                     int top = 0;
-                    if (narrow && height == NARROW)
-                        part(std::integer_sequence<int, NARROW, 1>(), top, b), top = NARROW;
-                    for (; !narrow && top + ROWS <= height; top += ROWS) part(std::integer_sequence<int, ROWS, VECTORS>(), top, b);
+                    if (narrow && height == NARROW) part(std::integer_sequence<int, NARROW, 1>(), top, b), top = NARROW;
+                    for (; !narrow && top + ROWS <= height; top += ROWS)
+                        part(std::integer_sequence<int, ROWS, VECTORS>(), top, b);
                     for (; top < height; ++top)  // the last rows, one by one
                         if (narrow)
                             part(std::integer_sequence<int, 1, 1>(), top, b);
@@ -480,9 +481,8 @@ void panels(const float *rows, std::int64_t count, std::int64_t k, std::int64_t 
     }
 }
 
-template <vgg::Kind K>
-void linear_of(const Matrix &matrix, std::int64_t first, std::int64_t last, const float *inputs, std::int64_t count,
-               const float *bias, bool relu, float *sums, float *to) {
+template <vgg::Kind K> void linear_of(const Matrix &matrix, std::int64_t first, std::int64_t last, const float *inputs,
+                                      std::int64_t count, const float *bias, bool relu, float *sums, float *to) {
     for (std::int64_t b = 0; b < count; ++b)
         std::memcpy(to + b * matrix.outputs + first, bias + first, (last - first) * sizeof(float));
     if (K == vgg::INT4 && count == 1 && matrix.inputs % WORDS == 0 && matrix.group % WORDS == 0) {
@@ -501,7 +501,7 @@ void linear_of(const Matrix &matrix, std::int64_t first, std::int64_t last, cons
         for (std::int64_t b = 0; b < count; ++b)
             for (std::int64_t row = first; row < last; ++row) {
                 float &value = to[b * matrix.outputs + row];
-                value = value > 0 ? value : 0;
+                value = value < 0 ? 0 : value;  // NaN stays NaN
             }
 }
 
@@ -516,15 +516,14 @@ void linear(const Matrix &matrix, std::int64_t first, std::int64_t last, const f
     }
 }
 
-// --- The rest -----------------------------------------------------------------------------------------------------------
+// --- Pooling, measurements, the table ------------------------------------------------------------------------------------
 
 void max_pool(const float *upper, std::ptrdiff_t row, int channels, int width, float *to) {
     for (int x = 0; x < width; ++x)
         for (int c = 0; c < channels; c += LANES) {
             const float *from = upper + 2 * x * std::ptrdiff_t(channels) + c;
-            const vec above = larger(load(from), load(from + channels));
-            const vec below = larger(load(from + row), load(from + row + channels));
-            store(to + x * std::ptrdiff_t(channels) + c, larger(above, below));
+            store(to + x * std::ptrdiff_t(channels) + c,
+                  largest(load(from), load(from + channels), load(from + row), load(from + row + channels)));
         }
 }
 
@@ -544,7 +543,7 @@ std::int64_t peak(std::int64_t rounds, float *result) {
 }
 
 float read(const float *from, std::int64_t count) {
-    // Four streams, as the linear layers have: more than one keeps more of the memory's channels busy.
+    // Four streams, as in the linear layers, which keep more memory channels busy than one.
     constexpr int STREAMS = 4;
     vec sums[STREAMS][2] = {};
     const std::int64_t each = count / STREAMS;
@@ -573,8 +572,7 @@ void output_for(int tile, const float *from, std::ptrdiff_t position, const floa
 #define VGG_TEXT_(name) #name
 #define VGG_TEXT(name) VGG_TEXT_(name)
 
-extern const vgg::Kernels table{VGG_TEXT(VGG_ISA), ROWS,       PANEL,   LANES,       FEW,    weights_for, plain_weights,
-                                input_for,         output_for, product, convolution, panels, linear,      max_pool,
-                                peak,              read};
+extern const vgg::Kernels table{VGG_TEXT(VGG_ISA), ROWS,    PANEL,       LANES,  FEW,    weights_for, plain_weights, input_for,
+                                output_for,        product, convolution, panels, linear, max_pool,    peak,          read};
 
 }  // namespace VGG_ISA

@@ -1,4 +1,4 @@
-// A few threads that wait for loops to share.
+// Threads that share the iterations of a loop.
 #pragma once
 
 #include <atomic>
@@ -8,30 +8,31 @@
 #if defined(__x86_64__) || defined(__i386__)
 #include <immintrin.h>
 #endif
-#if !defined(_WIN32)
-#include <unistd.h>
-#endif
 
 namespace vgg {
 
+// The pool's threads belong to the process that created it: a forked process has the pool's memory, but not its threads, and
+// must neither use nor destroy it.
 class Pool {
   public:
-    explicit Pool(int threads) : threads_(threads) { start(); }
-    Pool(const Pool &) = delete;
-    ~Pool() {
-        if (process_ == process()) stop();
-        else forget();
+    // Throws std::system_error if the threads can't be started; then none is left.
+    explicit Pool(int threads) : threads_(threads) {
+        try {
+            for (int worker = 1; worker < threads; ++worker) workers_.emplace_back([this, worker] { serve(worker); });
+        } catch (...) {
+            stop();
+            throw;
+        }
     }
+    Pool(const Pool &) = delete;
+    Pool &operator=(const Pool &) = delete;
+    ~Pool() { stop(); }
 
     int threads() const { return threads_; }
 
-    // Calls `body(index, worker)` for each index below `count`, on any thread, and returns when all are done. No two calls
-    // overlap on the same worker. `body` must not throw. One caller at a time.
+    // Calls `body(index, worker)` for each index below `count`, on any thread, and returns when all calls have returned. Calls
+    // with the same worker don't overlap. `body` must not throw. One caller at a time.
     template <class Body> void run(int count, const Body &body) {
-        if (process_ != process()) {  // a fork has our memory, but not our threads
-            forget();
-            start();
-        }
         call_ = [](const void *body, int index, int worker) { (*static_cast<const Body *>(body))(index, worker); };
         body_ = &body;
         count_ = count;
@@ -45,7 +46,7 @@ class Pool {
     }
 
   private:
-    // Long enough to bridge the gaps between the loops of one run, short enough to leave an idle machine idle.
+    // Long enough to bridge the gaps between the loops of a run, short enough to leave an idle machine idle.
     static constexpr int SPINS = 2000;
 
     template <class T> static void wait(const std::atomic<T> &value, T old) {
@@ -58,25 +59,6 @@ class Pool {
         value.wait(old, std::memory_order_acquire);
     }
 
-    static long process() {
-#if defined(_WIN32)
-        return 0;
-#else
-        return getpid();
-#endif
-    }
-
-    void start() {
-        process_ = process();
-        const unsigned seen = epoch_.load();
-        try {
-            for (int worker = 1; worker < threads_; ++worker) workers_.emplace_back([this, worker, seen] { serve(worker, seen); });
-        } catch (...) {
-            stop();
-            throw;
-        }
-    }
-
     void stop() {
         stop_ = true;
         epoch_.fetch_add(1, std::memory_order_release);
@@ -84,15 +66,12 @@ class Pool {
         for (auto &worker : workers_) worker.join();
     }
 
-    // Threads of another process can be neither joined nor dropped; what describes them stays where it is.
-    void forget() { new std::vector<std::thread>(std::move(workers_)); }
-
     void work(int worker) {
         for (int index; (index = next_.fetch_add(1, std::memory_order_relaxed)) < count_;) call_(body_, index, worker);
     }
 
-    void serve(int worker, unsigned seen) {
-        for (;;) {
+    void serve(int worker) {
+        for (unsigned seen = 0;;) {
             wait(epoch_, seen);
             seen = epoch_.load(std::memory_order_acquire);
             if (stop_) return;
@@ -102,14 +81,13 @@ class Pool {
     }
 
     const int threads_;
-    long process_ = 0;
-    std::vector<std::thread> workers_;
     std::atomic<unsigned> epoch_{0};
     std::atomic<int> next_{0}, busy_{0};
     std::atomic<bool> stop_{false};
     void (*call_)(const void *, int, int) = nullptr;
     const void *body_ = nullptr;
     int count_ = 0;
+    std::vector<std::thread> workers_;  // last, so that everything they use is initialised before they start
 };
 
 }  // namespace vgg

@@ -1,4 +1,4 @@
-// Vectors of floats over the compiler's vector extensions: one source, any instruction set, compiled once for each.
+// Vectors of floats, by the compiler's vector extensions: one source that is compiled once for each instruction set.
 #pragma once
 
 #include <cstddef>
@@ -22,7 +22,7 @@ namespace VGG_ISA {
 
 constexpr int LANES = VGG_LANES;
 
-// The register block of a matrix product: ROWS x (VECTORS * LANES) sums, with room left for the operands.
+// The register block of a matrix product: ROWS x (VECTORS * LANES) sums, which leave registers for the operands.
 #if defined(__AVX512F__)
 constexpr int ROWS = 12, VECTORS = 2;  // 24 of 32 registers
 #elif defined(__aarch64__)
@@ -39,14 +39,14 @@ typedef std::uint32_t uvec __attribute__((vector_size(LANES * 4)));
 
 inline vec load(const float *from) {
     vec value;
-    std::memcpy(&value, from, sizeof value);  // tensors of foreign files lie anywhere
+    std::memcpy(&value, from, sizeof value);  // tensors in files have any alignment
     return value;
 }
 
 inline void store(float *to, vec value) { std::memcpy(to, &value, sizeof value); }
 
-// Stores what is read only after much else. A vector that fills a cache line goes past the caches, which spares reading the line
-// first; another thread sees it after any locked instruction, such as the pool's.
+// Stores a value that is not read soon. A vector of a whole cache line bypasses the caches, which saves reading the line first;
+// other threads see it after any locked instruction, such as the pool's.
 inline void stream(float *to, vec value) {
 #if defined(__AVX512F__)
     _mm512_stream_ps(to, __m512(value));
@@ -55,7 +55,7 @@ inline void stream(float *to, vec value) {
 #endif
 }
 
-// Fetches a line that is soon to be stored to, unless stores go past the caches.
+// Prefetches a line that will be stored to, unless stores bypass the caches.
 inline void fetch_to_write(const float *line) {
 #if !defined(__AVX512F__)
     __builtin_prefetch(line, 1, 2);
@@ -66,7 +66,7 @@ inline void fetch_to_write(const float *line) {
 
 inline vec splat(float value) { return value - vec{}; }
 
-// LANES numbers of 8 or 16 bits as ones of 32. Compilers make a detour through scalar registers of it, unless told how.
+// LANES integers of 8 or 16 bits, widened to 32 bits. With intrinsics, since compilers would use scalar registers.
 inline ivec widened(const std::int8_t *from) {
 #if defined(__AVX512F__)
     return ivec(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(from))));
@@ -94,15 +94,15 @@ inline uvec widened(const std::uint16_t *from) {
 }
 
 #if defined(__AVX512F__)
-// Numbers of 4 bits, the lowest of each lane, as floats; the other bits don't matter.
+// The lowest 4 bits of each lane as floats; the other bits are ignored.
 inline vec four_bits(uvec bits) {
     const vec numbers{0, 1, 2, 3, 4, 5, 6, 7, -8, -7, -6, -5, -4, -3, -2, -1};
     return vec(_mm512_permutexvar_ps(__m512i(bits), __m512(numbers)));
 }
 #endif
 
-// LANES numbers of 4 bits, two a byte, the lower half first, as floats. Every lane takes the word of its eight, and of that its
-// own four bits: to the bottom, to be looked up, or to the top, to be shifted back with their sign.
+// LANES 4-bit integers, two per byte, the lower half first, as floats. Each lane gets the word with its eight integers and
+// moves its own four bits to the bottom, for a table look-up, or to the top, for an arithmetic shift.
 template <int... I> inline vec halves_of_bytes(const char *from, std::integer_sequence<int, I...>) {
 #if defined(__AVX512F__)
     const __m512i words = _mm512_castsi128_si512(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(from)));
@@ -116,7 +116,7 @@ template <int... I> inline vec halves_of_bytes(const char *from, std::integer_se
 
 inline vec halves_of_bytes(const char *from) { return halves_of_bytes(from, std::make_integer_sequence<int, LANES>()); }
 
-// Of LANES words of eight such numbers each, all those at the place `I` of their word.
+// From LANES words of eight 4-bit integers each, the integer `I` of each word as floats.
 template <int I> inline vec halves_of_words(uvec words) {
 #if defined(__AVX512F__)
     return four_bits(words >> (4 * I));
@@ -125,9 +125,19 @@ template <int I> inline vec halves_of_words(uvec words) {
 #endif
 }
 
-inline vec larger(vec a, vec b) { return a > b ? a : b; }
+// The maximum of each lane; NaN if `a` is NaN.
+inline vec larger(vec a, vec b) { return a < b ? b : a; }
 
-// The sums of four vectors: neighbouring lanes are added, then pairs of them, then what each group of four lanes has.
+// NaN stays NaN.
+inline vec relu(vec value) { return larger(value, vec{}); }
+
+// The maximum of each lane; NaN if any value is NaN.
+inline vec largest(vec a, vec b, vec c, vec d) {
+    const ivec nan = (a != a) | (b != b) | (c != c) | (d != d);  // all bits set is a NaN, too
+    return vec(ivec(larger(larger(a, b), larger(c, d))) | nan);
+}
+
+// The sums of four vectors: adjacent lanes are added, then pairs of them, then groups of four lanes.
 template <int... I> inline void sum_each(const vec (&of)[4], float (&to)[4], std::integer_sequence<int, I...>) {
     const vec low = __builtin_shufflevector(of[0], of[1], (I / 2 * 2 + I % 2 * LANES)...) +
                     __builtin_shufflevector(of[0], of[1], (I / 2 * 2 + I % 2 * LANES + 1)...);

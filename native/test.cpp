@@ -1,9 +1,10 @@
-// The engine against plain loops in double, for builds with sanitizers and for other processors, where no Python is needed:
-// `scripts/sanitize` runs it. Exits with 1 when a value is off. Python's tests compare with ONNX Runtime and torch.
+// The engine against plain loops in double precision, for builds with sanitizers and for other processors, without Python.
+// `scripts/sanitize` runs it. Exits with 1 if a check fails. The tests in Python compare with ONNX Runtime and torch.
 #include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstdio>
+#include <cstring>
 #include <random>
 #include <thread>
 #include <vector>
@@ -83,7 +84,7 @@ Layer made(int operation, int in, int out, int kernel, std::mt19937 &random, boo
     return layer;
 }
 
-// A network with everything in it, run for a few batches; whether each layer's value is as expected.
+// Whether each layer's output is as expected, for a network with every kind of layer.
 bool agrees(const char *instructions, int threads, int batch, int height, int width, bool average, unsigned seed) {
     std::mt19937 random(seed);
     const int side = std::min(height, width) / 8;
@@ -101,8 +102,8 @@ bool agrees(const char *instructions, int threads, int batch, int height, int wi
     layers.push_back(made(VGG_LINEAR, 18, 29, average ? 1 : side, random, true, seed % 2));
     layers.push_back(made(VGG_LINEAR, 29, 11, 1, random, false));
 
-    vgg_network *network = vgg_open(instructions, threads, std::min(height, width));
-    if (!network) return false;
+    vgg_network *network = nullptr;
+    if (vgg_open(instructions, threads, std::min(height, width), &network)) return false;
     for (Layer &layer : layers) {
         layer.what.weight = layer.integers.empty() ? (const void *)layer.weight.data() : layer.integers.data();
         layer.what.bias = layer.bias.data();
@@ -117,8 +118,8 @@ bool agrees(const char *instructions, int threads, int batch, int height, int wi
     std::vector<std::vector<double>> wanted(layers.size());
     std::vector<vgg_output> outputs;
     for (int n = 0; n < batch; ++n) {
-        const float *picture = data.data() + std::size_t(n) * 3 * height * width;
-        Values value{3, height, width, std::vector<double>(picture, picture + 3 * height * width)};
+        const float *image = data.data() + std::size_t(n) * 3 * height * width;
+        Values value{3, height, width, std::vector<double>(image, image + 3 * height * width)};
         for (std::size_t i = 0; i < layers.size(); ++i) {
             value = expected(layers[i], value);
             wanted[i].insert(wanted[i].end(), value.data.begin(), value.data.end());
@@ -129,10 +130,11 @@ bool agrees(const char *instructions, int threads, int batch, int height, int wi
         outputs.push_back({std::int32_t(i), found[i].data()});
     }
     bool fine = true;
-    // All values, then the last alone, when pooling is done within the convolutions.
+    // All outputs, then only the last, for which pooling is fused into the convolutions.
     for (std::size_t first : {std::size_t(0), layers.size() - 1}) {
         for (std::size_t i = first; i < layers.size(); ++i) std::fill(found[i].begin(), found[i].end(), NAN);
-        if (vgg_run(network, data.data(), batch, height, width, outputs.data() + first, int(layers.size() - first))) return false;
+        if (vgg_run(network, data.data(), batch, height, width, outputs.data() + first, int(layers.size() - first)))
+            return false;
         for (std::size_t i = first; i < layers.size(); ++i) {
             double largest = 0, off = 0;
             for (std::size_t k = 0; k < wanted[i].size(); ++k) {
@@ -141,8 +143,8 @@ bool agrees(const char *instructions, int threads, int batch, int height, int wi
                 off = difference <= off ? off : difference;  // keeps a NaN
             }
             if (!(off <= 1e-4 * largest)) {
-                std::printf("%s, %d threads, batch %d, %dx%d: layer %zu is off by %g of %g\n", instructions, threads, batch, height,
-                            width, i, off, largest);
+                std::printf("%s, %d threads, batch %d, %dx%d: layer %zu is off by %g of %g\n", instructions, threads, batch,
+                            height, width, i, off, largest);
                 fine = false;
             }
         }
@@ -151,12 +153,27 @@ bool agrees(const char *instructions, int threads, int batch, int height, int wi
     return fine;
 }
 
+// Whether errors are codes with messages.
+bool reports_errors() {
+    const char *chosen = nullptr;
+    vgg_network *network = nullptr;
+    double result = 0;
+    bool fine = vgg_instructions("mmx", &chosen) == VGG_FAILED && !chosen && std::strstr(vgg_error(), "'mmx'");
+    fine &= vgg_open("mmx", 1, 32, &network) == VGG_FAILED && !network;
+    fine &= vgg_peak("mmx", 1, 0.001, &result) == VGG_FAILED && vgg_bandwidth("mmx", 1, nullptr, 0, &result) == VGG_FAILED;
+    fine &=
+        vgg_instructions("auto", &chosen) == VGG_OK && chosen && vgg_peak("auto", 2, 0.001, &result) == VGG_OK && result > 0;
+    return fine;
+}
+
 }  // namespace
 
 int main() {
     int passed = 0, failed = 0;
+    reports_errors() ? ++passed : ++failed;
     for (const char *instructions : {"portable", "avx2", "avx512"}) {
-        if (!vgg_instructions(instructions)) continue;
+        const char *chosen = nullptr;
+        if (vgg_instructions(instructions, &chosen)) continue;
         for (int threads : {1, 2, 5})
             for (auto [batch, height, width] : {std::array{1, 64, 64}, {3, 71, 96}, {18, 40, 33}, {2, 24, 112}}) {
                 const bool average = height % 8 || width % 8;
@@ -164,8 +181,7 @@ int main() {
             }
         std::vector<std::thread> callers;  // several engines at once
         std::vector<int> fine(4);
-        for (int i = 0; i < 4; ++i)
-            callers.emplace_back([&, i] { fine[i] = agrees(instructions, 3, 2, 48, 64, true, i); });
+        for (int i = 0; i < 4; ++i) callers.emplace_back([&, i] { fine[i] = agrees(instructions, 3, 2, 48, 64, true, i); });
         for (auto &caller : callers) caller.join();
         for (int one : fine) one ? ++passed : ++failed;
     }

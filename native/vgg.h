@@ -1,5 +1,9 @@
-/* The engine's C interface. Functions that return an int give 0, or VGG_NO_MEMORY. Nothing is checked here that its only
- * caller, vgg/engines/native.py, has checked: shapes, counts, indices. */
+/* The C interface of the native engine.
+ *
+ * Its only caller is vgg/engines/native.py, which checks shapes, counts and indices; the functions here don't. No C++ exception
+ * leaves a function: those that can fail return VGG_OK or an error code, and vgg_error describes the error. Functions of one
+ * network may be called from several threads; one call at a time runs, the others wait. After a fork, the child's network works
+ * too, whatever the parent's threads were doing. */
 #ifndef VGG_H
 #define VGG_H
 
@@ -15,48 +19,55 @@
 extern "C" {
 #endif
 
-enum { VGG_NO_MEMORY = 1 };
+enum { VGG_INTERFACE = 2 }; /* changes with every change of this file; vgg/engines/native.py has the same number */
+
+enum { VGG_OK, VGG_NO_MEMORY, VGG_FAILED };
 enum { VGG_CONVOLUTION, VGG_LRN, VGG_MAX_POOL, VGG_AVERAGE_POOL, VGG_LINEAR };
 
 typedef struct vgg_network vgg_network;
 
 typedef struct {
-    int32_t operation;    /* one of the above; a convolution is followed by a ReLU */
-    int32_t relu;         /* of a linear layer */
-    int32_t in, out;      /* channels; a linear layer's inputs are in * kernel * kernel */
-    int32_t kernel;       /* 3 or 1; of the first linear layer, the side of the map that it was built for */
-    int32_t kind;         /* of a linear layer's numbers: float32, float16, bfloat16, int8, int4 */
-    const void *weight;   /* a convolution's are float32, or int8 where it has a scale, and copied; a linear layer's are used
-                             in place */
-    const float *bias;    /* copied */
-    const float *scale;   /* of int8 and int4, [out, inputs / group], of a convolution [out]; copied */
-    int64_t group;
-    double lrn[4];        /* size, alpha, beta, k */
+    int32_t operation;  /* one of the above; a convolution includes its ReLU */
+    int32_t relu;       /* whether a linear layer has a ReLU */
+    int32_t in, out;    /* channels; a linear layer has in * kernel * kernel inputs */
+    int32_t kernel;     /* 3 or 1; for the first linear layer, the side of its input map */
+    int32_t kind;       /* a linear layer's storage: float32, float16, bfloat16, int8, int4 */
+    const void *weight; /* of a convolution: float32, or int8 if it has a scale, copied; of a linear layer: used in place */
+    const float *bias;  /* copied */
+    const float *scale; /* of int8 and int4: [out, inputs / group]; of a convolution: [out]; copied */
+    int64_t group;      /* inputs that share a scale */
+    double lrn[4];      /* size, alpha, beta, k */
 } vgg_layer;
 
 typedef struct {
-    int32_t step;         /* the index of a layer */
-    float *values;        /* where its values go: [batch, channels, height, width] */
+    int32_t step;  /* index of a layer */
+    float *values; /* receives the layer's output, [batch, channels, height, width] */
 } vgg_output;
 
-/* The instruction set that `name` stands for here ("auto": the best one tested), or NULL where this processor lacks it. */
-VGG_API const char *vgg_instructions(const char *name);
+/* The version of this interface and the sizes of its structs in bytes, by which a caller recognises another build. */
+VGG_API void vgg_interface(int32_t *version, int32_t *layer_bytes, int32_t *output_bytes);
 
-/* A network without layers; `size` is the side of the pictures it is meant for. NULL: no memory. */
-VGG_API vgg_network *vgg_open(const char *instructions, int threads, int size);
+/* The message of the calling thread's last error. */
+VGG_API const char *vgg_error(void);
+
+/* The name of an instruction set; of the best one available for "auto". Fails if it is unknown or not available. */
+VGG_API int vgg_instructions(const char *name, const char **chosen);
+
+/* A network without layers; `size` is the side of the images that it is optimised for. */
+VGG_API int vgg_open(const char *instructions, int threads, int size, vgg_network **network);
 VGG_API int vgg_add(vgg_network *network, const vgg_layer *layer);
 VGG_API void vgg_close(vgg_network *network);
 
-/* Runs a batch [batch, 3, height, width]; one call at a time, others wait. */
+/* Runs a batch [batch, 3, height, width]. */
 VGG_API int vgg_run(vgg_network *network, const float *data, int batch, int height, int width, const vgg_output *outputs,
                     int count);
 
-/* Seconds that each layer took in the last run; a convolution's pooling counts as its own. */
-VGG_API void vgg_times(const vgg_network *network, double *seconds);
+/* Seconds of each layer in the last run; a convolution's include the max pooling that is fused with it. */
+VGG_API int vgg_times(vgg_network *network, double *seconds);
 
-/* The machine's limits: multiply-adds a second in registers, bytes a second read from memory, with that many threads. */
-VGG_API double vgg_peak(const char *instructions, int threads, double seconds);
-VGG_API double vgg_bandwidth(const char *instructions, int threads, const float *memory, int64_t count);
+/* The machine's limits with a number of threads: multiply-adds per second in registers, bytes per second read from memory. */
+VGG_API int vgg_peak(const char *instructions, int threads, double seconds, double *result);
+VGG_API int vgg_bandwidth(const char *instructions, int threads, const float *memory, int64_t count, double *result);
 
 #ifdef __cplusplus
 }

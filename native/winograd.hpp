@@ -1,9 +1,11 @@
-// Winograd's minimal filtering F(M x M, 3 x 3), Lavin & Gray, arXiv 1509.09308: an M x M tile of a 3x3 convolution costs
-// (M + 2)^2 multiplications a channel instead of 9 M^2, once weights, inputs and outputs are transformed.
+// Winograd's minimal filtering F(M x M, 3 x 3), Lavin & Gray, arXiv 1509.09308: an M x M tile of a 3x3 convolution needs
+// (M + 2)^2 multiplications per channel instead of 9 M^2, after weights, inputs and outputs are transformed.
 //
-// The transforms are Toom-Cook's for the points 0, +-p for each p in Points<PAIRS>, and infinity; M = 2 PAIRS. Points in
-// pairs let even and odd parts be shared. F(8x8) rounds badly with the usual points (1, 2, 4 and their inverses); with
-// these, chosen by search, the logits of VGG-16 differ from float64's by 3e-6 of the largest.
+// The transforms are Toom-Cook's for the points 0, +-p for each p in Points<PAIRS>, and infinity; M = 2 PAIRS. Pairs of points
+// share their even and odd parts. F(8x8) has large rounding errors with the usual points (1, 2, 4 and their inverses); with
+// these, found by search, the logits of VGG-16 differ from float64 by 3e-6 of the largest.
+//
+// A tile's outputs depend on all of its inputs, so a NaN or an infinity makes the whole tile NaN.
 #pragma once
 
 #include "simd.hpp"
@@ -20,7 +22,7 @@ template <int PAIRS> struct Winograd {
     // q[j][i]: the coefficient of x^2i in the product of (x^2 - p^2) over all p but p_j; q[PAIRS]: over all p.
     struct Coefficients {
         double q[PAIRS + 1][PAIRS + 1];
-        double power[PAIRS][M];  // p_j^i
+        double power[PAIRS][M];     // p_j^i
         double inverse[PAIRS + 1];  // of the product of a point's distances from the other points; last: of point 0
 
         constexpr Coefficients() : q{}, power{}, inverse{} {
@@ -47,9 +49,9 @@ template <int PAIRS> struct Winograd {
     };
     static constexpr Coefficients C{};
 
-    // Transformed positions are ordered 0, +p_0, -p_0, +p_1, ..., infinity.
+    // The order of transformed positions: 0, +p_0, -p_0, +p_1, ..., infinity.
 
-    // N inputs of a line -> N positions: B^T d.
+    // N inputs of a row -> N positions: B^T d.
     static inline void input(const vec (&d)[N], vec (&v)[N]) {
         vec first = d[0] * float(C.q[PAIRS][0]), last = d[1] * float(C.q[PAIRS][0]);
 #pragma GCC unroll 8
@@ -74,7 +76,7 @@ template <int PAIRS> struct Winograd {
         }
     }
 
-    // N positions of a line -> M outputs: A^T m.
+    // N positions of a row -> M outputs: A^T m.
     static inline void output(const vec (&m)[N], vec (&y)[M]) {
         vec sums[PAIRS], differences[PAIRS];
 #pragma GCC unroll 8
@@ -91,7 +93,7 @@ template <int PAIRS> struct Winograd {
         }
     }
 
-    // Three weights of a line -> N positions: G g. In double, since it is done once.
+    // Three weights of a row -> N positions: G g. In double precision, since it is done once.
     static inline void weight(const wide (&g)[3], wide (&u)[N]) {
         u[0] = g[0] * C.inverse[PAIRS];
         u[N - 1] = g[2];

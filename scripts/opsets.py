@@ -1,4 +1,4 @@
-"""Print the matrix architecture x opset as Markdown: each file passes onnx's checker and is judged against torch's modules."""
+"""Print a table of architectures and opsets as Markdown. Each file passes onnx's checker and is compared with torch's modules."""
 
 import sys
 import tempfile

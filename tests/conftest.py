@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +70,35 @@ def real_onnx(real_models: dict[str, Path], tmp_path_factory: pytest.TempPathFac
     for name, path in real_models.items():
         Network.read(path).write(folder / f"{name}.onnx")
     return {name: folder / f"{name}.onnx" for name in real_models}
+
+
+@pytest.fixture
+def store(monkeypatch):
+    """A bucket on a real S3 server, `s3://bucket`."""
+    import s3fs
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "testing")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    s3fs.S3FileSystem.clear_instance_cache()
+    system = s3fs.S3FileSystem()
+    system.mkdir("bucket")
+    yield system
+    system.rm("bucket", recursive=True)  # the server's buckets outlive it
+    server.stop()
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+def change_version(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
+    """Make a package, such as vgg or onnxruntime, appear in another version, for tests of what is resumed."""
+    version = metadata.version
+    monkeypatch.setattr(metadata, "version", lambda name: "0" if name == package else version(name))
+    monkeypatch.setattr(f"{package}.__version__", "0")
 
 
 def read_terminal(ours: int) -> bytes:

@@ -1,4 +1,4 @@
-"""A miniature of ILSVRC-2012: tar files with the real layout and names, and a few small pictures."""
+"""A miniature of ILSVRC-2012: tar files with the real layout and names, and a few small images."""
 
 import io
 import tarfile
@@ -14,7 +14,7 @@ WNIDS = imagenet().wnids
 CLASSES = (WNIDS[0], WNIDS[65], WNIDS[999])
 
 
-def picture(seed: int, width: int = 40, height: int = 30) -> bytes:
+def jpeg(seed: int, width: int = 40, height: int = 30) -> bytes:
     pixels = np.random.default_rng(seed).integers(0, 255, (6, 8, 3), np.uint8)
     file = io.BytesIO()
     Image.fromarray(pixels).resize((width, height)).save(file, "JPEG")
@@ -33,7 +33,7 @@ def pack(members: dict[str, bytes] | list[tuple[tarfile.TarInfo | str, bytes]]) 
 
 
 def class_tar(wnid: str, count: int = 4) -> bytes:
-    return pack({f"{wnid}_{number}.JPEG": picture(number) for number in range(1, count + 1)})
+    return pack({f"{wnid}_{number}.JPEG": jpeg(number) for number in range(1, count + 1)})
 
 
 def train_tar(folder: Path, **replaced: bytes) -> Path:
@@ -45,7 +45,7 @@ def train_tar(folder: Path, **replaced: bytes) -> Path:
 def val_tar(folder: Path, count: int = 12, **replaced: bytes) -> Path:
     path = folder / "ILSVRC2012_img_val.tar"
     names = [f"ILSVRC2012_val_{number:08d}.JPEG" for number in range(1, count + 1)]
-    path.write_bytes(pack({name: picture(number, 60, 50) for number, name in enumerate(names)} | replaced))
+    path.write_bytes(pack({name: jpeg(number, 60, 50) for number, name in enumerate(names)} | replaced))
     return path
 
 

@@ -1,4 +1,4 @@
-"""A small model, what a run in parts makes of it, and when two runs have made the same."""
+"""A small model, runs with it, and comparison of their rows."""
 
 from dataclasses import replace
 
@@ -11,8 +11,8 @@ from vgg.preprocessing import PRESETS
 
 LABELS = Labels(("ant", "bee", "cat", "dog", "eel", "fox", "gnu"))
 RECIPE = replace(PRESETS["torchvision"], size=36, crop=32)
-COUNT = 47  # pictures in `photos`
-BROKEN = 13  # one of them
+COUNT = 47  # images in `photos`
+BROKEN = 13  # the index of a broken one
 PART = 5
 
 
@@ -24,7 +24,7 @@ MODELS = [("tiny", network())]
 
 
 def rows(output) -> list[dict]:
-    """All rows of a run, by the pictures' names."""
+    """All rows of a run, by the images' names."""
     return sorted(pyarrow.dataset.dataset(str(output)).to_table().to_pylist(), key=lambda row: (row["image"], row.get("model")))
 
 
@@ -33,7 +33,7 @@ def classify(place, output, **options):
 
 
 def near(found, expected):
-    """Whether rows are the same, but for what another batch does to the last digits."""
+    """Whether rows are equal, up to rounding, which depends on the batch."""
     if isinstance(expected, float):
         return found == pytest.approx(expected, abs=1e-5)
     if isinstance(expected, dict):

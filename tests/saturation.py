@@ -1,8 +1,8 @@
-"""A QOperator file in NumPy, on a processor of choice: with exact sums, or with those of vpmaddubsw.
+"""A QOperator file computed in NumPy, with exact sums or with those of the instruction vpmaddubsw.
 
-That instruction, which processors without VNNI multiply bytes with, takes unsigned activations a and signed weights w and
-gives a1 * w1 + a2 * w2 in 16 bits, saturated; pairs are neighbours in memory. Intel's manual, volume 2, PMADDUBSW.
-Signed activations are made unsigned first, by adding 128 to them and to their zero point, as ONNX Runtime does to a QDQ file
+Processors without VNNI multiply bytes with this instruction. It takes unsigned activations a and signed weights w, in pairs of
+neighbours in memory, and returns a1 * w1 + a2 * w2 in 16 bits, saturated. Intel's manual, volume 2, PMADDUBSW. Signed
+activations are made unsigned first, by adding 128 to them and to their zero point, as ONNX Runtime does to a QDQ file
 (QDQS8ToU8Transformer) and oneDNN to its source.
 """
 
@@ -30,7 +30,7 @@ def product(left: Array, right: Array, saturating: bool) -> Array:
 
 
 def run(path: Path, data: Array, saturating: bool) -> Array:
-    """The logits that a QOperator file gives, float32 [batch, classes]."""
+    """The logits of a QOperator file, float32 [batch, classes]."""
     graph = onnx.load(path).graph
     values = {one.name: numpy_helper.to_array(one) for one in graph.initializer} | {"data": data}
     for node in graph.node:

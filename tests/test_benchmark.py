@@ -33,7 +33,7 @@ def total(found: dict[str, Work]) -> Work:
 
 
 class Sleeper:
-    """Takes as long as it is told to, and keeps a diary."""
+    """A runner that takes a given time and records its calls."""
 
     def __init__(self, name: str, seconds: float, diary: list[tuple[str, float]]) -> None:
         self.name, self.seconds, self.diary = name, seconds, diary
@@ -101,13 +101,13 @@ def test_figures_of_known_times():
 def test_rounds_have_everyone_once_after_a_pause_and_begin_with_another_one():
     diary: list[tuple[str, float]] = []
     runners = {name: Sleeper(name, seconds, diary) for name, seconds in (("short", 0.01), ("long", 0.03))}
-    ticks: list[str] = []
-    found = side_by_side(runners, np.zeros((3, 3, 32, 32), np.float32), {}, 1, 3, ticks.append)
+    ticks: list[tuple] = []
+    found = side_by_side(runners, np.zeros((3, 3, 32, 32), np.float32), {}, 1, 3, lambda *done: ticks.append(done))
     names = [name for name, _ in diary]
     assert names[: 2 * WARM_UP] == ["short"] * WARM_UP + ["long"] * WARM_UP
     rounds = [tuple(names[start : start + 2]) for start in range(2 * WARM_UP, len(names), 2)]
     assert set(rounds) == {("short", "long"), ("long", "short")}
-    assert ticks == names[2 * WARM_UP :]
+    assert ticks == [("Measuring", done, 6) for done in range(1, 7)]
     starts = [start for _, start in diary[2 * WARM_UP :]]
     assert np.diff(starts).min() > 0.05
     short, long = found.timings
@@ -117,10 +117,13 @@ def test_rounds_have_everyone_once_after_a_pause_and_begin_with_another_one():
 
 
 def test_engines_are_compared_for_each_batch_size_and_number_of_threads():
-    found = list(compare(random_network(), ENGINES, batch_sizes=(1, 3), threads=(1, 2), rounds=1))
+    ticks: list[tuple] = []
+    options = {"batch_sizes": (1, 3), "threads": (1, 2), "rounds": 1, "beside": {"wide": random_network(width=1 / 8)}}
+    found = list(compare(random_network(), ENGINES, **options, progress=lambda *done: ticks.append(done)))
+    assert ticks == [("Measuring", done, 8 * len(ENGINES)) for done in range(1, 8 * len(ENGINES) + 1)]
     assert [(one.threads, one.batch) for one in found] == [(1, 1), (1, 3), (2, 1), (2, 3)]
     for one in found:
-        assert [timing.engine for timing in one.timings] == list(ENGINES)
+        assert [timing.engine for timing in one.timings] == [*ENGINES, *(f"{name}, wide" for name in ENGINES)]
         assert all(timing.seconds[0] > 0 for timing in one.timings)
 
 
@@ -148,10 +151,10 @@ def test_without_the_native_engine_there_is_no_limit(monkeypatch):
 @pytest.mark.parametrize(
     ("names", "options", "line"),
     [
-        (("onnxruntime", "abacus"), {}, "no engine is called 'abacus'"),
+        (("onnxruntime", "abacus"), {}, "unknown engine 'abacus'"),
         (("onnxruntime",), {"threads": (0,)}, "threads must be 1 or more"),
-        (("onnxruntime",), {"batch_sizes": (1, 0)}, "batches of 1 image or more"),
-        (("onnxruntime",), {"rounds": 0}, "1 round or more"),
+        (("onnxruntime",), {"batch_sizes": (1, 0)}, "batch sizes and rounds must be 1 or more"),
+        (("onnxruntime",), {"rounds": 0}, "batch sizes and rounds must be 1 or more"),
     ],
 )
 def test_what_can_not_be_measured_is_said(names, options, line):

@@ -93,7 +93,7 @@ def test_results_come_before_all_pictures_are_read(classifier, tmp_path):
 def test_no_pictures_at_all_is_an_error(classifier, tmp_path, monkeypatch, nothing):
     monkeypatch.chdir(tmp_path)
     Path("empty").mkdir()
-    with pytest.raises(ImageError, match=r"has no images in it|matches no file|there are no images"):
+    with pytest.raises(ImageError, match=r"has no images in it|matches no file|no images given"):
         classifier.classify(nothing)
 
 
@@ -117,9 +117,8 @@ def test_load_takes_a_file_a_recipe_and_labels(tmp_path):
 
 def test_a_guess_is_never_silent(tmp_path):
     save_tiny(str(tmp_path / "n.pth"))
-    with pytest.warns(
-        vgg.Notice, match=r"n\.pth doesn't say how it was trained; taken for it: preprocessing 'torchvision', no labels"
-    ):
+    message = r"n\.pth: no preprocessing or labels in the file; using preprocessing 'torchvision'\. Set it with --preset, name"
+    with pytest.warns(vgg.Notice, match=message):
         vgg.load(tmp_path / "n.pth")
 
 

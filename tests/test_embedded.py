@@ -36,14 +36,14 @@ def test_it_is_what_load_loads_without_a_name():
 
 @pytest.mark.parametrize("step", [5, pytest.param(1, marks=pytest.mark.full)])
 def test_it_is_as_good_as_its_card_says(shared, step):
-    pictures = sorted((shared / "images" / "validation").glob("*/*.JPEG"))[::step]
+    images = sorted((shared / "images" / "validation").glob("*/*.JPEG"))[::step]
     network = Network.read(EMBEDDED_FILE)
     # The sample was squashed to 227x227 by its source: crop, do not resize.
     classifier = vgg.Classifier(replace(network, preprocessing=replace(network.preprocessing, resize="none")))
-    found = [[one.wnid for one in result.predictions] for result in classifier.results(pictures)]
-    truth = [path.parent.name for path in pictures]
-    top1 = sum(wnids[0] == wnid for wnids, wnid in zip(found, truth, strict=True)) / len(pictures)
-    top5 = sum(wnid in wnids for wnids, wnid in zip(found, truth, strict=True)) / len(pictures)
+    found = [[one.wnid for one in result.predictions] for result in classifier.results(images)]
+    truth = [path.parent.name for path in images]
+    top1 = sum(wnids[0] == wnid for wnids, wnid in zip(found, truth, strict=True)) / len(images)
+    top5 = sum(wnid in wnids for wnids, wnid in zip(found, truth, strict=True)) / len(images)
     slack = 0 if step == 1 else 0.06
     assert top1 >= 0.66 - slack
     assert top5 >= 0.89 - slack

@@ -134,7 +134,7 @@ def test_a_class_is_named_in_any_way(wanted):
         ({"classes": 7}, "unknown class '7'; the model has 7"),
         ({"method": "guess"}, "unknown method 'guess'; choose from grad-cam, class-map"),
         ({"method": "class-map", "size": 32}, "the size for a class map must be 64 to 1024 pixels, not 32"),
-        ({"method": "class-map", "engine": "onnxruntime"}, "onnxruntime takes no whole pictures"),
+        ({"method": "class-map", "engine": "onnxruntime"}, "onnxruntime takes only crops of the network's input size"),
     ],
 )
 def test_what_does_not_fit_is_said(options, message):

@@ -12,7 +12,7 @@ from conftest import EXAMPLES, needs_native, random_network
 from reference import save_tiny
 from vgg import Error, ImageError, ModelError, Preprocessing
 from vgg.features import Descriptor, Features, extract, gather, write
-from vgg.images import find
+from vgg.sources import find
 from vgg.views import Views
 
 PHOTOS = sorted(EXAMPLES.glob("*.*g"))
@@ -150,7 +150,7 @@ def test_what_does_not_fit_is_said(options, message):
 
 def test_engines_that_take_no_whole_pictures_say_so():
     classifier = vgg.load(replace(random_network(), preprocessing=SMALL), "onnxruntime")
-    with pytest.raises(Error, match="onnxruntime takes no whole pictures"):
+    with pytest.raises(Error, match="onnxruntime takes only crops of the network's input size"):
         classifier.features(PHOTOS, protocol="dense")
 
 

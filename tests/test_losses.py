@@ -43,7 +43,7 @@ def test_gradients_are_those_of_the_loss(loss):
         assert float((given.grad * 2 * step).sum()) == pytest.approx(change, rel=1e-3)
 
 
-def test_a_picture_without_features_has_a_gradient():
+def test_an_image_without_features_has_a_gradient():
     network = random_network("vgg11", input_size=32)
     dead = {name: np.zeros_like(value) if name.startswith("conv1") else value for name, value in network.parameters.items()}
     loss = vgg.torch.PerceptualLoss(replace(network, parameters=dead))
@@ -52,7 +52,7 @@ def test_a_picture_without_features_has_a_gradient():
     assert torch.isfinite(given.grad).all()
 
 
-def test_a_picture_can_be_found_by_its_loss():
+def test_an_image_can_be_reconstructed_by_its_loss():
     loss = vgg.torch.PerceptualLoss()
     given = torch.full_like(BATCH[:1], 0.5).requires_grad_()
     optimiser = torch.optim.Adam([given], 0.03)
@@ -82,7 +82,7 @@ def test_style_is_the_difference_of_gram_matrices():
     assert float(loss(BATCH[:1], BATCH[:1])) == 0
 
 
-def test_without_torch_a_line_says_what_to_install():
+def test_without_torch_the_error_names_the_extra():
     code = "import sys; sys.modules['torch'] = None; import vgg; vgg.torch"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stderr
-    assert said.endswith("vgg.errors.Error: vgg.torch needs torch; `pip install 'vgg[torch]'` brings it\n")
+    assert said.endswith("vgg.errors.Error: vgg.torch needs torch; install with `pip install 'vgg[torch]'`\n")

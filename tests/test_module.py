@@ -7,7 +7,7 @@ from conftest import needs_native, random_network
 from reference import torchvision_like
 from vgg import Architecture, ModelError, Network, Provenance, engines
 from vgg.architectures import CONFIGURATIONS
-from vgg.module import Module, started
+from vgg.module import Module
 from vgg.preprocessing import PRESETS
 
 
@@ -42,7 +42,7 @@ def test_gradients_are_those_of_torchs_own_layers(name, gap):
 
 
 @pytest.mark.parametrize(("name", "head"), [*((name, "fc") for name in CONFIGURATIONS), ("vgg11", "gap")])
-def test_every_architecture_learns_a_batch_of_sixteen_by_heart(name, head):
+def test_every_architecture_memorises_a_batch_of_sixteen(name, head):
     torch.manual_seed(0)
     module = Module(Architecture(name, 10, 1 / 8, 32, head)).train()
     module.initialise()
@@ -103,35 +103,53 @@ def test_layers_are_frozen_up_to_a_block_or_layer(name, head, freeze, value, nex
     assert not any(layer.training for layer in list(module)[:end])
 
 
-def test_what_cannot_be_frozen_is_said():
+def test_layers_that_cannot_be_frozen_are_refused():
     module = Module(Architecture("vgg16", 7, 1 / 16, 32))
-    with pytest.raises(ModelError, match="no layers called 'conv6'; it has conv1, conv2"):
+    with pytest.raises(ModelError, match="unknown layer 'conv6' of vgg16; choose from conv1, conv2"):
         module.end_of("conv6")
-    with pytest.raises(ModelError, match="something has to be left to learn"):
+    with pytest.raises(ModelError, match="no layer is left to train"):
         module.end_of("fc8")
 
 
-def test_a_deeper_network_begins_with_the_shallowest_ones_layers_as_in_the_paper():
+def test_a_deeper_network_is_initialised_from_the_shallowest_as_in_the_paper():
     shallow = random_network("vgg11")
     module = Module(Architecture("vgg16", 7, 1 / 16, 32))
     module.initialise()
     before = module.network(PRESETS["torchvision"], None, Provenance()).parameters
-    started(module, shallow)
+    module.load_matching(shallow)
     after = module.network(PRESETS["torchvision"], None, Provenance()).parameters
     taken = {name for name in after if name in shallow.parameters and np.array_equal(after[name], shallow.parameters[name])}
     first = ("conv1_1", "conv2_1", "conv3_1", "conv3_2", "fc6", "fc7", "fc8")
     assert {name.split(".")[0] for name in taken} == set(first)
     assert all(np.array_equal(after[name], before[name]) for name in after if name not in taken)
-    with pytest.raises(ModelError, match="no layer of vgg11 fits"):
-        started(Module(Architecture("vgg16", 5, 1 / 8, 32)), shallow)
+    with pytest.raises(ModelError, match=r"no layer of vgg11 fits vgg16 of width 0\.125"):
+        Module(Architecture("vgg16", 5, 1 / 8, 32)).load_matching(shallow)
 
 
-def test_intermediate_values_come_along():
+def test_named_values_are_those_of_onnxruntime():
     network: Network = random_network("vgg16-bn")
-    names = ("conv5_3", "pool2", "fc7")
+    names = ("conv5_3", "pool2", "fc7", "logits")
     with torch.inference_mode():
-        logits, *values = module_of(network).eval()(images(), names)
-    expected = engines.open(network, "torch").run(images().numpy(), (*names, "logits"))
-    np.testing.assert_allclose(logits, expected["logits"], rtol=1e-3, atol=1e-4)
-    for name, value in zip(names, values, strict=True):
-        np.testing.assert_allclose(value, expected[name], rtol=1e-3, atol=1e-4)
+        found = module_of(network).eval()(images(), names)
+    expected = engines.open(network, "onnxruntime").run(images().numpy(), names)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-3, atol=1e-4)
+
+
+def test_a_module_for_inference_reads_the_networks_parameters_in_place_and_trains_none():
+    network = random_network("vgg11")
+    module = Module.of(network)
+    for name, value in network.parameters.items():
+        layer, role = name.split(".")
+        assert getattr(module.get_submodule(layer), role).data_ptr() == value.ctypes.data
+    assert not list(module.parameters())
+    assert not module.state_dict()
+
+
+def test_nothing_is_computed_after_the_last_value_that_is_needed():
+    module, computed = Module.of(random_network("vgg11")), []
+    for name, layer in module.named_children():
+        layer.register_forward_hook(lambda *_, name=name: computed.append(name))
+    module(images(), ("conv1_1", "pool2"))
+    assert computed == ["conv1_1", "relu1_1", "pool1", "conv2_1", "relu2_1", "pool2"]

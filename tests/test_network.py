@@ -28,7 +28,7 @@ def test_a_missing_an_extra_and_a_misshapen_parameter_are_named():
     parameters = dict(network.parameters)
     with pytest.raises(ModelError, match=r"vgg11 has no parameter conv9_9\.weight"):
         replace(network, parameters={**parameters, "conv9_9.weight": np.zeros(1)})
-    with pytest.raises(ModelError, match=r"parameter fc8\.bias of vgg11 is \[8\]; expected \[7\]"):
+    with pytest.raises(ModelError, match=r"parameter fc8\.bias of vgg11 has the shape \[8\]; expected \[7\]"):
         replace(network, parameters={**parameters, "fc8.bias": np.zeros(8)})
     del parameters["conv3_2.weight"]
     with pytest.raises(ModelError, match=r"parameter conv3_2\.weight \[16, 16, 3, 3\] of vgg11 is missing"):

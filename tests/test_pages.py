@@ -1,4 +1,4 @@
-"""The pages on features, explanations, distances and bulk work: what stands in them runs, in order, and says what they say."""
+"""The commands and the code on some pages run, in order, and print the outputs on the page."""
 
 import os
 import re
@@ -14,7 +14,7 @@ from PIL import Image
 from conftest import EXAMPLES, ROOT, needs_native, random_network
 from vgg.labels import imagenet
 
-MADE = {  # by each page: what must be there at the end
+OUTPUTS = {  # the files that the commands on a page write
     "features.md": ["caltech.npz", "svm.png", "examples.npz", "examples.parquet"],
     "explain.md": ["heat.jpg", "map.jpg", "coffee.png"],
     "perceptual.md": ["distances.jpg"],
@@ -24,7 +24,7 @@ MADE = {  # by each page: what must be there at the end
 
 @pytest.fixture
 def place(tmp_path):
-    """A folder with what the pages take for granted, on a small scale: photos, class folders, a model."""
+    """A folder with the inputs of the pages, on a small scale: photos, class folders, a model."""
     shutil.copytree(EXAMPLES, tmp_path / "examples")
     rng = np.random.default_rng(0)
     for photo in EXAMPLES.glob("*.*g"):
@@ -36,22 +36,22 @@ def place(tmp_path):
     (tmp_path / "keras").mkdir()
     network = random_network("vgg19", labels=imagenet(), classes=1000, input_size=224, width=1 / 32)
     network.write(tmp_path / "vgg19.onnx")
-    (tmp_path / "vgg19.onnx").rename(tmp_path / "keras/vgg19")  # a file of a published name comes first
+    (tmp_path / "vgg19.onnx").rename(tmp_path / "keras/vgg19")  # a file has priority over a published name
     return tmp_path
 
 
 def run(place, *command):
     environment = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1", "MPLBACKEND": "agg"}
-    found = subprocess.run([sys.executable, *command], capture_output=True, text=True, cwd=place, env=environment, timeout=300)
-    assert found.returncode == 0, found.stderr
-    return found.stdout
+    result = subprocess.run([sys.executable, *command], capture_output=True, text=True, cwd=place, env=environment, timeout=300)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
 
 
-def same(found, told):
-    """Whether two texts are the same but for the last digit of a number."""
-    if len(found.split()) != len(told.split()):
+def same(output, expected):
+    """Whether two texts are equal up to the last digit of a number."""
+    if len(output.split()) != len(expected.split()):
         return False
-    for one, other in zip(found.split(), told.split(), strict=True):
+    for one, other in zip(output.split(), expected.split(), strict=True):
         if re.fullmatch(r"[\d.]+", one) and re.fullmatch(r"[\d.]+", other):
             if abs(float(one) - float(other)) > (0.011 if "." in other else 1):
                 return False
@@ -61,19 +61,29 @@ def same(found, told):
 
 
 @needs_native
-@pytest.mark.parametrize("page", MADE)
-def test_everything_on_the_page_runs(place, page):
+@pytest.mark.parametrize("page", OUTPUTS)
+def test_commands_and_code_on_the_page_run(place, page):
     text = (ROOT / "docs" / page).read_text()
     blocks = re.findall(r"```(console|python)\n(.*?)```", text, re.DOTALL)
     assert {"console", "python"} >= {kind for kind, _ in blocks} >= {"python"}
     for kind, block in blocks:
         if kind == "python":
-            said = run(place, "-c", block)
-            if "pictures a class" in block:  # the crops of three photos: chance is a third
-                assert float(said.split()[-1].rstrip("%")) > 50
+            output = run(place, "-c", block)
+            if "images per class" in block:  # crops of three photos: chance is a third
+                assert float(output.split()[-1].rstrip("%")) > 50
             continue
-        for command, told in re.findall(r"^\$ vgg (.*)\n((?:[^$\n].*\n)*)", block, re.MULTILINE):
-            said = run(place, "-m", "vgg", *shlex.split(command))
-            assert same(said, told), said
-    for name in MADE[page]:
+        for command, expected in re.findall(r"^\$ vgg (.*)\n((?:[^$\n].*\n)*)", block, re.MULTILINE):
+            output = run(place, "-m", "vgg", *shlex.split(command))
+            assert same(output, expected), output
+    for name in OUTPUTS[page]:
         assert (place / name).stat().st_size > 1000
+
+
+@needs_native
+def test_the_first_command_of_the_readme_prints_its_output(place):
+    command, expected = re.search(r"vgg (classify .*)\n((?:.*\n)*?)```", (ROOT / "README.md").read_text()).groups()
+    environment = {**os.environ, "NO_COLOR": "1"}
+    result = subprocess.run(
+        [sys.executable, "-m", "vgg", *shlex.split(command)], capture_output=True, text=True, cwd=place, env=environment
+    )
+    assert result.stdout + result.stderr == expected

@@ -171,12 +171,12 @@ class Evil:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (Evil(), "holds 'builtins.exec', which is not loaded since pickles can run code"),
-        ({"a": np.array([Evil()])}, "is a damaged file, or no pickle of arrays|holds 'builtins.exec'"),
-        ({"a": np.zeros(3, np.int64)}, "is a damaged file, or no pickle of arrays"),
-        ({"a": 1}, "is a damaged file, or no pickle of arrays"),
+        (Evil(), "contains 'builtins.exec', which is not loaded, because pickles can run code"),
+        ({"a": np.array([Evil()])}, "damaged or truncated Flax file|contains 'builtins.exec'"),
+        ({"a": np.zeros(3, np.int64)}, "damaged or truncated Flax file"),
+        ({"a": 1}, "damaged or truncated Flax file"),
         ({"a": np.zeros(3, np.float32)}, "not LPIPS weights for VGG: NetLinLayer_0"),
-        (b"no pickle", "is a damaged file, or no pickle of arrays"),
+        (b"no pickle", "damaged or truncated Flax file"),
     ],
 )
 def test_a_file_that_holds_something_else_is_refused(tmp_path, content, message):

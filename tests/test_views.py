@@ -143,7 +143,7 @@ SIZES = [(60, 40), (40, 60), (60, 40), (33, 80), (40, 40), (60, 40), (35, 32), (
 @needs_native
 def test_dense_on_pictures_of_the_crops_size_equals_the_centre_crop(tmp_path):
     classifier, dataset = setting(tmp_path, [(32, 32)] * 5, "native", "none")
-    found = [evaluate([classifier], dataset, protocol).answers[0] for protocol in (Views(), Views("dense"))]
+    found = [evaluate([classifier], dataset, protocol).results[0] for protocol in (Views(), Views("dense"))]
     assert np.array_equal(found[0].top, found[1].top)
     assert np.abs(found[0].scores - found[1].scores).max() < 1e-5
     assert np.abs(found[0].losses - found[1].losses).max() < 1e-5
@@ -158,7 +158,7 @@ def test_a_dense_score_is_the_mean_of_the_map_then_of_the_flips(tmp_path, engine
         for _, view in looked(Views("dense", flip=True), Image.open(sample.path)):
             logits = classifier.engine.logits(np.ascontiguousarray(view[None]))
             rows.append(softmax(logits.mean((2, 3)) if logits.ndim == 4 else logits)[0])
-        assert np.sort(np.mean(rows, 0))[::-1][:5] == pytest.approx(run.answers[0].scores[place], abs=1e-5)
+        assert np.sort(np.mean(rows, 0))[::-1][:5] == pytest.approx(run.results[0].scores[place], abs=1e-5)
 
 
 @needs_native
@@ -166,13 +166,15 @@ def test_a_dense_score_is_the_mean_of_the_map_then_of_the_flips(tmp_path, engine
 def test_batches_do_not_change_the_result(tmp_path, protocol):
     classifier, dataset = setting(tmp_path, SIZES, "native")
     look = Views(protocol, (40, 48), True)
-    first = evaluate([classifier], dataset, look, batch_size=1, workers=1).answers[0]
-    second = evaluate([classifier], dataset, look, batch_size=7, workers=3).answers[0]
+    first = evaluate([classifier], dataset, look, batch_size=1, workers=1).results[0]
+    second = evaluate([classifier], dataset, look, batch_size=7, workers=3).results[0]
     assert np.abs(first.losses - second.losses).max() < 1e-4
     assert np.abs(first.scores - second.scores).max() < 1e-4
 
 
 def test_engines_that_take_no_whole_pictures_say_so(tmp_path):
     classifier, dataset = setting(tmp_path, SIZES)
-    with pytest.raises(Error, match="onnxruntime takes no whole pictures; the engines native and torch do"):
+    with pytest.raises(
+        Error, match="onnxruntime takes only crops of the network's input size; for whole images use native or torch"
+    ):
         evaluate([classifier], dataset, Views("dense"))

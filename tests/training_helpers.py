@@ -1,4 +1,4 @@
-"""Small data to learn from."""
+"""Small datasets and options for tests of training."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +13,7 @@ QUICK = replace(RECIPES["zoo"], epochs=2, batch=8, dropout=0.0, jitter=0.0, ligh
 
 
 def class_folders(folder: Path, classes: int = 3, each: int = 8, side: int = 40) -> Path:
-    """Pictures that can be told apart by their colour."""
+    """Images whose class is their colour."""
     rng = np.random.default_rng(0)
     for index in range(classes):
         (folder / f"class{index}").mkdir(parents=True)
@@ -25,7 +25,7 @@ def class_folders(folder: Path, classes: int = 3, each: int = 8, side: int = 40)
 
 
 def cifar_folder(folder: Path, train: int = 64, test: int = 16) -> Path:
-    """CIFAR-10's binary version in small, with pictures whose class is in their colours."""
+    """CIFAR-10's binary version in small, with images whose class is their colour."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
     for name, count in (("data_batch_1.bin", train), ("test_batch.bin", test)):
@@ -37,6 +37,6 @@ def cifar_folder(folder: Path, train: int = 64, test: int = 16) -> Path:
     return folder
 
 
-def options(data: Path, to: Path, recipe: Recipe = QUICK, **others) -> Options:
+def options(data: Path, output: Path, recipe: Recipe = QUICK, **others) -> Options:
     """A training of a tiny network."""
-    return Options(data, to, recipe, **{"arch": "vgg11", "width": 1 / 16, "size": 32, "workers": 2, **others})
+    return Options(data, output, recipe, **{"arch": "vgg11", "width": 1 / 16, "size": 32, "workers": 2, **others})

@@ -1,4 +1,4 @@
-"""VGG networks: classify pictures with them, convert them, check them, train them.
+"""VGG networks: classify images, convert, evaluate, quantize, explain, serve and train.
 
     import vgg
     classifier = vgg.load("vgg19.onnx")

@@ -1,4 +1,4 @@
-"""How fast the engines are, side by side in one run, and how near they come to what the machine could do."""
+"""The speed of engines, side by side in one run, and in relation to the limit of the machine."""
 
 import math
 import os
@@ -8,42 +8,44 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import numpy as np
 
 from . import engines
 from .arrays import Array
 from .errors import Error
+from .formats import QuantizedGraph, network_of
 from .network import Network
-from .parameters import LowRank, Parameter, Part, is_int4
+from .parameters import LowRank, Part, is_int4
+from .progress import Progress, silent
 
 ROUNDS = 10
 WARM_UP = 2  # runs of each engine before the first measurement
-PAUSE = 0.05  # seconds before each measurement: some engines' threads go on spinning for a while and would take the core
-REFERENCE = "onnxruntime"  # what the others are compared with
-MEMORY = 256 * 2**20  # bytes read to find the bandwidth, much more than the caches hold
-PEAK_SECONDS = 0.05  # of each measurement of the peak
+PAUSE = 0.05  # seconds before each measurement: some engines' threads keep spinning for a while and would occupy the core
+REFERENCE = "onnxruntime"  # the engine that the others are compared with
+MEMORY = 256 * 2**20  # bytes read to measure the bandwidth, many times the size of the caches
+PEAK_SECONDS = 0.05  # duration of each measurement of the peak
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a layer, or a network, takes."""
+    """The cost of a layer or a network."""
 
-    multiply_adds: float  # an image
-    weight_bytes: float  # read once a batch
+    multiply_adds: float  # per image
+    weight_bytes: float  # read once per batch
 
     def __add__(self, other: "Work") -> "Work":
         return Work(self.multiply_adds + other.multiply_adds, self.weight_bytes + other.weight_bytes)
 
 
 def work(network: Network) -> dict[str, Work]:
-    """What each layer with weights takes at the network's input size, by the name of its value, `conv1_1` … `logits`.
+    """The work of each layer with weights at the network's input size, by the name of its output, `conv1_1` … `logits`.
 
-    A 3x3 convolution is counted as Winograd's F(4x4,3x3): 36 multiply-adds for 4x4 pixels instead of 144, hence a quarter,
-    and 36 float32 for each nine weights. The first convolution, whose three channels are too few to pay for the transforms,
-    1x1 convolutions and linear layers are counted directly, linear weights with the bytes that they are stored in. Transforms,
-    biases, activations and what overhangs at the edges of a map are left out. Batch normalisation is folded.
+    A 3x3 convolution is counted as Winograd's F(4x4,3x3): 36 multiply-adds for 4x4 pixels instead of 144, a quarter, and 36
+    float32 for each nine weights. The first convolution, with too few channels to benefit from the transforms, 1x1 convolutions
+    and linear layers are counted directly; linear weights have the size in which they are stored. Transforms, biases,
+    activations and partial tiles at the edges of a map are not counted. Batch normalisation is folded.
     """
     architecture = network.architecture.without_batch_norm()
     side, found = architecture.input_size, {}
@@ -55,16 +57,13 @@ def work(network: Network) -> dict[str, Work]:
             numbers, name = math.prod(weight), layer.value.removesuffix(".raw")
             if layer.operation == "linear":
                 stored = network.parameters[f"{layer.name}.weight"]
-                found[name] = sum((_linear(part) for part in _factors(stored)), Work(0, 0))
+                parts = (stored.left, stored.right) if isinstance(stored, LowRank) else (stored,)
+                found[name] = sum(map(_linear, parts), Work(0, 0))
             elif weight[2] == 3 and found:
                 found[name] = Work(numbers * side * side / 4, numbers * 4 * 36 / 9)
             else:
                 found[name] = Work(numbers * side * side, numbers * 4)
     return found
-
-
-def _factors(weight: Parameter) -> tuple[Part, ...]:
-    return (weight.left, weight.right) if isinstance(weight, LowRank) else (weight,)
 
 
 def _linear(weight: Part) -> Work:
@@ -76,65 +75,63 @@ def _linear(weight: Part) -> Work:
 
 @dataclass(frozen=True)
 class Machine:
-    """What the machine can do with a number of threads, as measured."""
+    """The measured capacity of the machine with a number of threads."""
 
-    flops: float  # floating point operations a second on numbers in registers; a multiply-add is two
-    bandwidth: float  # bytes a second read from memory
+    flops: float  # floating-point operations per second on registers; a multiply-add is two
+    bandwidth: float  # bytes per second read from memory
 
     def limit(self, work: Work, batch: int) -> float:
-        """Seconds that a batch takes if all of the machine is used: 2 * multiply-adds * batch / flops + bytes / bandwidth.
+        """Seconds per batch at full use of the machine: 2 * multiply-adds * batch / flops + bytes / bandwidth.
 
-        The sum, since the convolutions are bound by the one and the linear layers by the other, one after another. It is a
-        yardstick rather than a law: larger tiles than F(4x4) take fewer multiply-adds, and a small network's weights may stay
-        in the caches.
+        The terms are added because the convolutions are bound by the first, and then the linear layers by the second. It is an
+        estimate, not a strict bound: larger tiles than F(4x4) need fewer multiply-adds, and the weights of a small network may
+        stay in the caches.
         """
         return 2 * work.multiply_adds * batch / self.flops + work.weight_bytes / self.bandwidth
 
 
 class Meter:
-    """Measures the machine, time and again; the best of it counts, since others at work can only make it seem slower."""
+    """Measures the machine repeatedly; the best measurement counts, because other processes can only slow it down."""
 
     def __init__(self, threads: int, memory: int = MEMORY) -> None:
-        from .engines import native
-
-        self._library, self._instructions, self._threads = native.library(), native.chosen_instructions(), threads
-        self._memory = np.ones(memory // 4, np.float32)  # written, so that it is there
+        self._threads = threads
+        self._memory = np.ones(memory // 4, np.float32)  # written, so that it is allocated
         self._peak = self._bandwidth = 0.0
 
     def measure(self) -> None:
-        peak = self._library.vgg_peak(self._instructions, self._threads, PEAK_SECONDS)
-        place, count = self._memory.ctypes.data, self._memory.size
-        bandwidth = self._library.vgg_bandwidth(self._instructions, self._threads, place, count)
-        self._peak, self._bandwidth = max(self._peak, peak), max(self._bandwidth, bandwidth)
+        from .engines import native
+
+        self._peak = max(self._peak, native.peak(self._threads, PEAK_SECONDS))
+        self._bandwidth = max(self._bandwidth, native.bandwidth(self._threads, self._memory))
 
     @property
     def machine(self) -> Machine:
-        """The best so far; `measure` comes first."""
+        """The best measurements; `measure` must be called first."""
         return Machine(2 * self._peak, self._bandwidth)
 
 
 @dataclass(frozen=True)
 class Timing:
-    """How long an engine took."""
+    """The measured times of an engine."""
 
     engine: str
-    seconds: tuple[float, ...]  # a batch, in each round
-    layers: Mapping[str, float] = field(default_factory=dict)  # median seconds a batch by value; of the native engine
+    seconds: tuple[float, ...]  # per batch, in each round
+    layers: Mapping[str, float] = field(default_factory=dict)  # native engine: median seconds per batch, by layer output
 
     def quantile(self, share: float) -> float:
-        """Seconds a batch: 0 gives the shortest, 0.5 the median, 1 the longest."""
+        """Seconds per batch: 0 for the minimum, 0.5 for the median, 1 for the maximum."""
         return float(np.quantile(self.seconds, share))
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Engines at the same work in the same rounds."""
+    """Engines timed with the same batch in the same rounds."""
 
     batch: int
     threads: int
     timings: tuple[Timing, ...]
     work: Mapping[str, Work]  # of each layer, see `work`
-    machine: Machine | None  # None where the native engine, which measures it, is not installed
+    machine: Machine | None  # None if the native engine, which measures it, is not installed
 
     @property
     def total(self) -> Work:
@@ -143,16 +140,16 @@ class Comparison:
 
     @property
     def limit(self) -> float | None:
-        """Seconds that a batch takes if all of the machine is used; see `Machine.limit`."""
+        """Seconds per batch at full use of the machine; see `Machine.limit`."""
         return self.machine.limit(self.total, self.batch) if self.machine else None
 
     def ratio(self, timing: Timing, to: str = REFERENCE) -> float | None:
-        """The median over the rounds of an engine's time divided by another's in the same round; below 1 is faster."""
+        """The median over rounds of an engine's time divided by another's in the same round; below 1 is faster."""
         other = next((one for one in self.timings if one.engine == to), None)
         return float(np.median(np.divide(timing.seconds, other.seconds))) if other else None
 
     def record(self, timing: Timing) -> dict[str, Any]:
-        """An engine's times as plain data: milliseconds an image, quartiles, and what they are to be held against."""
+        """An engine's times as JSON values: milliseconds per image, their quartiles, and ratios."""
         least, low, median, high, most = (timing.quantile(quarter / 4) for quarter in range(5))
         ratio, limit, machine = self.ratio(timing), self.limit, self.machine
         return {
@@ -173,7 +170,7 @@ class Comparison:
         }
 
     def layers(self, timing: Timing) -> dict[str, tuple[float, float | None]]:
-        """By value: milliseconds an image, and the layer's limit divided by its time; without the layers fused into others."""
+        """By layer output: milliseconds per image, and the layer's limit divided by its time; fused layers are left out."""
         found: dict[str, tuple[float, float | None]] = {}
         for name, seconds in timing.layers.items():
             if seconds:
@@ -182,59 +179,58 @@ class Comparison:
         return found
 
     def milliseconds(self, seconds: float) -> float:
-        """Milliseconds an image for seconds a batch."""
+        """Milliseconds per image from seconds per batch."""
         return round(1000 * seconds / self.batch, 4)
 
 
 class Runner(Protocol):
-    """What can be timed: an `Engine`, or anything else that has its `logits`."""
+    """An `Engine`, or another object with its method `logits`."""
 
     def logits(self, batch: Array) -> Array: ...
 
 
-@runtime_checkable
-class _LayerTimes(Protocol):
-    def times(self) -> dict[str, float]: ...
-
-
 def compare(
-    network: Network,
+    network: Network | QuantizedGraph,
     names: Sequence[str] = (),
     *,
     batch_sizes: Sequence[int] = (1,),
     threads: Sequence[int] = (),
     rounds: int = ROUNDS,
-    beside: Mapping[str, Network] | None = None,
-    progress: Callable[[str], object] = lambda name: None,
+    beside: Mapping[str, Network | QuantizedGraph] | None = None,
+    progress: Progress = silent,
 ) -> Iterator[Comparison]:
-    """Engines side by side on one network, and on others beside it.
-
-    A `Comparison` for each number of threads and each batch size, as they come.
+    """Time engines side by side: yields a `Comparison` for each number of threads and each batch size.
 
     Args:
-        network: what to run, at its `input_size`.
-        names: engines; all that are installed when not given.
-        batch_sizes: images a batch.
-        threads: how many an engine uses at most; as many as there are cores when not given.
-        rounds: how often each engine is measured.
-        beside: further networks with the same input, by name; on them, an engine is called `ENGINE, NAME`.
-        progress: called with an engine's name after each of its measurements.
+        network: the network to run, at its `input_size`.
+        names: engines; all installed ones by default.
+        batch_sizes: numbers of images per batch.
+        threads: numbers of engine threads; the number of cores by default.
+        rounds: number of measurements of each engine.
+        beside: further networks with the same input, by name; their engines are called `ENGINE, NAME`.
+        progress: called after each measurement.
 
     Raises:
         Error: an engine is unknown or not installed, or a number is below 1.
     """
     if min((rounds, *batch_sizes)) < 1:
-        raise Error("a benchmark needs batches of 1 image or more, and 1 round or more")
-    size, rng = network.architecture.input_size, np.random.default_rng(0)
-    for count in threads or (os.cpu_count() or 1,):
-        chosen = names or engines.installed()
+        raise Error("batch sizes and rounds must be 1 or more")
+    size, rng, done = network_of(network).architecture.input_size, np.random.default_rng(0), 0
+    chosen, threads = names or engines.installed(), threads or (os.cpu_count() or 1,)
+    total = len(threads) * len(batch_sizes) * len(chosen) * (1 + len(beside or {})) * rounds
+
+    def advance(task: str, measured: int, *_: object) -> None:
+        progress(task, done + measured, total)
+
+    for count in threads:
         runners = {name: engines.open(network, name, threads=count) for name in chosen}
         for title, other in (beside or {}).items():
             runners |= {f"{name}, {title}": engines.open(other, name, threads=count) for name in chosen}
         for batch_size in batch_sizes:
             batch = rng.standard_normal((batch_size, 3, size, size), np.float32)
-            yield side_by_side(runners, batch, work(network), count, rounds, progress)
-        del runners  # before the next ones take as much memory
+            yield side_by_side(runners, batch, work(network_of(network)), count, rounds, advance)
+            done += len(runners) * rounds
+        del runners  # frees the memory before the next engines are opened
 
 
 def side_by_side(
@@ -243,21 +239,23 @@ def side_by_side(
     work: Mapping[str, Work],
     threads: int,
     rounds: int = ROUNDS,
-    progress: Callable[[str], object] = lambda name: None,
+    progress: Progress = silent,
 ) -> Comparison:
-    """Time runners, which use `threads` threads, on a batch, float32 [batch, 3, height, width], and the machine with them."""
+    """Time runners with `threads` threads on a batch, float32 [batch, 3, height, width], and measure the machine with them."""
     meter = Meter(threads) if engines.native_library() else None
     runs: dict[str, Callable[[], object]] = {name: partial(runner.logits, batch) for name, runner in runners.items()}
     if meter:
         runs["machine"] = meter.measure
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     layers: dict[str, list[dict[str, float]]] = {name: [] for name in runs}
+    done = 0
     for name, took in _interleaved(runs, rounds):
         seconds[name].append(took)
         if name in runners:
-            if isinstance(runner := runners[name], _LayerTimes):
-                layers[name].append(runner.times())
-            progress(name)
+            if times := getattr(runners[name], "times", None):  # only the native engine has them
+                layers[name].append(times())
+            done += 1
+            progress("Measuring", done, len(runners) * rounds)
     timings = tuple(Timing(name, tuple(seconds[name]), _medians(layers[name])) for name in runners)
     return Comparison(len(batch), threads, timings, work, meter.machine if meter else None)
 
@@ -267,7 +265,7 @@ def _medians(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def _interleaved(runs: Mapping[str, Callable[[], object]], rounds: int) -> Iterator[tuple[str, float]]:
-    """Name and seconds of each measurement; every round has each run once, and begins with another one than the last."""
+    """Name and seconds of each measurement. Each round has every run once, and begins with another one than the last round."""
     for run in runs.values():
         for _ in range(WARM_UP):
             run()
@@ -282,7 +280,7 @@ def _interleaved(runs: Mapping[str, Callable[[], object]], rounds: int) -> Itera
 
 
 def processor() -> str:
-    """What this machine's processor calls itself."""
+    """The name of this machine's processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

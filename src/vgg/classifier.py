@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 import numpy as np
 from PIL import Image
@@ -13,18 +13,22 @@ from PIL import Image
 from . import engines
 from .arrays import Array
 from .errors import ImageError
-from .images import ImageLike, find, is_one
+from .formats import QuantizedGraph, network_of
+from .formats import load as load_model
+from .images import ImageLike
 from .labels import Labels
 from .network import Network
 from .parallel import ahead
 from .predictions import Prediction, Result, rank, softmax
 from .preprocessing import Preprocessing, preset
+from .sources import find, is_single
 from .zoo import EMBEDDED, EMBEDDED_FILE, locate
 
 if TYPE_CHECKING:  # imported late, since classifying needs neither features nor explanations, and starts faster without them
     from .explanation import Explanation
 
 BATCH_SIZE = 8
+M = TypeVar("M", bound=Network | QuantizedGraph)
 
 
 class Classifier:
@@ -37,12 +41,18 @@ class Classifier:
     """
 
     def __init__(
-        self, network: Network, engine: str = "auto", *, threads: int | None = None, device: str = "cpu", name: str = ""
+        self,
+        model: Network | QuantizedGraph,
+        engine: str = "auto",
+        *,
+        threads: int | None = None,
+        device: str = "cpu",
+        name: str = "",
     ) -> None:
         """Create a classifier; see `load` for the arguments. `name` is the model's name in output."""
-        self.network = network
-        self.engine = engines.open(network, engine, threads=threads, device=device)
-        self.name = name or network.provenance.published or network.architecture.name
+        self.network = network_of(model)
+        self.engine = engines.open(model, engine, threads=threads, device=device)
+        self.name = name or self.network.provenance.published or self.network.architecture.name
 
     @overload
     def classify(self, images: bytes | Image.Image, top: int = 5) -> list[Prediction]: ...
@@ -66,7 +76,7 @@ class Classifier:
         """
         scores = self.scores(images)
         found = [rank(row, top, self.network.labels) for row in scores]
-        return found[0] if is_one(images) else found
+        return found[0] if is_single(images) else found
 
     def scores(self, images: Any) -> Array:
         """The probabilities of the classes, float32 [images, classes]; `images` as in `classify`."""
@@ -192,7 +202,7 @@ class Classifier:
 
 
 def load(
-    model: str | Path | Network | None = None,
+    model: str | Path | Network | QuantizedGraph | None = None,
     engine: str = "auto",
     *,
     threads: int | None = None,
@@ -204,7 +214,8 @@ def load(
 
     Args:
         model: a file that `Network.read` reads; a published name, such as `torchvision/vgg16`, whose file is downloaded on
-            first use, see `vgg.zoo`; or a Network. By default the small network in the package, `vgg16-gap`.
+            first use, see `vgg.zoo`; or a Network or `vgg.formats.QuantizedGraph`. By default the small network in the
+            package, `vgg16-gap`.
         engine: see `vgg.engines.open`.
         threads: maximum number of engine threads; the number of cores by default.
         device: `cpu`, or `cuda` for a GPU, which requires torch.
@@ -215,27 +226,25 @@ def load(
         ModelError: the file can't be read or does not hold a VGG network.
         Error: the download failed; or the labels, preset, engine or device is invalid or not available.
     """
-    network, name = (model, "") if isinstance(model, Network) else read(model)
-    network = described(network, preprocessing, labels)
-    return Classifier(network, engine, threads=threads, device=device, name=name)
+    opened, name = (model, "") if isinstance(model, Network | QuantizedGraph) else read(model)
+    opened = described(opened, preprocessing, labels)
+    return Classifier(opened, engine, threads=threads, device=device, name=name)
 
 
-def read(model: str | Path | None) -> tuple[Network, str]:
-    """The network of a model file or published name, as in `load`, and its name in output."""
+def read(model: str | Path | None) -> tuple[Network | QuantizedGraph, str]:
+    """The model of a file or published name, as in `load`, and its name in output."""
     path = locate(model)
-    return Network.read(path), EMBEDDED if path == EMBEDDED_FILE else path.name
+    return load_model(path), EMBEDDED if path == EMBEDDED_FILE else path.name
 
 
-def described(
-    network: Network, preprocessing: Preprocessing | str | None = None, labels: Labels | str | Path | None = None
-) -> Network:
-    """A network with other preprocessing or labels; its provenance records that they were given."""
-    origin = network.provenance
+def described(model: M, preprocessing: Preprocessing | str | None = None, labels: Labels | str | Path | None = None) -> M:
+    """A model with other preprocessing or labels; its provenance records that they were given."""
+    network = network_of(model)
     if preprocessing is not None:
         chosen = preset(preprocessing) if isinstance(preprocessing, str) else preprocessing
-        origin = replace(origin, preprocessing="given")
+        origin = replace(network.provenance, preprocessing="given")
         network = replace(network, preprocessing=chosen, provenance=origin)
     if labels is not None:
-        origin = replace(origin, labels="given")
+        origin = replace(network.provenance, labels="given")
         network = replace(network, labels=labels if isinstance(labels, Labels) else Labels.read(labels), provenance=origin)
-    return network
+    return cast("M", replace(model, network=network) if isinstance(model, QuantizedGraph) else network)

@@ -14,8 +14,7 @@ from PIL import Image
 
 from .architectures import STRIDE
 from .arrays import Array
-from .engines import Model, check_dense
-from .engines.graph import GraphEngine
+from .engines import GraphEngine, Model, check_dense
 from .errors import Error, ImageError
 from .images import ImageLike, open_image
 from .labels import find_class

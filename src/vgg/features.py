@@ -71,7 +71,7 @@ def extract(
 
     Args:
         model: a network on an engine, such as a `Classifier`.
-        images: pairs of a name and an image.
+        images: pairs of a name and an image, as `vgg.sources.find` returns them.
         descriptor: what to compute; by default the last layer but one, of the centre crop.
         batch_size: number of views per engine batch; larger views count by their pixels.
         workers: number of threads that decode and preprocess; the number of cores by default.

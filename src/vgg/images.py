@@ -4,7 +4,6 @@ Pillow reads the files. If simplejpeg is installed, it decodes ordinary JPEG fil
 Images are converted as a viewer shows them: upright, on white where they are transparent, the first frame of an animation.
 """
 
-import glob
 import io
 from functools import cache
 from importlib.util import find_spec
@@ -154,56 +153,3 @@ def _from_array(array: Any, name: str) -> "Image.Image":
     if array.size == 0 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (2, 3, 4))):
         raise ImageError(f"{name}: an array must be [height, width] or [height, width, 1..4], not {list(array.shape)}")
     return _rgb(Image.fromarray(np.ascontiguousarray(array)), name)
-
-
-def find(images: Any) -> list[tuple[str, ImageLike]]:
-    """ImageLikes with their names: `images` as `Classifier.classify` takes them, or a list with such pairs in it.
-
-    Raises ImageError when there are none.
-    """
-    import numpy as np
-    from PIL import Image
-
-    if isinstance(images, np.ndarray) and images.ndim == 4:
-        return [(f"image {index}", image) for index, image in enumerate(images)]
-    if isinstance(images, str | Path):
-        return _files(images)
-    if isinstance(images, bytes | bytearray | memoryview | Image.Image | np.ndarray):
-        return [("image", images)]  # type: ignore[list-item]
-    found: list[tuple[str, ImageLike]] = []
-    for index, image in enumerate(images):
-        if isinstance(image, tuple):
-            found.append(image)
-        else:
-            found += _files(image) if isinstance(image, str | Path) else [(f"image {index}", image)]
-    if not found:
-        raise ImageError("there are no images to look at")
-    return found
-
-
-def _files(place: str | Path) -> list[tuple[str, ImageLike]]:
-    """The picture at a path, or those in a folder and below, or those that match a glob."""
-    path = Path(place)
-    if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
-        if not files:
-            raise ImageError(f"{path}: has no images in it")
-        return [(str(file), file) for file in files]
-    if not path.exists() and glob.has_magic(str(place)):
-        matches = sorted(glob.glob(str(place), recursive=True))
-        if not matches:
-            raise ImageError(f"{place}: matches no file")
-        return [pair for match in matches for pair in _files(match)]
-    return [(str(place), path)]
-
-
-def is_one(images: Any) -> bool:
-    """Whether `images`, as `Classifier.classify` takes them, are a single picture."""
-    import numpy as np
-    from PIL import Image
-
-    if isinstance(images, str | Path):
-        return Path(images).is_file()
-    return isinstance(images, bytes | bytearray | memoryview | Image.Image) or (
-        isinstance(images, np.ndarray) and images.ndim != 4
-    )

@@ -1,68 +1,96 @@
-"""A network as a torch module that learns, made from the architecture's own table."""
+"""The torch module of an architecture, for the torch engine, training and losses."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from torch.nn import functional
 
-from .architectures import LRN_ALPHA, LRN_BETA, LRN_K, LRN_SIZE, Architecture, Layer
+from .architectures import LRN_ALPHA, LRN_BETA, LRN_K, LRN_SIZE, Architecture, Layer, Shape
 from .errors import ModelError
 from .labels import Labels
 from .network import Network, Provenance
-from .parameters import contiguous
+from .parameters import Parameter, contiguous
 from .preprocessing import Preprocessing
 
-BATCH_NORM = {"scale": "weight", "mean": "running_mean", "variance": "running_var"}  # torch's names of its parameters
+BATCH_NORM = {"scale": "weight", "mean": "running_mean", "variance": "running_var"}  # torch's names for the same roles
+LEARN = ("convolution", "linear")
 
 
 class Module(nn.Sequential):
-    """A network's layers as torch's own, under the names that Caffe gave them: conv1_1, bn1_1, relu1_1, pool1, fc6, drop6.
+    """An architecture as a torch module. Layers have Caffe's names: conv1_1, bn1_1, relu1_1, pool1, fc6, drop6.
 
     Args:
-        architecture: what to build.
-        dropout: the share of fc6's and fc7's units that a step leaves out; with the `gap` head, of what fc8 gets.
+        architecture: table of the layers.
+        dropout: probability of dropout after fc6 and fc7; with the `gap` head, before fc8.
     """
 
     def __init__(self, architecture: Architecture, dropout: float = 0.0) -> None:
         super().__init__()
         self.architecture = architecture
-        self.frozen = 0  # so many of the first layers don't learn
-        self._values: list[str] = []  # what each layer computes, as in `Architecture.values`
+        self.frozen = 0  # number of first layers that don't learn
+        self._steps: list[tuple[str, nn.Module]] = []  # each layer with the value that it computes, as in `Layer.value`
         for layer in architecture.layers:
             name = layer.name.replace("conv", "relu").replace("fc", "relu") if layer.operation == "relu" else layer.name
             if layer.name == "fc8" and architecture.head == "gap":
                 self._add("drop7", "", nn.Dropout(dropout))
-            self._add(name, layer.value, _made(layer, architecture.epsilon))
+            self._add(name, layer.value, _torch_layer(layer, architecture))
             if name in ("relu6", "relu7"):
                 self._add(name.replace("relu", "drop"), "", nn.Dropout(dropout))
 
     def _add(self, name: str, value: str, layer: nn.Module) -> None:
         self.add_module(name, layer)
-        self._values.append(value)
+        self._steps.append((value, layer))
 
-    def forward(self, batch: torch.Tensor, also: tuple[str, ...] = (), start: int = 0) -> Any:
-        """Logits [batch, classes] of a batch [batch, 3, height, width].
+    @classmethod
+    def of(cls, network: Network) -> "Module":
+        """A network for inference, in evaluation mode, with batch normalisation folded into the convolutions.
+
+        Its parameters are buffers outside the state dictionary: nothing trains or saves them. Contiguous float32 parameters
+        are not copied, so a mapped file is read in place.
+        """
+        network = network.fold_batch_norm()
+        with torch.device("meta"):  # allocates nothing
+            module = cls(network.architecture)
+        for layer, role, name in module._roles():
+            value = tensor(network.parameters[name]).reshape(getattr(layer, role).shape)
+            delattr(layer, role)
+            layer.register_buffer(role, value, persistent=False)
+        return module.eval()
+
+    def forward(self, batch: torch.Tensor, outputs: Sequence[str] = (), start: int = 0) -> Any:
+        """Logits, or named values; computes nothing after the last value that is needed.
+
+        With the `fc` head, images larger than `input_size` give a map from fc6 on: the linear layers at each position where
+        fc6 fits, as in the paper's dense evaluation.
 
         Args:
-            batch: normalised pictures, or, where `start` is not 0, the value of the layer before it.
-            also: further values that are wanted: the result is then a list, the logits first.
-            start: the place of the first layer that computes; see `end_of`.
+            batch: normalised images [batch, 3, height, width]; with `start`, the value of the layer before it.
+            outputs: names as in `Architecture.values`.
+            start: index of the first layer to compute; see `end_of`.
+
+        Returns:
+            Logits [batch, classes]; with `outputs`, a dictionary of tensors by name.
         """
         found = {}
-        for value, layer in list(zip(self._values, self, strict=True))[start:]:
+        wanted = set(outputs or ("logits",))
+        for value, layer in self._steps[start:]:
             batch = layer(batch)
-            if value in also:
+            if value in wanted:
                 found[value] = batch
-        return [batch, *(found[name] for name in also)] if also else batch
+                if len(found) == len(wanted):
+                    break
+        return found if outputs else batch
 
     def initialise(self) -> None:
-        """Random parameters: He's normal distribution, by fan-out in convolutions, by fan-in in linear layers; biases of 0.
+        """Set random parameters: He's normal distribution, by fan-out in convolutions, by fan-in in linear layers; biases 0.
 
-        The zoo's and torchvision's convolutions begin so. Both begin linear layers with a deviation of 0.01, which for the
-        paper's fc6 is nearly the same; this one fits layers of any width.
+        Convolutions are initialised as by the zoo and torchvision. Both initialise linear layers with a standard deviation of
+        0.01, which is nearly the same for the paper's fc6; He's fits layers of any width.
         """
         for layer in self:
             if isinstance(layer, nn.Conv2d):
@@ -73,28 +101,53 @@ class Module(nn.Sequential):
                 nn.init.zeros_(layer.bias)
 
     def load(self, network: Network, names: set[str] | None = None) -> None:
-        """Take over a network's parameters; of these layers only, where they are given."""
+        """Copy a network's parameters; `names` restricts them to these layers."""
         with torch.no_grad():
-            for layer, name, tensor in self._tensors():
-                if names is None or layer in names:
-                    value = contiguous(network.parameters[name], np.float32)
-                    tensor.copy_(torch.from_numpy(np.array(value)).reshape(tensor.shape))
+            for layer, role, name in self._roles():
+                if names is None or name.split(".")[0] in names:
+                    target = getattr(layer, role)
+                    target.copy_(tensor(network.parameters[name]).reshape(target.shape))
+
+    def load_matching(self, network: Network) -> None:
+        """Copy the parameters of another network that fit, as the paper initialised its deeper networks from its net A.
+
+        From the same architecture, all layers of the same shape; from another, its first four convolutions and its linear
+        layers, if the shapes are the same. fc8 is not copied if the number of classes differs.
+
+        Raises:
+            ModelError: no layer fits.
+        """
+        theirs, ours = network.architecture, self.architecture
+        names = {
+            layer.name
+            for layer in ours.layers
+            if layer.parameters
+            and all(theirs.parameters.get(f"{layer.name}.{role}") == s for role, s in layer.parameters.items())
+        }
+        if theirs.name != ours.name:
+            first = [layer.name for layer in theirs.layers if layer.operation == "convolution"][:4]
+            names &= {*first, *(name.replace("conv", "bn") for name in first), "fc6", "fc7", "fc8"}
+        if not names:
+            raise ModelError(f"no layer of {theirs.name} fits {ours.name} of width {ours.width:g}")
+        self.load(network, names)
 
     def network(self, preprocessing: Preprocessing, labels: Labels | None, provenance: Provenance) -> Network:
-        """The network that has been learnt, its parameters copied, float32."""
-        shapes = self.architecture.parameters
-        parameters = {name: tensor.detach().cpu().numpy().reshape(shapes[name]).copy() for _, name, tensor in self._tensors()}
+        """The trained network, with a float32 copy of the parameters."""
+        parameters = {
+            name: getattr(layer, role).detach().cpu().numpy().reshape(self.architecture.parameters[name]).copy()
+            for layer, role, name in self._roles()
+        }
         return Network(self.architecture, parameters, preprocessing, labels, provenance)
 
-    def _tensors(self) -> Iterator[tuple[str, str, torch.Tensor]]:
-        """Each parameter's layer, name in a Network, and tensor."""
+    def _roles(self) -> Iterator[tuple[nn.Module, str, str]]:
+        """Each parameter's layer, its name in that layer, and its name in a Network."""
         for layer in self.architecture.layers:
             for role in layer.parameters:
                 renamed = BATCH_NORM.get(role, role) if layer.operation == "batch_norm" else role
-                yield layer.name, f"{layer.name}.{role}", getattr(self.get_submodule(layer.name), renamed)
+                yield self.get_submodule(layer.name), renamed, f"{layer.name}.{role}"
 
     def freeze(self, end: int) -> None:
-        """Let the layers before a place be as they are: they neither learn nor update their batch normalisation."""
+        """Stop the layers before index `end` from learning and from updating their batch normalisation."""
         self.frozen = end
         for layer in list(self)[:end]:
             layer.requires_grad_(False)
@@ -105,33 +158,36 @@ class Module(nn.Sequential):
             layer.eval()
         return self
 
-    def place_of(self, value: str) -> int:
-        """The place of the layer that computes a value. Raises ModelError where there is no such value."""
+    def index_of(self, value: str) -> int:
+        """Index of the layer that computes a value. Raises ModelError if the value is unknown."""
         self.architecture.check_values([value])
-        return self._values.index(value)
+        return [name for name, _ in self._steps].index(value)
 
     def end_of(self, name: str) -> tuple[int, str]:
-        """The place after a block (`conv4`) or layer (`conv4_2`, `fc6`), and the value that is complete there (`pool4`).
+        """The end of a block (`conv4`) or layer (`conv4_2`, `fc6`), with the layers without parameters that follow it.
 
-        What follows without parameters, such as the block's pooling, belongs to it. Raises ModelError where there is no such
-        layer, or nothing after it that could learn.
+        Returns:
+            Index of the next layer, and the name of the value before it, such as `pool4`.
+
+        Raises:
+            ModelError: the layer is unknown, or no layer with parameters follows it.
         """
-        layers, found = self.architecture.layers, None
-        for place, layer in enumerate(layers):
+        layers, last = self.architecture.layers, None
+        for index, layer in enumerate(layers):
             if layer.name == name or layer.name.startswith(f"{name}_"):
-                found = place
-        if found is None:
+                last = index
+        if last is None:
             names = ", ".join(dict.fromkeys(layer.name.split("_")[0] for layer in layers if layer.operation in LEARN))
-            raise ModelError(f"{self.architecture.name} has no layers called {name!r}; it has {names}")
+            raise ModelError(f"unknown layer {name!r} of {self.architecture.name}; choose from {names}")
         values: list[str] = []
-        for layer in layers[found:]:
+        for layer in layers[last:]:
             if values and layer.operation in LEARN:
                 break
             if layer.value in self.architecture.values or not values:
                 values.append(layer.value)
         if values[-1] == layers[-1].value:
-            raise ModelError(f"{name} is the last layer of {self.architecture.name}; something has to be left to learn")
-        return self.place_of(values[-1]) + 1, values[-1]
+            raise ModelError(f"{name} is the last layer of {self.architecture.name}; no layer is left to train")
+        return self.index_of(values[-1]) + 1, values[-1]
 
     def groups(self) -> list[tuple[str, nn.Module]]:
         """The layers that learn, each with its block: conv1 … conv5, fc6, fc7, fc8."""
@@ -142,53 +198,70 @@ class Module(nn.Sequential):
         ]
 
 
-def results(module: Any, inputs: torch.Tensor, also: tuple[str, ...], start: int = 0) -> list[torch.Tensor]:
-    """A module's logits, and the further values that are wanted."""
-    found = module(inputs, also, start)
-    return found if also else [found]
-
-
-LEARN = ("convolution", "linear")
-
-
-def _made(layer: Layer, epsilon: float) -> nn.Module:
+def _torch_layer(layer: Layer, architecture: Architecture) -> nn.Module:
     shape = layer.parameters.get("weight", ())
     match layer.operation:
         case "convolution":
             return nn.Conv2d(shape[1], shape[0], shape[2], padding=shape[2] // 2)
         case "batch_norm":
-            return nn.BatchNorm2d(layer.parameters["scale"][0], eps=epsilon)
+            return nn.BatchNorm2d(layer.parameters["scale"][0], eps=architecture.epsilon)
         case "relu":
-            return nn.ReLU(inplace=True)  # nobody can ask for what it was before
+            return nn.ReLU(inplace=True)  # the value before it has no name in `Architecture.values`
         case "lrn":
-            return nn.LocalResponseNorm(LRN_SIZE, LRN_ALPHA, LRN_BETA, LRN_K)
+            return LocalResponseNorm(LRN_SIZE, LRN_ALPHA, LRN_BETA, LRN_K)
         case "max_pool":
             return nn.MaxPool2d(2)
         case "average_pool":
             return nn.AdaptiveAvgPool2d(1)
         case "flatten":
-            return nn.Flatten()
+            return nn.Identity()  # which `Linear` does itself
         case "linear":
-            return nn.Linear(math.prod(shape[1:]), shape[0])
+            return Linear(shape)
 
 
-def started(module: Module, network: Network) -> None:
-    """Begin with another network's parameters, as the paper began its deeper networks with its shallowest, A.
+class LocalResponseNorm(nn.LocalResponseNorm):
+    """Local response normalisation in float32 or better: float16 overflows on the squares."""
 
-    From one of the same architecture, all layers; from another one, its first four convolutions and its linear layers, those
-    that have the same name and shapes. The number of classes need not be the same; fc8 then begins at random.
+    def forward(self, value: torch.Tensor) -> torch.Tensor:
+        return super().forward(value.to(torch.promote_types(value.dtype, torch.float32))).to(value.dtype)
 
-    Raises ModelError where nothing fits.
+
+class Linear(nn.Linear):
+    """A linear layer of weight [units, inputs] or [units, channels, rows, columns]; on larger maps, a convolution."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__(math.prod(shape[1:]), shape[0])
+        self.kernel = (*shape, 1, 1)[:4]
+
+    def forward(self, value: torch.Tensor) -> torch.Tensor:
+        if value.shape[2:] in ((), self.kernel[2:]):
+            return super().forward(value.flatten(1))
+        return functional.conv2d(value, self.weight.view(self.kernel), self.bias)
+
+
+class Normalisation(nn.Module):
+    """The normalisation of a preprocessing for batches of RGB images [batch, 3, height, width].
+
+    White is `maximum`, 255 or 1.
     """
-    theirs, ours = network.architecture, module.architecture
-    fits = {
-        layer.name
-        for layer in ours.layers
-        if layer.parameters and all(theirs.parameters.get(f"{layer.name}.{role}") == s for role, s in layer.parameters.items())
-    }
-    if theirs.name != ours.name:
-        first = [layer.name for layer in theirs.layers if layer.operation == "convolution"][:4]
-        fits &= {*first, *(name.replace("conv", "bn") for name in first), "fc6", "fc7", "fc8"}
-    if not fits:
-        raise ModelError(f"no layer of {theirs.name} fits into {ours.name} of width {ours.width:g}")
-    module.load(network, fits)
+
+    def __init__(self, preprocessing: Preprocessing, maximum: float = 255) -> None:
+        super().__init__()
+        self.reversed = preprocessing.channels == "BGR"
+        scale = [preprocessing.scale * 255 / maximum] * 3
+        for role, numbers in (("scale", scale), ("mean", preprocessing.mean), ("std", preprocessing.std)):
+            self.register_buffer(role, torch.tensor(numbers, dtype=torch.float32)[:, None, None], persistent=False)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        scale, mean, std = map(self.get_buffer, ("scale", "mean", "std"))
+        return ((images.flip(1) if self.reversed else images) * scale - mean) / std
+
+
+def tensor(value: Parameter) -> torch.Tensor:
+    """A float32 tensor that shares the memory of a contiguous float32 array; other parameters are converted.
+
+    torch warns about read-only arrays, such as mapped ones, so the array is passed as writable. Never write to the tensor.
+    """
+    array = contiguous(value, np.float32)
+    writable = {**array.__array_interface__, "data": (array.ctypes.data, False)}
+    return torch.from_numpy(np.asarray(SimpleNamespace(array=array, __array_interface__=writable)))

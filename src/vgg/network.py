@@ -1,11 +1,11 @@
-"""A network: an architecture, its parameters, the preprocessing it was trained with, its labels, and where it is from."""
+"""A network as a value: an architecture, its parameters, preprocessing, labels and provenance."""
 
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -16,33 +16,33 @@ from .labels import Labels
 from .parameters import LowRank, Parameter, Part, Quantized, as_bytes, blocks, expanded
 from .preprocessing import Preprocessing
 
-# Where a fact about a network comes from: the user, the file itself, the file's published hash, or a guess by its format.
+# The source of a fact about a network: the user, the file itself, the file's published hash, or a guess by its format.
 Source = Literal["given", "metadata", "known hash", "guess"]
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a network's numbers come from, and how its preprocessing and its labels are known."""
+    """The origin of a network's numbers, preprocessing and labels."""
 
     source: str = ""  # the name of the file that it was first read from
     format: str = ""  # of that file
     sha256: str = ""  # of that file
-    published: str = ""  # the published model that the file's hash says it is
+    published: str = ""  # name of the published model with this hash
     preprocessing: Source = "guess"
     labels: Source = "guess"
     licence: str = ""  # of the numbers
-    quantization: str = ""  # how the numbers were rounded, and what it was chosen for
+    quantization: str = ""  # the method, and the reason for its choice
 
 
 @dataclass(frozen=True)
 class Network:
-    """A VGG network as a value; see the fields.
+    """A VGG network as a value.
 
-    Parameters bear the names and shapes of `Architecture.parameters`: float32, float16 or bfloat16 arrays, often mapped
-    from a file and not yet read, or `Quantized`; a linear layer's weight may be `LowRank`.
+    Parameters have the names and shapes of `Architecture.parameters`. They are float32, float16 or bfloat16 arrays, often
+    mapped from a file and not yet read, or `Quantized`; a linear layer's weight may be `LowRank`.
 
     Raises:
-        ModelError: a parameter is missing, too many, or of another shape; or the labels are not as many as the classes.
+        ModelError: a parameter is missing, unknown or of the wrong shape, or the number of labels is not that of the classes.
     """
 
     architecture: Architecture
@@ -50,7 +50,6 @@ class Network:
     preprocessing: Preprocessing
     labels: Labels | None = None
     provenance: Provenance = Provenance()
-    graph: Path | None = None  # the ONNX file that it was read from, when that quantizes activations too
 
     def __post_init__(self) -> None:
         expected = self.architecture.parameters
@@ -60,60 +59,38 @@ class Network:
             if name not in expected:
                 raise ModelError(f"{self.architecture.name} has no parameter {name}")
             if self.parameters[name].shape != expected[name]:
-                found, wanted = list(self.parameters[name].shape), list(expected[name])
-                raise ModelError(f"parameter {name} of {self.architecture.name} is {found}; expected {wanted}")
+                shape, wanted = list(self.parameters[name].shape), list(expected[name])
+                raise ModelError(f"parameter {name} of {self.architecture.name} has the shape {shape}; expected {wanted}")
         if self.labels is not None and len(self.labels) != self.architecture.classes:
             raise ModelError(f"{len(self.labels)} labels for a network of {self.architecture.classes} classes")
 
-    @classmethod
-    def read(cls, path: str | Path) -> "Network":
-        """The network in a file of any format that `vgg.formats` reads. Raises ModelError where it can't be read."""
-        from .formats import read  # formats stand above this file; a Network reads itself for its users' convenience
+    if TYPE_CHECKING:  # `vgg.formats` attaches both
 
-        return read(path)
+        @staticmethod
+        def read(path: str | Path) -> "Network":
+            """Read the network in a file; see `vgg.formats.read`."""
+            raise NotImplementedError
 
-    def write(
-        self,
-        path: str | Path,
-        *,
-        opset: int | None = None,
-        outputs: Sequence[str] = (),
-        softmax: bool = False,
-        batch: int | None = None,
-        dense: bool = False,
-        bits: int = 32,
-        names: Literal["paper", "zoo"] = "paper",
-        preprocessing: bool = False,
-    ) -> None:
-        """Write the network whole or not at all: `.onnx` or `.safetensors`, by the path's suffix.
-
-        Args:
-            path: where to; a file that is there is replaced. All that follows is for ONNX files only.
-            opset: 3 to the newest that the installed onnx package knows; 17 when not given.
-            outputs: named values that the file gives besides `logits`, such as `fc7` or `conv5_3`.
-            softmax: give `probabilities` instead of `logits`.
-            batch: a fixed number of images; any number when not given.
-            dense: take pictures of any size from `input_size` on, and give a score at each place where fc6 fits: the linear
-                layers as convolutions, `logits` [batch, classes, rows, columns].
-            bits: of the floats in the file, 32 or 16. Input and output stay float32.
-            names: of the tensors, the paper's or those in the ONNX Model Zoo's files.
-            preprocessing: take `image`, uint8 [batch, height, width, 3], RGB, 0..255, instead of `data`, and resize, crop and
-                normalise it in the graph; needs opset 18, which is then the default.
-
-        Raises:
-            Error: the file can't be written; ModelError: the opset or an output is unknown, or the options contradict
-                each other or the network.
-        """
-        from .formats import write
-        from .formats.onnx_options import OnnxOptions
-
-        options = OnnxOptions(opset, tuple(outputs), softmax, batch, dense, bits, names, preprocessing)
-        write(self, path, options)
+        def write(
+            self,
+            path: str | Path,
+            *,
+            opset: int | None = None,
+            outputs: Sequence[str] = (),
+            softmax: bool = False,
+            batch: int | None = None,
+            dense: bool = False,
+            bits: int = 32,
+            names: Literal["paper", "zoo"] = "paper",
+            preprocessing: bool = False,
+            layout: Literal["file", "triton"] = "file",
+        ) -> None:
+            """Write the network to `.onnx` or `.safetensors`, or to a model repository; see `vgg.formats.write`."""
 
     def fold_batch_norm(self) -> "Network":
         """The same function without batch normalisation: `vgg16-bn` becomes `vgg16`, in float32.
 
-        Folding is done in float64: weight * scale / sqrt(variance + epsilon), and the bias to match.
+        Computed in float64: the weight is multiplied by scale / sqrt(variance + epsilon), the bias follows.
         """
         plain = self.architecture.without_batch_norm()
         parameters = {name: self.parameters[name] for name in plain.parameters}
@@ -129,18 +106,18 @@ class Network:
                 offset = expanded(parameters[f"conv{place}.bias"]).astype(np.float64)
                 parameters[f"conv{place}.weight"] = (weight * factor[:, None, None, None]).astype(np.float32)
                 parameters[f"conv{place}.bias"] = ((offset - mean) * factor + bias).astype(np.float32)
-        return replace(self, architecture=plain, parameters=parameters, graph=None)
+        return replace(self, architecture=plain, parameters=parameters)
 
     def expanded(self) -> "Network":
-        """The same network with every quantized number as float32; weights of low rank stay such."""
+        """The same network with quantized parameters as float32; weights of low rank stay products."""
         parameters = {
             name: LowRank(expanded(value.left), expanded(value.right)) if isinstance(value, LowRank) else expanded(value)
             for name, value in self.parameters.items()
         }
-        return replace(self, parameters=parameters, graph=None)
+        return replace(self, parameters=parameters)
 
     def parts(self) -> dict[str, Part]:
-        """The parameters in the architecture's order; one of low rank as two, `NAME.left` and `NAME.right`."""
+        """The parameters in the architecture's order; a weight of low rank as two, `NAME.left` and `NAME.right`."""
         found: dict[str, Part] = {}
         for name in self.architecture.parameters:
             value = self.parameters[name]
@@ -151,7 +128,7 @@ class Network:
         return found
 
     def tensors(self) -> dict[str, Array]:
-        """The stored arrays of `parts` by name: a quantized one's scale is `NAME.scale`."""
+        """The stored arrays of `parts` by name, with `NAME.scale` and `NAME.zero_point` of quantized ones."""
         stored: dict[str, Array] = {}
         for name, value in self.parts().items():
             if isinstance(value, Quantized):
@@ -163,7 +140,7 @@ class Network:
         return stored
 
     def sha256(self) -> str:
-        """The hash of the parameters, whatever file they are in: see `ParametersHash`."""
+        """The hash of the parameters, which doesn't depend on the file's format; see `ParametersHash`."""
         total = ParametersHash()
         for name, array in self.tensors().items():
             total.begin(name, array)
@@ -173,9 +150,9 @@ class Network:
 
 
 class ParametersHash:
-    """SHA-256 over each stored array in the architecture's order: a line of JSON, [name, dtype, shape], then its bytes.
+    """SHA-256 of the stored arrays in the architecture's order: a line of JSON, [name, dtype, shape], then `as_bytes`.
 
-    Bytes are as `as_bytes` gives them, in C order. Two files with the same hash hold the same numbers under the same names.
+    Two files with the same hash have the same numbers under the same names.
     """
 
     def __init__(self) -> None:

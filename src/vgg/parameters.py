@@ -1,6 +1,7 @@
-"""Parameters as they may be stored: arrays, integers with scales, products of two smaller ones."""
+"""Parameters as they are stored: arrays, integers with scales, or products of two matrices."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,41 +15,55 @@ from .errors import ModelError
 BLOCK_BYTES = 2 * 2**20
 
 
+class _Stored(ABC):
+    """A parameter that is no plain array."""
+
+    @property
+    @abstractmethod
+    def shape(self) -> Shape: ...
+
+    @abstractmethod
+    def take(self, rows: slice | Array) -> Array:
+        """The rows with these indices, as float32."""
+
+    def rows(self, start: int, stop: int) -> Array:
+        """The rows from `start` to before `stop`, as float32."""
+        return self.take(slice(start, stop))
+
+    def dequantize(self) -> Array:
+        """The parameter as float32."""
+        return self.rows(0, self.shape[0])
+
+
 @dataclass(frozen=True)
-class Quantized:
+class Quantized(_Stored):
     """A parameter stored as integers: value = (values - zero_point) * scale.
 
-    Scales run along `axis`, one each index; or, with a `group`, along each row, one for every `group` neighbours in it. A row
-    is all that has the same first index, flattened.
+    There is one scale for each index along `axis`; or, with a `group`, one for every `group` neighbours in each row. A row is
+    everything with the same first index, flattened.
+
+    Raises:
+        ModelError: the scales or zero points have another shape.
     """
 
-    values: Array  # int8 or uint8, or int4 or uint4 as ml_dtypes has them; the parameter's shape
+    values: Array  # the parameter's shape; int8 or uint8, or int4 or uint4 of ml_dtypes
     scale: Array  # float32: [n] along `axis`; with a group, [rows, numbers in a row / group, rounded up]
-    zero_point: Array | None = None  # of the values' dtype and the scale's shape; none means 0
+    zero_point: Array | None = None  # the values' dtype, the scale's shape; 0 if None
     axis: int = 0  # of scales without a group
     group: int = 0  # 0: no groups
 
     def __post_init__(self) -> None:
-        wanted: Shape = (self.values.shape[self.axis],)
+        expected: Shape = (self.values.shape[self.axis],)
         if self.group:
-            wanted = (self.shape[0], -(-math.prod(self.shape[1:]) // self.group))
-        if self.scale.shape != wanted or (self.zero_point is not None and self.zero_point.shape != wanted):
-            raise ModelError(f"a quantized parameter of shape {list(self.shape)} needs scales of shape {list(wanted)}")
+            expected = (self.shape[0], -(-math.prod(self.shape[1:]) // self.group))
+        if self.scale.shape != expected or (self.zero_point is not None and self.zero_point.shape != expected):
+            raise ModelError(f"a quantized parameter of shape {list(self.shape)} needs scales of shape {list(expected)}")
 
     @property
     def shape(self) -> Shape:
         return tuple(self.values.shape)
 
-    def dequantize(self) -> Array:
-        """The parameter as float32."""
-        return self.rows(0, len(self.values))
-
-    def rows(self, start: int, stop: int) -> Array:
-        """Some rows of the parameter as float32."""
-        return self.take(slice(start, stop))
-
     def take(self, rows: slice | Array) -> Array:
-        """The rows of the parameter with these indices, as float32."""
         values = self.values[rows]
         result = values.astype(np.float32).reshape(len(values), -1) if self.group else values.astype(np.float32)
 
@@ -65,8 +80,12 @@ class Quantized:
 
 
 @dataclass(frozen=True)
-class LowRank:
-    """A linear layer's weight as a product of two smaller ones: weight = left @ right."""
+class LowRank(_Stored):
+    """A linear layer's weight as a product: weight = left @ right.
+
+    Raises:
+        ModelError: the ranks differ.
+    """
 
     left: Array | Quantized  # [units, rank]
     right: Array | Quantized  # [rank, inputs], or for fc6 [rank, channels, height, width]
@@ -79,16 +98,7 @@ class LowRank:
     def shape(self) -> Shape:
         return (self.left.shape[0], *self.right.shape[1:])
 
-    def dequantize(self) -> Array:
-        """The parameter as float32."""
-        return self.rows(0, self.shape[0])
-
-    def rows(self, start: int, stop: int) -> Array:
-        """Some rows of the parameter as float32."""
-        return self.take(slice(start, stop))
-
     def take(self, rows: slice | Array) -> Array:
-        """The rows of the parameter with these indices, as float32."""
         left = self.left.take(rows) if isinstance(self.left, Quantized) else self.left[rows]
         right = expanded(self.right)
         product: Array = left @ right.reshape(len(right), -1)
@@ -100,12 +110,12 @@ Parameter = Part | LowRank
 
 
 def expanded(value: Parameter) -> Array:
-    """A parameter as plain floats."""
+    """A parameter as an array of floats."""
     return value if isinstance(value, np.ndarray) else value.dequantize()
 
 
 def shaped(value: Part, shape: Shape) -> Part:
-    """A parameter in another shape; as floats where its scales would not outlive that."""
+    """A parameter in another shape; as floats if its scales don't fit that shape."""
     if isinstance(value, np.ndarray):
         return value.reshape(shape)
     values = value.values.reshape(shape)
@@ -114,10 +124,10 @@ def shaped(value: Part, shape: Shape) -> Part:
 
 
 def blocks(value: Parameter, dtype: Any = None) -> Iterator[Array]:
-    """A parameter in pieces of whole rows, each contiguous, little-endian and of a few MiB; `Quantized` as float32.
+    """A parameter in blocks of whole rows, each contiguous, little-endian and a few MiB large; `Quantized` as float32.
 
-    Only a piece is in memory at a time, so a mapped parameter of any size and any strides can be written or hashed. All but
-    the last have an even number of rows, so that 4-bit numbers fill whole bytes.
+    Only one block is in memory at a time, so mapped parameters of any size and strides can be written or hashed. All blocks
+    but the last have an even number of rows, so that 4-bit numbers fill whole bytes.
     """
     rows = max(2, BLOCK_BYTES // (8 * max(1, math.prod(value.shape[1:]))) * 2)
     if isinstance(value, LowRank):
@@ -126,12 +136,12 @@ def blocks(value: Parameter, dtype: Any = None) -> Iterator[Array]:
         part = value.rows(start, start + rows) if isinstance(value, Quantized) else value[start : start + rows]
         kind = np.dtype(dtype or part.dtype).newbyteorder("<")
         if not part.flags.c_contiguous:
-            part = part.copy(order="K")  # as it lies, which is fast to read; turning it is fast once it is in the cache
+            part = part.copy(order="K")  # in its own order, which is fast to read; reordering is fast in the cache
         yield np.ascontiguousarray(part, kind)
 
 
 def as_bytes(block: Array) -> Array:
-    """A contiguous little-endian array as files hold it, uint8: 4-bit numbers two a byte, the lower half first."""
+    """The bytes of a contiguous little-endian array in a file, uint8: two 4-bit numbers per byte, the lower half first."""
     flat = block.reshape(-1).view(np.uint8)
     if not is_int4(block):
         return flat
@@ -141,7 +151,7 @@ def as_bytes(block: Array) -> Array:
 
 
 def from_int4(packed: Array, dtype: Any, count: int) -> Array:
-    """4-bit numbers out of the bytes that `as_bytes` makes of them."""
+    """4-bit numbers from the bytes that `as_bytes` returns."""
     flat = np.empty(2 * len(packed), np.uint8)
     np.bitwise_and(packed, 15, out=flat[::2])
     np.right_shift(packed, 4, out=flat[1::2])
@@ -154,7 +164,7 @@ def is_int4(array: Array) -> bool:
 
 
 def contiguous(value: Parameter, dtype: Any = None) -> Array:
-    """A parameter as one contiguous array: itself where it is one already, which copies nothing."""
+    """A parameter as one contiguous array; not copied if it is one already."""
     if isinstance(value, np.ndarray) and value.flags.c_contiguous and (dtype is None or value.dtype == dtype):
         return value
     return np.concatenate(list(blocks(value, dtype)))

@@ -19,12 +19,13 @@ from .architectures import Architecture
 from .arrays import Array
 from .errors import Error, ImageError, ModelError
 from .files import map_file
-from .formats import flax
+from .formats import flax, read
 from .formats.torch import LEGACY_MAGIC, ZIP_MAGIC, read_state
-from .images import ImageLike, find, is_one, open_image
+from .images import ImageLike, open_image
 from .network import Network
 from .parallel import ahead
 from .preprocessing import PRESETS
+from .sources import find, is_single
 from .zoo import locate
 
 EPSILON = 1e-10  # added to a length, as in LPIPS
@@ -114,7 +115,7 @@ def perceptual_distance(
     network.
     """
     found = PerceptualDistance(model, weights)(first, second)
-    return float(found[0]) if is_one(first) and is_one(second) else found
+    return float(found[0]) if is_single(first) and is_single(second) else found
 
 
 def parts(model: str | Path | Network | None = None, weights: str | Path | None = None) -> Parts:
@@ -123,7 +124,7 @@ def parts(model: str | Path | Network | None = None, weights: str | Path | None 
     if weights is not None:
         network, linear = _read(Path(weights))
     if model is not None or weights is None:
-        network = model if isinstance(model, Network) else Network.read(locate(model))
+        network = model if isinstance(model, Network) else read(locate(model))
     if network is None:
         raise ModelError(f"{weights}: has linear weights only; give their network too, which is torchvision/vgg16")
     network = trunk(network)

@@ -1,8 +1,8 @@
-"""Resumable work: what is finished of it is kept in a folder, under a key of everything that decides the result.
+"""Resumable work: its state is kept in a folder, under a key with everything that decides the result.
 
-There is one contract. The same command resumes; a change of inputs, options, engine, instruction set or versions is other
-work; `fresh` starts over. Work that only vgg looks at is kept below the cache folder, named by its key. Work that has a
-folder of its own, such as a training run, has the key in `key.json` there.
+The same command resumes. Other inputs, options, engines, instruction sets or versions have another key, and are other work.
+`fresh` starts over. State that only vgg reads is below the cache folder, in a folder named by the key; work with a folder of
+its own, such as a training run, has its key in `key.json` there.
 """
 
 import hashlib
@@ -21,13 +21,14 @@ from .errors import Error
 from .files import cache_folder, reason, replacing, reserve
 
 KEY = "key.json"
+STATE = "state.npz"
 
 
 class Work:
     """The state of one piece of resumable work.
 
     Args:
-        folder: where the state is kept; created when something is saved.
+        folder: location of the state; created when something is saved.
         key: everything that decides the result, as JSON; see `key_of`.
     """
 
@@ -36,11 +37,11 @@ class Work:
 
     @classmethod
     def cached(cls, kind: str, key: Mapping[str, Any], *, fresh: bool = False) -> "Work":
-        """Work below the cache folder. The folder is named by the key, so other work never has it.
+        """Work below the cache folder, in a folder named by its key.
 
         Args:
-            kind: the folder's parent, such as `evaluations`.
-            key: of `key_of`.
+            kind: the parent folder, such as `evaluations`.
+            key: see `key_of`.
             fresh: delete the state of an earlier run.
         """
         work = cls(cache_folder() / kind / digest_of(key)[:32], key)
@@ -48,26 +49,43 @@ class Work:
             work.clear()
         return work
 
+    @staticmethod
+    def may_exist(kind: str, **entries: Any) -> bool:
+        """Whether there is work of this kind below the cache folder whose key has these entries.
+
+        Checking the entries that are known at once avoids computing a whole key, such as a hash of all parameters, if there is
+        nothing to resume.
+        """
+        entries = json.loads(json.dumps(entries))
+        for path in (cache_folder() / kind).glob(f"*/{KEY}"):
+            try:
+                key = json.loads(path.read_bytes())
+            except (OSError, ValueError):
+                continue
+            if isinstance(key, dict) and key.items() >= entries.items():
+                return True
+        return False
+
     def state(self) -> tuple[dict[str, Any], dict[str, Array]] | None:
         """The last saved state and its arrays; None if there is none. A damaged file counts as none."""
         try:
-            with (self.folder / "state.npz").open("rb") as file, np.load(file) as saved:  # which unpickles nothing
+            with (self.folder / STATE).open("rb") as file, np.load(file) as saved:  # unpickles nothing
                 arrays = {name: saved[name] for name in saved.files}
             return json.loads(str(arrays.pop("state"))), arrays
         except (OSError, ValueError, KeyError, EOFError, BadZipFile):
             return None
 
     def save(self, state: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
-        """Replace the saved state. Raises Error if it can't be written; the earlier state is kept then."""
+        """Replace the saved state. Raises Error if it can't be written; the earlier state is kept in that case."""
         self._create()
-        with replacing(self.folder / "state.npz") as file:
+        with replacing(self.folder / STATE) as file:
             np.savez(file, state=np.array(json.dumps(state)), **arrays)  # type: ignore[arg-type]
 
     def array(self, name: str, dtype: Any, shape: tuple[int, ...]) -> Array:
-        """An array of zeros in a file of this work, mapped and writable; the array of an earlier run if there is one.
+        """A writable array mapped from a file: that of an earlier run, or zeros.
 
-        Raises Error if it can't be created. All its disk space is reserved at once: a mapped file that found no space later
-        would end the process.
+        Raises Error if the file can't be created. All its disk space is reserved at once, because writing to a mapped file on
+        a full disk would kill the process.
         """
         self._create()
         path = self.folder / f"{name}.npy"
@@ -75,9 +93,9 @@ class Work:
             if not path.exists():
                 part = path.with_suffix(".part")
                 try:
-                    made: Any = np.lib.format.open_memmap(part, "w+", dtype, shape)
-                    made.flush()
-                    reserve(part, made.offset)
+                    zeros: Any = np.lib.format.open_memmap(part, "w+", dtype, shape)
+                    zeros.flush()
+                    reserve(part, zeros.offset)
                     os.replace(part, path)
                 finally:
                     part.unlink(missing_ok=True)
@@ -99,16 +117,16 @@ class Work:
                 file.write(json.dumps(self.key, indent=2).encode())
 
 
-def key_of(**decides: Any) -> dict[str, Any]:
-    """A key of everything that decides a result, with the version of vgg.
+def key_of(**entries: Any) -> dict[str, Any]:
+    """A key with everything that decides a result, and the version of vgg.
 
     Args:
-        decides: JSON values: digests of inputs, options, and `engine`, which is `vgg.engines.identity` of the engines that
-            compute: name, version, instruction set.
+        entries: JSON values, such as digests of inputs, options, and `vgg.engines.identity` of each engine in use, which has
+            its name, its version and the instruction set.
     """
     from importlib.metadata import version
 
-    return dict(json.loads(json.dumps({"vgg": version("vgg"), **decides})))
+    return dict(json.loads(json.dumps({"vgg": version("vgg"), **entries})))
 
 
 def digest_of(key: Mapping[str, Any]) -> str:
@@ -117,7 +135,7 @@ def digest_of(key: Mapping[str, Any]) -> str:
 
 
 def differences(key: Mapping[str, Any], other: Mapping[str, Any], before: str = "") -> list[str]:
-    """Where two keys differ, such as `recipe.lr: 0.1, not 0.05`."""
+    """The entries that differ between two keys, such as `recipe.lr: 0.1, not 0.05`."""
     found = []
     for name in dict.fromkeys([*key, *other]):
         one, two = key.get(name), other.get(name)
@@ -129,6 +147,6 @@ def differences(key: Mapping[str, Any], other: Mapping[str, Any], before: str = 
 
 
 def refuse_other_work(place: object, key: Mapping[str, Any], found: Mapping[str, Any]) -> None:
-    """Raise Error if a folder named by the user holds other work than that of `key`."""
+    """Raise Error if the folder `place`, with the key `found`, holds other work than that of `key`."""
     if unlike := differences(found, key):
-        raise Error(f"{place}: holds other work ({'; '.join(unlike)}); use --fresh to start over, or another folder")
+        raise Error(f"{place}: holds other work ({'; '.join(unlike)}); use --fresh to start over, or choose another folder")

@@ -19,7 +19,7 @@ from vgg.cli import main
 
 ENGINES = ("native", "onnxruntime") if engines.native_library() else ("onnxruntime",)
 CHOSEN = [part for name in ENGINES for part in ("--engine", name)]
-NOTE = [] if ENGINES[1:] else ["vgg: the native engine, which also measures the limit, is not in this installation"]
+NOTE = [] if ENGINES[1:] else ["vgg: the native engine, which also measures the limit, is not installed"]
 native = pytest.mark.skipif(not engines.native_library(), reason="needs the native engine, which was not built here")
 
 
@@ -99,7 +99,7 @@ def test_without_the_native_engine_a_line_says_so(bench, monkeypatch):
     monkeypatch.setattr(engines, "native_library", lambda: None)
     code, out, err = bench("--engine", "onnxruntime", "--rounds", 1)
     assert code == 0
-    assert err == ["vgg: the native engine, which also measures the limit, is not in this installation"]
+    assert err == ["vgg: the native engine, which also measures the limit, is not installed"]
     assert "limit" not in out
 
 
@@ -120,10 +120,10 @@ def test_the_plot_is_drawn(bench, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["--engine", "abacus"], "vgg: no engine is called 'abacus'; there are auto, "),
-        (["--engine", "onnxruntime", "--layers"], "vgg: --layers: only the native engine says how long its layers took"),
-        (["--plot", "plot.pdf"], "vgg: plot.pdf: a plot is written as .png or .svg"),
-        (["--plot", "nowhere/plot.png"], "vgg: nowhere/plot.png: can't be written: there is no folder nowhere"),
+        (["--engine", "abacus"], "vgg: unknown engine 'abacus'; choose from auto, "),
+        (["--engine", "onnxruntime", "--layers"], "vgg: --layers requires the native engine; add `--engine native`"),
+        (["--plot", "plot.pdf"], "vgg: plot.pdf: unsupported format of a plot; use .png or .svg"),
+        (["--plot", "nowhere/plot.png"], "vgg: nowhere/plot.png: can't be written: folder nowhere not found"),
         (["--model", "nowhere.onnx"], "vgg: nowhere.onnx: file or folder not found"),
     ],
 )
@@ -134,9 +134,9 @@ def test_a_users_mistake_is_one_line_and_exit_1(bench, arguments, line):
 
 
 def test_a_plot_without_matplotlib_names_the_extra(bench, monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("vgg.extras.find_spec", lambda name: None)
     assert bench("--engine", "onnxruntime", "--plot", "x.svg") == (
-        1, "", ["vgg: --plot needs matplotlib; `pip install 'vgg[plot]'` brings it"],
+        1, "", ["vgg: --plot needs matplotlib; install with `pip install 'vgg[plot]'`"],
     )  # fmt: skip
 
 

@@ -81,9 +81,9 @@ def test_engines_agree(model):
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        (["--engine", "abacus"], "vgg: no engine is called 'abacus'; there are auto, native, onnxruntime, openvino, torch\n"),
-        (["--device", "tpu"], "vgg: no device is called 'tpu'; there are cpu, cuda\n"),
-        (["--device", "cuda", "--engine", "native"], "vgg: native runs on the CPU only; on a GPU there is torch\n"),
+        (["--engine", "abacus"], "vgg: unknown engine 'abacus'; choose from auto, native, onnxruntime, openvino, torch\n"),
+        (["--device", "tpu"], "vgg: unknown device 'tpu'; choose from cpu, cuda\n"),
+        (["--device", "cuda", "--engine", "native"], "vgg: native runs on the CPU only; use torch on a GPU\n"),
     ],
 )
 def test_an_engine_or_device_that_there_is_not_is_one_line_and_exit_1(model, options, line):
@@ -126,7 +126,7 @@ def test_nothing_to_answer_still_is_the_format(model, tmp_path, format):
     ("arguments", "line"),
     [
         (["classify", PHOTOS[0], "-m", "nowhere.onnx"], "vgg: nowhere.onnx: file or folder not found"),
-        (["classify", PHOTOS[0], "-m", PHOTOS[0]], f"vgg: {PHOTOS[0]}: is no model file that vgg reads: those are "),
+        (["classify", PHOTOS[0], "-m", PHOTOS[0]], f"vgg: {PHOTOS[0]}: unsupported format; vgg reads ONNX, "),
         (["inspect", EXAMPLES], f"vgg: {EXAMPLES}: is a folder"),
         (["convert", "nowhere.pth", "-o", "out.onnx"], "vgg: nowhere.pth: file or folder not found"),
     ],
@@ -152,7 +152,7 @@ def test_convert_makes_a_file_that_says_what_it_needs(tmp_path):
     save_tiny(str(tmp_path / "n.pth"), "vgg16-bn", size=224, width=1 / 32)
     (tmp_path / "labels.txt").write_text("a\nb\nc\nd\ne\nf\ng\n")
     result = vgg("convert", tmp_path / "n.pth", "-o", tmp_path / "n.onnx", "--opset", 13, "--preset", "caffe",
-                 "--labels", tmp_path / "labels.txt", "--output", "fc7", "--fold-batch-norm")  # fmt: skip
+                 "--labels", tmp_path / "labels.txt", "--extra-outputs", "fc7", "--fold-batch-norm")  # fmt: skip
     assert result.returncode == 0
     assert result.stderr.decode() == f"{tmp_path / 'n.onnx'}: vgg16, 0.5 MB\n"
     network = Network.read(tmp_path / "n.onnx")
@@ -167,8 +167,8 @@ def test_a_guess_is_said_once_and_what_is_given_is_no_guess(tmp_path):
     save_tiny(str(tmp_path / "n.pth"))
     guess = vgg("convert", tmp_path / "n.pth", "-o", tmp_path / "n.onnx").stderr.decode().splitlines()
     assert guess[0] == (
-        f"vgg: note: {tmp_path / 'n.pth'} doesn't say how it was trained; taken for it: preprocessing 'torchvision', "
-        "no labels for its 7 classes"
+        f"vgg: note: {tmp_path / 'n.pth'}: no preprocessing or labels in the file; using preprocessing 'torchvision'. "
+        "Set it with --preset, name the classes with --labels"
     )
     assert len(guess) == 2
 
@@ -195,11 +195,11 @@ def test_inspect_says_what_is_known_and_how(tmp_path):
     assert (facts["format"], facts["opset"], facts["ir_version"], facts["parameters_intact"]) == ("onnx", 17, 8, True)
     assert (facts["preprocessing_source"], facts["provenance"]["preprocessing"]) == ("metadata", "guess")
     text = ok("inspect", tmp_path / "n.onnx")
-    assert "torchvision (known from the file's metadata; when that was written: a guess by the format)" in text
+    assert "torchvision (from the file's metadata; when written: guessed by the format)" in text
     content = bytearray((tmp_path / "n.onnx").read_bytes())
     content[len(content) // 2] ^= 1
     (tmp_path / "n.onnx").write_bytes(content)
-    assert "NOT as when the file was written" in ok("inspect", tmp_path / "n.onnx")
+    assert "CHANGED since written" in ok("inspect", tmp_path / "n.onnx")
 
 
 def test_inspect_tells_what_it_can_of_another_programs_file():

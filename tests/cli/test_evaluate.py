@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,7 +29,7 @@ COUNT = 20
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder with two small models, pictures in class folders, and one that is broken."""
+    """A folder with two small models, and images in class folders, one of them broken."""
     root = tmp_path_factory.mktemp("evaluate")
     recipe = replace(PRESETS["torchvision"], size=36, crop=32)
     for seed in range(2):
@@ -38,7 +39,7 @@ def place(tmp_path_factory):
         folder = root / "data" / LABELS.names[index % 6]
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (40, 50, 3), np.uint8)).save(folder / f"{index}.png")
-    (root / "data/ant/broken <b>.jpg").write_bytes(b"no picture")
+    (root / "data/ant/broken <b>.jpg").write_bytes(b"no image")
     for split in ("train", "val"):
         (root / "prepared" / split).mkdir(parents=True)
     return root
@@ -113,14 +114,14 @@ def test_the_report_is_one_page_with_everything_in_it(place):
     assert page.tags.count("svg") == 4
     assert page.tags.count("script") == 1
     assert page.tags.count("img") >= 2 * 10
-    for heading in ("Reliability", "Each class", "Most often confused", "Worst mistakes"):
+    for heading in ("Reliability", "Accuracy by class", "Classes", "Most frequent confusions", "Most confident mistakes"):
         assert f"<h3>{heading}</h3>" in text
-    assert "broken &lt;b&gt;.jpg: is not an image" in text  # nothing from outside becomes markup
+    assert "broken &lt;b&gt;.jpg: not an image" in text  # nothing from outside becomes markup
     assert "<b>.jpg" not in text
 
 
 def test_an_interrupted_run_resumes(place):
-    """One of the pictures is a pipe, at which the run waits until it can be interrupted."""
+    """One of the images is a pipe, for which the command waits until it is interrupted."""
     pipe = place / "pipe.jpg"
     os.mkfifo(pipe)
     names = [f"{'./' * copy}data/{LABELS.names[i % 6]}/{i}.png {i % 6}" for copy in range(60) for i in range(COUNT)]
@@ -137,12 +138,17 @@ def test_an_interrupted_run_resumes(place):
         process.send_signal(signal.SIGINT)
         error = process.communicate()[1]
     assert process.returncode == 130
-    assert "--resume goes on from here" in error
+    assert error == "vgg: interrupted; the same command resumes\n"
     assert "Traceback" not in error
     pipe.unlink()
     pipe.touch()
-    [resumed] = json.loads(vgg(place, *arguments, "--resume", code=1).stdout)
-    [whole] = json.loads(vgg(place, *arguments, code=1).stdout)
+    [state] = (place / "cache/evaluations").iterdir()
+    shutil.copytree(state, place / "state")
+    [resumed] = json.loads(vgg(place, *arguments, code=1).stdout)
+    assert not state.exists()
+    shutil.move(place / "state", state)
+    [whole] = json.loads(vgg(place, *arguments, "--fresh", code=1).stdout)
+    assert not state.exists()
     assert (resumed["images"], resumed["failed"]) == (60 * COUNT, 1)
     assert {**resumed, "images_per_second": 0} == {**whole, "images_per_second": 0}
 
@@ -151,15 +157,15 @@ def test_an_interrupted_run_resumes(place):
     ("arguments", "message"),
     [
         (["nowhere"], "nowhere: file or folder not found"),
-        (["data", "--fuse"], "--fuse takes the mean of several models; give --model more than once"),
-        (["data", "--sizes", "big"], "--sizes takes comma-separated integers"),
+        (["data", "--fuse"], "--fuse requires several models; repeat --model"),
+        (["data", "--sizes", "big"], "--sizes takes comma-separated integers, such as 256,384,512"),
         (["data", "--sizes", "16"], "size 16 is smaller than the network's crop of 32"),
-        (["data", "--protocol", "half"], "no protocol is called 'half'; there are center, ten-crop, dense"),
-        (["data", "--report", "no/where.html"], "no/where.html: can't be written: there is no folder no"),
+        (["data", "--protocol", "half"], "unknown protocol 'half'; choose from center, ten-crop, dense"),
+        (["data", "--report", "no/where.html"], "no/where.html: can't be written: folder no not found"),
         (["data", "--real", "data/ant/0.png"], "ReaL labels must be"),
-        (["data", "-e", "onnxruntime", "-p", "dense"], "onnxruntime takes no whole pictures"),
-        (["tiny-0.onnx"], "a list of pictures must be UTF-8 text"),
-        (["prepared"], "prepared/train: 'train' is no class of the model's 7; did you mean prepared/val?"),
+        (["data", "-e", "onnxruntime", "-p", "dense"], "onnxruntime takes only crops of the network's input size"),
+        (["tiny-0.onnx"], "a list of images must be UTF-8 text"),
+        (["prepared"], "prepared/train: unknown class 'train'; the model has 7; did you mean prepared/val?"),
     ],
 )
 def test_mistakes_are_one_clear_line(place, arguments, message):
@@ -172,7 +178,7 @@ def test_mistakes_are_one_clear_line(place, arguments, message):
 def test_prepare_then_check_then_evaluate(place, tmp_path):
     train, val = train_tar(tmp_path), val_tar(tmp_path)
     refused = vgg(place, "prepare", "imagenet", "--val", val, "-o", tmp_path / "out", code=1)
-    assert "is not the published archive, or damaged" in refused.stderr
+    assert "is damaged, or not the published archive" in refused.stderr
     assert refused.stderr.count("\n") == 1
     made = vgg(place, "prepare", "imagenet", "--train", train, "--val", val, "-o", tmp_path / "out", "--no-verify")
     assert made.stdout == made.stderr == ""
@@ -180,7 +186,7 @@ def test_prepare_then_check_then_evaluate(place, tmp_path):
     checked = vgg(place, "prepare", "check", tmp_path / "out", "--format", "json", code=1)
     problems = json.loads(checked.stdout)
     assert {tuple(one) for one in problems} == {("path", "problem")}
-    assert "vgg: train 12 pictures, val 12 pictures;" in checked.stderr
+    assert "vgg: train 12 images, val 12 images;" in checked.stderr
     assert vgg(place, "prepare", "imagenet", "-o", tmp_path / "out", code=1).stderr.startswith("vgg: nothing to prepare")
 
 

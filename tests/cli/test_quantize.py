@@ -4,8 +4,10 @@ import csv
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -31,12 +33,12 @@ def place(tmp_path_factory):
         Image.fromarray(rng.integers(0, 256, (40, 50, 3), np.uint8)).save(folder / f"{index}.png")
     (root / "empty").mkdir()
     (root / "broken").mkdir()
-    (root / "broken" / "a.png").write_bytes(b"no picture")
+    (root / "broken" / "a.png").write_bytes(b"no image")
     return root
 
 
-def vgg(place, *arguments, code=0):
-    environment = {**os.environ, "VGG_HOME": str(place / "home")}
+def vgg(place, *arguments, code=0, home="home"):
+    environment = {**os.environ, "VGG_HOME": str(place / home)}
     done = subprocess.run(
         [*VGG, "quantize", *map(str, arguments)], capture_output=True, text=True, cwd=place, env=environment, timeout=120
     )
@@ -44,7 +46,7 @@ def vgg(place, *arguments, code=0):
     return done
 
 
-def test_weights_need_nothing_but_the_model(place):
+def test_weights_require_only_the_model(place):
     done = vgg(place, "n.onnx", "-o", "w.onnx", "--bits", 4)
     assert done.stdout == ""
     assert done.stderr.startswith("w.onnx: vgg11, 0.3 MB")
@@ -52,23 +54,57 @@ def test_weights_need_nothing_but_the_model(place):
     assert kinds == {"int8", "int4"}
 
 
-def test_what_it_costs_is_said(place):
-    looks = ("--calibrate", "data", "--evaluate", "data", "--report", "json")
-    done = vgg(place, "n.onnx", "-o", "q.onnx", "--format", "qdq", *looks)
+def test_the_loss_is_printed(place):
+    images = ("--calibrate", "data", "--evaluate", "data", "--format", "json")
+    done = vgg(place, "n.onnx", "-o", "q.onnx", "--method", "qdq", *images)
     first, second = json.loads(done.stdout)
-    assert (first["configuration"], second["configuration"]) == ("float32", "qdq, u8, minmax")
+    assert (first["scheme"], second["scheme"]) == ("float32", "qdq, u8, minmax")
     assert second["images"] == 14
     assert second["top1 lost"] == pytest.approx(first["top1"] - second["top1"])
     assert second["MB"] == round((place / "q.onnx").stat().st_size / 1e6, 2)
-    assert "ms an image on onnxruntime, " in done.stderr
-    done = vgg(place, "n.onnx", "-o", "t.onnx", "--bits", 4, "--evaluate", "data", "--tolerance", 50, "--report", "csv")
-    assert [row["configuration"] for row in csv.DictReader(io.StringIO(done.stdout))] == ["float32", "weights int4"]
+    assert "ms per image on onnxruntime, " in done.stderr
+    done = vgg(place, "n.onnx", "-o", "t.onnx", "--bits", 4, "--evaluate", "data", "--tolerance", 50, "--format", "csv")
+    assert [row["scheme"] for row in csv.DictReader(io.StringIO(done.stdout))] == ["float32", "weights int4"]
 
 
-def test_layers_as_a_table_and_a_picture(place):
+def test_the_same_command_resumes_and_fresh_starts_over(place, tmp_path):
+    arguments = ("n.onnx", "-o", tmp_path / "q.onnx", "--method", "qdq", "--calibrate", "data", "--evaluate", "data")
+    options = {"home": tmp_path / "home"}
+    first = vgg(place, *arguments, "--format", "csv", **options).stdout
+    kept = sorted(path.parent.parent.name for path in tmp_path.glob("home/*/*/state.npz"))
+    assert kept == ["calibrations", "evaluations", "evaluations"]
+    for path in tmp_path.glob("home/evaluations/*/state.npz"):  # as if nothing had been classified correctly
+        arrays = dict(np.load(path))
+        np.savez(path, **{**arrays, "top_0": np.full_like(arrays["top_0"], 99)})
+    again = vgg(place, *arguments, "--format", "csv", **options).stdout
+    assert [row["top5"] for row in csv.DictReader(io.StringIO(again))] == ["0.0", "0.0"]
+    assert vgg(place, *arguments, "--format", "csv", "--fresh", **options).stdout == first
+    assert vgg(place, *arguments, "--format", "csv", **options).stdout == first
+
+
+def test_an_interrupted_command_says_that_it_resumes(place, tmp_path):
+    """One of the labelled images is a pipe: the command waits for it until it is interrupted."""
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "list.txt").write_text(f"{place / 'data/ant/0.png'} 0\npipe.jpg 1\n")
+    command = [*VGG, "quantize", "n.onnx", "-o", tmp_path / "q.onnx", "--evaluate", tmp_path / "list.txt"]
+    environment = {**os.environ, "VGG_HOME": str(tmp_path / "home")}
+    with subprocess.Popen(command, cwd=place, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        while True:
+            try:
+                os.close(os.open(tmp_path / "pipe.jpg", os.O_WRONLY | os.O_NONBLOCK))  # the command reads
+                break
+            except OSError:
+                time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        error = process.communicate()[1]
+    assert (process.returncode, error) == (130, "vgg: interrupted; the same command resumes\n")
+    assert not (tmp_path / "q.onnx").exists()
+
+
+def test_layers_as_a_table_and_a_plot(place):
     done = vgg(place, "n.onnx", "--per-layer", "--evaluate", "data", "--plot", "layers.png")
     lines = done.stdout.splitlines()
-    assert lines[0].split() == ["layer", "numbers", "weight", "dB", "answer", "dB", "top1", "lost", "agreement"]
+    assert lines[0].split() == ["layer", "parameters", "weight", "dB", "output", "dB", "top1", "lost", "agreement"]
     assert [line.split()[0] for line in lines[1:]][-3:] == ["fc6", "fc7", "fc8"]
     with Image.open(place / "layers.png") as image:
         assert image.format == "PNG"
@@ -77,17 +113,17 @@ def test_layers_as_a_table_and_a_picture(place):
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (("missing.onnx", "-o", "x.onnx"), r"missing.onnx: there is no such file"),
-        (("n.onnx", "-o", "x.onnx", "--format", "qdq"), "the format qdq needs pictures for calibration; give --calibrate"),
-        (("n.onnx", "-o", "x.onnx", "--format", "qdq", "--calibrate", "empty"), "empty: has no images in it"),
-        (("n.onnx", "-o", "x.onnx", "--format", "qdq", "--calibrate", "broken"), "broken/a.png: "),
-        (("n.onnx", "-o", "x.onnx", "--rank", "many"), "a rank is a whole number"),
-        (("n.onnx", "-o", "x.safetensors"), "x.safetensors: a quantized network is written to .onnx"),
-        (("n.onnx", "-o", "x.onnx", "--tolerance", "1"), "--tolerance and --agreement need labelled pictures"),
-        (("w.onnx", "-o", "x.onnx"), "conv1_1.weight is quantized already"),
+        (("missing.onnx", "-o", "x.onnx"), "missing.onnx: file or folder not found"),
+        (("n.onnx", "-o", "x.onnx", "--method", "qdq"), "the method qdq requires calibration images; set --calibrate"),
+        (("n.onnx", "-o", "x.onnx", "--method", "qdq", "--calibrate", "empty"), "empty: has no images in it"),
+        (("n.onnx", "-o", "x.onnx", "--method", "qdq", "--calibrate", "broken"), "broken/a.png: "),
+        (("n.onnx", "-o", "x.onnx", "--rank", "many"), "invalid rank 'many'; use an integer"),
+        (("n.onnx", "-o", "x.safetensors"), "x.safetensors: the output must be an .onnx file in an existing folder"),
+        (("n.onnx", "-o", "x.onnx", "--tolerance", "1"), "--tolerance and --agreement require labelled images; set --evaluate"),
+        (("w.onnx", "-o", "x.onnx"), "conv1_1.weight is already quantized"),
         (
             ("n.onnx", "-o", "x.onnx", "--rank", "64", "--evaluate", "data", "--tolerance", "0", "--agreement", "100"),
-            "x.onnx: nothing written: none of 2 configurations is within 0 points",
+            "x.onnx: not written: none of 2 schemes is within 0 points",
         ),
     ],
 )
@@ -102,5 +138,5 @@ def test_a_mistake_is_one_line_and_leaves_no_file(place, arguments, line):
     assert [path for path in sorted(place.iterdir()) if path not in before and path.name != "home"] == []
 
 
-def test_without_a_file_to_write_there_is_no_use(place):
-    assert "say where to write" in vgg(place, "n.onnx", code=2).stderr
+def test_an_output_or_layers_are_required(place):
+    assert "Invalid value for --output: required without --per-layer" in vgg(place, "n.onnx", code=2).stderr

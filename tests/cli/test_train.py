@@ -9,14 +9,29 @@ import pytest
 from training_helpers import class_folders
 from vgg import Network
 
-TINY = ("--arch", "vgg11", "--width", "0.0625", "--size", "32", "-b", "8", "--epochs", "1", "--set", "jitter=0", "-r", "zoo")
+TINY = (
+    "--arch",
+    "vgg11",
+    "--width",
+    "0.0625",
+    "--input-size",
+    "32",
+    "-b",
+    "8",
+    "--epochs",
+    "1",
+    "--set",
+    "jitter=0",
+    "-r",
+    "zoo",
+)
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     root = tmp_path_factory.mktemp("train")
     class_folders(root / "data")
-    (root / "data/class0/broken.png").write_bytes(b"no picture")
+    (root / "data/class0/broken.png").write_bytes(b"no image")
     return root
 
 
@@ -32,25 +47,30 @@ def test_a_run_from_start_to_end(place):
     found = vgg(place, "data", "-o", "run", *TINY)
     assert found.stdout == "run/model.onnx\n"
     lines = found.stderr.splitlines()
-    assert lines[0].startswith("23 pictures of 3 classes to learn from, 2 to judge by; vgg11")
+    assert lines[0].startswith("23 training images of 3 classes, 2 validation images; vgg11")
     assert lines[1].startswith("epoch 1 of 1: loss ")
-    assert "of the time for pictures" in lines[1]
-    assert lines[2:] in ([], ["vgg: left out: class0/broken.png: not an image, or an unsupported format"])
+    assert "of the time waiting for images" in lines[1]
+    assert lines[2:] in ([], ["vgg: skipped: class0/broken.png: not an image, or an unsupported format"])
     network = Network.read(place / "run/model.onnx")
     assert (network.architecture.head, network.labels.names) == ("gap", ("class0", "class1", "class2"))
-    again = vgg(place, "data", "-o", "run", *TINY, code=1)
-    assert again.stderr == "vgg: run: has a run in it already; --resume goes on with it, another folder begins anew\n"
+    assert vgg(place, "data", "-o", "run", *TINY).stdout == "run/model.onnx\n"
+    other = vgg(place, "data", "-o", "run", *TINY, "--lr", "0.5", code=1)
+    assert "vgg: run: holds other work (recipe.lr: 0.01, not 0.5); use --fresh to start over" in other.stderr
+    assert vgg(place, "data", "-o", "run", *TINY, "--lr", "0.5", "--fresh").stdout == "run/model.onnx\n"
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("nowhere", "-o", "new"), "vgg: nowhere: file or folder not found\n"),
-        (("data", "-o", "new", "-r", "best"), "vgg: no recipe is called 'best'; there are zoo, paper, torchvision, modern, "),
-        (("data", "-o", "new", "--freeze", "conv4"), "vgg: only layers that have learnt can be frozen; give the network"),
+        (("data", "-o", "new", "-r", "best"), "vgg: unknown recipe 'best'; choose from zoo, paper, torchvision, modern, "),
+        (
+            ("data", "-o", "new", "--freeze", "conv4"),
+            "vgg: --freeze needs --from: a new network has no trained layers",
+        ),
     ],
 )
-def test_a_mistake_is_said_in_one_line(place, arguments, message):
+def test_errors_are_one_line(place, arguments, message):
     found = vgg(place, *arguments, code=1)
     assert found.stderr.startswith(message)
     assert len(found.stderr.splitlines()) == 1

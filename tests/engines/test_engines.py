@@ -1,12 +1,17 @@
 """What every engine promises; the `engine` fixture goes through those that are installed with the package itself."""
 
+import json
 import threading
+from importlib.metadata import version
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from conftest import needs_native, random_network
 from vgg import Error, ModelError, engines
+from vgg.engines import native
+from vgg.engines.engine import instruction_set
 
 
 def images(count=2, size=32, seed=0):
@@ -77,9 +82,9 @@ def test_a_model_is_opened_by_its_path(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"engine": "abacus"}, "no engine is called 'abacus'; there are auto, native, "),
+        ({"engine": "abacus"}, "unknown engine 'abacus'; choose from auto, native, "),
         ({"threads": 0}, "threads must be 1 or more"),
-        ({"device": "tpu"}, "no device is called 'tpu'"),
+        ({"device": "tpu"}, "unknown device 'tpu'"),
         ({"engine": "native", "device": "cuda"}, "native runs on the CPU only"),
     ],
 )
@@ -90,7 +95,36 @@ def test_what_there_is_not_is_said(options, message):
 
 def test_an_engine_that_is_not_installed_says_how_to_get_it(monkeypatch):
     monkeypatch.setattr(engines, "installed", lambda: ("onnxruntime",))
-    with pytest.raises(Error, match=r"openvino is not installed; `pip install 'vgg\[openvino\]'`"):
+    with pytest.raises(Error, match=r"openvino is not installed; run `pip install 'vgg\[openvino\]'`"):
         engines.open(random_network(), "openvino")
     with pytest.raises(Error, match="has no native engine"):
         engines.open(random_network(), "native")
+
+
+@pytest.mark.parametrize("name", engines.installed())
+def test_an_identity_has_name_version_and_instruction_set(name):
+    opened = engines.open(random_network(), name)
+    identity = engines.identity(opened)
+    assert identity["name"] == name
+    if name == "native":
+        assert identity["version"] == native.build() != ""
+        assert identity["instructions"] in native.available_instructions()
+    else:
+        assert identity["version"].startswith(version(name).split("+")[0])
+        assert identity["instructions"] == instruction_set() != ""
+    assert json.loads(json.dumps(identity)) == identity
+
+
+@needs_native
+def test_an_identity_follows_the_instruction_set_that_the_native_engine_uses(monkeypatch):
+    monkeypatch.setenv("VGG_INSTRUCTIONS", "portable")
+    network = random_network()
+    assert engines.identity(engines.open(network, "native"))["instructions"] == "portable"
+    assert engines.identity(engines.open(network, "onnxruntime"))["instructions"] == instruction_set()
+
+
+def test_the_identity_of_an_engine_on_a_gpu_names_it(monkeypatch):
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100")
+    identity = engines.identity(SimpleNamespace(name="torch", device="cuda"))
+    assert identity == {"name": "torch", "version": torch.__version__, "instructions": "NVIDIA H100"}

@@ -1,6 +1,7 @@
-"""The native engine against ONNX Runtime, torch and float64, and what it does when something goes wrong."""
+"""The native engine against ONNX Runtime, torch and float64, and its errors."""
 
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -17,6 +18,7 @@ from torch.nn import functional
 from conftest import needs_native, random_network
 from vgg import Architecture, Error, Quantized, engines
 from vgg.architectures import CONFIGURATIONS
+from vgg.engines import native
 from vgg.engines.native import NativeEngine, available_instructions
 
 pytestmark = needs_native
@@ -62,14 +64,14 @@ def test_every_architecture_gives_what_onnx_runtime_gives(name, instructions, mo
 )
 def test_any_network_any_batch_any_size(name, width, height, width_of_image, batch, classes, threads, seed):
     network = random_network(name, seed, head="gap", width=width, classes=classes)
-    pictures = images(batch, height, width_of_image, seed)
-    found = engines.open(network, "native", threads=threads).run(pictures, ["pool3", "logits"])
-    for value, expected in engines.open(network, "onnxruntime", threads=1).run(pictures, ["pool3", "logits"]).items():
+    inputs = images(batch, height, width_of_image, seed)
+    found = engines.open(network, "native", threads=threads).run(inputs, ["pool3", "logits"])
+    for value, expected in engines.open(network, "onnxruntime", threads=1).run(inputs, ["pool3", "logits"]).items():
         assert_close(found[value], expected)
 
 
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (96, 64), (101, 200), (160, 190)])
-def test_larger_pictures_give_a_map_of_scores(height, width):
+def test_larger_images_give_a_map_of_scores(height, width):
     network = random_network("vgg13", input_size=64)
     found = engines.open(network, "native").run(images(3, height, width), ["pool5", "fc6", "logits"])
     value = torch.from_numpy(found["pool5"])
@@ -84,7 +86,7 @@ def test_larger_pictures_give_a_map_of_scores(height, width):
 
 
 def stored(value: np.ndarray, kind: str):
-    """A parameter as it might be stored; what it means then is the judge's to say, by its float32 form."""
+    """A parameter in another storage; its float32 form is the reference."""
     if kind in ("float16", "bfloat16"):
         return value.astype({"float16": np.float16, "bfloat16": ml_dtypes.bfloat16}[kind])
     flat = value.reshape(len(value), -1)
@@ -120,19 +122,51 @@ def test_parameters_may_be_stored_in_fewer_bits(kind, instructions, monkeypatch)
         )
 
 
-def test_half_precision_is_exact_for_every_number():
-    """Each float16 and bfloat16 as the only weight of a class: subnormal numbers, both zeros, the largest."""
-    every = np.arange(2**16, dtype=np.uint16)
+@pytest.mark.parametrize("instructions", INSTRUCTIONS)
+def test_half_precision_is_exact_for_every_number(instructions, monkeypatch):
+    """Each float16 and bfloat16 as the only weight of a class: subnormals, both zeros, infinities and NaNs."""
+    monkeypatch.setenv("VGG_INSTRUCTIONS", instructions)
     for dtype in (np.float16, ml_dtypes.bfloat16):
-        numbers = every.view(dtype)
-        numbers = numbers[np.isfinite(numbers.astype(np.float32))]
+        numbers = np.arange(2**16, dtype=np.uint16).view(dtype)
         network = random_network(head="gap", classes=len(numbers))
         features = network.parameters["fc8.weight"].shape[1]
         weight = np.zeros((len(numbers), features), dtype)
         weight[:, -1] = numbers
         parameters = {**network.parameters, "fc8.weight": weight, "fc8.bias": np.zeros(len(numbers), np.float32)}
         found = NativeEngine(replace(network, parameters=parameters)).run(images(1), ["pool6", "logits"])
-        np.testing.assert_array_equal(found["logits"][0], numbers.astype(np.float32) * found["pool6"][0, -1, 0, 0])
+        # The other inputs are multiplied by 0, so the last one is alone, but for infinity times 0.
+        with np.errstate(invalid="ignore"):
+            expected = numbers.astype(np.float32) * found["pool6"][0, -1, 0, 0]
+        np.testing.assert_array_equal(found["logits"][0], expected)
+
+
+@pytest.mark.parametrize("instructions", INSTRUCTIONS)
+@pytest.mark.parametrize("value", [np.nan, -np.nan])
+def test_nan_is_not_lost_in_relu_and_pooling(value, instructions, monkeypatch):
+    monkeypatch.setenv("VGG_INSTRUCTIONS", instructions)
+    for name in ("vgg11", "vgg16-c", "vgg11-lrn"):
+        network = random_network(name, input_size=64)
+        engine = NativeEngine(network, 2)
+        for row, column in ((0, 0), (31, 17), (63, 63)):
+            batch = images(2, 64)
+            batch[0, 1, row, column] = value
+            for outputs in (["logits"], [*network.architecture.values]):  # pooling is fused, or not
+                found = engine.run(batch, outputs)
+                assert np.isnan(found["logits"][0]).all()
+                assert np.isfinite(found["logits"][1]).all()
+                for output in found.values():
+                    assert np.isnan(output[0]).any()
+
+
+@pytest.mark.parametrize("instructions", INSTRUCTIONS)
+def test_a_linear_layers_relu_keeps_nan(instructions, monkeypatch):
+    monkeypatch.setenv("VGG_INSTRUCTIONS", instructions)
+    network = random_network()
+    bias = network.parameters["fc6.bias"].copy()
+    bias[3] = np.nan
+    found = NativeEngine(replace(network, parameters={**network.parameters, "fc6.bias": bias})).run(images(), ["fc6", "logits"])
+    assert np.isnan(found["fc6"][:, 3]).all()
+    assert np.isnan(found["logits"]).all()
 
 
 def test_a_hundred_thousand_classes():
@@ -156,7 +190,7 @@ def test_numbers_may_lie_anywhere():
     np.testing.assert_array_equal(found, NativeEngine(network).logits(images()))
 
 
-def test_a_batch_may_have_any_strides_and_no_pictures():
+def test_a_batch_may_have_any_strides_and_no_images():
     engine = engines.open(random_network(), "native")
     batch = images(4).transpose(0, 1, 3, 2)
     np.testing.assert_array_equal(engine.logits(batch), engine.logits(np.ascontiguousarray(batch)))
@@ -199,10 +233,69 @@ def test_times_are_of_each_layer():
     assert times["fc7"] > 0
 
 
-def test_an_instruction_set_that_is_not_there_is_said(monkeypatch):
+def test_times_may_be_read_while_another_thread_runs():
+    engine = NativeEngine(random_network("vgg16", input_size=64), 2)
+    batch, stop = images(2, 64), threading.Event()
+
+    def work():
+        while not stop.is_set():
+            engine.logits(batch)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        for _ in range(200):
+            assert all(seconds >= 0 for seconds in engine.times().values())
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_an_unknown_instruction_set_is_an_error(monkeypatch):
     monkeypatch.setenv("VGG_INSTRUCTIONS", "mmx")
-    with pytest.raises(Error, match=rf"VGG_INSTRUCTIONS=mmx: .* there are {', '.join(INSTRUCTIONS)}$"):
+    expected = rf"VGG_INSTRUCTIONS=mmx: unknown instruction set 'mmx'; .* choose from {', '.join(INSTRUCTIONS)}$"
+    with pytest.raises(Error, match=expected):
         engines.open(random_network(), "native")
+
+
+def compiled(folder, source):
+    """A shared library of C code; skips the test where there is no compiler."""
+    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    if compiler is None and "CI" not in os.environ:
+        pytest.skip("needs a C compiler")
+    (folder / "library.c").write_text(source)
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", folder / "libvgg.so", folder / "library.c"], check=True)
+    return folder / "libvgg.so"
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("int vgg_run(void) { return 0; }", "can't load the native engine .*vgg_interface.*; reinstall vgg"),
+        (
+            "void vgg_interface(int *a, int *b, int *c) { *a = 1, *b = 112, *c = 16; }",
+            r"is of another version of vgg \(interface \[1, .*; reinstall vgg",
+        ),
+        (
+            "void vgg_interface(int *a, int *b, int *c) { *a = 2, *b = 104, *c = 16; }",
+            r"is of another version of vgg \(interface \[2, 104, 16\], not \[2, \d+, 16\]\); reinstall vgg",
+        ),
+        (None, "can't load the native engine .*; reinstall vgg"),
+    ],
+)
+def test_a_library_of_another_version_is_refused(source, message, tmp_path, monkeypatch):
+    path = tmp_path / "libvgg.so"
+    if source is None:
+        path.write_bytes(b"not a library")
+    else:
+        path = compiled(tmp_path, source)
+    monkeypatch.setattr(native, "native_library", lambda: path)
+    native.library.cache_clear()
+    try:
+        with pytest.raises(Error, match=message):
+            native.library()
+    finally:
+        native.library.cache_clear()
 
 
 FORK = """
@@ -219,6 +312,66 @@ if child:
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     print(code, np.array_equal(found, expected))
 os._exit(0 if np.array_equal(found, expected) else 1) if not child else None
+"""
+
+FORK_WHILE_RUNNING = """
+import os, threading, time, numpy as np
+from conftest import random_network
+from vgg import engines
+engine = engines.open(random_network("vgg16", input_size=64), "native", threads=3)
+batch = np.random.default_rng(0).normal(size=(16, 3, 64, 64)).astype(np.float32)
+expected, stop = engine.logits(batch), threading.Event()
+
+def work():
+    while not stop.is_set():
+        engine.logits(batch)
+
+threads = [threading.Thread(target=work) for _ in range(2)]
+for thread in threads:
+    thread.start()
+codes = []
+for number in range(20):
+    time.sleep(0.002 * number)
+    child = os.fork()
+    if not child:
+        same = [False, False]
+        def compare(index):
+            same[index] = np.array_equal(engine.logits(batch), expected)
+        pair = [threading.Thread(target=compare, args=(index,)) for index in range(2)]
+        for thread in pair:
+            thread.start()
+        for thread in pair:
+            thread.join()
+        engine.times()
+        os._exit(0 if all(same) else 1)
+    codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+stop.set()
+for thread in threads:
+    thread.join()
+print(sum(codes), np.array_equal(engine.logits(batch), expected))
+"""
+
+# In the child, no thread can be started: that is an error, once and again, and the process lives on.
+NO_THREADS = """
+import os, resource, numpy as np
+from conftest import random_network
+from vgg import Error, engines
+engine = engines.open(random_network(), "native", threads=3)
+batch = np.ones((1, 3, 32, 32), np.float32)
+expected = engine.logits(batch)
+child = os.fork()
+if not child:
+    os.setuid(65534)  # root has no limit
+    resource.setrlimit(resource.RLIMIT_NPROC, (0, resource.getrlimit(resource.RLIMIT_NPROC)[1]))
+    errors = 0
+    for _ in range(2):
+        try:
+            engine.logits(batch)
+        except (Error, MemoryError):
+            errors += 1
+    resource.setrlimit(resource.RLIMIT_NPROC, (resource.getrlimit(resource.RLIMIT_NPROC)[1],) * 2)
+    os._exit(0 if errors == 2 and np.array_equal(engine.logits(batch), expected) else 1)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
 
 MEMORY = """
@@ -245,10 +398,20 @@ def python(code: str) -> str:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-def test_a_forked_process_goes_on_by_itself():
+def test_a_forked_process_has_threads_of_its_own():
     assert python(FORK) == "0 True\n"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_process_may_fork_while_other_threads_run():
+    assert python(FORK_WHILE_RUNNING) == "0 True\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux" or os.getuid() != 0, reason="needs Linux and root, to limit the threads")
+def test_a_failed_start_of_threads_is_an_error():
+    assert python(NO_THREADS) == "0\n"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's limit of address space")
 def test_too_little_memory_is_an_exception_and_the_engine_lives_on():
-    assert python(MEMORY) == "there is no memory for 1 pictures of 4096x4096\n(1, 7)\n"
+    assert python(MEMORY) == "not enough memory for 1 images of 4096x4096\n(1, 7)\n"

@@ -10,7 +10,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 
 import vgg
 from conftest import needs_native, random_network
-from vgg import ModelError, engines
+from vgg import ModelError, engines, formats
 
 IMAGES = np.random.default_rng(0).normal(size=(5, 3, 64, 64)).astype(np.float32)
 
@@ -46,12 +46,14 @@ def bare(path, batch):
 
 def test_it_runs_as_it_is(quantized):
     path = quantized()
-    network = vgg.Network.read(path)
-    opened = engines.open(network)
-    assert (network.graph, opened.name) == (path, "onnxruntime")
+    graph = formats.load(path)
+    assert isinstance(graph, formats.QuantizedGraph)
+    assert graph.path == path
+    opened = engines.open(graph)
+    assert opened.name == "onnxruntime"
     assert np.array_equal(opened.logits(IMAGES), bare(path, IMAGES))
     assert opened.logits(IMAGES[:0]).shape == (0, 7)
-    with pytest.raises(ModelError, match="gives its logits only"):
+    with pytest.raises(ModelError, match="gives only its logits"):
         opened.run(IMAGES, ["fc7"])
     with pytest.raises(ModelError, match="no value of vgg16 is called 'fc9'"):
         opened.run(IMAGES, ["fc9"])
@@ -71,19 +73,18 @@ def test_probabilities_count_as_logits(quantized):
 @needs_native
 def test_other_engines_take_the_weights(quantized):
     path = quantized()
-    network = vgg.Network.read(path)
-    native = engines.open(network, "native").logits(IMAGES)
-    floats = engines.open(network.expanded(), "onnxruntime").logits(IMAGES)
+    native = engines.open(path, "native").logits(IMAGES)
+    floats = engines.open(vgg.Network.read(path), "onnxruntime").logits(IMAGES)
     np.testing.assert_allclose(native, floats, atol=1e-4 * np.abs(floats).max())
     assert not np.array_equal(floats, bare(path, IMAGES))
 
 
 def test_a_graph_that_cannot_run_is_one_line(quantized):
     path = quantized()
-    network = vgg.Network.read(path)
+    graph = formats.load(path)
     model = onnx.load(path)
     for entry in model.opset_import:
         entry.version = 999
     onnx.save(model, path)
-    with pytest.raises(ModelError, match=r"int8.onnx: ONNX Runtime can't run it .*; the engine native takes"):
-        engines.open(network)
+    with pytest.raises(ModelError, match=r"int8.onnx: ONNX Runtime can't run it .*; the engine native can run its weights"):
+        engines.open(graph)

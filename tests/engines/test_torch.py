@@ -45,7 +45,7 @@ def test_the_gap_head_takes_odd_sizes_and_batches_that_lie_otherwise():
     assert_as_onnxruntime(random_network(), images(0))
 
 
-def test_larger_pictures_give_the_head_at_each_place_where_it_fits():
+def test_larger_images_give_the_head_at_each_position_where_it_fits():
     network = random_network("vgg13", input_size=64)
     found = engines.open(network, "torch").run(images(2, 96, 160), ("pool5", "fc6", "logits"))
     assert [found[name].shape for name in ("fc6", "logits")] == [(2, 256, 2, 4), (2, 7, 2, 4)]
@@ -73,12 +73,12 @@ def test_the_numbers_of_a_gpu_are_near_enough(monkeypatch, name, dtype):
 
 
 @pytest.mark.parametrize("batch", [images()[0], images(height=16), images().astype(np.float64), images()[:, :1]])
-def test_what_a_network_does_not_take_is_refused(batch):
+def test_unsupported_inputs_are_refused(batch):
     with pytest.raises(ModelError, match=r"vgg11 takes float32 \[batch, 3, "):
         engines.open(random_network(), "torch").logits(batch)
 
 
-def test_an_unknown_output_is_said():
+def test_an_unknown_output_is_refused():
     with pytest.raises(ModelError, match="vgg11 has no layer output 'fc9'"):
         engines.open(random_network(), "torch").run(images(), ["fc9"])
 
@@ -108,8 +108,8 @@ def test_several_threads_share_an_engine():
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
-def test_a_gpu_that_is_not_there_is_said():
-    with pytest.raises(Error, match="finds no GPU that it can use"):
+def test_a_missing_gpu_is_an_error():
+    with pytest.raises(Error, match="finds no GPU; use the device cpu"):
         engines.open(random_network(), device="cuda")
 
 

@@ -30,7 +30,7 @@ def annotation(width, height, *boxes):
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """Pictures in class folders, and the boxes of most of them."""
+    """Images in class folders, and the boxes of most of them."""
     root = tmp_path_factory.mktemp("localisation")
     rng = np.random.default_rng(0)
     (root / "boxes/val").mkdir(parents=True)
@@ -39,7 +39,7 @@ def place(tmp_path_factory):
         folder.mkdir(parents=True, exist_ok=True)
         coarse = Image.fromarray(rng.integers(0, 256, (6, 8, 3), np.uint8))
         coarse.resize((64, 48), Image.Resampling.BICUBIC).save(folder / f"{index}.png")
-        if index % 5:  # boxes of the picture when it was twice as large
+        if index % 5:  # boxes of the image at twice its size
             left, top = int(rng.integers(0, 60)), int(rng.integers(0, 40))
             boxes = [(left, top, left + 67, top + 55), (0, 0, 20, 20)]
             (root / f"boxes/val/{index}.xml").write_text(annotation(128, 96, *boxes))
@@ -74,7 +74,7 @@ def test_the_error_counts_classes_and_boxes(place):
             assert record[f"{name}_low"] <= record[name] <= record[f"{name}_high"]
         assert 0 < counts["loc_known"] < known
     assert list(found[2]) == list(found[0])
-    assert (found[2]["loc_images"], found[2]["loc5_err"]) == (0, None)  # nobody's map is a fusion's
+    assert (found[2]["loc_images"], found[2]["loc5_err"]) == (0, None)  # a fusion has no heat map
     assert "loc5" not in records(evaluate(models[:1], dataset))[0]
 
 
@@ -83,18 +83,18 @@ def test_a_run_with_boxes_resumes_with_them(place, monkeypatch, tmp_path):
     models = [vgg.load(replace(random_network(labels=LABELS), preprocessing=RECIPE))]
     dataset = sources.open(place / "data", 7, LABELS)
 
-    def stop(done):
+    def stop(task, done, total, unit=""):
         if done > 9:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         evaluate(models, dataset, boxes=place / "boxes", batch_size=5, progress=stop)
-    resumed = records(evaluate(models, dataset, boxes=place / "boxes", batch_size=5, resume=True))
+    resumed = records(evaluate(models, dataset, boxes=place / "boxes", batch_size=5))
     whole = records(evaluate(models, dataset, boxes=place / "boxes", batch_size=5))
     assert [{**one, "images_per_second": 0} for one in resumed] == [{**one, "images_per_second": 0} for one in whole]
 
 
-def test_boxes_are_shares_of_the_picture_they_were_drawn_on(place):
+def test_boxes_are_shares_of_the_annotated_image(place):
     dataset = sources.open(place / "data", 7, LABELS)
     (place / "one").mkdir()
     (place / "one/3.xml").write_text(annotation(200, 100, (20, 10, 119, 49)))
@@ -116,15 +116,15 @@ def test_intersection_over_union():
 def test_a_broken_annotation_is_named(place, tmp_path, text):
     dataset = sources.open(place / "data", 7, LABELS)
     (tmp_path / "3.xml").write_text(text)
-    with pytest.raises(Error, match=r"3\.xml: is no annotation as ImageNet has them, with size and boxes"):
+    with pytest.raises(Error, match=r"3\.xml: not an annotation in ImageNet's format, with a size and boxes"):
         Annotations(tmp_path, dataset).boxes("dog/3.png")
 
 
-def test_what_does_not_fit_is_said(place, tmp_path):
+def test_views_and_folders_without_boxes_are_errors(place, tmp_path):
     models = [vgg.load(replace(random_network(labels=LABELS), preprocessing=RECIPE))]
     dataset = sources.open(place / "data", 7, LABELS)
-    with pytest.raises(Error, match=r"has no boxes of these pictures; for a\.jpg there must be a\.xml in it"):
+    with pytest.raises(Error, match=r"no boxes of these images; a\.jpg requires a\.xml in this folder"):
         evaluate(models, dataset, boxes=tmp_path)
     for protocol in (Views(flip=True), Views("ten-crop"), Views(sizes=(40, 48))):
-        with pytest.raises(Error, match="boxes are made of a single crop"):
+        with pytest.raises(Error, match="boxes require a single crop"):
             evaluate(models, dataset, protocol, boxes=place / "boxes")

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from vgg.evaluation.metrics import calibration, confusions, mcnemar, wilson
+from vgg.evaluation.metrics import binned, calibration_error, confusions, mcnemar, wilson
 
 
 @settings(max_examples=50)
@@ -38,21 +38,23 @@ def test_mcnemars_test_is_exact_where_floats_end():
 def test_the_calibration_error_is_the_mean_distance_from_the_diagonal():
     confidence = np.array([0.95, 0.95, 0.55, 0.55, 0.05, 1.0, 0.0], np.float32)
     right = np.array([1, 1, 1, 0, 0, 1, 0], bool)
-    error, bins = calibration(confidence, right, 10)
+    counts, confidences, hits = sums = binned(confidence, right, 10)
     # Bins: (0.9, 1] has 0.95, 0.95, 1; (0.5, 0.6] has 0.55 twice; [0, 0.1] has 0.05 and 0.
     expected = (3 * abs(1 - (0.95 + 0.95 + 1) / 3) + 2 * abs(0.5 - 0.55) + 2 * abs(0 - 0.025)) / 7
-    assert error == pytest.approx(expected, abs=1e-6)
-    assert sum(one.count for one in bins) == 7
-    assert [one.count for one in bins if one.count] == [2, 2, 3]
-    assert math.isclose(bins[5].confidence, 0.55, abs_tol=1e-6)
+    assert calibration_error(sums) == pytest.approx(expected, abs=1e-6)
+    assert counts.tolist() == [2, 0, 0, 0, 0, 2, 0, 0, 0, 3]
+    assert math.isclose(confidences[5] / counts[5], 0.55, abs_tol=1e-6)
+    assert hits.tolist() == [0, 0, 0, 0, 0, 1, 0, 0, 0, 3]
+    parts = binned(confidence[:3], right[:3], 10) + binned(confidence[3:], right[3:], 10)
+    np.testing.assert_allclose(parts, sums)
 
 
 def test_perfect_calibration_has_no_error():
     rng = np.random.default_rng(0)
     confidence = rng.random(200_000)
     right = rng.random(200_000) < confidence
-    assert calibration(confidence, right)[0] < 0.01
-    assert calibration(np.zeros(0), np.zeros(0, bool))[0] == 0
+    assert calibration_error(binned(confidence, right)) < 0.01
+    assert calibration_error(binned(np.zeros(0), np.zeros(0, bool))) == 0
 
 
 def test_confusions_are_counted_the_most_frequent_first():

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from conftest import needs_native, random_network
-from vgg import Error, Labels, sources, zoo
+from conftest import change_version, needs_native, random_network
+from vgg import Error, Labels, Network, Notice, engines, sources, zoo
 from vgg.classifier import Classifier
 from vgg.evaluation import evaluate, predictions, read_real, records
 from vgg.predictions import softmax
@@ -75,7 +75,7 @@ def test_figures_are_those_of_the_classifier(dataset):
     assert [one["img_size"] for one in found[:3]] == [32, 32, 224]
 
 
-def test_a_broken_picture_costs_the_run_nothing_else(dataset, tmp_path):
+def test_a_broken_image_affects_no_other(dataset, tmp_path):
     whole = evaluate([model()], dataset)
     place = 11
     os.truncate(dataset.samples[place].path, 200)
@@ -85,7 +85,7 @@ def test_a_broken_picture_costs_the_run_nothing_else(dataset, tmp_path):
     assert list(run.errors) == [place]
     assert dataset.samples[place].name in run.errors[place]
     others = [index for index in range(COUNT) if index != place]
-    assert np.array_equal(run.answers[0].top[others], whole.answers[0].top[others])
+    assert np.array_equal(run.results[0].top[others], whole.results[0].top[others])
     rows = list(predictions(run))
     assert rows[place]["error"] == run.errors[place]
     assert rows[place]["class_1"] is None
@@ -93,64 +93,138 @@ def test_a_broken_picture_costs_the_run_nothing_else(dataset, tmp_path):
 
 def test_all_broken_is_an_error(tmp_path):
     gone = Dataset("gone", [Sample("a.jpg", 0, str(tmp_path / "a.jpg")), Sample("b.jpg", 1, str(tmp_path / "b.jpg"))])
-    with pytest.raises(Error, match=r"gone: none of its 2 pictures could be read; a\.jpg: there is no such file"):
+    with pytest.raises(Error, match=r"gone: none of its 2 images could be read; a\.jpg: file or folder not found"):
         evaluate([model()], gone)
 
 
-def test_a_run_that_is_cut_goes_on_where_it_was(dataset):
+def test_an_interrupted_evaluation_resumes(dataset):
     whole = records(evaluate([model(), model(1)], dataset, fuse=True))
     seen = []
 
-    def stop(done):
-        seen.append(done)
+    def stop(task, done, total, unit=""):
+        seen.append((task, done, total, unit))
         if done >= 16:
             raise KeyboardInterrupt
 
+    def note(task, done, total, unit=""):
+        seen.append(done)
+
     with pytest.raises(KeyboardInterrupt):
         evaluate([model(), model(1)], dataset, fuse=True, batch_size=4, progress=stop)
-    assert seen[-1] == 16
+    assert seen[-1] == ("Evaluating tiny-0, tiny-1", 16, COUNT, "")
     seen.clear()
-    found = evaluate([model(), model(1)], dataset, fuse=True, batch_size=4, resume=True, progress=seen.append)
+    found = evaluate([model(), model(1)], dataset, fuse=True, batch_size=4, progress=note)
     assert seen == [20, 24, 28, 30]
     timeless = [{key: value for key, value in one.items() if key != "images_per_second"} for one in whole]
     assert [{key: value for key, value in one.items() if key != "images_per_second"} for one in records(found)] == timeless
     seen.clear()
-    evaluate([model(), model(1)], dataset, fuse=True, batch_size=4, resume=True, progress=seen.append)
-    assert seen[0] == 4  # what was finished is forgotten
+    evaluate([model(), model(1)], dataset, fuse=True, batch_size=4, progress=note)
+    assert seen[0] == 4  # a complete evaluation leaves no state
 
 
-@pytest.mark.parametrize("change", ["model", "protocol", "dataset", "nothing", "damage"])
-def test_only_the_same_run_is_resumed(dataset, tmp_path, change):
-    def stop(done):
+def interrupt(dataset, engine="onnxruntime"):
+    """Interrupt an evaluation of `model()` after 4 images."""
+
+    def stop(task, done, total, unit=""):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        evaluate([model()], dataset, batch_size=4, progress=stop)
+        evaluate([Classifier(model().network, engine, name="tiny-0")], dataset, batch_size=4, progress=stop)
+
+
+def first_done(*arguments, **options):
+    """The number of images done after the first batch of 4."""
+    seen = []
+    evaluate(*arguments, batch_size=4, progress=lambda task, done, total, unit="": seen.append(done), **options)
+    return seen[0]
+
+
+CHANGES = [
+    "model",
+    "engine",
+    "runtime",
+    "vgg",
+    "instructions",
+    "preprocessing",
+    "views",
+    "dataset",
+    "fresh",
+    "damage",
+    "nothing",
+]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_only_the_same_evaluation_resumes(dataset, tmp_path, monkeypatch, change):
+    if change == "instructions" and engines.native_library() is None:
+        pytest.skip("needs the native engine")
+    interrupt(dataset, "native" if change == "instructions" else "onnxruntime")
+    chosen, views = model(), Views("ten-crop") if change == "views" else Views()
+    if change == "model":
+        chosen = model(1, name="tiny-0")
+    if change == "engine":
+        pytest.importorskip("torch", reason="needs torch")
+        chosen = Classifier(chosen.network, "torch", name="tiny-0")
+    if change in ("runtime", "vgg"):
+        change_version(monkeypatch, {"runtime": "onnxruntime", "vgg": "vgg"}[change])
+    if change == "instructions":
+        chosen = Classifier(chosen.network, "native", name="tiny-0")
+        assert first_done([chosen], dataset) == 8
+        interrupt(dataset, "native")
+        monkeypatch.setenv("VGG_INSTRUCTIONS", "portable")
+    if change == "preprocessing":
+        chosen.network = replace(chosen.network, preprocessing=replace(SMALL, size=38))
     if change == "dataset":
         dataset = Dataset(dataset.name, dataset.samples[:-1])
     if change == "damage":
-        [saved] = (tmp_path / "cache/evaluations").iterdir()
+        [saved] = tmp_path.glob("cache/evaluations/*/state.npz")
         saved.write_bytes(saved.read_bytes()[:-50])
-    seen = []
-    chosen = model(1, name="tiny-0") if change == "model" else model()
-    protocol = Views("ten-crop") if change == "protocol" else Views()
-    evaluate([chosen], dataset, protocol, batch_size=4, resume=True, progress=seen.append)
-    assert seen[0] == (8 if change == "nothing" else 4)
+    assert first_done([chosen], dataset, views, fresh=change == "fresh") == (8 if change == "nothing" else 4)
+
+
+def test_the_key_of_an_evaluation_is_computed_only_if_there_may_be_a_state(dataset, monkeypatch):
+    """Hashing the parameters of VGG-16 takes a second."""
+
+    def refuse(network):
+        raise AssertionError("hashed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Network, "sha256", refuse)
+        evaluate([model()], dataset)
+    interrupt(dataset)
+    with monkeypatch.context() as patch:
+        patch.setattr(Network, "sha256", refuse)
+        evaluate([model(1)], dataset)
+        with pytest.raises(AssertionError, match="hashed"):
+            evaluate([model()], dataset)
+    assert first_done([model()], dataset) == 8
+
+
+def test_a_complete_evaluation_is_kept_on_request(dataset):
+    first = evaluate([model()], dataset, keep=True)
+    assert not (evaluate([model()], dataset, keep=True, progress=None).results[0].top != first.results[0].top).any()
+
+
+def test_an_evaluation_without_a_cache_folder_continues(dataset, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("VGG_HOME", str(tmp_path / "file"))
+    with pytest.warns(Notice, match="the evaluation can't be resumed if it is interrupted: .*file/evaluations"):
+        assert records(evaluate([model()], dataset, keep=True))[0]["images"] == COUNT
 
 
 def test_models_with_other_classes_are_refused(dataset):
-    with pytest.raises(Error, match="tiny-1 has other classes than tiny-0"):
+    with pytest.raises(Error, match="tiny-1 and tiny-0 have different classes"):
         evaluate([model(), model(1, classes=5, labels=None)], dataset)
-    with pytest.raises(Error, match="tiny-1 has other classes than tiny-0"):
+    with pytest.raises(Error, match="tiny-1 and tiny-0 have different classes"):
         evaluate([model(), model(1, labels=Labels(tuple(reversed(LABELS.names))))], dataset)
     evaluate([model(), model(1, labels=None)], dataset)
 
 
-def test_real_accuracy_counts_any_of_a_pictures_classes(dataset, tmp_path):
+def test_real_accuracy_accepts_any_class_of_an_image(dataset, tmp_path):
     run = evaluate([model()], dataset)
-    best = {sample.name: int(top) for sample, top in zip(dataset, run.answers[0].top[:, 0], strict=True)}
-    by_number = {int(name[-12:-4]): answer for name, answer in best.items()}
-    # The first ten pictures show nothing, the next ten what the model says and more, the others something else.
+    best = {sample.name: int(top) for sample, top in zip(dataset, run.results[0].top[:, 0], strict=True)}
+    by_number = {int(name[-12:-4]): top for name, top in best.items()}
+    # The first ten images show nothing, the next ten the predicted class and another one, the others another class.
     listed = [
         [] if n <= 10 else sorted({by_number[n], 3}) if n <= 20 else [(by_number[n] + 1) % 7] for n in range(1, COUNT + 1)
     ]
@@ -166,14 +240,14 @@ def test_real_accuracy_counts_any_of_a_pictures_classes(dataset, tmp_path):
         ('{"a": 1}', "ReaL labels must be a JSON list"),
         ("[[1], [true]]", "ReaL labels must be a JSON list"),
         ("[[1], [7]]", "with a list of classes, below 7"),
-        ("[[], []]", "none is here"),
+        ("[[], []]", "no labels of these images"),
     ],
 )
 def test_bad_real_labels_are_one_clear_line(dataset, tmp_path, content, message):
     (tmp_path / "real.json").write_text(content)
     with pytest.raises(Error, match=message):
         read_real(tmp_path / "real.json", dataset, 7)
-    with pytest.raises(Error, match="there is no such file"):
+    with pytest.raises(Error, match="file or folder not found"):
         read_real(tmp_path / "none.json", dataset, 7)
 
 
@@ -207,7 +281,7 @@ network = random_network(width=1 / 64)
 network = replace(network, preprocessing=replace(PRESETS["torchvision"], size=32, crop=32))
 samples = [Sample("a.png", 3, path)] * count
 peaks = []
-def note(done):
+def note(task, done, total, unit=""):
     with open("/proc/self/statm") as file:
         peaks.append((done, int(file.read().split()[1]) * resource.getpagesize()))
 evaluate([Classifier(network, sys.argv[3], threads=1)], Dataset("same", samples), progress=note)

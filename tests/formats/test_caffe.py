@@ -68,10 +68,10 @@ def test_what_is_no_vgg_is_refused_by_the_layer_that_shows_it(tmp_path):
     net = caffe_model(random_network("vgg11"))
     net.layer[1].type = "PReLU"
     (tmp_path / "n.caffemodel").write_bytes(net.SerializeToString())
-    with pytest.raises(ModelError, match=r"n\.caffemodel: is not a VGG network: layer 'relu_conv1_1' is of the type PReLU"):
+    with pytest.raises(ModelError, match=r"n\.caffemodel: not a VGG network: unsupported layer PReLU 'relu_conv1_1'"):
         Network.read(tmp_path / "n.caffemodel")
     net = caffe_model(random_network("vgg11-lrn"))
     next(layer for layer in net.layer if layer.type == "LRN").lrn_param.k = 1
     (tmp_path / "n.caffemodel").write_bytes(net.SerializeToString())
-    with pytest.raises(ModelError, match=r"is not a VGG network: LRN 'norm1' has bias 1\.0"):
+    with pytest.raises(ModelError, match=r"not a VGG network: LRN \(node 'norm1'\) has bias 1\.0"):
         Network.read(tmp_path / "n.caffemodel")

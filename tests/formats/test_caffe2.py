@@ -28,7 +28,7 @@ def test_a_pair_of_files_is_read_by_either(tmp_path, name, given):
 def test_the_missing_half_is_named(tmp_path):
     save(tmp_path, random_network())
     (tmp_path / "predict_net.pb").unlink()
-    with pytest.raises(ModelError, match=r"the other half, predict_net\.pb, must lie beside it"):
+    with pytest.raises(ModelError, match=r"half of a Caffe2 network; put the other half, predict_net\.pb, beside it"):
         Network.read(tmp_path / "init_net.pb")
 
 
@@ -37,5 +37,8 @@ def test_numbers_of_no_network_are_refused(tmp_path):
     init.op[0].type = "XavierFill"
     (tmp_path / "init_net.pb").write_bytes(init.SerializeToString())
     (tmp_path / "predict_net.pb").write_bytes(predict.SerializeToString())
-    with pytest.raises(ModelError, match=r"fills 'conv1_1\.weight' by XavierFill; GivenTensorFill and ConstantFill are read"):
+    with pytest.raises(
+        ModelError,
+        match=r"unsupported operator XavierFill \(node 'conv1_1\.weight'\); parameters come from GivenTensorFill or Const",
+    ):
         Network.read(tmp_path / "init_net.pb")

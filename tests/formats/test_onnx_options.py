@@ -10,10 +10,8 @@ import pytest
 from conftest import EXAMPLES, random_network
 from onnx_judge import error
 from vgg import Labels, ModelError, Network, engines
-from vgg.formats import triton
-from vgg.formats.onnx_options import OnnxOptions
-from vgg.formats.onnx_reader import scan
-from vgg.formats.onnx_writer import NEWEST
+from vgg.formats.onnx_builder import NEWEST
+from vgg.formats.onnx_file import scan
 from vgg.predictions import softmax
 from vgg.preprocessing import PRESETS
 
@@ -184,11 +182,14 @@ def test_preprocessing_in_the_graph_sees_what_python_sees(tmp_path, recipe, phot
 def test_what_contradicts_itself_is_said(tmp_path, network):
     path = tmp_path / "n.onnx"
     for options, message in (
-        ({"bits": 8}, "floats of 16 or 32 bits, not 8"),
-        ({"batch": 0}, "1 image or more, not 0"),
-        ({"names": "keras"}, "as in the paper or as in the zoo, not as in 'keras'"),
-        ({"dense": True, "preprocessing": True}, "takes pictures of any size"),
-        ({"opset": 17, "preprocessing": True}, "opset 17 can't be written with preprocessing: 18 to"),
+        ({"bits": 8}, "invalid bits 8; the floats of an ONNX file have 16 or 32"),
+        ({"batch": 0}, "invalid batch 0; it must be 1 or more"),
+        ({"names": "keras"}, "unknown names 'keras'; choose from paper, zoo"),
+        ({"dense": True, "preprocessing": True}, "dense and preprocessing exclude each other"),
+        (
+            {"opset": 17, "preprocessing": True},
+            rf"unsupported opset 17 with preprocessing; onnx \S+ supports 18 to {NEWEST}",
+        ),
     ):
         with pytest.raises(ModelError, match=message):
             network.write(path, **options)
@@ -196,14 +197,14 @@ def test_what_contradicts_itself_is_said(tmp_path, network):
         replace(network, preprocessing=PRESETS["mms"]).write(path, preprocessing=True)
     with pytest.raises(ModelError, match=r"n\.onnx: the dense form turns fc6"):
         random_network(head="gap").write(path, dense=True)
-    with pytest.raises(ModelError, match="only an ONNX file has"):
+    with pytest.raises(ModelError, match="only ONNX files have an opset"):
         network.write(tmp_path / "n.safetensors", softmax=True)
     assert not list(tmp_path.iterdir())
 
 
 def test_triton_gets_a_model_repository(tmp_path):
     network = random_network("vgg11", labels=Labels(tuple("abcdefg")))
-    triton.write(network, tmp_path / "vgg11", OnnxOptions(outputs=("fc7",)))
+    network.write(tmp_path / "vgg11", outputs=("fc7",), layout="triton")
     assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()) == [
         "vgg11/1/model.onnx", "vgg11/config.pbtxt", "vgg11/labels.txt",
     ]  # fmt: skip
@@ -219,9 +220,9 @@ def test_triton_gets_a_model_repository(tmp_path):
     assert Network.read(tmp_path / "vgg11/1/model.onnx").sha256() == network.sha256()
     from vgg import Error
 
-    with pytest.raises(Error, match="vgg11: is there already"):
-        triton.write(network, tmp_path / "vgg11", OnnxOptions())
-    triton.write(network, tmp_path / "fixed", OnnxOptions(batch=4))
+    with pytest.raises(Error, match="vgg11: exists already"):
+        network.write(tmp_path / "vgg11", layout="triton")
+    network.write(tmp_path / "fixed", batch=4, layout="triton")
     assert (
         'max_batch_size: 0\ninput [\n  { name: "data", data_type: TYPE_FP32, dims: [ 4, 3, 32, 32 ] }'
         in (tmp_path / "fixed/config.pbtxt").read_text()

@@ -7,9 +7,10 @@ from PIL import Image
 from conftest import random_network
 from vgg import Error, LowRank, ModelError, engines
 from vgg.parameters import expanded
-from vgg.quantization import Configuration, Pictures, Quantizer
-from vgg.quantization.calibration import responses
+from vgg.quantization import Quantizer, Scheme
+from vgg.quantization.calibration import batches, responses
 from vgg.quantization.low_rank import STEP, directions, factored, parse, ranks
+from vgg.sources import unlabelled
 
 
 def network(**options):
@@ -19,7 +20,7 @@ def network(**options):
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    folder, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    folder, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
     for index in range(20):
         Image.fromarray(rng.integers(0, 255, (9, 9, 3), np.uint8)).resize((80, 80)).save(folder / f"{index}.png")
     return folder
@@ -30,7 +31,7 @@ def matrix(one, name):
     return value.reshape(len(value), -1)
 
 
-def test_without_pictures_it_is_the_truncated_singular_value_decomposition():
+def test_without_images_it_is_the_truncated_singular_value_decomposition():
     one = network()
     found = directions(one)
     made = factored(one, found, {"fc6": 100, "fc7": 64})
@@ -51,21 +52,21 @@ def test_a_layer_that_would_not_become_smaller_stays():
 
 def test_responses_are_those_of_the_layers_before_their_bias(place):
     one = network()
-    batch = np.concatenate(list(Pictures(place).batches(one)))
+    batch = np.concatenate(list(batches(unlabelled(place), one)))
     values = engines.open(one, "onnxruntime").run(batch, ("pool5", "fc6"))
-    found = responses(one, Pictures(place))
+    found = responses(one, unlabelled(place))
     for name, inputs in (("fc6", values["pool5"]), ("fc7", values["fc6"])):
         expected = inputs.reshape(len(batch), -1) @ matrix(one, f"{name}.weight").T
         np.testing.assert_allclose(found[name].mean, expected.mean(0), atol=1e-4)
         np.testing.assert_allclose(found[name].covariance, np.cov(expected.T, bias=True), atol=1e-4)
 
 
-def test_with_pictures_it_is_nearer_to_what_the_network_gives_for_them(place):
+def test_with_images_it_is_more_accurate_for_them(place):
     one = network()
-    batch = np.concatenate(list(Pictures(place).batches(one)))
+    batch = np.concatenate(list(batches(unlabelled(place), one)))
     expected = engines.open(one, "onnxruntime").logits(batch)
     lost = []
-    for seen in (None, Pictures(place)):
+    for seen in (None, unlabelled(place)):
         made = factored(one, directions(one, seen), {"fc6": 64, "fc7": 64})
         lost.append(np.abs(engines.open(made, "onnxruntime").logits(batch) - expected).max())
     assert lost[1] < 0.05 * lost[0]
@@ -74,7 +75,9 @@ def test_with_pictures_it_is_nearer_to_what_the_network_gives_for_them(place):
 def test_what_a_rank_may_be():
     assert [parse(text) for text in ("512", "90%", "45 MB", "4.5MB")] == [(512, ""), (90, "%"), (45, "MB"), (4.5, "MB")]
     for text in ("", "0", "many", "5.5", "101%", "-3", "45GB"):
-        with pytest.raises(Error, match="a rank is a whole number, a share of the energy such as 90%, or a size"):
+        with pytest.raises(
+            Error, match=r"invalid rank .*; use an integer, a share of the energy such as 90%, or a size such as 45MB"
+        ):
             parse(text)
 
 
@@ -90,16 +93,16 @@ def test_the_rank_by_number_energy_and_size(tmp_path):
         sizes = []
         for size in (0.9, 0.7):
             quantizer = Quantizer(one)
-            quantizer.write(quantizer.make(Configuration(bits=bits, rank=f"{size}MB")), tmp_path / "n.onnx", "")
+            quantizer.write(quantizer.quantize(Scheme(bits=bits, rank=f"{size}MB")), tmp_path / "n.onnx", "")
             sizes.append((tmp_path / "n.onnx").stat().st_size / 1e6)
         assert 0.2 < sizes[1] <= sizes[0] <= 0.9
         assert sizes[1] <= 0.7
-    with pytest.raises(Error, match=r"--rank 0.1MB: even with the rank 64, the file takes 0\.\d MB"):
-        Quantizer(one).make(Configuration(rank="0.1MB"))
+    with pytest.raises(Error, match=r"--rank 0.1MB: the file has 0\.\d MB even with the smallest rank, 64"):
+        Quantizer(one).quantize(Scheme(rank="0.1MB"))
 
 
 def test_what_has_no_rank(place):
-    with pytest.raises(ModelError, match="has no fc6 and fc7"):
-        Quantizer(network(head="gap"), Pictures(place)).make(Configuration(rank="64"))
-    with pytest.raises(Error, match="goes with the format weights"):
-        Quantizer(network()).make(Configuration(format="qdq", rank="64"))
+    with pytest.raises(ModelError, match="requires a network with fc6 and fc7"):
+        Quantizer(network(head="gap"), unlabelled(place)).quantize(Scheme(rank="64"))
+    with pytest.raises(Error, match="a low rank requires the method weights"):
+        Quantizer(network()).quantize(Scheme(method="qdq", rank="64"))

@@ -1,4 +1,5 @@
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,19 +12,20 @@ from onnxruntime.quantization.calibrate import TensorData, TensorsData
 from PIL import Image
 
 import vgg
-from conftest import needs_native, random_network
+from conftest import change_version, needs_native, random_network
 from saturation import product, run
 from vgg import ModelError, Network, engines
-from vgg.quantization import Pictures, calibration, quantize_weights, static
-from vgg.quantization.calibration import ranges
+from vgg.quantization import calibration, quantize_weights, static
+from vgg.quantization.calibration import batches, ranges
 from vgg.quantization.static import quantize_static, write
+from vgg.sources import unlabelled
 
 COUNT = 11
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    folder, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    folder, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
     for index in range(COUNT):
         Image.fromarray(rng.integers(0, 255, (9, 9, 3), np.uint8)).resize((80, 80)).save(folder / f"{index}.png")
     return folder
@@ -34,30 +36,63 @@ def network(name="vgg16", **options):
     return replace(made, preprocessing=replace(made.preprocessing, crop=64, size=64))
 
 
-def looked_at(one, place):
-    return np.concatenate(list(Pictures(place).batches(one)))
+def preprocessed(one, place):
+    return np.concatenate(list(batches(unlabelled(place), one)))
 
 
 def extremes(one, place):
     """The range of each value, found in one go."""
-    batch = looked_at(one, place)
+    batch = preprocessed(one, place)
     values = {"data": batch, **engines.open(one, "onnxruntime").run(batch, one.architecture.values)}
     return {name: (array.min(), array.max()) for name, array in values.items()}
 
 
-def test_ranges_are_those_of_all_pictures_and_are_remembered(place, monkeypatch):
+def test_ranges_are_those_of_all_images_and_are_remembered(place, monkeypatch):
     one = network("vgg11-lrn")
-    found = ranges(one, Pictures(place))
+    found = ranges(one, unlabelled(place))
     for name, (low, high) in extremes(one, place).items():
         np.testing.assert_allclose(found[name].range_value, (low, high), rtol=1e-4, atol=1e-5)
-    monkeypatch.setattr(engines, "open", None)
-    assert ranges(one, Pictures(place)).to_dict().keys() == found.to_dict().keys()
+    monkeypatch.setattr(calibration, "batches", None)
+    again = ranges(one, unlabelled(place))
+    assert again.keys() == found.keys()
+    assert all(again[name].range_value == found[name].range_value for name in found.keys())  # noqa: SIM118
+    monkeypatch.undo()
+
+
+@pytest.mark.parametrize(
+    "change", ["network", "images", "method", "engine", "runtime", "vgg", "instructions", "fresh", "nothing"]
+)
+def test_only_the_same_calibration_is_remembered(place, tmp_path, monkeypatch, change):
+    monkeypatch.setenv("VGG_HOME", str(tmp_path / "home"))
+    if change == "instructions" and engines.native_library() is None:
+        pytest.skip("needs the native engine")
+    real, opened = engines.open, "native" if change == "instructions" else "onnxruntime"
+    monkeypatch.setattr(engines, "open", lambda model: real(model, opened))
+    ranges(network("vgg11"), unlabelled(place))
+    one, images, options, calls = network("vgg11"), unlabelled(place), {}, []
+    if change == "network":
+        one = network("vgg11", seed=1)
+    if change == "images":
+        shutil.copytree(place, tmp_path / "images")
+        (tmp_path / "images/0.png").rename(tmp_path / "images/x.png")
+        images = unlabelled(tmp_path / "images")
+    if change in ("method", "fresh"):
+        options = {"method": "percentile"} if change == "method" else {"fresh": True}
+    if change == "engine":
+        pytest.importorskip("torch", reason="needs torch")
+        opened = "torch"
+    if change == "instructions":
+        monkeypatch.setenv("VGG_INSTRUCTIONS", "portable")
+    if change in ("runtime", "vgg"):
+        change_version(monkeypatch, {"runtime": "onnxruntime", "vgg": "vgg"}[change])
+    ranges(one, images, progress=lambda *done: calls.append(done), **options)
+    assert calls == ([] if change == "nothing" else [("Calibrating", done, COUNT) for done in (*range(2, COUNT, 2), COUNT)])
 
 
 def test_a_percentile_leaves_outliers_out(place, capsys):
     one = network("vgg11")
-    batch, whole = looked_at(one, place), extremes(one, place)
-    found = ranges(one, Pictures(place), "percentile")
+    batch, whole = preprocessed(one, place), extremes(one, place)
+    found = ranges(one, unlabelled(place), "percentile")
     assert capsys.readouterr().out == ""
     for name in ("data", "conv1_1", "conv3_1"):
         array = batch if name == "data" else engines.open(one, "onnxruntime").run(batch, [name])[name]
@@ -72,8 +107,8 @@ def test_a_percentile_leaves_outliers_out(place, capsys):
 @pytest.mark.parametrize("name", ["vgg11", "vgg16-bn"])
 def test_what_is_written_runs_and_is_read(tmp_path, place, format, activations, floats, name):
     one = network(name)
-    batch = looked_at(one, place)
-    model = quantize_static(one, ranges(one, Pictures(place)), format, activations=activations, floats=floats)
+    batch = preprocessed(one, place)
+    model = quantize_static(one, ranges(one, unlabelled(place)), format, activations=activations, float_layers=floats)
     write(model, one, tmp_path / "q.onnx")
     onnx.checker.check_model(tmp_path / "q.onnx", full_check=True)
     again = Network.read(tmp_path / "q.onnx")
@@ -83,7 +118,7 @@ def test_what_is_written_runs_and_is_read(tmp_path, place, format, activations, 
     for value in again.parameters.values():
         assert isinstance(value, np.ndarray) or (np.abs(value.values.astype(int)).max() <= 64 and len(set(value.scale)) > 1)
     expected = engines.open(one, "onnxruntime").logits(batch)
-    found = engines.open(again).logits(batch)
+    found = engines.open(tmp_path / "q.onnx").logits(batch)
     assert np.abs(found - expected).max() < 0.1 * np.abs(expected).max()
     operators = {node.op_type for node in onnx.load(tmp_path / "q.onnx").graph.node}
     assert ("QLinearConv" in operators) == (format == "qoperator")
@@ -113,16 +148,16 @@ def loud(one):
 @pytest.mark.parametrize("activations", ["u8", "s8"])
 def test_the_file_is_right_without_vnni_and_the_published_recipe_is_not(tmp_path, place, activations):
     one = loud(network("vgg11"))
-    batch = looked_at(one, place)[:2]
-    found, expected = ranges(one, Pictures(place)), engines.open(one, "onnxruntime").logits(batch)
+    batch = preprocessed(one, place)[:2]
+    found, expected = ranges(one, unlabelled(place)), engines.open(one, "onnxruntime").logits(batch)
     lost = {}
     for reduced in (True, False):
-        write(quantize_static(one, found, "qoperator", activations=activations, reduced=reduced), one, tmp_path / "q.onnx")
+        write(quantize_static(one, found, "qoperator", activations=activations, reduce_range=reduced), one, tmp_path / "q.onnx")
         exact, saturated = (run(tmp_path / "q.onnx", batch, saturating) for saturating in (False, True))
         assert np.array_equal(exact, saturated) == reduced
         lost[reduced] = [float(np.abs(logits - expected).max() / np.abs(expected).max()) for logits in (exact, saturated)]
         if reduced:  # the emulation is ONNX Runtime's arithmetic, to a rounding here and there
-            theirs = engines.open(Network.read(tmp_path / "q.onnx")).logits(batch)
+            theirs = engines.open(tmp_path / "q.onnx").logits(batch)
             np.testing.assert_allclose(exact, theirs, rtol=0, atol=0.03 * np.abs(theirs).max())
     assert max(*lost[True], lost[False][0]) < 0.1
     assert lost[False][1] > 3 * lost[True][1]
@@ -137,20 +172,20 @@ np.save(sys.argv[2], engines.open(sys.argv[1], "openvino").logits(np.load(sys.ar
 
 @pytest.mark.parametrize("activations", ["u8", "s8"])
 def test_openvino_is_right_with_its_kernels_for_avx2(tmp_path, place, activations):
-    """oneDNN, OpenVINO's library of kernels, is told to leave VNNI alone: it really uses vpmaddubsw."""
+    """oneDNN, OpenVINO's library of kernels, is restricted to AVX2, so it uses vpmaddubsw."""
     pytest.importorskip("openvino", reason="openvino isn't installed; `scripts/setup test` installs it")
     one = loud(network("vgg11"))
-    batch = looked_at(one, place)[:2]
+    batch = preprocessed(one, place)[:2]
     np.save(tmp_path / "batch.npy", batch)
-    found, expected = ranges(one, Pictures(place)), engines.open(one, "onnxruntime").logits(batch)
+    found, expected = ranges(one, unlabelled(place)), engines.open(one, "onnxruntime").logits(batch)
     lost = {}
     for reduced in (True, False):
-        write(quantize_static(one, found, activations=activations, reduced=reduced), one, tmp_path / "q.onnx")
+        write(quantize_static(one, found, activations=activations, reduce_range=reduced), one, tmp_path / "q.onnx")
         arguments = [sys.executable, "-c", RUN, "q.onnx", "logits.npy", "batch.npy"]
         subprocess.run(arguments, check=True, cwd=tmp_path, env={**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"})
         without = np.load(tmp_path / "logits.npy")
         lost[reduced] = float(np.abs(without - expected).max() / np.abs(expected).max())
-        logits = engines.open(Network.read(tmp_path / "q.onnx"), "openvino").logits(batch)
+        logits = engines.open(tmp_path / "q.onnx", "openvino").logits(batch)
         assert np.abs(logits - expected).max() < 0.03 * np.abs(expected).max()
     assert lost[True] < 0.03
     assert lost[False] > 3 * lost[True]
@@ -159,7 +194,7 @@ def test_openvino_is_right_with_its_kernels_for_avx2(tmp_path, place, activation
 def test_a_stand_in_is_quantized_as_the_whole_network_would_be(tmp_path, place):
     """Each activation has the scale that the quantizer finds by itself; each bias is in units of both scales."""
     one = network("vgg11")
-    model = quantize_static(one, ranges(one, Pictures(place)), "qoperator")
+    model = quantize_static(one, ranges(one, unlabelled(place)), "qoperator")
     stored = {init.name: onnx.numpy_helper.to_array(init) for init in model.graph.initializer}
     node = next(node for node in model.graph.node if node.op_type == "QLinearConv")
     x_scale, w_scale, bias = (stored[node.input[place]] for place in (1, 4, 8))
@@ -170,23 +205,23 @@ def test_a_stand_in_is_quantized_as_the_whole_network_would_be(tmp_path, place):
 @needs_native
 def test_other_engines_take_the_weights(tmp_path, place):
     one = network("vgg11")
-    write(quantize_static(one, ranges(one, Pictures(place))), one, tmp_path / "q.onnx")
-    batch = looked_at(one, place)
+    write(quantize_static(one, ranges(one, unlabelled(place))), one, tmp_path / "q.onnx")
+    batch = preprocessed(one, place)
     expected = engines.open(one, "native").logits(batch)
-    found = engines.open(Network.read(tmp_path / "q.onnx"), "native").logits(batch)
+    found = engines.open(tmp_path / "q.onnx", "native").logits(batch)
     assert np.abs(found - expected).max() < 0.1 * np.abs(expected).max()
 
 
 def test_quantized_networks_are_refused(place):
     one = network("vgg11")
     data = TensorsData(CalibrationMethod.MinMax, {"data": TensorData(lowest=np.float32(0), highest=np.float32(1))})
-    with pytest.raises(ModelError, match="quantized already"):
+    with pytest.raises(ModelError, match="already quantized"):
         quantize_static(quantize_weights(one), data)
 
 
-def test_pictures_that_fail_and_folders_without_any(tmp_path):
+def test_broken_images_and_folders_without_images_are_errors(tmp_path):
     with pytest.raises(vgg.ImageError, match="has no images in it"):
-        Pictures(tmp_path)
-    (tmp_path / "a.png").write_bytes(b"no picture")
+        unlabelled(tmp_path)
+    (tmp_path / "a.png").write_bytes(b"no image")
     with pytest.raises(vgg.ImageError, match=r"a\.png"):
-        ranges(network(), Pictures(tmp_path))
+        ranges(network(), unlabelled(tmp_path))

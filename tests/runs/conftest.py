@@ -3,39 +3,18 @@ from pathlib import Path
 
 import pytest
 
-from miniature import picture
+from miniature import jpeg
 from runs_helpers import BROKEN, COUNT, LABELS
 
 
 @pytest.fixture
 def photos(tmp_path) -> Path:
-    """Class folders with small pictures, one of them broken."""
+    """Class folders with small images, one of them broken."""
     for index in range(COUNT):
         path = tmp_path / "photos" / LABELS.names[index % 7] / f"{index:03}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"nothing" if index == BROKEN else picture(index))
+        path.write_bytes(b"nothing" if index == BROKEN else jpeg(index))
     return tmp_path / "photos"
-
-
-@pytest.fixture
-def store(monkeypatch):
-    """A bucket on a real S3 server, `s3://bucket`."""
-    import s3fs
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "testing")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    s3fs.S3FileSystem.clear_instance_cache()
-    system = s3fs.S3FileSystem()
-    system.mkdir("bucket")
-    yield system
-    server.stop()
-    s3fs.S3FileSystem.clear_instance_cache()
 
 
 @pytest.fixture(scope="module")

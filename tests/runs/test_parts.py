@@ -11,8 +11,9 @@ import pyarrow.dataset
 import pytest
 
 from conftest import needs_native
-from miniature import picture
+from miniature import jpeg
 from runs_helpers import BROKEN, COUNT, LABELS, MODELS, PART, classify, near, network, rows
+from training_helpers import cifar_folder
 from vgg import Error, runs, sources
 from vgg.classifier import Classifier
 from vgg.evaluation import evaluate, records
@@ -24,7 +25,7 @@ pytestmark = needs_native
 
 def test_rows_of_classify_are_the_classifiers(photos, tmp_path):
     done = classify(photos, tmp_path / "out")
-    assert (done.pictures, done.failed, done.plan.parts) == (COUNT, 1, 10)
+    assert (done.images, done.failed, done.plan.parts) == (COUNT, 1, 10)
     broken = str(photos / LABELS.names[BROKEN % 7] / f"{BROKEN:03}.jpg")
     assert done.errors == [f"{broken}: not an image, or an unsupported format"]
     found = rows(tmp_path / "out")
@@ -36,9 +37,9 @@ def test_rows_of_classify_are_the_classifiers(photos, tmp_path):
 
 def test_rows_of_features_are_the_vectors(photos, tmp_path):
     descriptor = Descriptor(("conv4_2", "fc7"), Views(flip=True), normalize=True)
-    runs.run(runs.Describe(descriptor), MODELS, [str(photos)], str(tmp_path / "out"), part=1)  # a part of a broken one, too
-    pictures = [(str(path), path) for path in sorted(photos.rglob("*.jpg"))]
-    for row, one in zip(rows(tmp_path / "out"), extract(Classifier(MODELS[0][1]), pictures, descriptor), strict=True):
+    runs.run(runs.Describe(descriptor), MODELS, [str(photos)], str(tmp_path / "out"), part=1)  # one part is broken
+    images = [(str(path), path) for path in sorted(photos.rglob("*.jpg"))]
+    for row, one in zip(rows(tmp_path / "out"), extract(Classifier(MODELS[0][1]), images, descriptor), strict=True):
         assert (row["image"], row["error"]) == (one.image, one.error)
         for layer in descriptor.layers:
             assert near(row[layer], None if one.error else one.values[layer].tolist())
@@ -50,7 +51,7 @@ def test_figures_of_evaluate_are_those_of_one_run(photos, tmp_path):
     models = [*MODELS, ("other", network(1))]
     task = runs.Score(Views("ten-crop"), fuse=True)
     done = runs.run(task, models, [str(photos)], str(tmp_path / "out"), part=PART)
-    assert (done.pictures, done.failed) == (COUNT, 1)
+    assert (done.images, done.failed) == (COUNT, 1)
     found = runs.records(done, task, models)
     classifiers = [Classifier(one, name=name) for name, one in models]
     run = evaluate(classifiers, sources.open(photos, 7, LABELS), task.protocol, fuse=True)
@@ -61,16 +62,16 @@ def test_figures_of_evaluate_are_those_of_one_run(photos, tmp_path):
     assert [row["label"] for row in named] == [Path(row["image"]).parent.name for row in named]
 
 
-def test_figures_need_a_picture(tmp_path):
+def test_figures_need_an_image(tmp_path):
     (tmp_path / "list.txt").write_text("a.jpg 0\nb.jpg ant\n")
     done = runs.run(runs.Score(), MODELS, [str(tmp_path / "list.txt")], str(tmp_path / "out"))
-    assert (done.pictures, done.failed) == (2, 2)
-    with pytest.raises(Error, match=r"out: none of its 2 pictures could be read; .*/a\.jpg: there is no such file"):
+    assert (done.images, done.failed) == (2, 2)
+    with pytest.raises(Error, match=r"out: none of the 2 images could be read; .*/a\.jpg: file or folder not found"):
         runs.records(done, runs.Score(), MODELS)
 
 
-def test_a_run_that_is_cut_does_only_what_is_missing(photos, tmp_path):
-    def stop(done, total):
+def test_an_interrupted_run_resumes_with_the_missing_parts(photos, tmp_path):
+    def stop(task, done, total):
         if done == 4:
             raise KeyboardInterrupt
 
@@ -78,16 +79,16 @@ def test_a_run_that_is_cut_does_only_what_is_missing(photos, tmp_path):
         classify(photos, tmp_path / "out", progress=stop)
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
     assert len([name for name in before if name.startswith("part-")]) == 4
-    (photos / "ant/999.jpg").write_bytes(picture(0))  # came later, and is no part of this run
-    said = []
-    classify(photos, tmp_path / "out", progress=lambda *done: said.append(done))
-    assert said == [(number, 10) for number in range(4, 11)]
+    (photos / "ant/999.jpg").write_bytes(jpeg(0))  # was added later and is not part of this run
+    reports = []
+    classify(photos, tmp_path / "out", progress=lambda task, *done: reports.append(done))
+    assert reports == [(number, 10) for number in range(4, 11)]
     assert all((tmp_path / "out" / name).stat().st_mtime_ns == then for name, then in before.items())
     classify(photos, tmp_path / "whole", progress=lambda *done: None)
     assert near(rows(tmp_path / "out"), [row for row in rows(tmp_path / "whole") if not row["image"].endswith("999.jpg")])
 
 
-def test_a_run_that_is_killed_leaves_whole_parts(photos, tmp_path):
+def test_a_killed_run_leaves_complete_parts(photos, tmp_path):
     code = f"import runs_helpers; runs_helpers.classify({str(photos)!r}, 'out', part=1)"
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
     for _ in range(3):
@@ -111,21 +112,54 @@ def test_a_folder_holds_one_run(photos, tmp_path):
     with pytest.raises(Error, match="vgg11 has no layer output 'fc9'"):
         runs.run(runs.Describe(Descriptor(("fc9",))), MODELS, [str(photos)], str(tmp_path / "out"))
     classify(photos, tmp_path / "out")  # where no part is, no run is
-    with pytest.raises(Error, match=r"out: holds another run \(its options differ\)"):
+    with pytest.raises(Error, match=r"out: holds other work \(options\.top: 3, not 4\); use --fresh to start over"):
         runs.run(runs.Classify(4), MODELS, [str(photos)], str(tmp_path / "out"), part=PART)
-    with pytest.raises(Error, match=r"out: holds another run \(its models differ\)"):
+    with pytest.raises(Error, match=r"out: holds other work \(models: .*\)"):
         runs.run(runs.Classify(3), [("tiny", network(1))], [str(photos)], str(tmp_path / "out"), part=PART)
-    with pytest.raises(Error, match="photos: is not empty, and holds no run of vgg"):
-        classify(photos, photos)
-    with pytest.raises(Error, match="no scale is called 'up'"):
-        classify(photos, tmp_path / "out", scale="up")
+    with pytest.raises(Error, match=r"out: holds other work \(engine: auto, not native\)"):
+        classify(photos, tmp_path / "out", engine="native")
+    for fresh in (False, True):
+        with pytest.raises(Error, match="photos: is not empty and holds no run of vgg"):
+            classify(photos, photos, fresh=fresh)
+    with pytest.raises(Error, match="unknown runner 'up'; choose from local, ray"):
+        classify(photos, tmp_path / "out", runner="up")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(Error, match=r"empty: has no images or \.tar shards in it"):
+    with pytest.raises(Error, match=r"empty: has no images in it"):
         classify(tmp_path / "empty", tmp_path / "other")
 
 
-@pytest.mark.parametrize(("module", "option"), [("fsspec.core", "local"), ("pyarrow", "local"), ("ray", "ray")])
-def test_what_is_not_installed_is_said(photos, tmp_path, monkeypatch, module, option):
+def test_fresh_starts_over(photos, tmp_path):
+    before = classify(photos, tmp_path / "out").plan
+    (tmp_path / "out/notes.txt").write_text("kept")
+    done = runs.run(runs.Classify(4), MODELS, [str(photos)], str(tmp_path / "out"), part=PART, fresh=True)
+    expected = [done.plan.inputs, "_run.json", "notes.txt", *map(done.plan.name, range(10))]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(expected)
+    assert before.name(0) != done.plan.name(0)
+    reports = []
+    runs.run(
+        runs.Classify(4), MODELS, [str(photos)], str(tmp_path / "out"), part=PART, progress=lambda *now: reports.append(now)
+    )
+    assert reports == [("Classifying in parts", 10, 10)]
+    (tmp_path / "out/_run.json").write_text("{")
+    with pytest.raises(Error, match=r"_run\.json: is damaged; use --fresh to start over, or another folder"):
+        classify(photos, tmp_path / "out")
+    assert classify(photos, tmp_path / "out", fresh=True).images == COUNT
+
+
+def test_lists_and_cifar10_in_parts(photos, tmp_path):
+    names = [str(path.relative_to(tmp_path)) for path in sorted(photos.rglob("*.jpg"))]
+    (tmp_path / "list.txt").write_text("\n".join(names))
+    classify(tmp_path / "list.txt", tmp_path / "out")
+    classify(photos, tmp_path / "whole")
+    assert near(rows(tmp_path / "out"), rows(tmp_path / "whole"))
+    folder = cifar_folder(tmp_path / "cifar")
+    done = classify(folder, tmp_path / "records")
+    assert (done.images, done.failed, done.plan.parts) == (64, 0, 1)
+    assert f"{folder}/data_batch_1.bin/63" in [row["image"] for row in rows(tmp_path / "records")]
+
+
+@pytest.mark.parametrize(("module", "option"), [("fsspec", "local"), ("pyarrow", "local"), ("ray", "ray")])
+def test_a_missing_package_is_named(photos, tmp_path, monkeypatch, module, option):
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(Error, match=rf"needs {module}; `pip install 'vgg\[scale\]'` brings it"):
-        classify(photos, tmp_path / "out", scale=option)
+    with pytest.raises(Error, match=rf"needs {module}; install with `pip install 'vgg\[scale\]'`"):
+        classify(photos, tmp_path / "out", runner=option)

@@ -1,4 +1,4 @@
-"""Sample data that is damaged or hostile: always one clear error, nothing written, nothing allocated without need."""
+"""Damaged or hostile sample data: one clear error, nothing written, little memory allocated."""
 
 import gzip
 import io
@@ -24,7 +24,7 @@ MB = 2**20
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory):
-    """What sample data is made of, as names and bytes; small, so that a flipped byte is likely to matter."""
+    """The parts of sample data, as names and bytes; small, so that a flipped byte is likely to matter."""
     path = tmp_path_factory.mktemp("model") / "tiny.onnx"
     random_network(width=1 / 64).write(path)
     given = numpy_helper.from_array(np.random.RandomState(0).normal(size=(1, 3, 32, 32)).astype(np.float32), "data")
@@ -38,7 +38,7 @@ def parts(tmp_path_factory):
 
 @pytest.fixture
 def spool(tmp_path, monkeypatch):
-    """The folder for temporary files, which must be empty afterwards, as must be what is beside it."""
+    """The folder for temporary files, which must be empty afterwards."""
     spool = tmp_path / "spool"
     spool.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(spool))
@@ -69,7 +69,7 @@ def refused(path, content, message):
     path.write_bytes(content)
     tracemalloc.start()
     try:
-        with pytest.raises(Error, match=message) as caught, opened(path, wanted=True):
+        with pytest.raises(Error, match=message) as caught, opened(path, with_model=True):
             pass
         peak = tracemalloc.get_traced_memory()[1]
     finally:
@@ -78,7 +78,7 @@ def refused(path, content, message):
     assert peak < 8 * MB + 2 * len(content)
 
 
-def test_what_is_well_is_read(parts, tmp_path, spool):
+def test_valid_sample_data_is_read(parts, tmp_path, spool):
     (tmp_path / "s.tar.gz").write_bytes(packed(parts))
     assert len(samples.check(tmp_path / "s.tar.gz")) == 1
     assert list(spool.iterdir()) == []
@@ -102,8 +102,12 @@ def test_what_is_well_is_read(parts, tmp_path, spool):
     ids=lambda value: value.name if isinstance(value, tarfile.TarInfo) else "",
 )
 @pytest.mark.parametrize("compress", [True, False])
-def test_a_member_that_has_no_place_in_sample_data_is_refused(parts, tmp_path, spool, info, content, compress):
-    refused(tmp_path / "s.tar.gz", packed(parts, (info, content), compress=compress), "which has no place in sample data")
+def test_a_member_that_does_not_belong_to_sample_data_is_refused(parts, tmp_path, spool, info, content, compress):
+    refused(
+        tmp_path / "s.tar.gz",
+        packed(parts, (info, content), compress=compress),
+        "untrusted archive: .* does not belong to sample data",
+    )
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["s.tar.gz", "spool"]
 
 
@@ -129,26 +133,26 @@ def sparse(size):
         (gzip.compress(header(member("name", 200 * MB, tarfile.GNUTYPE_LONGNAME)) + b"9" * 200 * MB, 1), "far more"),
         (header(member("name", 8 * 2**60, tarfile.GNUTYPE_LONGNAME)), "far more than its own size"),
         (header(member("pax", 8 * 2**60, tarfile.XGLTYPE)), "far more than its own size"),
-        (header(member("big.onnx", 8 * 2**60)), "cut short"),
+        (header(member("big.onnx", 8 * 2**60)), "incomplete"),
         ((header(member("name", 5, tarfile.GNUTYPE_LONGNAME)) + b"name\0".ljust(512, b"\0")) * 3000, "damaged"),
-        (b"".join(header(member(f"tiny/{index}")) for index in range(1001)) + bytes(1024), "has no place in sample data"),
-        (sparse(8 * 2**40), "has no place in sample data"),
+        (b"".join(header(member(f"tiny/{index}")) for index in range(1001)) + bytes(1024), "does not belong to sample data"),
+        (sparse(8 * 2**40), "does not belong to sample data"),
         (header(member("a.onnx", 0)) * 2 + bytes(1024), "can't be unpacked: File exists"),
-        (b"", "cut short"),
-        (b"no tarball at all" * 99, "no tarball"),
-        (gzip.compress(b"no tarball at all" * 99), "no tarball"),
-        (b"\x1f\x8b", "cut short"),
-        (b"BZh91AY&SY" + bytes(999), "no tarball"),
+        (b"", "incomplete"),
+        (b"no tarball at all" * 99, "not a tarball"),
+        (gzip.compress(b"no tarball at all" * 99), "not a tarball"),
+        (b"\x1f\x8b", "incomplete"),
+        (b"BZh91AY&SY" + bytes(999), "not a tarball"),
     ],
     ids=range(17),
 )
-def test_a_bomb_is_refused_before_it_goes_off(tmp_path, spool, content, message):
+def test_a_bomb_is_refused_before_it_is_unpacked(tmp_path, spool, content, message):
     refused(tmp_path / "s.tar.gz", content, message)
     assert list(spool.iterdir()) == []
 
 
 def external():
-    """A tensor whose numbers are in another file."""
+    """A tensor with its data in another file."""
     tensor = TensorProto(name="x", data_type=TensorProto.FLOAT, dims=[1], data_location=TensorProto.EXTERNAL)
     tensor.external_data.add(key="location", value="../../../../etc/passwd")
     return tensor
@@ -170,11 +174,11 @@ def external():
 )
 def test_a_hostile_tensor_is_refused(parts, tmp_path, spool, tensor):
     damaged = {**parts, "tiny/test_data_set_0/input_0.pb": tensor.SerializeToString()}
-    refused(tmp_path / "s.tar.gz", packed(damaged), r"input_0\.pb is damaged, or no sample data")
+    refused(tmp_path / "s.tar.gz", packed(damaged), r"input_0\.pb: damaged, or not sample data")
 
 
 class Harm:
-    """What a hostile pickle would do."""
+    """The object of a hostile pickle."""
 
     def __reduce__(self):
         return open, ("harm was done", "w")
@@ -218,7 +222,7 @@ def npy(shape, dtype="<f4", content=b""):
 def test_a_hostile_npz_is_refused(tmp_path, spool, monkeypatch, content):
     monkeypatch.chdir(spool)
     (tmp_path / "one").mkdir()
-    refused(tmp_path / "one" / "s.npz", content, "is damaged, or no sample data")
+    refused(tmp_path / "one" / "s.npz", content, ": damaged, or not sample data")
     assert list(spool.iterdir()) == []
 
 
@@ -236,11 +240,11 @@ FUZZ = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCh
 
 
 def survives(path, content):
-    """Whatever the bytes, they are read, or refused with one line; nothing is left."""
+    """The bytes are read, or refused with one line; nothing is left."""
     path.write_bytes(content)
     message = ""
     try:
-        with opened(path, wanted=True) as (sets, model):
+        with opened(path, with_model=True) as (sets, model):
             assert all(isinstance(one.name, str) for one in sets)
             assert model is None or model.is_file()
     except Error as error:
@@ -265,7 +269,7 @@ def test_damage_in_the_headers_is_one_error(parts, tmp_path, spool, data):
     start = data.draw(st.sampled_from(starts))
     place = start + data.draw(st.integers(0, 511))
     content[place : place + 12] = data.draw(st.binary(min_size=1, max_size=12)).ljust(12, b"\0")
-    if data.draw(st.booleans()):  # with the right sum, so that it is believed
+    if data.draw(st.booleans()):  # with the right checksum, so that it is accepted
         content[start + 148 : start + 156] = b"%06o\0 " % tarfile.calc_chksums(bytes(content[start : start + 512]))[0]
     survives(tmp_path / "s.tar", bytes(content))
     assert list(spool.iterdir()) == []
@@ -283,7 +287,7 @@ def test_a_damaged_part_is_one_error(parts, tmp_path, cut, flips, name):
     path.write_bytes(damage({**{p.rpartition("/")[2]: c for p, c in parts.items()}, "test_data_0.npz": old}[name], cut, flips))
     message = ""
     try:
-        with opened(place, wanted=True) as (sets, _):
+        with opened(place, with_model=True) as (sets, _):
             assert len(sets) == 1
     except Error as error:
         message = str(error)

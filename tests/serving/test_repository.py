@@ -119,7 +119,7 @@ def test_a_failed_load_keeps_the_old_model(models, folder, tmp_path):
             (good[: len(good) // 2], "damaged"),
             (bytes(flipped), "damaged: the weights don't match the checksum"),
             (b"", "is empty"),
-            (b"no model at all", "is no model file"),
+            (b"no model at all", "unsupported format"),
         ):
             plain.write_bytes(content)
             response = post(server, "models/plain/load")

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 import vgg.sources
-from miniature import CLASSES, class_tar, pack, picture, train_tar, val_class, val_tar
+from miniature import CLASSES, class_tar, jpeg, pack, train_tar, val_class, val_tar
 from vgg import Error
 from vgg.labels import imagenet as labels
 from vgg.sources import imagenet
@@ -20,7 +20,7 @@ def files(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def pictures(folder):
+def images(folder):
     return {name: content for name, content in files(folder).items() if not name.startswith(".")}
 
 
@@ -34,26 +34,26 @@ def test_the_validation_list_is_that_of_the_field(shared):
     assert tuple(map(int, lines[1::2])) == imagenet.validation_targets()
 
 
-def test_every_picture_lands_in_its_class_unchanged(tmp_path):
+def test_every_image_lands_in_its_class_unchanged(tmp_path):
     assert prepare(tmp_path / "out", train_tar(tmp_path), val_tar(tmp_path)) == []
-    expected = {f"train/{wnid}/{wnid}_{n}.JPEG": picture(n) for wnid in CLASSES for n in range(1, 5)}
+    expected = {f"train/{wnid}/{wnid}_{n}.JPEG": jpeg(n) for wnid in CLASSES for n in range(1, 5)}
     for number in range(1, 13):
-        expected[f"val/{val_class(number)}/ILSVRC2012_val_{number:08d}.JPEG"] = picture(number - 1, 60, 50)
-    assert pictures(tmp_path / "out") == expected
+        expected[f"val/{val_class(number)}/ILSVRC2012_val_{number:08d}.JPEG"] = jpeg(number - 1, 60, 50)
+    assert images(tmp_path / "out") == expected
 
 
-def test_smaller_pictures_are_what_pillow_makes_of_them(tmp_path):
+def test_smaller_images_are_what_pillow_makes_of_them(tmp_path):
     prepare(tmp_path / "out", val=val_tar(tmp_path), short_side=25)
-    for name, content in pictures(tmp_path / "out").items():
-        original = Image.open(io.BytesIO(picture(int(name[-13:-5]) - 1, 60, 50)))
+    for name, content in images(tmp_path / "out").items():
+        original = Image.open(io.BytesIO(jpeg(int(name[-13:-5]) - 1, 60, 50)))
         smaller = io.BytesIO()
         original.resize((30, 25), Image.Resampling.BILINEAR).save(smaller, "JPEG", quality=95)
         assert content == smaller.getvalue()
     prepare(tmp_path / "small", train_tar(tmp_path), short_side=30)
-    assert pictures(tmp_path / "small")[f"train/{CLASSES[0]}/{CLASSES[0]}_1.JPEG"] == picture(1)  # small enough already
+    assert images(tmp_path / "small")[f"train/{CLASSES[0]}/{CLASSES[0]}_1.JPEG"] == jpeg(1)  # small enough already
 
 
-def test_shards_hold_the_same_pictures_mixed_and_are_read_as_a_dataset(tmp_path, monkeypatch):
+def test_shards_hold_the_same_images_mixed_and_are_read_as_a_dataset(tmp_path, monkeypatch):
     monkeypatch.setattr(imagenet, "SHARD", 5)
     archive = train_tar(tmp_path)
     assert prepare(tmp_path / "out", archive, as_shards=True) == []
@@ -64,7 +64,7 @@ def test_shards_hold_the_same_pictures_mixed_and_are_read_as_a_dataset(tmp_path,
     assert [path.name for path in shards] == ["000000.tar", "000001.tar", "000002.tar"]
     dataset = vgg.sources.open(tmp_path / "out/train", 1000, labels())
     found = {sample.name.split("/")[1]: (sample.read(), labels().wnids[sample.target]) for sample in dataset}
-    assert found == {f"{wnid}_{n}.jpg": (picture(n), wnid) for wnid in CLASSES for n in range(1, 5)}
+    assert found == {f"{wnid}_{n}.jpg": (jpeg(n), wnid) for wnid in CLASSES for n in range(1, 5)}
     assert len({sample.target for sample in list(dataset)[:5]}) > 1
 
 
@@ -77,14 +77,14 @@ def test_shards_are_what_webdataset_reads(tmp_path):
     assert len(found) == 12
     for number in range(1, 13):
         sample = found[f"ILSVRC2012_val_{number:08d}"]
-        assert sample["jpg"] == picture(number - 1, 60, 50)
+        assert sample["jpg"] == jpeg(number - 1, 60, 50)
         assert labels().wnids[int(sample["cls"])] == val_class(number)
 
 
-def test_what_is_finished_is_kept_and_what_was_cut_is_made_anew(tmp_path):
+def test_finished_classes_are_kept_and_partial_ones_are_written_again(tmp_path):
     archive, out = train_tar(tmp_path), tmp_path / "out"
     prepare(out, archive)
-    whole = pictures(out)
+    whole = images(out)
     finished = out / "train" / CLASSES[1]
     (finished / "mark").write_text("kept")
     (out / "train" / CLASSES[0]).rename(out / "train" / f".{CLASSES[0]}.part")
@@ -92,13 +92,13 @@ def test_what_is_finished_is_kept_and_what_was_cut_is_made_anew(tmp_path):
     prepare(out, archive)
     assert (finished / "mark").read_text() == "kept"
     (finished / "mark").unlink()
-    assert pictures(out) == whole
+    assert images(out) == whole
 
 
-def test_a_cut_run_leaves_whole_classes_only(tmp_path):
+def test_an_interrupted_run_leaves_complete_classes_only(tmp_path):
     archive, out = train_tar(tmp_path), tmp_path / "out"
 
-    def stop(what, done, total):
+    def stop(*progress):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -110,29 +110,35 @@ def test_a_cut_run_leaves_whole_classes_only(tmp_path):
     assert made
     assert all(len(list(path.iterdir())) == 4 for path in made)
     prepare(out, archive)
-    assert len(pictures(out)) == 12
+    assert len(images(out)) == 12
 
 
-def test_other_options_than_before_are_refused(tmp_path):
-    archive = val_tar(tmp_path)
-    prepare(tmp_path / "out", val=archive, short_side=25)
-    with pytest.raises(Error, match="was begun with --short-side 25; go on like that"):
-        prepare(tmp_path / "out", val=archive)
-    with pytest.raises(Error, match="was begun with --short-side 25"):
-        prepare(tmp_path / "out", val=archive, short_side=25, as_shards=True)
+def test_other_options_than_before_are_refused_until_fresh(tmp_path):
+    archive, out = val_tar(tmp_path), tmp_path / "out"
+    prepare(out, val=archive, short_side=25)
+    with pytest.raises(Error, match=r"out: holds other work \(short_side: 25, not None\); use --fresh to start over"):
+        prepare(out, val=archive)
+    with pytest.raises(Error, match=r"out: holds other work \(shards: False, not True\)"):
+        prepare(out, val=archive, short_side=25, as_shards=True)
+    (out / "notes.txt").write_text("kept")
+    assert prepare(out, train_tar(tmp_path), as_shards=True, fresh=True) == []
+    assert sorted(images(out)) == ["notes.txt", "train/000000.tar"]
+    assert prepare(tmp_path / "new", val=archive, fresh=True) == []
 
 
 def test_only_the_published_archives_are_taken_and_hashed_once(tmp_path, monkeypatch):
     archive = val_tar(tmp_path)
-    with pytest.raises(Error, match=r"is not the published archive, or damaged: SHA1 \w{40}, published 5f3f73da"):
+    with pytest.raises(Error, match=r"is damaged, or not the published archive: its SHA1 is \w{40}, published is 5f3f73da"):
         imagenet.prepare(tmp_path / "out", {"val": archive})
-    assert pictures(tmp_path / "out") == {}
+    assert images(tmp_path / "out") == {}
     monkeypatch.setitem(imagenet.SHA1, "val", hashlib.sha1(archive.read_bytes()).hexdigest())
     seen = []
     for _ in range(2):
-        imagenet.prepare(tmp_path / "out", {"val": archive}, progress=lambda what, done, total: seen.append(what))
-    assert seen.count("Checking ILSVRC2012_img_val.tar") == 1
-    assert len(pictures(tmp_path / "out")) == 12
+        imagenet.prepare(
+            tmp_path / "out", {"val": archive}, progress=lambda task, done, total, unit="": seen.append((task, unit))
+        )
+    assert seen.count(("Verifying ILSVRC2012_img_val.tar", "bytes")) == 1
+    assert len(images(tmp_path / "out")) == 12
 
 
 def evil(kind, name="n01440764_9.JPEG", link=""):
@@ -141,7 +147,7 @@ def evil(kind, name="n01440764_9.JPEG", link=""):
     return info
 
 
-GOOD = ("n01440764_1.JPEG", picture(1))
+GOOD = ("n01440764_1.JPEG", jpeg(1))
 HOSTILE = {
     "a path up": pack([GOOD, ("../../evil.JPEG", b"x")]),
     "an absolute path": pack([GOOD, ("/tmp/vgg-evil.JPEG", b"x")]),
@@ -149,8 +155,8 @@ HOSTILE = {
     "a hard link": pack([GOOD, (evil(tarfile.LNKTYPE, link="/etc/passwd"), b"")]),
     "a device": pack([GOOD, (evil(tarfile.CHRTYPE), b"")]),
     "a folder": pack([GOOD, (evil(tarfile.DIRTYPE), b"")]),
-    "another class's picture": pack([GOOD, ("n01443537_1.JPEG", picture(2))]),
-    "the same picture twice": pack([GOOD, GOOD]),
+    "another class's image": pack([GOOD, ("n01443537_1.JPEG", jpeg(2))]),
+    "the same image twice": pack([GOOD, GOOD]),
     "no tar file": b"not a tar file at all" * 100,
     "nothing": b"",
     "an end before its end": class_tar("n01440764")[:-11000],
@@ -171,37 +177,37 @@ def test_a_class_with_anything_odd_in_it_is_refused_whole_and_the_others_are_mad
     assert not any("n01440764" in name for name in files(tmp_path / "out"))
     assert not (tmp_path / "evil.JPEG").exists()
     if not as_shards:
-        assert len(pictures(tmp_path / "out")) == 8
+        assert len(images(tmp_path / "out")) == 8
         assert not list((tmp_path / "out").rglob("*.part"))
 
 
-def test_what_does_not_belong_in_an_archive_is_passed_over_and_named(tmp_path):
+def test_unexpected_members_of_an_archive_are_skipped_and_reported(tmp_path):
     link = tarfile.TarInfo("ILSVRC2012_val_00000005.JPEG")
     link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
-    members = [("ILSVRC2012_val_00000001.JPEG", picture(1)), ("../up.JPEG", b"x"), (link, b"")]
+    members = [("ILSVRC2012_val_00000001.JPEG", jpeg(1)), ("../up.JPEG", b"x"), (link, b"")]
     archive = tmp_path / "val.tar"
-    archive.write_bytes(pack([*members, ("ILSVRC2012_val_00050001.JPEG", picture(1)), members[0]]))
+    archive.write_bytes(pack([*members, ("ILSVRC2012_val_00050001.JPEG", jpeg(1)), members[0]]))
     problems = prepare(tmp_path / "out", val=archive)
     assert len(problems) == 4
-    assert all("doesn't belong in it" in problem for problem in problems)
-    assert list(pictures(tmp_path / "out")) == [f"val/{val_class(1)}/ILSVRC2012_val_00000001.JPEG"]
+    assert all("unexpected or repeated member" in problem for problem in problems)
+    assert list(images(tmp_path / "out")) == [f"val/{val_class(1)}/ILSVRC2012_val_00000001.JPEG"]
 
 
-def test_an_archive_that_is_cut_short_is_refused(tmp_path):
+def test_a_truncated_archive_is_refused(tmp_path):
     archive = train_tar(tmp_path)
     os.truncate(archive, archive.stat().st_size - 20_000)
-    with pytest.raises(Error, match=r"img_train\.tar: is damaged, cut short, or no tar file"):
+    with pytest.raises(Error, match=r"img_train\.tar: is damaged, truncated, or not a tar file"):
         prepare(tmp_path / "out", archive)
-    with pytest.raises(Error, match="there is no such file"):
+    with pytest.raises(Error, match="file or folder not found"):
         prepare(tmp_path / "out", tmp_path / "nothing.tar")
 
 
-def test_a_broken_picture_is_left_out_where_it_must_be_decoded(tmp_path):
-    broken = {"ILSVRC2012_val_00000003.JPEG": picture(3)[:-200]}
+def test_a_broken_image_is_skipped_if_it_must_be_decoded(tmp_path):
+    broken = {"ILSVRC2012_val_00000003.JPEG": jpeg(3)[:-200]}
     archive = val_tar(tmp_path, **broken)
     [problem] = prepare(tmp_path / "out", val=archive, short_side=25)
     assert "ILSVRC2012_val_00000003.JPEG: is damaged or truncated" in problem
-    assert len(pictures(tmp_path / "out")) == 11
+    assert len(images(tmp_path / "out")) == 11
     assert prepare(tmp_path / "whole", val=archive) == []
 
 
@@ -216,11 +222,11 @@ def test_check_finds_what_is_missing_broken_or_misplaced(tmp_path):
     counts, problems = check(out)
     assert counts == {"train": 13, "val": 12}
     found = {one.path: one.problem for one in problems}
-    assert "damaged or cut short" in found[f"val/{val_class(1)}/{places[1].name}"]
-    assert found[f"val/{val_class(3)}/{places[2].name}"] == f"belongs into {val_class(2)}"
-    assert found["train/n00000000"] == "is no class of ImageNet's"
+    assert "damaged or truncated" in found[f"val/{val_class(1)}/{places[1].name}"]
+    assert found[f"val/{val_class(3)}/{places[2].name}"] == f"belongs to {val_class(2)}"
+    assert found["train/n00000000"] == "is not a class of ImageNet"
     assert f"train/{CLASSES[0]}/notes.txt" in found
-    assert found["train"] == "has 13 pictures; published are 1,281,167"
+    assert found["train"] == "has 13 images; the published archive has 1,281,167"
     assert sum(problem == "is missing" for problem in found.values()) == 997
     assert sum(problem.startswith("lacks ILSVRC2012_val_") for problem in found.values()) == 1000
 
@@ -235,7 +241,7 @@ def test_check_reads_shards_and_finds_broken_ones(tmp_path, monkeypatch):
     os.truncate(out / "val/000001.tar", 3000)
     counts, problems = check(out)
     assert counts == {"val": 7}
-    assert any(one.path == "val/000001.tar" and "cut short" in one.problem for one in problems)
+    assert any(one.path == "val/000001.tar" and "truncated" in one.problem for one in problems)
     with pytest.raises(Error, match="has neither train nor val in it"):
         check(tmp_path / "nowhere")
 

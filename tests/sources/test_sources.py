@@ -3,11 +3,11 @@ from importlib import import_module
 
 import pytest
 
-from miniature import pack, picture
+from miniature import jpeg, pack
 from vgg import Error, ImageError, Labels, sources
 from vgg.images import MAX_BYTES
-from vgg.labels import imagenet
-from vgg.sources import Sample, resolver, shards
+from vgg.labels import imagenet, resolver
+from vgg.sources import Sample, shards
 
 PETS = Labels(("cat", "dog", "eel"))
 BIRDS = Labels(("crane", "owl", "crane"), ("n00000001", "n00000002", "n00000003"))
@@ -16,7 +16,7 @@ BIRDS = Labels(("crane", "owl", "crane"), ("n00000001", "n00000002", "n00000003"
 def made(root, *names):
     for name in names:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(picture(1))
+        (root / name).write_bytes(jpeg(1))
     return root
 
 
@@ -26,7 +26,7 @@ def listed(dataset):
 
 def test_class_folders_are_named_by_wordnet_ids_or_names_and_walked(tmp_path):
     made(tmp_path, "eel/b.jpg", "cat/a.JPEG", "cat/deep/c.png", ".hidden/d.jpg", "cat/notes.txt")
-    (tmp_path / "cat/notes.txt").write_text("no picture")
+    (tmp_path / "cat/notes.txt").write_text("no image")
     (tmp_path / "README.md").write_text("no class")
     assert listed(sources.open(tmp_path, 3, PETS)) == [("cat/a.JPEG", 0), ("cat/deep/c.png", 0), ("eel/b.jpg", 2)]
     made(tmp_path / "w", "n00000003/a.jpg", "owl/b.jpg")
@@ -48,31 +48,34 @@ def test_lists_take_tabs_commas_and_spaces_numbers_ids_and_names(tmp_path):
 
 
 def test_shards_alone_or_in_a_folder(tmp_path):
-    content = pack({"x/a.jpg": picture(1), "x/a.cls": b"2\n", "x/a.json": b"{}", "b.cls": b"dog", "b.png": b"no picture"})
+    content = pack({"x/a.jpg": jpeg(1), "x/a.cls": b"2\n", "x/a.json": b"{}", "b.cls": b"dog", "b.png": b"no image"})
     (tmp_path / "0.tar").write_bytes(content)
     with open(tmp_path / "1.tar", "wb") as file:
-        shards.write(file, [("k", picture(3), 0)])
+        shards.write(file, [("k", jpeg(3), 0)])
     found = sources.open(tmp_path, 3, PETS)
     assert listed(found) == [("0.tar/x/a.jpg", 2), ("0.tar/b.png", 1), ("1.tar/k.jpg", 0)]
-    assert [sample.read() for sample in found] == [picture(1), b"no picture", picture(3)]
+    assert [sample.read() for sample in found] == [jpeg(1), b"no image", jpeg(3)]
     assert listed(sources.open(tmp_path / "1.tar", 3)) == [("1.tar/k.jpg", 0)]
 
 
 BAD = {
     "an empty folder": ({}, r": has no class folders in it, nor \.tar shards"),
-    "empty class folders": ({"cat/": ""}, r": has no pictures in it"),
-    "no class": ({"bird/a.jpg": "x"}, r"/bird: 'bird' is no class of the model's 3"),
-    "a level too high": ({"val/cat/a.jpg": "x"}, r"/val: 'val' is no class of the model's 3; did you mean \S*/val\?"),
-    "an empty list": ({"list.txt": "\n"}, r"/list\.txt: has no pictures in it"),
-    "a list that is no text": ({"list.txt": b"\xff\xfe\x00"}, r"/list\.txt: a list of pictures must be UTF-8 text"),
+    "empty class folders": ({"cat/": ""}, r": has no images in it"),
+    "no class": ({"bird/a.jpg": "x"}, r"/bird: unknown class 'bird'; the model has 3"),
+    "a level too high": ({"val/cat/a.jpg": "x"}, r"/val: unknown class 'val'; the model has 3; did you mean \S*/val\?"),
+    "an empty list": ({"list.txt": "\n"}, r"/list\.txt: has no images in it"),
+    "a list that is no text": ({"list.txt": b"\xff\xfe\x00"}, r"/list\.txt: a list of images must be UTF-8 text"),
     "a line without a class": ({"list.txt": "a.jpg 1\nb.jpg\n"}, r"/list\.txt, line 2: has no class"),
-    "a class beyond the last": ({"list.txt": "a.jpg 3"}, r"/list\.txt, line 1: '3' is no class of the model's 3"),
-    "a picture twice": ({"list.txt": "a.jpg 1\na.jpg 2"}, r"/list\.txt, line 2: a\.jpg is on the list already, as class 1"),
-    "no tar file": ({"0.tar": "hello" * 300}, r"/0\.tar: is damaged, cut short, or no tar file"),
-    "an empty shard": ({"0.tar": pack({})}, r": has no pictures in it"),
-    "a picture without a class": ({"0.tar": pack({"a.jpg": b"x"})}, r"/0\.tar: a\.jpg has no class beside it \(a\.cls\)"),
-    "a key twice": ({"0.tar": pack({"a.jpg": b"x", "a.png": b"x"})}, r"/0\.tar: a has two pictures"),
-    "a class that is none": ({"0.tar": pack({"a.jpg": b"x", "a.cls": b"9"})}, r"/0\.tar: a\.cls: '9' is no class"),
+    "a class beyond the last": ({"list.txt": "a.jpg 3"}, r"/list\.txt, line 1: unknown class '3'; the model has 3"),
+    "an image twice": ({"list.txt": "a.jpg 1\na.jpg 2"}, r"/list\.txt, line 2: a\.jpg is already in the list, as class 1"),
+    "no tar file": ({"0.tar": "hello" * 300}, r"/0\.tar: is damaged, truncated, or not a tar file"),
+    "an empty shard": ({"0.tar": pack({})}, r": has no images in it"),
+    "an image without a class": ({"0.tar": pack({"a.jpg": b"x"})}, r"/0\.tar: a\.jpg has no class; a\.cls is missing"),
+    "a key twice": ({"0.tar": pack({"a.jpg": b"x", "a.png": b"x"})}, r"/0\.tar: a has two images"),
+    "a class that is none": (
+        {"0.tar": pack({"a.jpg": b"x", "a.cls": b"9"})},
+        r"/0\.tar: a\.cls: unknown class '9'; the model has 3",
+    ),
 }
 
 
@@ -93,15 +96,17 @@ def test_bad_datasets_are_one_clear_line(tmp_path, kind):
 
 def test_classes_with_two_meanings_and_two_folders_of_one_class_are_refused(tmp_path):
     made(tmp_path / "a", "crane/1.jpg")
-    with pytest.raises(Error, match="'crane' is the name of 2 classes, 0 and 2"):
+    with pytest.raises(Error, match="'crane' is the name of 2 classes: 0 and 2"):
         sources.open(tmp_path / "a", 3, BIRDS)
     made(tmp_path / "b", "n00000002/1.jpg", "owl/1.jpg")
-    with pytest.raises(Error, match=r"/owl: is class 1, and so is .*/n00000002"):
+    with pytest.raises(Error, match=r"/owl: is class 1, as is .*/n00000002"):
         sources.open(tmp_path / "b", 3, BIRDS)
     with pytest.raises(Error, match="file or folder not found"):
         sources.open(tmp_path / "nowhere", 3, BIRDS)
     with pytest.raises(Error, match="1000 labels for a network of 3 classes"):
         sources.open(tmp_path, 3, imagenet())
+    with pytest.raises(Error, match="3 labels for a network of 4 classes"):
+        sources.open(tmp_path, 4, BIRDS)
 
 
 def test_imagenets_two_cranes_are_told_apart_by_their_ids():
@@ -114,9 +119,12 @@ def test_imagenets_two_cranes_are_told_apart_by_their_ids():
 def test_reading_says_what_is_wrong_with_a_file(tmp_path):
     (tmp_path / "short.tar").write_bytes(b"abc")
     for sample, message in (
-        (Sample("gone.jpg", 0, str(tmp_path / "gone.jpg")), "gone.jpg: there is no such file"),
-        (Sample("part.jpg", 0, str(tmp_path / "short.tar"), 1, 5), "part.jpg: .*short.tar is cut short"),
-        (Sample("huge.jpg", 0, str(tmp_path / "short.tar"), 0, MAX_BYTES + 1), "huge.jpg: is 256 MiB large"),
+        (Sample("gone.jpg", 0, str(tmp_path / "gone.jpg")), "gone.jpg: file or folder not found"),
+        (Sample("part.jpg", 0, str(tmp_path / "short.tar"), 1, 5), "part.jpg: .*short.tar is truncated"),
+        (
+            Sample("huge.jpg", 0, str(tmp_path / "short.tar"), 0, MAX_BYTES + 1),
+            "huge.jpg: is 256 MiB; the limit for images is 256 MiB",
+        ),
     ):
         with pytest.raises(ImageError, match=message):
             sample.read()
@@ -139,7 +147,7 @@ def test_a_shard_with_a_damaged_header_is_not_taken_for_a_shorter_one(tmp_path):
     (tmp_path / "0.tar").write_bytes(content)
     with tarfile.open(tmp_path / "0.tar") as tar:
         assert len(tar.getnames()) == 2  # what tarfile alone makes of it
-    with pytest.raises(Error, match="no header where one should be, at byte 2,048"):
+    with pytest.raises(Error, match="invalid header at byte 2,048"):
         sources.open(tmp_path, 3)
 
 

@@ -8,10 +8,11 @@ import pytest
 
 from conftest import random_network
 from training_helpers import QUICK, class_folders, options
-from vgg import Error, Labels, ModelError, Network, engines
+from vgg import Error, Labels, ModelError, Network, engines, sources
+from vgg.progress import silent
 from vgg.training import RECIPES, train
 from vgg.training.cache import Cache
-from vgg.training.pictures import Pictures
+from vgg.training.loader import Loader
 
 TUNE = replace(RECIPES["finetune"], epochs=8, batch=8, views=2, thaw=1, patience=0, lr=1e-3)
 
@@ -39,22 +40,21 @@ def test_only_what_follows_the_frozen_layers_changes(name, freeze, tmp_path):
 
 def test_the_cached_values_are_those_of_the_network(tmp_path):
     data, network = class_folders(tmp_path / "data"), parent()
-    dataset = options(data, tmp_path).data
-    import vgg.sources
-
-    pictures = Pictures(vgg.sources.open(dataset, 3), TUNE, network.preprocessing, 0, 2)
-    places = np.array([1, 5, 20])
-    cache = Cache(tmp_path / "cache", pictures, places, (0, 1, None), network, "pool4", "cpu")
-    cache.fill(lambda what, done, total: None)
-    for look in (0, 1, None):
-        [batch] = pictures.batches([places], look)
-        inputs = np.stack([network.preprocessing.normalise(one) for one in batch.pixels])
+    loader = Loader(sources.open(data, 3), TUNE, network.preprocessing, 0, 2)
+    indices, views, engine = np.array([1, 5, 20]), (0, 1, None), engines.open(network)
+    cache = Cache(tmp_path / "cache", loader, indices, views, network, engine, "pool4")
+    cache.fill(engine, silent)
+    for view in views:
+        [batch] = loader.batches([indices], view)
+        inputs = np.stack([network.preprocessing.normalise(pixels) for pixels in batch.inputs])
         expected = engines.open(network, "onnxruntime").run(inputs, ["pool4"])["pool4"]
-        [found] = cache.batches([places], look)
-        np.testing.assert_allclose(found.pixels, expected, rtol=2e-3, atol=1e-3)
+        [found] = cache.batches([indices], view)
+        np.testing.assert_allclose(found.inputs, expected, rtol=2e-3, atol=1e-3)
         assert found.targets.tolist() == [0, 0, 2]
-    again = Cache(tmp_path / "cache", pictures, places, (0, 1, None), network, "pool4", "cpu")
-    again.fill(lambda what, done, total: pytest.fail("it is there already"))
+    again = Cache(tmp_path / "cache", loader, indices, views, network, engine, "pool4")
+    again.fill(engine, lambda *done: pytest.fail("already computed"))
+    other = engines.open(network, "onnxruntime")  # whose values may differ
+    assert not Cache(tmp_path / "cache", loader, indices, views, network, other, "pool4").rows(indices, 0).any()
 
 
 def test_the_head_is_kept_where_the_classes_are_the_same(tmp_path):
@@ -86,9 +86,10 @@ def test_a_student_learns_its_teachers_scores_without_labels(tmp_path):
     assert student.labels.names == ("class0", "class1", "class2")
     assert outcome.history[-1]["loss"] < outcome.history[0]["loss"]
     assert outcome.history[-1]["val_top1"] >= 75  # as the teacher says
-    files = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "cache").iterdir()}
+    files = {file: file.stat().st_mtime_ns for file in (tmp_path / "cache").rglob("*.*")}
+    assert len(files) == 3 * 3  # of scores, validation scores, and matched values: values, which are known, and the key
     train(options(data / "class0" / "..", tmp_path / "again", recipe, **others))
-    assert {file.name: file.stat().st_mtime_ns for file in (tmp_path / "cache").iterdir()} == files
+    assert {file: file.stat().st_mtime_ns for file in (tmp_path / "cache").rglob("*.*")} == files
 
 
 def test_a_student_that_is_its_teacher_stays_as_it_is(tmp_path):
@@ -115,10 +116,10 @@ def test_teachers_see_what_the_student_sees_anew_in_every_epoch(tmp_path):
         np.testing.assert_allclose(value, network.parameters[name], rtol=0, atol=1e-6, err_msg=name)
 
 
-def test_shards_without_classes_are_unlabelled_pictures(tmp_path):
-    pictures = sorted(class_folders(tmp_path / "data").rglob("*.png"))
+def test_shards_without_classes_are_unlabelled_images(tmp_path):
+    images = sorted(class_folders(tmp_path / "data").rglob("*.png"))
     with tarfile.open(tmp_path / "0.tar", "w") as tar:
-        for number, path in enumerate(pictures):
+        for number, path in enumerate(images):
             tar.add(path, f"{number}.png")
     outcome = train(options(tmp_path / "0.tar", tmp_path / "run", replace(QUICK, views=1), teachers=[parent()]))
     assert len(outcome.history) == 2
@@ -128,18 +129,18 @@ def test_shards_without_classes_are_unlabelled_pictures(tmp_path):
 @pytest.mark.parametrize(
     ("others", "message"),
     [
-        ({"freeze": "conv4"}, "only layers that have learnt can be frozen"),
-        ({"matched": ("pool5",)}, "there is no teacher whose values could be matched"),
-        ({"start": parent(), "freeze": "conv9"}, "has no layers called 'conv9'"),
+        ({"freeze": "conv4"}, "--freeze needs --from: a new network has no trained layers"),
+        ({"matched": ("pool5",)}, "--match needs --teacher"),
+        ({"start": parent(), "freeze": "conv9"}, "unknown layer 'conv9' of vgg11"),
         ({"teachers": [parent(), parent(classes=3)]}, "the teachers have different numbers of classes"),
         ({"teachers": [parent(input_size=64)]}, "takes 64 pixels, not 32"),
         ({"teachers": [parent()], "matched": ("fc9",)}, "vgg11 has no layer output 'fc9'"),
         (
             {"teachers": [parent("vgg13", width=1 / 8)], "matched": ("pool5",)},
-            "the teacher.s pool5 is",
+            r"pool5 is \[64, 1, 1\] in the teacher, \[32, 1, 1\] in the student",
         ),
     ],
 )
-def test_what_does_not_fit_is_said(others, message, tmp_path):
+def test_options_that_do_not_fit_are_refused(others, message, tmp_path):
     with pytest.raises((Error, ModelError), match=message):
         train(options(class_folders(tmp_path / "data"), tmp_path / "run", TUNE, **others))

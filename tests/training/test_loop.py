@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,22 +19,22 @@ import vgg
 from conftest import needs_native
 from training_helpers import QUICK, cifar_folder, class_folders, options
 from vgg import Error, Network, engines
+from vgg.store import differences
 from vgg.training import RECIPES, train
-from vgg.training import loop as home
-from vgg.training.checkpoint import differences, load
+from vgg.training.checkpoint import load
 
 
-def test_a_network_learns_class_folders_and_knows_their_names(tmp_path):
+def test_a_network_learns_class_folders_and_has_their_names(tmp_path):
     data = class_folders(tmp_path / "data", each=12)
     lines = []
-    outcome = train(options(data, tmp_path / "run", replace(QUICK, epochs=10), arch="vgg11-bn"), told=lines.append)
+    outcome = train(options(data, tmp_path / "run", replace(QUICK, epochs=10), arch="vgg11-bn"), log=lines.append)
     network = Network.read(outcome.path)
     assert network.labels.names == ("class0", "class1", "class2")
     assert network.preprocessing.crop == 32
     assert "recipe zoo" in network.provenance.source
     assert outcome.history[-1]["val_top1"] == 100
     assert vgg.load(outcome.path).classify(data / "class2" / "3.png", top=1)[0].label == "class2"
-    assert lines[0].startswith("33 pictures of 3 classes to learn from, 3 to judge by; vgg11-bn")
+    assert lines[0].startswith("33 training images of 3 classes, 3 validation images; vgg11-bn")
     with (tmp_path / "run" / "log.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [float(row["loss"]) for row in rows] == [row["loss"] for row in outcome.history]
@@ -92,7 +93,7 @@ print(outcome.path)
 
 def script(tmp_path, data, recipe, **others):
     path = tmp_path / "run.py"
-    tests = str(home.Path(__file__).parent.parent)
+    tests = str(Path(__file__).parent.parent)
     path.write_text(RUN.format(tests=tests, data=str(data), recipe=recipe, others=others))
     return path
 
@@ -110,7 +111,7 @@ def test_two_processes_learn_what_one_does(noisy, tmp_path):
     # Without batch norm, parts don't matter; with it, one process takes the same parts after each other.
     path = script(tmp_path, data, recipe, **others, **({"micro_batch": 8} if noisy else {}))
     subprocess.run([sys.executable, path, tmp_path / "one"], check=True, capture_output=True, timeout=300)
-    # The last state, since another epoch may be the best one: batch norm's statistics are of the first process's pictures only.
+    # The last state, since another epoch may be the best one: batch norm's statistics are of the first process's images only.
     one, two = (load(tmp_path / run / "last.pt") for run in ("one", "two"))
     for name, value in one["module"].items():
         if not name.endswith(("running_mean", "running_var", "num_batches_tracked")):
@@ -120,7 +121,7 @@ def test_two_processes_learn_what_one_does(noisy, tmp_path):
 def test_a_run_killed_at_any_moment_ends_the_same(tmp_path):
     data = cifar_folder(tmp_path / "cifar", train=160)
     recipe = "replace(RECIPES['modern'], batch=16, epochs=4, warm_up=1, jitter=0.4)"
-    path = script(tmp_path, data, recipe, arch="vgg11-bn", resume=True, save_seconds=0.0)
+    path = script(tmp_path, data, recipe, arch="vgg11-bn", save_seconds=0.0)
     subprocess.run([sys.executable, path, tmp_path / "whole"], check=True, capture_output=True)
     rng, kills = random.Random(0), 0
     while True:
@@ -150,31 +151,55 @@ def test_a_run_killed_at_any_moment_ends_the_same(tmp_path):
         assert torch.equal(one["module"][name], tensor), name
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_steps_pictures(tmp_path):
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_steps_images(tmp_path):
     data = class_folders(tmp_path / "data")
-    with pytest.raises(Error, match=r"the loss is (nan|inf) in epoch \d+, step \d+; .*nan.pt has the step's pictures"):
+    with pytest.raises(Error, match=r"the loss is (nan|inf) in epoch \d+, step \d+; .*nan.pt has the step's images"):
         train(options(data, tmp_path / "run", replace(QUICK, lr=1e20, epochs=5)))
     state = load(tmp_path / "run" / "nan.pt")
-    assert state["pixels"][0].shape == (8, 32, 32, 3)
+    assert state["inputs"][0].shape == (8, 32, 32, 3)
     assert len(state["names"]) == 8
 
 
-def test_another_run_is_not_gone_on_with(tmp_path):
-    data = class_folders(tmp_path / "data")
-    train(options(data, tmp_path / "run"))
-    with pytest.raises(Error, match="has a run in it already; --resume goes on with it"):
+def test_another_run_is_refused_and_deleted_only_when_asked(tmp_path):
+    data, run = class_folders(tmp_path / "data"), tmp_path / "run"
+    train(options(data, run))
+    (run / "notes.txt").write_text("the user's own")
+    before = (run / "last.pt").read_bytes()
+    message = r"run: holds other work \(architecture.name: vgg11, not vgg13\); use --fresh to start over"
+    with pytest.raises(Error, match=message):
+        train(options(data, run, arch="vgg13"))
+    (data / "empty").mkdir()
+    with pytest.raises(Error, match="class empty has no images"):
+        train(options(data, run, arch="vgg13", fresh=True))
+    (data / "empty").rmdir()
+    assert (run / "last.pt").read_bytes() == before
+    outcome = train(options(data, run, arch="vgg13", fresh=True))
+    assert Network.read(outcome.path).architecture.name == "vgg13"
+    assert [row["epoch"] for row in outcome.history] == [1, 2]
+    assert (run / "notes.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"nonsense", r"last.pt: damaged, or not a checkpoint of `vgg train` \(UnpicklingError\); use --fresh"),
+        ({"config": {}, "epoch": 1}, "last.pt: checkpoint of an earlier version of vgg; use --fresh"),
+        ({"epoch": 1}, "last.pt: not a checkpoint of `vgg train`; use --fresh"),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_resumed_is_refused(content, message, tmp_path):
+    data, last = class_folders(tmp_path / "data"), tmp_path / "run" / "last.pt"
+    last.parent.mkdir()
+    torch.save(content, last) if isinstance(content, dict) else last.write_bytes(content)
+    with pytest.raises(Error, match=message):
         train(options(data, tmp_path / "run"))
-    with pytest.raises(Error, match=r"is of a run with other options: architecture.name vgg11, not vgg13"):
-        train(options(data, tmp_path / "run", resume=True, arch="vgg13"))
-    (tmp_path / "run" / "last.pt").write_bytes(b"nonsense")
-    with pytest.raises(Error, match=r"last.pt: is damaged, or no checkpoint"):
-        train(options(data, tmp_path / "run", resume=True))
+    assert len(train(options(data, tmp_path / "run", fresh=True)).history) == 2
 
 
 def test_a_finished_run_gives_its_result_again(tmp_path):
     data = class_folders(tmp_path / "data")
     first = train(options(data, tmp_path / "run"))
-    assert hashes(train(options(data, tmp_path / "run", resume=True))) == hashes(first)
+    assert hashes(train(options(data, tmp_path / "run"))) == hashes(first)
 
 
 def test_a_checkpoint_runs_nothing(tmp_path):
@@ -182,12 +207,12 @@ def test_a_checkpoint_runs_nothing(tmp_path):
         def __reduce__(self):
             return os.system, ("true",)
 
-    torch.save({"config": Hostile()}, tmp_path / "last.pt")
-    with pytest.raises(Error, match=r"is damaged, or no checkpoint of `vgg train` \(UnpicklingError\)"):
+    torch.save({"key": Hostile()}, tmp_path / "last.pt")
+    with pytest.raises(Error, match=r"damaged, or not a checkpoint of `vgg train` \(UnpicklingError\)"):
         load(tmp_path / "last.pt")
 
 
-def test_a_full_disk_is_said_in_one_line_and_the_last_checkpoint_stays(tmp_path):
+def test_a_full_disk_is_a_one_line_error_and_the_last_checkpoint_stays(tmp_path):
     data = cifar_folder(tmp_path / "cifar")
     path = script(tmp_path, data, "replace(QUICK, epochs=1)")
     subprocess.run([sys.executable, path, tmp_path / "run"], check=True, capture_output=True)
@@ -197,8 +222,6 @@ def test_a_full_disk_is_said_in_one_line_and_the_last_checkpoint_stays(tmp_path)
     def limit():
         resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, size // 2))
 
-    from vgg.training import checkpoint
-
     code = f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
     code += "from pathlib import Path\nfrom vgg.training import checkpoint\nfrom vgg import Error\n"
     code += f"path = Path({str(tmp_path / 'run' / 'last.pt')!r})\nstate = checkpoint.load(path)\n"
@@ -207,12 +230,12 @@ def test_a_full_disk_is_said_in_one_line_and_the_last_checkpoint_stays(tmp_path)
     assert run.stdout.startswith(f"{tmp_path / 'run' / 'last.pt'}: can't be written: ")
     assert len(run.stdout.splitlines()) == 1
     assert [file.name for file in (tmp_path / "run").iterdir() if file.suffix == ".part"] == []
-    assert not differences(checkpoint.load(tmp_path / "run" / "last.pt")["config"], before["config"])
+    assert not differences(load(tmp_path / "run" / "last.pt")["key"], before["key"])
 
 
-def test_broken_pictures_are_left_out_and_named(tmp_path):
+def test_broken_images_are_skipped_and_named(tmp_path):
     data = class_folders(tmp_path / "data")
-    (data / "class0" / "broken.png").write_bytes(b"no picture")
+    (data / "class0" / "broken.png").write_bytes(b"no image")
     outcome = train(options(data, tmp_path / "run", replace(QUICK, epochs=6)))
     assert list(outcome.errors) == ["class0/broken.png"]
     assert math.isfinite(outcome.history[-1]["loss"])
@@ -221,14 +244,14 @@ def test_broken_pictures_are_left_out_and_named(tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ("empty", "class empty has no pictures"),
+        ("empty", "class empty has no images"),
         ("single", "has one class only"),
-        ("few", "has 22 pictures to learn from, fewer than a batch of 256; --batch-size 22 would do"),
+        ("few", "has 22 training images, fewer than a batch of 256; use --batch-size 22"),
         ("nothing", "has no class folders in it"),
         ("missing", "file or folder not found"),
     ],
 )
-def test_what_cannot_be_learnt_from_is_said(wrong, message, tmp_path):
+def test_unsuitable_images_are_refused(wrong, message, tmp_path):
     data = class_folders(tmp_path / "data", classes=1 if wrong == "single" else 3)
     recipe = replace(QUICK, batch=256) if wrong == "few" else QUICK
     if wrong == "empty":

@@ -9,7 +9,7 @@ from vgg.zoo import download
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory):
-    """The bytes of a model file, some 300 KB."""
+    """The bytes of a model file, about 300 KB."""
     path = tmp_path_factory.mktemp("model") / "tiny.onnx"
     random_network(labels=Labels(tuple("abcdefg"))).write(path)
     return path.read_bytes()
@@ -17,7 +17,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture
 def known(model, monkeypatch, tmp_path):
-    """The one published file, below an empty home."""
+    """The only published file, with an empty cache folder."""
     monkeypatch.setenv("VGG_HOME", str(tmp_path / "home"))
     monkeypatch.delenv("VGG_MIRROR", raising=False)
     for name in ("http_proxy", "https_proxy", "all_proxy"):

@@ -1,4 +1,4 @@
-"""Downloads from a real server on loopback that does everything wrong that a server can do."""
+"""Downloads from a real server on loopback, with every fault that a server can have."""
 
 import hashlib
 import os
@@ -26,11 +26,11 @@ def pulled(monkeypatch, server, name="tiny-7"):
 
 
 def left(tmp_path):
-    """What lies in the cache, but for the lock of a failed attempt."""
+    """The names of the files in the cache, except locks of failed attempts."""
     return sorted(path.name for path in (tmp_path / "home").rglob("*") if path.is_file() and path.suffix != ".lock")
 
 
-def test_a_file_comes_whole_and_is_then_there(known, model, tmp_path, monkeypatch):
+def test_a_file_is_downloaded_once(known, model, tmp_path, monkeypatch):
     with serving({FILE: model}) as server:
         path = pulled(monkeypatch, server)
         assert path == tmp_path / "home" / FILE
@@ -39,6 +39,16 @@ def test_a_file_comes_whole_and_is_then_there(known, model, tmp_path, monkeypatc
         assert len(server.requests) == 1
     assert left(tmp_path) == ["tiny-7.onnx"]
     assert zoo.pull("tiny-7") == path  # without a server
+
+
+def test_progress_is_reported_in_bytes(known, model, monkeypatch):
+    calls = []
+    with serving({FILE: model}, ["cut 100000"]) as server:
+        monkeypatch.setenv("VGG_MIRROR", server.address)
+        zoo.pull("tiny-7", lambda *call: calls.append(call))
+    assert {(task, total, unit) for task, _, total, unit in calls} == {("zoo/tiny-7", len(model), "bytes")}
+    assert [done for _, done, _, _ in calls] == sorted({done for _, done, _, _ in calls})
+    assert calls[-1][1] == len(model)
 
 
 @pytest.mark.parametrize(
@@ -61,23 +71,23 @@ def test_a_file_comes_whole_and_is_then_there(known, model, tmp_path, monkeypatc
         (["cut 100000", "redirect /zoo/tiny-7.onnx", "cut 10"], 4),
     ],
 )
-def test_what_a_server_does_wrong_is_mended(known, model, tmp_path, monkeypatch, plan, requests):
+def test_faults_of_a_server_are_recovered(known, model, tmp_path, monkeypatch, plan, requests):
     with serving({FILE: model}, plan) as server:
         assert pulled(monkeypatch, server).read_bytes() == model
         assert len(server.requests) == requests
     assert left(tmp_path) == ["tiny-7.onnx"]
 
 
-def test_only_what_is_missing_is_asked_for(known, model, monkeypatch):
+def test_only_the_missing_bytes_are_requested(known, model, monkeypatch):
     with serving({FILE: model}, ["cut 1000", "cut 1000"]) as server:
         pulled(monkeypatch, server)
         assert [headers.get("Range") for _, headers in server.requests] == [None, "bytes=1000-", "bytes=2000-"]
         assert all("If-Range" in headers for _, headers in server.requests[1:])
 
 
-def test_the_next_call_goes_on_where_the_last_ended(known, model, tmp_path, monkeypatch):
+def test_the_next_call_resumes(known, model, tmp_path, monkeypatch):
     with serving({FILE: model}, ["cut 100000", *["cut 0"] * 4]) as server:
-        with pytest.raises(Error, match=r"the connection was cut after 100,000 of .* bytes; what came is kept") as caught:
+        with pytest.raises(Error, match=r"connection closed after 100,000 of .* bytes; the same command resumes") as caught:
             pulled(monkeypatch, server)
         assert "\n" not in str(caught.value)
         assert left(tmp_path) == [".tiny-7.onnx.part"]
@@ -87,18 +97,18 @@ def test_the_next_call_goes_on_where_the_last_ended(known, model, tmp_path, monk
 
 
 @pytest.mark.parametrize("etag", [True, False])
-def test_a_file_that_changes_between_two_ranges_is_never_mixed(known, model, tmp_path, monkeypatch, etag):
+def test_two_versions_of_a_file_are_never_mixed(known, model, tmp_path, monkeypatch, etag):
     other = bytes(byte ^ 1 for byte in model)
-    # The right file replaces another one: it comes whole, by its ETag, or since the hash didn't fit.
+    # The right file replaces another one: the ETag, or else the hash, causes a full download.
     with serving({FILE: other}, ["cut 100000", "swap"], etag=etag) as server:
         server.other = {FILE: model}
         assert pulled(monkeypatch, server).read_bytes() == model
         assert len(server.requests) == (2 if etag else 3)
-    # Another file replaces the right one: there is no right one any more.
+    # Another file replaces the right one.
     (tmp_path / "home" / FILE).unlink()
     with serving({FILE: model}, ["cut 100000", "swap"], etag=etag) as server:
         server.other = {FILE: other}
-        with pytest.raises(Error, match=r"is not the file that was published: sha256 .*; it was not kept"):
+        with pytest.raises(Error, match=r"not the published file: sha256 .*; deleted"):
             pulled(monkeypatch, server)
     assert left(tmp_path) == []
 
@@ -106,31 +116,31 @@ def test_a_file_that_changes_between_two_ranges_is_never_mixed(known, model, tmp
 @pytest.mark.parametrize(
     ("plan", "message"),
     [
-        (["length 5"], "is not the file that was published: [0-9,]+ bytes, not [0-9,]+$"),
-        (["length -5"], "is not the file that was published: [0-9,]+ bytes, not [0-9,]+$"),
-        (["cut 1000", "length 5"], "is not the file that was published"),
-        (["status 404"], "the server answers 404 Not Found$"),
-        (["status 403"], "the server answers 403 Forbidden$"),
-        (["loop"] * 30, "the server answers 302 .*infinite loop"),
+        (["length 5"], "not the published file: [0-9,]+ bytes, expected [0-9,]+$"),
+        (["length -5"], "not the published file: [0-9,]+ bytes, expected [0-9,]+$"),
+        (["cut 1000", "length 5"], "not the published file: "),
+        (["status 404"], "the server responded 404 Not Found$"),
+        (["status 403"], "the server responded 403 Forbidden$"),
+        (["loop"] * 30, "the server responded 302 .*infinite loop"),
         (["redirect ftp://127.0.0.1/x"], "127.0.0.1"),
         (["redirect file:///etc/passwd"], "is not allowed"),
-        (["status 503"] * 9, "the server answers 503"),
+        (["status 503"] * 9, "the server responded 503"),
         (["garbage"] * 9, "this is no HTTP"),
-        (["hang"] * 9, "nothing came for"),
-        (["cut 10", *["cut 0"] * 9], "the connection was cut after 10 of"),
+        (["hang"] * 9, "no data for"),
+        (["cut 10", *["cut 0"] * 9], "connection closed after 10 of"),
     ],
 )
-def test_what_can_not_be_mended_is_one_line(known, model, tmp_path, monkeypatch, plan, message):
+def test_a_permanent_fault_is_one_line(known, model, tmp_path, monkeypatch, plan, message):
     with serving({FILE: model}, plan) as server, pytest.raises(Error, match=message) as caught:
         pulled(monkeypatch, server)
     assert "\n" not in str(caught.value)
     assert left(tmp_path) in ([".tiny-7.onnx.part"], [])
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # urllib leaves the answer open
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # urllib leaves the response open
 @pytest.mark.parametrize("target", ["http://[::1/x", "http://x:y/", "http://" + "x" * 99 + "/"])
-def test_a_redirect_to_no_address_is_one_line(known, model, monkeypatch, target):
-    with serving({FILE: model}, [f"redirect {target}"]) as server, pytest.raises(Error, match="there is no connection to"):
+def test_a_redirect_to_an_invalid_address_is_one_line(known, model, monkeypatch, target):
+    with serving({FILE: model}, [f"redirect {target}"]) as server, pytest.raises(Error, match="can't connect to"):
         pulled(monkeypatch, server)
 
 
@@ -139,47 +149,47 @@ def test_a_redirect_from_https_to_http_is_not_followed():
     assert (
         handler.redirect_request(request, None, 302, "Found", {}, "https://cdn.invalid/x").full_url == "https://cdn.invalid/x"
     )
-    with pytest.raises(HTTPError, match=r"redirects to http://cdn\.invalid/x, which is not safe") as caught:
+    with pytest.raises(HTTPError, match=r"insecure redirect to http://cdn\.invalid/x") as caught:
         handler.redirect_request(request, None, 302, "Found", {}, "http://cdn.invalid/x")
     caught.value.close()
 
 
 @pytest.mark.parametrize("content", [b"", b"short", b"<html>Please log in</html>"])
 def test_wrong_bytes_are_not_kept(known, model, tmp_path, monkeypatch, content):
-    padded = content.ljust(len(model), b"x")  # of the right length, so that only the hash tells
-    for served, why in ((content, "bytes, not"), (padded, "sha256 .* not")):
-        with serving({FILE: served}) as server, pytest.raises(Error, match=f"is not the file that was published: .*{why}"):
+    padded = content.ljust(len(model), b"x")  # of the right length, so that only the hash differs
+    for served, why in ((content, "bytes, expected"), (padded, "sha256 .* expected")):
+        with serving({FILE: served}) as server, pytest.raises(Error, match=f"not the published file: .*{why}"):
             pulled(monkeypatch, server)
         assert "tiny-7.onnx" not in left(tmp_path)
 
 
-def test_more_than_there_should_be_is_not_taken(known, model, tmp_path, monkeypatch):
-    with serving({FILE: model + b"more"}, ["chunked"]) as server, pytest.raises(Error, match="published: more than"):
+def test_a_longer_file_is_rejected(known, model, tmp_path, monkeypatch):
+    with serving({FILE: model + b"more"}, ["chunked"]) as server, pytest.raises(Error, match="published file: more than"):
         pulled(monkeypatch, server)
-    # A file whose length nobody says has an end all the same.
+    # A file without a published length has a limit, too.
     monkeypatch.setattr(zoo, "PUBLISHED", (replace(known, bytes=None, sha256=None),))
-    with serving({FILE: model + bytes(2**21)}, ["chunked"]) as server, pytest.raises(Error, match="published: more than"):
+    with serving({FILE: model + bytes(2**21)}, ["chunked"]) as server, pytest.raises(Error, match="published file: more than"):
         pulled(monkeypatch, server)
 
 
-def test_without_a_published_hash_the_hash_is_said_and_nothing_is_resumed(known, model, tmp_path, monkeypatch):
+def test_without_a_published_hash_a_notice_gives_the_hash_and_nothing_is_resumed(known, model, tmp_path, monkeypatch):
     monkeypatch.setattr(zoo, "PUBLISHED", (replace(known, bytes=None, sha256=None),))
     part = tmp_path / "home" / "zoo" / ".tiny-7.onnx.part"
     part.parent.mkdir(parents=True)
     part.write_bytes(b"another version")
     with serving({FILE: model}) as server:
-        with pytest.warns(Notice, match=f"nobody publishes a hash .* is {hashlib.sha256(model).hexdigest()}"):
+        with pytest.warns(Notice, match=f"no hash of zoo/tiny-7 is published; .* sha256 {hashlib.sha256(model).hexdigest()}"):
             path = pulled(monkeypatch, server)
         assert "Range" not in server.requests[0][1]
     assert path.read_bytes() == model
 
 
 @pytest.mark.parametrize("digest", [{"sha256": "head"}, {"sha256": None, "md5": "whole"}])
-def test_the_head_of_a_hash_and_md5_do_as_well(known, model, monkeypatch, digest):
+def test_the_first_digits_of_a_hash_or_md5_verify_a_file(known, model, monkeypatch, digest):
     head, md5 = known.sha256[:8], hashlib.md5(model).hexdigest()
     digest = {name: {"head": head, "whole": md5}.get(value) for name, value in digest.items()}
     monkeypatch.setattr(zoo, "PUBLISHED", (replace(known, **digest),))
-    with serving({FILE: bytes(len(model))}) as server, pytest.raises(Error, match="is not the file"):
+    with serving({FILE: bytes(len(model))}) as server, pytest.raises(Error, match="not the published file"):
         pulled(monkeypatch, server)
     with serving({FILE: model}) as server:
         assert pulled(monkeypatch, server).read_bytes() == model
@@ -194,7 +204,7 @@ def test_a_damaged_file_in_the_cache_is_replaced(known, model, tmp_path, monkeyp
             assert pulled(monkeypatch, server).read_bytes() == model
 
 
-def test_an_old_part_that_is_wrong_or_too_long_does_no_harm(known, model, tmp_path, monkeypatch):
+def test_an_invalid_old_part_is_replaced(known, model, tmp_path, monkeypatch):
     part = tmp_path / "home" / "zoo" / ".tiny-7.onnx.part"
     part.parent.mkdir(parents=True)
     for old in (b"wrong", model + b"more", bytes(len(model)), model):
@@ -206,7 +216,7 @@ def test_an_old_part_that_is_wrong_or_too_long_does_no_harm(known, model, tmp_pa
 
 
 @pytest.mark.parametrize("form", ["folder", "file://"])
-def test_a_folder_is_a_mirror_and_so_is_somebodys_cache(known, model, tmp_path, monkeypatch, form):
+def test_a_mirror_can_be_a_folder(known, model, tmp_path, monkeypatch, form):
     mirror = tmp_path / "a mirror"
     (mirror / "zoo").mkdir(parents=True)
     monkeypatch.setenv("VGG_MIRROR", str(mirror) if form == "folder" else mirror.as_uri())
@@ -218,13 +228,13 @@ def test_a_folder_is_a_mirror_and_so_is_somebodys_cache(known, model, tmp_path, 
 
 
 @pytest.mark.parametrize("mirror", ["ftp://127.0.0.1/", "gopher://x", "://"])
-def test_a_mirror_is_a_folder_or_the_web(known, monkeypatch, mirror):
+def test_an_invalid_mirror_is_an_error(known, monkeypatch, mirror):
     monkeypatch.setenv("VGG_MIRROR", mirror)
-    with pytest.raises(Error, match="a mirror is a folder, or an address of http://, https:// or file://"):
+    with pytest.raises(Error, match="invalid mirror; use a folder, or an http://, https:// or file:// address"):
         zoo.pull("tiny-7")
 
 
-def test_the_publishers_address_is_asked_without_a_mirror(known, model, monkeypatch):
+def test_without_a_mirror_the_publisher_is_requested(known, model, monkeypatch):
     with serving({"tiny-7.onnx": model}) as server:
         monkeypatch.setattr(zoo, "PUBLISHED", (replace(known, address=f"{server.address}/tiny-7.onnx"),))
         assert zoo.pull("tiny-7").read_bytes() == model
@@ -237,20 +247,20 @@ def test_a_proxy_is_used(known, model, monkeypatch):
         assert zoo.pull("tiny-7").read_bytes() == model
 
 
-def test_without_a_network_it_says_so_and_what_is_here(known, model, tmp_path, monkeypatch):
+def test_without_a_network_the_error_lists_cached_models(known, model, tmp_path, monkeypatch):
     other = replace(known, name="zoo/other-7")
     monkeypatch.setattr(zoo, "PUBLISHED", (known, other))
     (tmp_path / "home" / "zoo").mkdir(parents=True)
     (tmp_path / "home" / "zoo" / "other-7.onnx").write_bytes(model)
     expected = (
-        "zoo/tiny-7 is not on this machine, and there is no connection to http://127.0.0.1:9/tiny-7.onnx "
-        r"\(Connection refused\); here there is vgg16-gap, zoo/other-7$"
+        "zoo/tiny-7: not downloaded yet, and can't connect to http://127.0.0.1:9/tiny-7.onnx "
+        r"\(Connection refused\); available offline: vgg16-gap, zoo/other-7$"
     )
     with pytest.raises(Error, match=expected):
         zoo.pull("tiny-7")
 
 
-def test_two_processes_may_pull_the_same_file(known, model, tmp_path, monkeypatch):
+def test_several_processes_can_pull_the_same_file(known, model, tmp_path, monkeypatch):
     code = f"""
 import sys, warnings
 from dataclasses import replace
@@ -267,12 +277,12 @@ print(zoo.pull("tiny-7"))
         ]
         results = [process.communicate(timeout=60) for process in started]
         assert [process.returncode for process in started] == [0] * 4, results
-        assert len(server.requests) == 3  # what one brings, all have
+        assert len(server.requests) == 3  # one process downloads for all
     assert (tmp_path / "home" / FILE).read_bytes() == model
     assert left(tmp_path) == ["tiny-7.onnx"]
 
 
-def test_threads_may_pull_the_same_file(known, model, tmp_path, monkeypatch):
+def test_several_threads_can_pull_the_same_file(known, model, tmp_path, monkeypatch):
     with serving({FILE: model}, ["cut 100000"]) as server:
         monkeypatch.setenv("VGG_MIRROR", server.address)
         found = []
@@ -284,14 +294,14 @@ def test_threads_may_pull_the_same_file(known, model, tmp_path, monkeypatch):
     assert found == [model] * 4
 
 
-@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="mounts a small disk, which takes root on Linux")
+@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="mounts a small disk, which requires root on Linux")
 def test_a_full_disk_is_one_line(known, model, tmp_path, monkeypatch):
     disk = tmp_path / "home"
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", disk], capture_output=True, check=False).returncode:
-        pytest.skip("may not mount a small disk")
+        pytest.skip("mounting a small disk is not permitted")
     try:
-        expected = r"tiny-7: the disk is full: 0.. MB more are needed in .*, 0.. are free; VGG_HOME"
+        expected = r"tiny-7: the disk is full: 0.. MB needed in .*, 0.. MB free; set VGG_HOME"
         with serving({FILE: model}) as server, pytest.raises(Error, match=expected):
             pulled(monkeypatch, server)
         monkeypatch.setattr(zoo, "PUBLISHED", (replace(known, bytes=None),))
@@ -301,7 +311,7 @@ def test_a_full_disk_is_one_line(known, model, tmp_path, monkeypatch):
         subprocess.run(["umount", disk], check=True)
 
 
-def test_a_folder_that_can_not_be_written_is_one_line(known, model, tmp_path, monkeypatch):
+def test_an_unwritable_folder_is_one_line(known, model, tmp_path, monkeypatch):
     (tmp_path / "home").write_bytes(b"a file")
     with serving({FILE: model}) as server, pytest.raises(Error, match="can't be written: "):
         pulled(monkeypatch, server)
@@ -319,7 +329,7 @@ FAULTS = st.one_of(
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(FAULTS, max_size=12), st.booleans())
-def test_whatever_a_server_does_the_file_is_right_or_there_is_one_error(known, model, tmp_path, monkeypatch, plan, etag):
+def test_any_sequence_of_faults_gives_the_right_file_or_one_error(known, model, tmp_path, monkeypatch, plan, etag):
     path = tmp_path / "home" / FILE
     path.unlink(missing_ok=True)
     with serving({FILE: model}, plan, etag=etag) as server:

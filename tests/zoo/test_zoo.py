@@ -1,4 +1,4 @@
-"""What is published where, and how a name becomes a file and a classifier."""
+"""The table of published models, and the way from a name to a file and a classifier."""
 
 import csv
 import hashlib
@@ -24,20 +24,20 @@ from vgg.preprocessing import PRESETS
 FILE = "zoo/tiny-7.onnx"
 
 
-def test_the_zoos_rows_are_those_of_its_own_manifest(shared):
+def test_rows_of_the_onnx_model_zoo_match_its_manifest(shared):
     manifest = json.loads((shared / "reference" / "zoo_manifest_vgg.json").read_text())
     rows = {known.name: known for known in zoo.list() if known.name.startswith("zoo/")}
     assert len(rows) == len(manifest) == 12
     for entry in manifest:
-        said = entry["metadata"]
+        metadata = entry["metadata"]
         known = rows["zoo/" + entry["model_path"].rpartition("/")[2].removesuffix(".onnx")]
         assert known.address.endswith(entry["model_path"])
-        assert (known.bytes, known.sha256) == (said["model_bytes"], said["model_sha"])
-        assert (known.data_bytes, known.data_sha256) == (said["model_with_data_bytes"], said["model_with_data_sha"])
+        assert (known.bytes, known.sha256) == (metadata["model_bytes"], metadata["model_sha"])
+        assert (known.data_bytes, known.data_sha256) == (metadata["model_with_data_bytes"], metadata["model_with_data_sha"])
         assert (known.onnx, known.opset) == (entry["onnx_version"], entry["opset_version"])
 
 
-def test_every_row_is_whole():
+def test_every_row_is_complete():
     rows = zoo.list()
     assert len(rows) == 12 + 8 + 8 + 2
     assert len({known.name for known in rows}) == len({known.file for known in rows}) == len({known.address for known in rows})
@@ -73,19 +73,19 @@ def test_every_row_is_whole():
         ("keras/vgg19", "keras/vgg19"),
     ],
 )
-def test_names_mean_what_people_mean_by_them(name, meaning):
+def test_a_short_name_has_one_meaning(name, meaning):
     assert zoo.info(name).name == meaning
     assert zoo.info(meaning).name == meaning
 
 
-def test_a_name_that_nobody_published_is_one_line():
-    with pytest.raises(Error, match="no published model is called 'vgg19-cafe2'; did you mean vgg19-caffe2"):
+def test_an_unknown_name_is_one_line():
+    with pytest.raises(Error, match="unknown published model 'vgg19-cafe2'; did you mean vgg19-caffe2"):
         zoo.info("vgg19-cafe2")
-    with pytest.raises(Error, match="resnet50: there is no such file, and no published model is called 'resnet50'; `vgg"):
+    with pytest.raises(Error, match="resnet50: file not found; unknown published model 'resnet50'; `vgg"):
         vgg.load("resnet50")
 
 
-def test_the_cache_is_where_it_should_be(monkeypatch, tmp_path):
+def test_the_cache_folder_follows_the_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("VGG_HOME", "~/models")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert cache_folder() == tmp_path / "models"
@@ -97,7 +97,7 @@ def test_the_cache_is_where_it_should_be(monkeypatch, tmp_path):
 
 @pytest.fixture
 def classes(known, tmp_path, monkeypatch):
-    """A published network that takes pictures, its bytes."""
+    """The bytes of a published network for images."""
     random_network(labels=Labels(tuple("abcdefg")), input_size=224, width=1 / 32).write(tmp_path / "n.onnx")
     content = (tmp_path / "n.onnx").read_bytes()
     row = replace(known, bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
@@ -105,10 +105,10 @@ def classes(known, tmp_path, monkeypatch):
     return content
 
 
-def test_load_pulls_on_first_use_and_works_offline_afterwards(classes, monkeypatch):
+def test_load_downloads_once_and_then_works_offline(classes, monkeypatch):
     with serving({FILE: classes}, ["cut 1000"]) as server:
         monkeypatch.setenv("VGG_MIRROR", server.address)
-        with pytest.warns(Notice, match="zoo/tiny-7 is not on this machine yet; downloading http://127.0.0.1:"):
+        with pytest.warns(Notice, match="downloading zoo/tiny-7 from http://127.0.0.1:"):
             first = vgg.load("tiny-7").classify(EXAMPLES / "coffee.png")
         assert len(server.requests) == 2
     assert vgg.load("zoo/tiny-7").classify(EXAMPLES / "coffee.png") == first
@@ -118,11 +118,11 @@ def test_load_pulls_on_first_use_and_works_offline_afterwards(classes, monkeypat
     assert zoo.cached(known) is None
 
 
-def test_a_file_of_that_name_comes_first_and_a_folder_does_not(classes, tmp_path, monkeypatch):
+def test_a_file_has_priority_over_a_published_name_and_a_folder_has_not(classes, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tiny-7").mkdir()
     assert zoo.EMBEDDED_FILE == zoo.locate(None) == zoo.locate("vgg16-gap")
-    with pytest.raises(Error, match="tiny-7 is not on this machine, and"):
+    with pytest.raises(Error, match="tiny-7: not downloaded yet, and"):
         zoo.locate("tiny-7")
     (tmp_path / "tiny-7").rmdir()
     (tmp_path / "tiny-7").write_bytes(classes)
@@ -130,18 +130,18 @@ def test_a_file_of_that_name_comes_first_and_a_folder_does_not(classes, tmp_path
 
 
 @pytest.mark.parametrize("digest", ["sha256", "head", "md5"])
-def test_a_file_is_recognised_by_its_hash_and_its_size(known, model, tmp_path, monkeypatch, digest):
+def test_a_file_is_recognised_by_hash_and_size(known, model, tmp_path, monkeypatch, digest):
     (tmp_path / "any.bin").write_bytes(model)
     sha256, md5 = known.sha256, hashlib.md5(model).hexdigest()
-    said = {"sha256": {"sha256": sha256}, "head": {"sha256": sha256[:8]}, "md5": {"sha256": None, "md5": md5}}[digest]
-    row = replace(known, **said)
+    hashes = {"sha256": {"sha256": sha256}, "head": {"sha256": sha256[:8]}, "md5": {"sha256": None, "md5": md5}}[digest]
+    row = replace(known, **hashes)
     unknown = replace(known, sha256=None)
     for one, fits in ((row, True), (replace(row, bytes=None), True), (replace(row, bytes=1), False), (unknown, False)):
         monkeypatch.setattr(zoo, "PUBLISHED", (one,))
         assert zoo.recognise(tmp_path / "any.bin", sha256) == (one if fits else None)
 
 
-def test_pull_of_the_embedded_network_has_nothing_to_do():
+def test_the_embedded_network_needs_no_download():
     assert zoo.pull("vgg16-gap") == zoo.EMBEDDED_FILE
 
 
@@ -169,7 +169,7 @@ def command(model, tmp_path):
     return command
 
 
-def test_pull_prints_where_the_files_are(command, model, tmp_path):
+def test_pull_prints_paths(command, model, tmp_path):
     files = {FILE: model, "zoo/tiny-8.onnx": model}
     with serving(files, ["cut 100", "redirect /zoo/tiny-7.onnx"]) as server:
         result = command("pull", "tiny-7", "tiny-8", mirror=server.address, capture_output=True, text=True)
@@ -186,8 +186,8 @@ def test_pull_without_a_network_is_one_line_and_exit_1(command):
     result = command("pull", "tiny-7", mirror="http://127.0.0.1:9", capture_output=True, text=True)
     assert (result.returncode, result.stdout) == (1, "")
     assert result.stderr == (
-        "vgg: zoo/tiny-7 is not on this machine, and there is no connection to http://127.0.0.1:9/zoo/tiny-7.onnx "
-        "(Connection refused); here there is vgg16-gap\n"
+        "vgg: zoo/tiny-7: not downloaded yet, and can't connect to http://127.0.0.1:9/zoo/tiny-7.onnx "
+        "(Connection refused); available offline: vgg16-gap\n"
     )
 
 
@@ -204,7 +204,7 @@ def test_progress_is_shown_on_a_terminal_only(command, model, tmp_path):
     assert b"zoo/tiny-7" in shown
 
 
-def test_an_interrupted_download_goes_on_later(command, model, tmp_path):
+def test_an_interrupted_download_resumes(command, model, tmp_path):
     with serving({FILE: model}, ["cut 100000", "hang"]) as server:
         process = command("pull", "tiny-7", mirror=server.address, start=subprocess.Popen, stderr=subprocess.PIPE)
         until = time.monotonic() + 30

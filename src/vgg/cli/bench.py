@@ -1,7 +1,5 @@
 """vgg bench"""
 
-import csv
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,144 +8,114 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..zoo import EMBEDDED
-from .common import Format, FormatOption, print_records
+from .common import Format, FormatOption, print_records, progress
 
 if TYPE_CHECKING:
     from ..benchmark import Comparison
-    from ..network import Network
 
 PLOTS = (".png", ".svg")
 OURS, OTHERS, LIMIT, QUIET = "#4c9fc4", "#c3cdd3", "#b3261e", "#4f5b63"  # colours of the plot
+COLUMNS = {
+    "engine": "engine", "ms": "median", "ms_min": "min", "ms_q1": "q1", "ms_q3": "q3", "ms_max": "max",
+    "vs_onnxruntime": "vs onnxruntime", "of_limit": "of limit",
+}  # fmt: skip
 
 
 def bench(
     model: Annotated[
         list[str] | None,
-        typer.Option(
-            "--model", "-m", metavar="M", help=f"A model file or name; further ones stand beside it.  [default: {EMBEDDED}]"
-        ),
+        typer.Option("--model", "-m", metavar="M", help=f"Model file or name; may be repeated.  [default: {EMBEDDED}]"),
     ] = None,
     engine: Annotated[
         list[str] | None,
-        typer.Option("--engine", "-e", metavar="NAME", help="An engine; may be repeated.  [default: all that are installed]"),
+        typer.Option("--engine", "-e", metavar="NAME", help="Inference engine; may be repeated.  [default: all installed]"),
     ] = None,
     batch_size: Annotated[
         list[int] | None,
-        typer.Option("--batch-size", "-b", min=1, metavar="N", help="Images a batch; may be repeated.  [default: 1]"),
+        typer.Option(
+            "--batch-size", "-b", min=1, metavar="N", help="Number of images per batch; may be repeated.  [default: 1]"
+        ),
     ] = None,
     threads: Annotated[
         list[int] | None,
         typer.Option(
-            "--threads", min=1, metavar="N", help="How many at most; may be repeated.  [default: as many as there are cores]"
+            "--threads", min=1, metavar="N", help="Number of engine threads; may be repeated.  [default: number of cores]"
         ),
     ] = None,
-    rounds: Annotated[int, typer.Option("--rounds", min=1, metavar="N", help="How often each engine is measured.")] = 10,
-    layers: Annotated[bool, typer.Option("--layers", help="Also say how long each layer of the native engine took.")] = False,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, metavar="N", help="Number of measurements of each engine.")] = 10,
+    layers: Annotated[bool, typer.Option("--layers", help="Print the time of each layer on the native engine.")] = False,
     plot: Annotated[
-        Path | None, typer.Option("--plot", metavar="OUT", help="Also draw the result, as .png or .svg; needs vgg[plot].")
+        Path | None, typer.Option("--plot", metavar="FILE", help="Output file (.png, .svg) for a plot; requires vgg[plot].")
     ] = None,
     format: FormatOption = Format.table,
 ) -> None:
-    """Time the engines side by side, and against what this machine could do.
+    """Measure the speed of engines, side by side, and in relation to the limit of this machine.
 
     Example: `vgg bench -m vgg16.onnx -b 1 -b 8 --plot bench.svg`
     """
     import warnings
 
     from .. import engines
-    from ..benchmark import processor
+    from ..benchmark import compare, processor
     from ..errors import Error, Notice
-    from ..network import Network
+    from ..formats import load, network_of
     from ..zoo import locate
 
     names = tuple(dict.fromkeys(engine or engines.installed()))
     if layers and engine and "native" not in names:
-        raise Error("--layers: only the native engine says how long its layers took; add `--engine native`")
+        raise Error("--layers requires the native engine; add `--engine native`")
     if plot:
         check_plot(plot)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Notice)  # guesses about preprocessing and labels make no difference here
-        network, *others = [Network.read(locate(one)) for one in model or (None,)]
+        warnings.simplefilter("ignore", Notice)  # assumptions about preprocessing and labels don't affect the speed
+        network, *others = [load(locate(one)) for one in model or (None,)]
     batch_sizes, counts = (tuple(dict.fromkeys(given or ())) for given in (batch_size, threads))
     title, *titles = [Path(one).name for one in model or [EMBEDDED]]
     beside = dict(zip(titles, others, strict=True))
-    if len(beside) < len(others) or any(one.architecture.input_size != network.architecture.input_size for one in others):
-        raise Error("models side by side need names of their own and the same size of pictures")
-    found = _measured(network, names, batch_sizes or (1,), counts, rounds, beside)
+    if len(beside) < len(others) or len({network_of(one).architecture.input_size for one in (network, *others)}) > 1:
+        raise Error("models side by side require different names and the same input size")
+    with progress() as show:
+        options: dict[str, Any] = {"threads": counts, "rounds": rounds, "beside": beside, "progress": show}
+        found = list(compare(network, names, batch_sizes=batch_sizes or (1,), **options))
     heading = {"model": title, "processor": processor()}
     if format is Format.table:
-        _table(found, heading, layers)
+        _print_tables(found, " on ".join(heading.values()), layers)
     else:
-        _records(found, heading, layers, format)
+        _print_records(found, heading, layers, format)
     if plot:
         _plot(found, " on ".join(heading.values()), plot)
     if not engines.native_library():
-        print("vgg: the native engine, which also measures the limit, is not in this installation", file=sys.stderr)
+        print("vgg: the native engine, which also measures the limit, is not installed", file=sys.stderr)
 
 
-def _measured(
-    network: "Network",
-    names: Sequence[str],
-    batch_sizes: Sequence[int],
-    threads: Sequence[int],
-    rounds: int,
-    beside: "dict[str, Network]",
-) -> "list[Comparison]":
-    """The comparisons, with a progress bar on a terminal."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    from ..benchmark import compare
-
-    total = len(names) * (1 + len(beside)) * len(batch_sizes) * (len(threads) or 1) * rounds
-    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task("Measuring", total=total)
-        return list(
-            compare(
-                network, names, batch_sizes=batch_sizes, threads=threads, rounds=rounds, beside=beside,
-                progress=lambda name: bar.advance(task),
-            )
-        )  # fmt: skip
-
-
-def _table(found: "Sequence[Comparison]", title: dict[str, str], layers: bool) -> None:
-    shown = ("engine", "ms", "ms_min", "ms_q1", "ms_q3", "ms_max", "vs_onnxruntime", "of_limit")
+def _print_tables(found: "Sequence[Comparison]", title: str, layers: bool) -> None:
     for index, one in enumerate(found):
         rows = [one.record(timing) for timing in one.timings]
-        first, kept = rows[0], [name for name in shown if rows[0][name] is not None]
+        first, work = rows[0], one.total
         if index:
             print()
-        print(f"{' on '.join(title.values())}: {_case(one)}, {first['rounds']} rounds, milliseconds an image")
+        print(f"{title}: {_case(one)}, {first['rounds']} rounds, milliseconds per image")
         if one.limit:
-            work = one.total
             print(
                 f"limit {first['ms_limit']:.2f}: a batch is {2e-9 * work.multiply_adds * one.batch:,.2f} GFLOP at "
                 f"{first['gflops']:,} GFLOP/s and {work.weight_bytes / 1e6:,.1f} MB at {first['gb_per_s']:,} GB/s"
             )
-        print_records([{_heading(name): row[name] for name in kept} for row in rows], Format.table)
+        kept = {name: heading for name, heading in COLUMNS.items() if first[name] is not None}
+        print_records([{heading: row[name] for name, heading in kept.items()} for row in rows], Format.table)
         for parts in filter(None, map(one.layers, one.timings)) if layers else ():
             print()
             print_records([{"layer": name, "ms": ms, "of limit": share} for name, (ms, share) in parts.items()], Format.table)
 
 
-def _records(found: "Sequence[Comparison]", title: dict[str, str], layers: bool, format: Format) -> None:
-    pairs: list[tuple[dict[str, Any], dict[str, float]]] = []
+def _print_records(found: "Sequence[Comparison]", heading: dict[str, str], layers: bool, format: Format) -> None:
+    rows = []
     for one in found:
         for timing in one.timings:
-            parts = {name: ms for name, (ms, _) in one.layers(timing).items()} if layers else {}
-            pairs.append(({**title, **one.record(timing)}, parts))
-    if format is Format.json:
-        records = [{**record, "layers": parts} if layers else record for record, parts in pairs]
-        print(json.dumps(records, indent=2, ensure_ascii=False))
-    else:
-        rows = [{**record, **parts} for record, parts in pairs]
-        writer = csv.DictWriter(sys.stdout, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def _heading(name: str) -> str:
-    return "median" if name == "ms" else name.removeprefix("ms_").replace("_", " ")
+            parts: dict[str, Any] = {name: ms for name, (ms, _) in one.layers(timing).items()} if layers else {}
+            if layers and format is Format.json:
+                parts = {"layers": parts}
+            rows.append({**heading, **one.record(timing), **parts})
+    print_records(rows, format, list(dict.fromkeys(name for row in rows for name in row)))
 
 
 def _case(one: "Comparison") -> str:
@@ -155,21 +123,19 @@ def _case(one: "Comparison") -> str:
 
 
 def check_plot(path: Path) -> None:
-    """Raises Error where a plot can't be made, before anything is measured."""
-    from importlib.util import find_spec
-
+    """Raise Error, before anything is measured, if a plot can't be drawn or written to a path."""
     from ..errors import Error
+    from ..extras import require
 
     if path.suffix not in PLOTS:
-        raise Error(f"{path}: a plot is written as {' or '.join(PLOTS)}")
+        raise Error(f"{path}: unsupported format of a plot; use {' or '.join(PLOTS)}")
     if not path.parent.is_dir():
-        raise Error(f"{path}: can't be written: there is no folder {path.parent}")
-    if find_spec("matplotlib") is None:
-        raise Error("--plot needs matplotlib; `pip install 'vgg[plot]'` brings it")
+        raise Error(f"{path}: can't be written: folder {path.parent} not found")
+    require("--plot", "plot", "matplotlib")
 
 
 def _plot(found: "Sequence[Comparison]", title: str, path: Path) -> None:
-    """Draw a panel for each comparison: a row for each number of threads, a column for each batch size."""
+    """Draw a panel per comparison: a row for each number of threads, a column for each batch size."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -179,12 +145,11 @@ def _plot(found: "Sequence[Comparison]", title: str, path: Path) -> None:
     engines = [timing.engine for timing in found[0].timings]
     columns = len({one.batch for one in found})
     rows = len(found) // columns
-    places = range(len(engines))[::-1]  # the first on top
     size = max(7.0, 4.8 * columns), 1.2 + rows * (0.9 + 0.42 * len(engines))
     figure = Figure(size, layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1, hspace=0.06))
     figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
     figure.supxlabel(
-        f"milliseconds an image: median of {len(found[0].timings[0].seconds)} rounds, whiskers between the quartiles",
+        f"milliseconds per image: median of {len(found[0].timings[0].seconds)} rounds, with quartiles as whiskers",
         x=0.01, ha="left", fontsize=9, color=QUIET,
     )  # fmt: skip
     panels = figure.subplots(rows, columns, squeeze=False, sharex="row", sharey=True)
@@ -192,12 +157,9 @@ def _plot(found: "Sequence[Comparison]", title: str, path: Path) -> None:
         low, middle, high = ([one.milliseconds(t.quantile(q)) for t in one.timings] for q in (0.25, 0.5, 0.75))
         spread = [[m - a for m, a in zip(middle, low, strict=True)], [b - m for m, b in zip(middle, high, strict=True)]]
         colours = [OURS if name.partition(",")[0] == "native" else OTHERS for name in engines]
-        panel.barh(places, middle, 0.62, color=colours, xerr=spread, error_kw={"ecolor": QUIET, "capsize": 3, "elinewidth": 1})
-        for place, end, value in zip(places, high, middle, strict=True):
-            panel.annotate(
-                f"{value:,.1f}", (end, place), (6, 0), textcoords="offset points", va="center", fontsize=9,
-                bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
-            )  # fmt: skip
+        bars(
+            panel, engines, middle, high, color=colours, xerr=spread, error_kw={"ecolor": QUIET, "capsize": 3, "elinewidth": 1}
+        )
         if one.limit:
             limit = one.milliseconds(one.limit)
             panel.axvline(limit, color=LIMIT, linewidth=1.2, linestyle=(0, (4, 3)))
@@ -206,14 +168,25 @@ def _plot(found: "Sequence[Comparison]", title: str, path: Path) -> None:
                 va="bottom", ha="center", fontsize=8, color=LIMIT,
             )  # fmt: skip
         panel.set_title(_case(one), loc="left", fontsize=10, color=QUIET, pad=14)
-        panel.set_yticks(places, engines)
-        panel.set_ylim(-0.6, len(engines) - 0.4)
-        panel.tick_params(length=0, labelsize=9)
-        panel.tick_params("x", colors=QUIET)
         panel.margins(x=0.12)
-        panel.set_axisbelow(True)
-        panel.grid(axis="x", color="#e6eaed")
-        panel.spines[["top", "right", "bottom"]].set_visible(False)
-        panel.spines["left"].set_color(QUIET)
-    with rc_context({"svg.fonttype": "none"}), replacing(path) as file:  # letters stay letters
+    with rc_context({"svg.fonttype": "none"}), replacing(path) as file:  # text stays text
         figure.savefig(file, format=path.suffix[1:], dpi=160)
+
+
+def bars(panel: Any, names: Sequence[str], values: Sequence[float], ends: Sequence[float], **options: Any) -> None:
+    """Draw a horizontal bar for each name, the first on top, with its value behind its end."""
+    places = range(len(names))[::-1]
+    panel.barh(places, values, 0.62, **options)
+    for place, end, value in zip(places, ends, values, strict=True):
+        panel.annotate(
+            f"{value:,.1f}", (end, place), (6, 0), textcoords="offset points", va="center", fontsize=9,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
+        )  # fmt: skip
+    panel.set_yticks(places, names)
+    panel.set_ylim(-0.6, len(names) - 0.4)
+    panel.tick_params(length=0, labelsize=9)
+    panel.tick_params("x", colors=QUIET)
+    panel.set_axisbelow(True)
+    panel.grid(axis="x", color="#e6eaed")
+    panel.spines[["top", "right", "bottom"]].set_visible(False)
+    panel.spines["left"].set_color(QUIET)

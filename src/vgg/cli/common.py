@@ -19,6 +19,7 @@ from ..zoo import EMBEDDED
 
 if TYPE_CHECKING:
     from ..features import Features
+    from ..formats import QuantizedGraph
     from ..network import Network
     from ..predictions import Result
     from ..runs import Finished, Task
@@ -120,7 +121,7 @@ def _cell(value: Any) -> str:
 def find_images(arguments: Sequence[str]) -> tuple[list[Any], list[str]]:
     """The images that a verb's arguments name, and the errors of arguments that name none."""
     from ..errors import ImageError
-    from ..images import find
+    from ..sources import find
 
     images: list[Any] = []
     failures = []
@@ -182,6 +183,17 @@ def progress() -> Iterator[Progress]:
         yield show
 
 
+@contextmanager
+def resumable() -> Iterator[Progress]:
+    """`progress()` for work that the same command resumes, which is printed if it is interrupted."""
+    try:
+        with progress() as show:
+            yield show
+    except KeyboardInterrupt:
+        print("vgg: interrupted; the same command resumes", file=sys.stderr)
+        raise
+
+
 def tracked(results: Iterable[Outcome], total: int, failures: list[str], task: str) -> Iterator[Outcome]:
     """The results as they come, with a progress bar if there are many; their errors are appended to `failures`."""
     with progress() if total > MANY else nullcontext(silent) as show:
@@ -194,7 +206,7 @@ def tracked(results: Iterable[Outcome], total: int, failures: list[str], task: s
 
 def run_in_parts(
     task: "Task",
-    models: Sequence[tuple[str, "Network"]],
+    models: Sequence[tuple[str, "Network | QuantizedGraph"]],
     places: Sequence[str],
     output: str | None,
     runner: str | None,
@@ -209,12 +221,8 @@ def run_in_parts(
         raise Error("--runner and --fresh require --output, the folder or URL to write to")
     for option in (name for name, value in (unsupported or {}).items() if value):
         raise Error(f"{option} can't be combined with --output")
-    try:
-        with progress() as show:
-            return run(task, models, places, output, runner=runner or "local", progress=show, **options)
-    except KeyboardInterrupt:
-        print("vgg: interrupted; the same command resumes", file=sys.stderr)
-        raise
+    with resumable() as show:
+        return run(task, models, places, output, runner=runner or "local", progress=show, **options)
 
 
 def exit_after(run: "Finished") -> None:

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,101 +10,108 @@ import typer
 
 from ..zoo import EMBEDDED
 from .common import (
+    BatchOption,
     DeviceOption,
     EngineOption,
     FlipOption,
     Format,
     FormatOption,
+    FreshOption,
     LabelsOption,
-    OutputOption,
+    PartsOption,
     PresetOption,
     ProtocolOption,
-    ScaleOption,
+    RunnerOption,
     SizesOption,
     ThreadsOption,
-    ViewsOption,
     WorkersOption,
-    end,
-    in_parts,
+    exit_after,
     numbers,
     print_records,
+    reporting,
+    resumable,
+    run_in_parts,
 )  # fmt: skip
 
 if TYPE_CHECKING:
-    from ..classifier import Classifier
-    from ..evaluation import Run
-    from ..network import Network
-    from ..sources import Dataset
-    from ..views import Views
+    from ..evaluation import Evaluation
 
 
 def evaluate(
-    data: Annotated[str, typer.Argument(metavar="DIR", help="A folder of class folders, a list file, or WebDataset shards.")],
+    data: Annotated[
+        str, typer.Argument(metavar="DATA", help="Folder of class folders, list file, WebDataset shards, or CIFAR-10.")
+    ],
     model: Annotated[
         list[str] | None,
-        typer.Option(
-            "--model", "-m", metavar="M", help=f"A model file; may be repeated.  [default: {EMBEDDED}, in the package]"
-        ),
+        typer.Option("--model", "-m", metavar="M", help=f"Model file or name; may be repeated.  [default: {EMBEDDED}]"),
     ] = None,
     protocol: ProtocolOption = "center",
     sizes: SizesOption = None,
     flip: FlipOption = False,
-    fuse: Annotated[bool, typer.Option("--fuse", help="Also score the mean of the models' probabilities.")] = False,
-    no_resize: Annotated[bool, typer.Option("--no-resize", help="Crop the pictures as they are.")] = False,
+    fuse: Annotated[bool, typer.Option("--fuse", help="Score the mean of the models' probabilities as well.")] = False,
+    no_resize: Annotated[bool, typer.Option("--no-resize", help="Crop the images without resizing them.")] = False,
     real: Annotated[
-        Path | None, typer.Option("--real", metavar="FILE", help="ReaL labels, a JSON file, for ReaL accuracy as well.")
+        Path | None, typer.Option("--real", metavar="FILE", help="ReaL labels (real.json), for the ReaL accuracy.")
     ] = None,
     boxes: Annotated[
-        Path | None,
-        typer.Option("--boxes", metavar="DIR", help="ImageNet's boxes, XML files, for the localisation error as well."),
+        Path | None, typer.Option("--boxes", metavar="DIR", help="ImageNet's boxes (XML files), for the localisation error.")
     ] = None,
     predictions: Annotated[
-        Path | None, typer.Option("--predictions", metavar="OUT", help="Also write every prediction, as CSV.")
+        Path | None, typer.Option("--predictions", metavar="FILE", help="Output file (.csv) for every prediction.")
     ] = None,
-    report: Annotated[
-        Path | None, typer.Option("--report", metavar="OUT", help="Also write a report, as one HTML page.")
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where the same evaluation was cut.")] = False,
-    output: OutputOption = None,
-    scale: ScaleOption = None,
+    report: Annotated[Path | None, typer.Option("--report", metavar="FILE", help="Output file (.html) for a report.")] = None,
+    output: PartsOption = None,
+    runner: RunnerOption = None,
+    fresh: FreshOption = False,
     format: FormatOption = Format.table,
     labels: LabelsOption = None,
     preset: PresetOption = None,
     engine: EngineOption = "auto",
-    batch_size: ViewsOption = 16,
+    batch_size: BatchOption = 16,
     workers: WorkersOption = None,
     threads: ThreadsOption = None,
     device: DeviceOption = "cpu",
 ) -> None:
-    """Say how good models are on labelled pictures.
+    """Evaluate models on labelled images.
 
     Example: `vgg evaluate imagenet/val -m vgg16.onnx -m vgg19.onnx --fuse --report report.html`
 
-    Several models see the same decoded pictures and are compared. When some pictures can't be read, the others are still
-    scored, and the exit code is 1.
+    Several models are evaluated on the same decoded images and compared with the first one. The exit code is 1 if images can't
+    be read; the others are scored. An interrupted evaluation is resumed by the same command.
     """
     from dataclasses import replace
 
     from .. import sources
     from ..classifier import described, load, read
     from ..errors import Error
-    from ..evaluation import read_real, records
+    from ..evaluation import evaluate, read_real, records
+    from ..formats import network_of
     from ..views import Views
 
     for path in filter(None, (predictions, report)):
         if not path.parent.is_dir():
-            raise Error(f"{path}: can't be written: there is no folder {path.parent}")
-    look = Views(protocol, numbers(sizes, "--sizes"), flip)
+            raise Error(f"{path}: can't be written: folder {path.parent} not found")
+    views = Views(protocol, numbers(sizes, "--sizes"), flip)
     if fuse and len(model or ()) < 2:
-        raise Error("--fuse takes the mean of several models; give --model more than once")
+        raise Error("--fuse requires several models; repeat --model")
     files: list[str | None] = list(model) if model else [None]
-    if output or scale:
+    if output or runner:
+        from ..runs import Score
+        from ..runs import records as summed
+
         networks = [(name, described(network, preset, labels)) for network, name in map(read, files)]
         if no_resize:
-            networks = [(name, described(one, replace(one.preprocessing, resize="none"))) for name, one in networks]
-        options = {"engine": engine, "threads": threads, "device": device, "batch_size": batch_size, "workers": workers}
-        without = {"--real": real, "--boxes": boxes, "--predictions": predictions, "--report": report, "--resume": resume}
-        _in_parts(networks, data, look, fuse, format, output, scale, without=without, **options)
+            networks = [(name, described(one, replace(network_of(one).preprocessing, resize="none"))) for name, one in networks]
+        task, unsupported = (
+            Score(views, fuse),
+            {"--real": real, "--boxes": boxes, "--predictions": predictions, "--report": report},
+        )
+        run = run_in_parts(
+            task, networks, [data], output, runner, unsupported=unsupported, engine=engine, threads=threads, device=device,
+            batch_size=batch_size, workers=workers, fresh=fresh,
+        )  # fmt: skip
+        _print(summed(run, task, networks), format)
+        exit_after(run)
         return
     models = [load(one, engine, threads=threads, device=device, labels=labels, preprocessing=preset) for one in files]
     for one in models if no_resize else ():
@@ -113,71 +119,29 @@ def evaluate(
     network = models[0].network
     dataset = sources.open(data, network.architecture.classes, network.labels)
     relabelled = read_real(real, dataset, network.architecture.classes) if real else None
-    run = _run(models, dataset, look, fuse=fuse, boxes=boxes, batch_size=batch_size, workers=workers, resume=resume)
-    found = records(run, relabelled)
-    _print(found, format)
-    if predictions:
-        _predictions(run, predictions)
-    if report:
-        from ..evaluation.report import write
+    options: dict[str, Any] = {"fuse": fuse, "boxes": boxes, "batch_size": batch_size, "workers": workers, "fresh": fresh}
+    with resumable() as show:
+        evaluation = evaluate(models, dataset, views, progress=show, **options)
+    found = records(evaluation, relabelled)
+    with reporting(list(evaluation.errors.values())):
+        _print(found, format)
+        if predictions:
+            _write_predictions(evaluation, predictions)
+        if report:
+            from ..evaluation.report import write
 
-        write(run, found, report)
-    for error in run.errors.values():
-        print(f"vgg: {error}", file=sys.stderr)
-    if run.errors:
-        raise typer.Exit(1)
-
-
-def _in_parts(
-    models: "Sequence[tuple[str, Network]]",
-    data: str,
-    protocol: "Views",
-    fuse: bool,
-    format: Format,
-    output: str | None,
-    scale: str | None,
-    **options: Any,
-) -> None:
-    from ..runs import Score, records
-
-    task = Score(protocol, fuse)
-    run = in_parts(task, models, [data], output, scale, **options)
-    found = records(run, task, models)
-    _print(found, format)
-    end(run)
-
-
-def _run(models: "Sequence[Classifier]", dataset: "Dataset", protocol: "Views", **options: Any) -> "Run":
-    """The evaluation, with a progress bar on a terminal."""
-    from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress
-
-    from ..evaluation import evaluate
-
-    columns = (*Progress.get_default_columns(), MofNCompleteColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task("Evaluating", total=len(dataset))
-        try:
-            return evaluate(models, dataset, protocol, progress=lambda done: bar.update(task, completed=done), **options)
-        except KeyboardInterrupt:
-            print("vgg: cut short; the same command with --resume goes on from here", file=sys.stderr)
-            raise
+            write(evaluation, found, report)
 
 
 def _print(found: Sequence[dict[str, Any]], format: Format) -> None:
-    if format is Format.table:
-        _table(found)
-    else:
+    """Print records; as a table, only the main figures, with intervals."""
+    if format is not Format.table:
         print_records(found, format)
-
-
-def _table(found: Sequence[dict[str, Any]]) -> None:
-    """The records on a terminal: what matters, with intervals, the published figures, and comparisons in words."""
+        return
 
     def within(one: dict[str, Any], name: str) -> str | None:
-        if one.get(name) is None:
-            return None
-        return f"{one[name]:.2f} ({one[f'{name}_low']:.1f}–{one[f'{name}_high']:.1f})"
+        value = one.get(name)
+        return None if value is None else f"{value:.2f} ({one[f'{name}_low']:.1f}–{one[f'{name}_high']:.1f})"
 
     rows = [
         {
@@ -203,11 +167,11 @@ def _table(found: Sequence[dict[str, Any]]) -> None:
     print_records([{name: row[name] for name in kept} for row in rows], Format.table)
 
 
-def _predictions(run: "Run", path: Path) -> None:
+def _write_predictions(evaluation: "Evaluation", path: Path) -> None:
     from ..evaluation import predictions
     from ..files import replacing
 
-    rows = predictions(run)
+    rows = predictions(evaluation)
     first = next(rows)
     with replacing(path) as file:
         text = io.TextIOWrapper(file, "utf-8", newline="")

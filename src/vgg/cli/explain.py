@@ -34,7 +34,7 @@ def explain(
     ] = None,
     model: ModelOption = None,
     method: Annotated[
-        str, typer.Option("--method", metavar="M", help=f"Explanation method: {', '.join(METHODS)}.")
+        str, typer.Option("--method", metavar="M", help=f"Method of explanation: {', '.join(METHODS)}.")
     ] = "grad-cam",
     size: Annotated[int, typer.Option("--size", metavar="N", help="Short side of the image in pixels for a class map.")] = 512,
     box: Annotated[bool, typer.Option("--box", help="Draw and print a box around the evidence for each class.")] = False,
@@ -56,10 +56,14 @@ def explain(
     from ..errors import Error
     from ..explanation import explain as library
     from ..files import replacing
+    from ..sources import find
 
     if output.suffix.lower() not in SUFFIXES:
         raise Error(f"{output}: unsupported image format; use {', '.join(SUFFIXES)}")
-    data, name = (sys.stdin.buffer.read(), "standard input") if image == "-" else (image, image)
+    found = [("standard input", sys.stdin.buffer.read())] if image == "-" else find(image)
+    if len(found) > 1:
+        raise Error(f"{image}: has {len(found)} images; choose one")
+    [(name, data)] = found
     classifier = load(model, engine, threads=threads, device=device, labels=labels, preprocessing=preset)
     explanation = library(classifier, data, tuple(classes or ()), method=method, size=size, name=name)
     encoded = io.BytesIO()

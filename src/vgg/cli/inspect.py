@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from ..formats.onnx_reader import OnnxFile, Port
     from ..network import Network
 
 
@@ -19,34 +18,40 @@ class Format(StrEnum):
 
 
 def inspect(
-    file: Annotated[Path, typer.Argument(help="A model file of any kind that is read; or vgg16-gap.")],
-    format: Annotated[Format, typer.Option("--format", help="How to print the result.")] = Format.table,
+    file: Annotated[Path, typer.Argument(help="Model file of any supported format, or published name.")],
+    format: Annotated[Format, typer.Option("--format", help="Output format.")] = Format.table,
 ) -> None:
-    """Say what is in a model file, and how that is known.
+    """Describe a model file: format, architecture, preprocessing, labels, origin.
 
     Example: `vgg inspect vgg19.onnx`
+
+    Preprocessing and labels are shown with their source: the file's metadata, its published hash, or a guess by its format.
     """
     import warnings
 
-    from .. import formats
     from ..errors import ModelError, Notice
+    from ..formats import detect, metadata, read
+    from ..formats.onnx_file import scan
     from ..zoo import locate
 
     file = locate(file)
-    kind = formats.recognise(file)
+    kind = detect(file)
     facts: dict[str, Any] = {"file": str(file), "bytes": file.stat().st_size, "format": kind}
-    onnx = None
+    written: dict[str, str] = {}
     if kind == "onnx":
-        from ..formats import metadata, onnx_reader
-
-        onnx = onnx_reader.scan(file)
-        facts |= _onnx(onnx)
+        onnx = scan(file)
+        written = onnx.metadata
+        facts |= {"opset": onnx.opset, "ir_version": onnx.ir_version}
+        facts["producer"] = f"{onnx.producer} {onnx.producer_version}".strip()
+        for key, ports in (("inputs", onnx.inputs), ("outputs", onnx.outputs)):
+            facts[key] = [{"name": port.name, "shape": port.shape} for port in ports]
+        facts["tensors"] = len(onnx.tensors)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Notice)  # the answer itself says what was guessed
+        warnings.simplefilter("ignore", Notice)  # the table shows what is a guess
         try:
-            facts |= _network(formats.read(file), onnx.metadata.get(metadata.SHA256) if onnx else None)
+            facts |= _network(read(file), written.get(metadata.SHA256))
         except ModelError as error:
-            if onnx is None or metadata.ARCHITECTURE in onnx.metadata:
+            if kind != "onnx" or metadata.ARCHITECTURE in written:
                 raise
             facts["refused"] = str(error).removeprefix(f"{file}: ")
     if format is Format.json:
@@ -56,26 +61,11 @@ def inspect(
             print(f"{name:<14} {text}")
 
 
-def _onnx(onnx: "OnnxFile") -> dict[str, Any]:
-    def ports(found: list["Port"]) -> list[dict[str, Any]]:
-        return [{"name": port.name, "shape": port.shape} for port in found]
-
-    return {
-        "opset": onnx.opset,
-        "ir_version": onnx.ir_version,
-        "producer": f"{onnx.producer} {onnx.producer_version}".strip(),
-        "inputs": ports(onnx.inputs),
-        "outputs": ports(onnx.outputs),
-        "tensors": len(onnx.tensors),
-    }
-
-
 def _network(network: "Network", claimed: str | None) -> dict[str, Any]:
-    """What a network is; `claimed` is the hash of its parameters that the file gives."""
+    """The facts about a network; `claimed` is the hash of its parameters in the file's metadata."""
     architecture, origin = network.architecture, network.provenance
-    stored = network.tensors().values()
     sizes: dict[str, int] = {}
-    for array in stored:
+    for array in network.tensors().values():
         sizes[array.dtype.name] = sizes.get(array.dtype.name, 0) + array.nbytes
     sha256 = network.sha256()
     return {
@@ -94,39 +84,39 @@ def _network(network: "Network", claimed: str | None) -> dict[str, Any]:
 
 
 def _table(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    from ..formats import TITLES
+
     rows = [("file", f"{facts['file']} ({facts['bytes'] / 1e6:,.1f} MB)")]
-    names = {"onnx": "ONNX", "torch": "torch", "safetensors": "safetensors", "keras": "Keras", "mxnet": "MXNet"}
-    names |= {"caffe": "Caffe", "caffe2": "Caffe2"}
-    text = names[facts["format"]]
+    text = TITLES[facts["format"]]
     if "opset" in facts:
-        text += f", opset {facts['opset']}, IR {facts['ir_version']}, written by {facts['producer'] or 'an unnamed program'}"
+        text += f", opset {facts['opset']}, IR {facts['ir_version']}, written by {facts['producer'] or 'an unknown program'}"
     rows.append(("format", text))
     for title, key in (("input", "inputs"), ("output", "outputs")):
         rows += [(title, f"{port['name']} [{', '.join(map(str, port['shape']))}]") for port in facts.get(key, ())]
     if "architecture" not in facts:
-        rows.append(("tensors", f"{facts['tensors']}; {facts['refused']}"))
-        return rows
-    made, recipe, origin = facts["architecture"], facts["preprocessing"], facts["provenance"]
+        return [*rows, ("tensors", f"{facts['tensors']}; {facts['refused']}")]
+    architecture, origin = facts["architecture"], facts["provenance"]
+    width = f", width {architecture['width']:g}" if architecture["width"] != 1 else ""
+    published = f", published as {origin['published']}" if origin["published"] else ""
     rows += [
-        ("architecture", f"{made['name']}, {made['classes']} classes, head {made['head']}"
-                         + (f", width {made['width']:g}" if made["width"] != 1 else "")),
-        ("cost", f"{facts['parameters']:,} parameters, {facts['multiply_adds'] / 1e9:.2f} G multiply-adds an image"),
+        ("architecture", f"{architecture['name']}, {architecture['classes']} classes, head {architecture['head']}{width}"),
+        ("cost", f"{facts['parameters']:,} parameters, {facts['multiply_adds'] / 1e9:.2f} G multiply-adds per image"),
         ("numbers", ", ".join(f"{name} {size / 1e6:,.1f} MB" for name, size in facts["parameter_bytes"].items())),
-        ("preprocessing", f"{recipe['name']} ({_known(facts['preprocessing_source'], origin['preprocessing'])})"),
-        ("labels", f"{facts['labels'] or 'none'} ({_known(facts['labels_source'], origin['labels'])})"),
-        ("origin", f"{origin['source'] or 'unknown'}"
-                   + (f", which is {origin['published']}" if origin["published"] else "")),
-        ("licence", origin["licence"] or "not said"),
+        ("preprocessing", f"{facts['preprocessing']['name']} ({_source(facts, 'preprocessing')})"),
+        ("labels", f"{facts['labels'] or 'none'} ({_source(facts, 'labels')})"),
+        ("origin", f"{origin['source'] or 'unknown'}{published}"),
+        ("licence", origin["licence"] or "unknown"),
         ("parameters", f"sha256 {facts['parameters_sha256']}"),
-    ]  # fmt: skip
+    ]
     if facts["parameters_intact"] is not None:
-        rows.append(("", "as when the file was written" if facts["parameters_intact"] else "NOT as when the file was written"))
+        rows.append(("", "unchanged since written" if facts["parameters_intact"] else "CHANGED since written"))
     return rows
 
 
-def _known(source: str, origin: str) -> str:
-    """How a fact is known, in words."""
-    words = {"guess": "a guess by the format", "given": "given by the user", "known hash": "known by the published hash"}
+def _source(facts: dict[str, Any], key: str) -> str:
+    """The source of the preprocessing or the labels, in words."""
+    words = {"guess": "guessed by the format", "given": "set by the user", "known hash": "known by the published hash"}
+    source, origin = str(facts[f"{key}_source"]), facts["provenance"][key]
     if source == "metadata":
-        return f"known from the file's metadata; when that was written: {words.get(origin, origin)}"
+        return f"from the file's metadata; when written: {words.get(origin, origin)}"
     return words.get(source, source)

@@ -7,15 +7,17 @@ from .common import Format, FormatOption, print_records
 if TYPE_CHECKING:
     from ..zoo import Published
 
+FACTS = ("bytes", "sha256", "md5", "data_bytes", "data_sha256", "onnx", "opset", "top1", "top5")  # of Published
+
 
 def models(format: FormatOption = Format.table) -> None:
-    """List the published models that can be pulled, and which of them are on this machine.
+    """List the network in the package and the published models that can be downloaded.
 
     Example: `vgg models --format json`
 
-    Sizes are in MB of 1,000,000 bytes, the second with the zoo's sample data. Accuracies are the publishers', on ImageNet's
-    50,000 validation images, centre crop. JSON and CSV say more: hashes, licences, preprocessing, addresses, and where the
-    files lie here.
+    Sizes are in MB (1,000,000 bytes), without and with the sample data of the ONNX Model Zoo. Accuracies are those of the
+    publishers, on the 50,000 validation images of ImageNet, centre crop. The last column marks downloaded models. JSON and CSV
+    add hashes, licences, preprocessing, addresses and paths.
     """
     from .. import zoo
 
@@ -23,25 +25,9 @@ def models(format: FormatOption = Format.table) -> None:
     embedded = {"model": zoo.EMBEDDED, "bytes": size, "address": "in this package", "path": str(zoo.EMBEDDED_FILE)}
     records = [_record(known) for known in zoo.list()]
     records.insert(0, {**dict.fromkeys(records[0]), "architecture": "vgg16", "preprocessing": "torchvision", **embedded})
-    if format is not Format.table:
-        print_records(records, format)
-        return
-    print_records(
-        [
-            {
-                "model": one["model"],
-                "MB": _megabytes(one["bytes"]),
-                "with data": _megabytes(one["data_bytes"]),
-                "ONNX": one["onnx"],
-                "opset": one["opset"],
-                "top-1 %": one["top1"],
-                "top-5 %": one["top5"],
-                "here": "yes" if one["path"] else None,
-            }
-            for one in records
-        ],
-        format,
-    )
+    if format is Format.table:
+        records = [_row(record) for record in records]
+    print_records(records, format)
 
 
 def _record(known: "Published") -> dict[str, Any]:
@@ -52,15 +38,7 @@ def _record(known: "Published") -> dict[str, Any]:
         "model": known.name,
         "architecture": known.architecture.name,
         "parameters": known.architecture.parameter_count,
-        "bytes": known.bytes,
-        "sha256": known.sha256,
-        "md5": known.md5,
-        "data_bytes": known.data_bytes,
-        "data_sha256": known.data_sha256,
-        "onnx": known.onnx,
-        "opset": known.opset,
-        "top1": known.top1,
-        "top5": known.top5,
+        **{fact: getattr(known, fact) for fact in FACTS},
         "preprocessing": known.preset,
         "licence": known.licence,
         "address": known.address,
@@ -68,5 +46,15 @@ def _record(known: "Published") -> dict[str, Any]:
     }
 
 
-def _megabytes(size: int | None) -> float | None:
-    return None if size is None else size / 1e6
+def _row(record: dict[str, Any]) -> dict[str, Any]:
+    megabytes = {name: value and value / 1e6 for name, value in record.items() if name.endswith("bytes")}
+    return {
+        "model": record["model"],
+        "MB": megabytes["bytes"],
+        "with data": megabytes["data_bytes"],
+        "ONNX": record["onnx"],
+        "opset": record["opset"],
+        "top-1 %": record["top1"],
+        "top-5 %": record["top5"],
+        "local": "yes" if record["path"] else None,
+    }

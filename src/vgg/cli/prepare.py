@@ -6,19 +6,14 @@ from typing import Annotated
 
 import typer
 
-from .common import Format, FormatOption, print_records, progress
+from .common import Format, FormatOption, FreshOption, WorkersOption, print_records, progress, reporting
 
 app = typer.Typer(no_args_is_help=True)
-
-WorkersOption = Annotated[
-    int | None,
-    typer.Option("--workers", "-j", min=1, metavar="N", help="Threads.  [default: as many as there are cores]"),
-]
 
 
 @app.callback()
 def prepare() -> None:
-    """Make ImageNet's archives ready for training and evaluation, and check what was made.
+    """Prepare ImageNet's archives for training and evaluation, and check the result.
 
     Example: `vgg prepare imagenet --val ILSVRC2012_img_val.tar -o imagenet`
     """
@@ -26,54 +21,55 @@ def prepare() -> None:
 
 @app.command()
 def imagenet(
-    to: Annotated[Path, typer.Option("--to", "-o", metavar="DIR", help="The folder to fill, with train and val in it.")],
-    train: Annotated[Path | None, typer.Option("--train", metavar="TAR", help="ILSVRC2012_img_train.tar.")] = None,
-    val: Annotated[Path | None, typer.Option("--val", metavar="TAR", help="ILSVRC2012_img_val.tar.")] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Output folder, for train and val.")],
+    train: Annotated[
+        Path | None, typer.Option("--train", metavar="TAR", help="Training archive, ILSVRC2012_img_train.tar.")
+    ] = None,
+    val: Annotated[
+        Path | None, typer.Option("--val", metavar="TAR", help="Validation archive, ILSVRC2012_img_val.tar.")
+    ] = None,
     short_side: Annotated[
         int | None,
-        typer.Option("--short-side", min=1, metavar="N", help="Make larger pictures this small; they are encoded anew."),
+        typer.Option("--short-side", min=1, metavar="N", help="Short side in pixels that larger images are resized to."),
     ] = None,
     shards: Annotated[
-        bool, typer.Option("--shards", help="Write WebDataset shards, in shuffled order, instead of class folders.")
+        bool, typer.Option("--shards", help="Write shuffled WebDataset shards instead of class folders.")
     ] = False,
-    no_verify: Annotated[
-        bool, typer.Option("--no-verify", help="Take the archives as they are, without their published SHA1.")
-    ] = False,
+    no_verify: Annotated[bool, typer.Option("--no-verify", help="Accept archives without the published SHA1.")] = False,
+    fresh: FreshOption = False,
     workers: WorkersOption = None,
 ) -> None:
     """Unpack ImageNet (ILSVRC-2012) from its published archives: DIR/train/n01440764/… and DIR/val/n01440764/….
 
     Example: `vgg prepare imagenet --train ILSVRC2012_img_train.tar --val ILSVRC2012_img_val.tar -o imagenet`
 
-    The same command again goes on where it was cut.
+    The same command resumes an interrupted run.
     """
     from ..errors import Error
     from ..sources.imagenet import prepare as library
 
     archives = {split: path for split, path in (("train", train), ("val", val)) if path}
     if not archives:
-        raise Error("nothing to prepare; give --train, --val, or both")
-    with progress() as show:
-        problems = library(
-            to, archives, short_side=short_side, as_shards=shards, verify=not no_verify, workers=workers, progress=show
-        )
-    for problem in problems:
-        print(f"vgg: {problem}", file=sys.stderr)
-    if problems:
-        raise typer.Exit(1)
+        raise Error("nothing to prepare; set --train, --val, or both")
+    problems: list[str] = []
+    with reporting(problems), progress() as show:
+        problems += library(
+            output, archives, short_side=short_side, as_shards=shards, verify=not no_verify, fresh=fresh, workers=workers,
+            progress=show,
+        )  # fmt: skip
 
 
 @app.command()
 def check(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that `vgg prepare imagenet` has filled.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder filled by `vgg prepare imagenet`.")],
     format: FormatOption = Format.table,
     workers: WorkersOption = None,
 ) -> None:
-    """Say what is missing or broken in a prepared ImageNet; every picture is decoded.
+    """List missing and damaged images of a prepared ImageNet. All images are decoded.
 
     Example: `vgg prepare check imagenet --format csv`
 
-    The exit code is 1 when anything is.
+    The exit code is 1 if there are any.
     """
     from dataclasses import asdict
 
@@ -82,8 +78,7 @@ def check(
     with progress() as show:
         counts, problems = library(folder, workers=workers, progress=show)
     print_records([asdict(problem) for problem in problems], format, ("path", "problem"))
-    told = ", ".join(f"{split} {count:,} pictures" for split, count in counts.items())
-    found = f"{len(problems):,} problems" if problems else "nothing is missing or broken"
-    print(f"vgg: {told}; {found}", file=sys.stderr)
+    splits = ", ".join(f"{split} {count:,} images" for split, count in counts.items())
+    print(f"vgg: {splits}; {len(problems):,} problems" if problems else f"vgg: {splits}; no problems", file=sys.stderr)
     if problems:
         raise typer.Exit(1)

@@ -4,18 +4,21 @@ from typing import Annotated
 
 import typer
 
+from .common import progress
+
 
 def pull(
     names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Published models; `vgg models` lists them.")],
 ) -> None:
-    """Download published models, verify them, and print where they are.
+    """Download and verify published models, and print their paths.
 
     Example: `vgg pull vgg16 torchvision/vgg11`
 
-    A download that was cut goes on where it ended. `VGG_HOME` is the folder where models are kept, `VGG_MIRROR` a folder or
-    an address to take them from.
+    An interrupted download resumes. The environment variable `VGG_HOME` is the folder in which models are kept, `VGG_MIRROR` a
+    folder or an address to download from.
     """
     from .. import zoo
 
-    for name in names:
-        typer.echo(zoo.pull(name))
+    with progress() as show:
+        for name in names:
+            typer.echo(zoo.pull(name, show))

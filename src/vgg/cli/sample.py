@@ -6,10 +6,10 @@ from typing import Annotated
 
 import typer
 
-from .common import DeviceOption, EngineOption, Format, FormatOption, ThreadsOption, print_records
+from .common import DeviceOption, EngineOption, Format, FormatOption, ThreadsOption, print_records, progress
 
 app = typer.Typer(
-    help="""Make or check sample data: inputs, and the outputs that a model must give for them.
+    help="""Make or check sample data: inputs with the outputs that a model must produce.
 
     Example: `vgg sample make vgg16.onnx -o vgg16.tar.gz`""",
     no_args_is_help=True,
@@ -18,46 +18,48 @@ app = typer.Typer(
 
 @app.command()
 def make(
-    model: Annotated[str, typer.Argument(help="A model file or name; see `vgg models`.")],
-    images: Annotated[list[str] | None, typer.Argument(help="Pictures, folders of them, globs; each is a set.")] = None,
+    model: Annotated[str, typer.Argument(help="Model file, or published name (see `vgg models`).")],
+    images: Annotated[list[str] | None, typer.Argument(help="Images, folders or globs; one set per image.")] = None,
     *,
-    to: Annotated[Path, typer.Option("-o", "--to", metavar="OUT", help="The tarball to write, .tar.gz.")],
-    sets: Annotated[int, typer.Option("--sets", min=1, metavar="N", help="How many sets, where no pictures are given.")] = 3,
-    seed: Annotated[int, typer.Option("--seed", min=0, metavar="N", help="Of the random pixels.")] = 0,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="Output file (.tar.gz).")],
+    sets: Annotated[int, typer.Option("--sets", min=1, metavar="N", help="Number of sets of random pixels.")] = 3,
+    seed: Annotated[int, typer.Option("--seed", min=0, metavar="N", help="Random seed.")] = 0,
 ) -> None:
     """Write a model with sample data in the layout of the ONNX Model Zoo.
 
     Example: `vgg sample make vgg16.onnx examples/ -o vgg16.tar.gz`
 
-    ONNX Runtime gives the outputs. Without pictures, the inputs are random pixels. The same call writes the same bytes.
+    ONNX Runtime computes the outputs. Without images, the inputs are random pixels. The same command writes the same bytes.
     """
     from rich.console import Console
 
     from .. import samples
     from ..zoo import locate
 
-    path = locate(model)
+    with progress() as show:
+        path = locate(model, show)
     with Console(stderr=True).status("Writing"):
-        count = samples.make(path, to, images or None, sets=sets, seed=seed)
-    typer.echo(f"{to}: {count} set{'s' * (count > 1)}, {to.stat().st_size / 1e6:,.1f} MB", err=True)
+        count = samples.make(path, output, images or None, sets=sets, seed=seed)
+    typer.echo(f"{output}: {count} set{'s' * (count > 1)}, {output.stat().st_size / 1e6:,.1f} MB", err=True)
 
 
 @app.command()
 def check(
-    place: Annotated[Path, typer.Argument(help="A tarball, a folder, or an .npz file beside its model.")],
+    data: Annotated[Path, typer.Argument(help="Tarball, folder, or .npz file in the folder of its model.")],
     model: Annotated[
-        str | None, typer.Option("--model", "-m", metavar="M", help="A model file or name, instead of the one with the data.")
+        str | None,
+        typer.Option("--model", "-m", metavar="M", help="Model file, or published name; by default the model in the data."),
     ] = None,
     engine: EngineOption = "auto",
     threads: ThreadsOption = None,
     device: DeviceOption = "cpu",
     format: FormatOption = Format.table,
 ) -> None:
-    """Run a model on its sample data, and say how near it comes to the outputs there.
+    """Compare a model's outputs with the expected outputs of sample data.
 
     Example: `vgg sample check vgg16.tar.gz --engine onnxruntime`
 
-    A difference may be 1e-7 + 1e-3 of the value + 2e-5 of the largest value. Where one is larger, the exit code is 1.
+    The allowed difference is 1e-7 + 1e-3 of the value + 2e-5 of the largest value. If one is larger, the exit code is 1.
     """
     import warnings
     from dataclasses import asdict
@@ -68,20 +70,18 @@ def check(
     from ..errors import Notice
     from ..zoo import locate
 
-    path = locate(model) if model else None
+    with progress() as show:
+        path = locate(model, show) if model else None
     with warnings.catch_warnings(), Console(stderr=True).status("Checking"):
-        warnings.simplefilter("ignore", Notice)  # guesses about preprocessing and labels make no difference here
-        found = samples.check(place, path, engine, threads=threads, device=device)
-
+        warnings.simplefilter("ignore", Notice)  # guesses of preprocessing and labels don't matter here
+        results = samples.check(data, path, engine, threads=threads, device=device)
+    records = [asdict(result) for result in results]
     if format is Format.table:
-        rows = [(one.set, f"{one.error:.1e}", f"{one.share:.1%}", "yes" if one.passed else "NO") for one in found]
-        print_records([dict(zip(("set", "error", "of allowed", "passed"), row, strict=True)) for row in rows], format)
-    else:
-        print_records([{name: _number(value) for name, value in asdict(one).items()} for one in found], format)
-    if not all(one.passed for one in found):
+        names = ("set", "error", "of allowed", "passed")
+        rows = [(one.set, f"{one.error:.1e}", f"{one.share:.1%}", "yes" if one.passed else "NO") for one in results]
+        records = [dict(zip(names, row, strict=True)) for row in rows]
+    for record in records:  # JSON can't hold NaN and infinity
+        record.update({name: None for name, value in record.items() if isinstance(value, float) and not math.isfinite(value)})
+    print_records(records, format)
+    if not all(result.passed for result in results):
         raise typer.Exit(1)
-
-
-def _number(value: object) -> object:
-    """A value that JSON can hold."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value

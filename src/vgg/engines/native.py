@@ -1,4 +1,4 @@
-"""Our own engine: native/ in C++, called through its C interface (native/vgg.h)."""
+"""The native engine: native/ in C++, called through its C interface (native/vgg.h)."""
 
 import ctypes
 import math
@@ -12,16 +12,18 @@ import numpy as np
 
 from ..architectures import LRN_ALPHA, LRN_BETA, LRN_K, LRN_SIZE, Layer
 from ..arrays import Array
-from ..errors import Error
+from ..errors import Error, one_line
 from ..files import digest
 from ..network import Network
 from ..parameters import LowRank, Parameter, Part, as_bytes, contiguous
-from . import check_batch, native_library
+from .engine import check_batch, native_library
 
-OPERATIONS = ("convolution", "lrn", "max_pool", "average_pool", "linear")  # as native/vgg.h numbers them
+INTERFACE = 2  # VGG_INTERFACE of native/vgg.h
+NO_MEMORY = 1  # the error code VGG_NO_MEMORY
+OPERATIONS = ("convolution", "lrn", "max_pool", "average_pool", "linear")  # in the order of native/vgg.h
 KINDS = {np.dtype(dtype): kind for kind, dtype in enumerate((np.float32, np.float16, ml_dtypes.bfloat16, np.int8))}
 INT4 = 4
-INSTRUCTIONS = ("auto", "avx512", "avx2", "portable")  # as native/dispatch.cpp names them
+INSTRUCTIONS = ("auto", "avx512", "avx2", "portable")  # the names in native/dispatch.cpp
 
 
 class _Layer(ctypes.Structure):
@@ -39,23 +41,26 @@ class _Output(ctypes.Structure):
 class NativeEngine:
     """A network on vgg's own kernels; see `vgg.engines.Engine`.
 
-    Convolutions are transformed once, when the engine is made; linear layers are read where they lie in the file.
+    Convolutions are transformed once, when the engine is created. Linear layers are read in place, from the mapped file.
+
+    Raises:
+        Error: the library is of another version, or VGG_INSTRUCTIONS is unknown or not supported.
+        MemoryError: there is not enough memory.
     """
 
     name = "native"
 
     def __init__(self, network: Network, threads: int | None = None) -> None:
-        self._library, self._handle = library(), None
+        self._library, self._handle = library(), ctypes.c_void_p()
         network = network.fold_batch_norm()
         self._architecture = network.architecture
         self._threads = threads or os.cpu_count() or 1
-        self._kept: list[Array] = []  # what the engine reads in place
-        self._steps: dict[str, int] = {}  # of each named value
-        self._count = 0  # of all steps
-        instructions = chosen_instructions()
-        self._handle = self._library.vgg_open(instructions, self._threads, self._architecture.input_size)
-        if not self._handle:
-            raise MemoryError("there is no memory for the network")
+        self._kept: list[Array] = []  # arrays that the engine reads in place
+        self._steps: dict[str, int] = {}  # of each layer output
+        self._count = 0  # of steps
+        instructions = chosen_instructions().encode()
+        size = self._architecture.input_size
+        check(self._library.vgg_open(instructions, self._threads, size, ctypes.byref(self._handle)), "the network")
         layers = self._architecture.layers
         for layer, following in zip(layers, (*layers[1:], None), strict=True):
             if layer.operation in OPERATIONS:
@@ -73,22 +78,23 @@ class NativeEngine:
         count, _, height, width = batch.shape
         found = {name: np.empty(self._architecture.shape(name, count, height, width), np.float32) for name in outputs}
         wanted = (_Output * len(found))(*[_Output(self._steps[name], array.ctypes.data) for name, array in found.items()])
-        if count and self._library.vgg_run(self._handle, batch.ctypes.data, count, height, width, wanted, len(found)):
-            raise MemoryError(f"there is no memory for {count} pictures of {width}x{height}")
+        if count:
+            code = self._library.vgg_run(self._handle, batch.ctypes.data, count, height, width, wanted, len(found))
+            check(code, f"{count} images of {width}x{height}")
         return found
 
     def logits(self, batch: Array) -> Array:
         return self.run(batch)["logits"]
 
     def times(self) -> dict[str, float]:
-        """Seconds that each layer took in the last run; a convolution's pooling counts as its own."""
+        """Seconds of each layer in the last run; a convolution's include the pooling that is fused with it."""
         seconds = (ctypes.c_double * self._count)()
-        self._library.vgg_times(self._handle, seconds)
+        check(self._library.vgg_times(self._handle, seconds), "the times")
         steps = [-1, *self._steps.values()]
         return {name: sum(seconds[a + 1 : b + 1]) for name, a, b in zip(self._steps, steps, steps[1:], strict=False)}
 
     def _add(self, parameters: Mapping[str, Parameter], layer: Layer, relu: bool) -> None:
-        """A layer as one step, or, where its weight is a product, as two."""
+        """Add a layer as one step, or as two if its weight is of low rank."""
         if "weight" not in layer.parameters:
             self._step(layer, _Layer(kernel=1, group=1, lrn=(LRN_SIZE, LRN_ALPHA, LRN_BETA, LRN_K)))
             return
@@ -112,13 +118,12 @@ class NativeEngine:
 
     def _step(self, layer: Layer, entry: _Layer) -> None:
         entry.operation = OPERATIONS.index(layer.operation)
-        if self._library.vgg_add(self._handle, ctypes.byref(entry)):
-            raise MemoryError(f"there is no memory for {layer.name}")
+        check(self._library.vgg_add(self._handle, ctypes.byref(entry)), layer.name)
         self._count += 1
 
 
 def _in_place(weight: Part) -> tuple[Array, int, Array | None, int]:
-    """A linear layer's numbers as the engine reads them: values, their kind, scales, numbers that share a scale."""
+    """A linear layer's weight as the engine reads it: values, kind, scales, and the number of inputs that share a scale."""
     inputs = int(np.prod(weight.shape[1:]))
     if isinstance(weight, np.ndarray):
         values = contiguous(weight, None if weight.dtype in KINDS else np.float32)
@@ -134,20 +139,40 @@ def _in_place(weight: Part) -> tuple[Array, int, Array | None, int]:
     return weight.dequantize(), KINDS[np.dtype(np.float32)], None, inputs
 
 
+def check(code: int, task: str) -> None:
+    """Raise the exception of an error code of the C interface: MemoryError or Error. `task` is what needed memory."""
+    if code == NO_MEMORY:
+        raise MemoryError(f"not enough memory for {task}")
+    if code:
+        raise Error(library().vgg_error().decode())
+
+
 @cache
 def library() -> Any:
-    """The compiled engine, with its functions' types."""
-    loaded = ctypes.CDLL(str(native_library()))
+    """The compiled engine, with its functions' types. Raises Error if it is not the library of this version of vgg."""
+    path = native_library()
+    try:
+        loaded = ctypes.CDLL(str(path))
+        numbers = [ctypes.c_int32() for _ in range(3)]
+        loaded.vgg_interface(*map(ctypes.byref, numbers))
+    except (OSError, AttributeError) as error:
+        raise Error(f"{path}: can't load the native engine ({one_line(error)}); reinstall vgg") from None
+    found, expected = [one.value for one in numbers], [INTERFACE, ctypes.sizeof(_Layer), ctypes.sizeof(_Output)]
+    if found != expected:
+        raise Error(
+            f"{path}: the native engine is of another version of vgg (interface {found}, not {expected}); reinstall vgg"
+        )
     pointer, integer, text = ctypes.c_void_p, ctypes.c_int, ctypes.c_char_p
     for name, result, *arguments in (
-        ("vgg_instructions", text, text),
-        ("vgg_open", pointer, text, integer, integer),
+        ("vgg_error", text),
+        ("vgg_instructions", integer, text, pointer),
+        ("vgg_open", integer, text, integer, integer, pointer),
         ("vgg_add", integer, pointer, pointer),
         ("vgg_close", None, pointer),
         ("vgg_run", integer, pointer, pointer, integer, integer, integer, pointer, integer),
-        ("vgg_times", None, pointer, pointer),
-        ("vgg_peak", ctypes.c_double, text, integer, ctypes.c_double),
-        ("vgg_bandwidth", ctypes.c_double, text, integer, pointer, ctypes.c_int64),
+        ("vgg_times", integer, pointer, pointer),
+        ("vgg_peak", integer, text, integer, ctypes.c_double, pointer),
+        ("vgg_bandwidth", integer, text, integer, pointer, ctypes.c_int64, pointer),
     ):
         function = getattr(loaded, str(name))
         function.restype, function.argtypes = result, arguments
@@ -161,16 +186,31 @@ def build() -> str:
     return digest(path)[:16] if path else ""
 
 
-def chosen_instructions() -> bytes:
-    """The instruction set that the kernels use: the best that is there, or the one that VGG_INSTRUCTIONS asks for."""
-    asked = os.environ.get("VGG_INSTRUCTIONS", "auto")
-    found = library().vgg_instructions(asked.encode())
-    if found is None:
-        names = ", ".join(available_instructions())
-        raise Error(f"VGG_INSTRUCTIONS={asked}: this processor or this build doesn't have it; there are {names}")
-    return bytes(found)
+def chosen_instructions() -> str:
+    """The instruction set that the kernels use: the best one available, or the one that VGG_INSTRUCTIONS names."""
+    name, chosen = os.environ.get("VGG_INSTRUCTIONS", "auto"), ctypes.c_char_p()
+    if library().vgg_instructions(name.encode(), ctypes.byref(chosen)):
+        reason = library().vgg_error().decode()
+        raise Error(f"VGG_INSTRUCTIONS={name}: {reason}; choose from {', '.join(available_instructions())}")
+    return (chosen.value or b"").decode()
 
 
 def available_instructions() -> list[str]:
-    """What VGG_INSTRUCTIONS may be on this machine: names of instruction sets, and `auto` for the best of them."""
-    return [name for name in INSTRUCTIONS if library().vgg_instructions(name.encode())]
+    """The values of VGG_INSTRUCTIONS that this machine supports: instruction sets, and `auto` for the best of them."""
+    chosen = ctypes.c_char_p()
+    return [name for name in INSTRUCTIONS if not library().vgg_instructions(name.encode(), ctypes.byref(chosen))]
+
+
+def peak(threads: int, seconds: float) -> float:
+    """The most multiply-adds per second that `threads` threads compute in registers."""
+    result = ctypes.c_double()
+    check(library().vgg_peak(chosen_instructions().encode(), threads, seconds, ctypes.byref(result)), "the measurement")
+    return result.value
+
+
+def bandwidth(threads: int, memory: Array) -> float:
+    """Bytes per second that `threads` threads read from memory; `memory` is float32 and contiguous."""
+    result, name = ctypes.c_double(), chosen_instructions().encode()
+    code = library().vgg_bandwidth(name, threads, memory.ctypes.data, memory.size, ctypes.byref(result))
+    check(code, "the measurement")
+    return result.value

@@ -1,6 +1,7 @@
-"""How good models are on labelled pictures: metrics, the paper's protocols, a report."""
+"""Evaluation on labelled images: accuracy, calibration, comparison and localisation, with the paper's protocols."""
 
-from .run import Run, evaluate
+from .results import Evaluation, ModelResults
+from .run import evaluate
 from .summary import predictions, read_real, records
 
-__all__ = ["Run", "evaluate", "predictions", "read_real", "records"]
+__all__ = ["Evaluation", "ModelResults", "evaluate", "predictions", "read_real", "records"]

@@ -1,10 +1,11 @@
-"""Whether a network finds where its class is: ImageNet's localisation task, with boxes made from heat maps.
+"""ImageNet's localisation task, with boxes derived from heat maps.
 
-O. Russakovsky et al., "ImageNet Large Scale Visual Recognition Challenge", IJCV 2015, section 4.2, by which the VGG paper's
-Appendix A measures as well: a guess is right when its class is, and its box covers one of the picture's boxes of that class by
-more than half, as intersection over union.
+O. Russakovsky et al., "ImageNet Large Scale Visual Recognition Challenge", IJCV 2015, section 4.2, which the VGG paper's
+Appendix A follows: a prediction is correct if its class is, and if the intersection over union of its box and one of the
+image's boxes of that class is above one half.
 """
 
+import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,14 +21,14 @@ from ..network import Network
 from ..overlay import Box
 from ..sources import Dataset
 
-OVERLAP = 0.5  # a box is right above it
+OVERLAP = 0.5  # boxes are correct above it
 MAX_BYTES = 2**20  # of an annotation
 
 
 class Annotations:
-    """ImageNet's boxes: a folder of XML files as published, one a picture and of the same name, in folders or not.
+    """ImageNet's boxes: a folder, or folders in it, with one XML file per image, as published; `a.xml` belongs to `a.jpg`.
 
-    Raises Error where the folder has none of the dataset's pictures.
+    Raises Error if there is none for any image of the dataset.
     """
 
     def __init__(self, folder: str | Path, dataset: Dataset) -> None:
@@ -37,12 +38,17 @@ class Annotations:
             names = (os.path.splitext(file) for file in files)
             self._files |= {stem: os.path.join(place, stem + end) for stem, end in names if end == ".xml" and stem in wanted}
         if not self._files:
-            raise Error(f"{folder}: has no boxes of these pictures; for a.jpg there must be a.xml in it, or in a folder in it")
+            raise Error(f"{folder}: no boxes of these images; a.jpg requires a.xml in this folder or in a folder in it")
+
+    def digest(self) -> str:
+        """SHA-256 of the files' names and sizes."""
+        listed = ((stem, os.path.getsize(path)) for stem, path in sorted(self._files.items()) if os.path.exists(path))
+        return hashlib.sha256(repr(list(listed)).encode(errors="surrogateescape")).hexdigest()
 
     def boxes(self, name: str) -> list[Box]:
-        """The boxes of a picture, as shares of its sides, whatever size it has now; none where there is no file.
+        """The boxes of an image, in shares of its width and height, whatever its size is now; empty if there is no file.
 
-        Raises Error when a file can't be read.
+        Raises Error if the file can't be read.
         """
         path = self._files.get(_stem(name))
         if path is None:
@@ -56,22 +62,23 @@ class Annotations:
                 [float(one.findtext(corner) or "") for corner in ("xmin", "ymin", "xmax", "ymax")]
                 for one in root.iterfind("object/bndbox")
             ]
-            # The last column and row belong to a box, as in ImageNet's own evaluation.
+            # The last column and row belong to the box, as in ImageNet's own evaluation.
             return [(x / width, y / height, (right + 1) / width, (bottom + 1) / height) for x, y, right, bottom in corners]
         except OSError as error:
             raise Error(f"{path}: {reason(error)}") from None
         except (ElementTree.ParseError, ValueError, ZeroDivisionError):
-            raise Error(f"{path}: is no annotation as ImageNet has them, with size and boxes") from None
+            raise Error(f"{path}: not an annotation in ImageNet's format, with a size and boxes") from None
 
 
 def overlap(network: Network, values: Mapping[str, Array], target: int, size: tuple[int, int], boxes: Sequence[Box]) -> float:
-    """How well the box of a class's heat map fits the best of a picture's boxes: intersection over union, 0..1.
+    """The largest intersection over union of the box from a class's heat map and the image's boxes, 0..1.
 
     Args:
-        network: whose `values` they are, as for `vgg.explanation.grad_cam`.
-        target: the class.
-        size: the picture's width and height in pixels.
-        boxes: as shares of its sides; nan comes of none.
+        network: the network that computed `values`.
+        values: layer outputs for the image, as for `vgg.explanation.grad_cam`.
+        target: index of the class.
+        size: width and height of the image in pixels.
+        boxes: of the image, in shares of its width and height; the result is nan if there are none.
     """
     if not boxes:
         return np.nan
@@ -80,7 +87,7 @@ def overlap(network: Network, values: Mapping[str, Array], target: int, size: tu
 
 
 def intersection_over_union(one: Box, other: Box) -> float:
-    """The share of the area of two boxes together that both cover, 0..1."""
+    """The area that both boxes cover, divided by the area that they cover together, 0..1."""
     across = min(one[2], other[2]) - max(one[0], other[0])
     down = min(one[3], other[3]) - max(one[1], other[1])
     both = max(0.0, across) * max(0.0, down)

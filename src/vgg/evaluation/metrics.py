@@ -1,7 +1,6 @@
-"""What is computed from predictions: intervals, tests, calibration. Plain arithmetic, each with its source."""
+"""Statistics of predictions: confidence intervals, significance, calibration, confusions."""
 
 import math
-from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
@@ -13,7 +12,7 @@ BINS = 15  # of the calibration error, as in Guo et al.
 
 
 def wilson(right: int, total: int, z: float = Z95) -> tuple[float, float]:
-    """The interval that holds a proportion, by default at 95%: low and high, 0..1; for none of none, all of it.
+    """Wilson's confidence interval of a proportion, at 95% by default: low and high, 0..1; (0, 1) for a total of 0.
 
     E. B. Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22 (1927).
     """
@@ -22,74 +21,55 @@ def wilson(right: int, total: int, z: float = Z95) -> tuple[float, float]:
     share, square = right / total, z * z / total
     centre, spread = share + square / 2, z * math.sqrt(share * (1 - share) / total + square / (4 * total))
     low, high = (centre - spread) / (1 + square), (centre + spread) / (1 + square)
-    return (0.0 if right == 0 else low), (1.0 if right == total else high)  # exact where rounding would miss
+    return (0.0 if right == 0 else low), (1.0 if right == total else high)  # exact despite rounding
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
-    """The two-sided p-value of McNemar's exact test: are two models equally often right?
+    """The two-sided p-value of McNemar's exact test that two models have the same accuracy.
 
-    The arguments count the pictures that only the one and only the other model has right; where the models are equally
-    good, each such picture is a toss of a coin. Exact, by whole numbers.
+    Args:
+        only_first: number of images that only the first model classifies correctly.
+        only_second: number of images that only the second model classifies correctly.
 
     Q. McNemar, "Note on the sampling error of the difference between correlated proportions", Psychometrika 12 (1947).
     """
     total = only_first + only_second
-    ways = term = 1
+    ways = term = 1  # integers, exact for any total
     for heads in range(min(only_first, only_second)):
         term = term * (total - heads) // (heads + 1)
         ways += term
     return min(1.0, float(Fraction(2 * ways, 2**total)))
 
 
-@dataclass(frozen=True)
-class Bin:
-    """The pictures whose best class has a probability in a range."""
-
-    low: float
-    high: float
-    count: int
-    confidence: float  # mean probability of the best class, 0..1
-    accuracy: float  # share of them that is right, 0..1
-
-
 def binned(confidence: Array, right: Array, bins: int = BINS) -> Array:
-    """Pictures in bins of equal width, (low, high], by the probability of their best class: float64 [3, bins], sums.
+    """Sums over images in bins of equal width, (low, high], of the best class's probability: float64 [3, bins].
 
-    How many there are, their probabilities, and how many are right. The sums of two lots of pictures are those of both.
+    The rows are the number of images, the sum of their probabilities, and the number of correct ones. Sums of several sets of
+    images can be added.
 
     Args:
-        confidence: [images], the probability of each picture's best class, 0..1.
-        right: bool [images], whether that class is the picture's.
-        bins: how many.
+        confidence: [images], probability of each image's best class, 0..1.
+        right: bool [images], whether the best class is correct.
+        bins: number of bins.
     """
     places = np.clip(np.ceil(confidence.astype(np.float64) * bins).astype(int) - 1, 0, bins - 1)
     return np.stack([np.bincount(places, weights, bins) for weights in (None, confidence, right)]).astype(np.float64)
 
 
 def calibration_error(sums: Array) -> float:
-    """The expected calibration error, 0..1, of what `binned` gives.
+    """The expected calibration error, 0..1, from the sums of `binned`.
 
-    C. Guo et al., "On calibration of modern neural networks", ICML 2017: the mean over all pictures of
-    |accuracy - confidence| of the bin that the picture is in.
+    C. Guo et al., "On calibration of modern neural networks", ICML 2017: the mean over all images of |accuracy - confidence|
+    of the image's bin.
     """
     return float(np.abs(sums[2] - sums[1]).sum() / max(sums[0].sum(), 1))
 
 
-def calibration(confidence: Array, right: Array, bins: int = BINS) -> tuple[float, list[Bin]]:
-    """The expected calibration error, and the bins that it is computed from; see `binned` and `calibration_error`."""
-    sums = binned(confidence, right, bins)
-    found = [
-        Bin(index / bins, (index + 1) / bins, int(n), float(sure / max(n, 1)), float(hits / max(n, 1)))
-        for index, (n, sure, hits) in enumerate(sums.T)
-    ]
-    return calibration_error(sums), found
-
-
 def confusions(targets: Array, predicted: Array) -> list[tuple[int, int, Array]]:
-    """Class, class that it was taken for, and the places of those pictures; the most frequent first.
+    """Pairs of true and predicted class with the indices of their images, the most frequent pair first.
 
     Args:
-        targets, predicted: int [images], classes; equal ones are no confusion.
+        targets, predicted: int [images], classes; equal ones are not counted.
     """
     places = np.flatnonzero(targets != predicted)
     pairs, which = np.unique(np.stack([targets[places], predicted[places]]), axis=1, return_inverse=True)

@@ -1,119 +1,122 @@
-"""Models over a dataset, side by side: what each answered for each picture."""
+"""Run models over a dataset, side by side: each image is decoded once for all of them."""
 
-import json
 import os
 import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache, partial
-from hashlib import sha256
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 
 from ..arrays import Array
 from ..classifier import Classifier
-from ..engines import check_dense
-from ..errors import Error, ImageError, Notice
+from ..errors import Error, ImageError
 from ..explanation import can_explain, outputs
-from ..files import cache_folder, replacing
 from ..overlay import Box
 from ..parallel import ahead
 from ..predictions import softmax
 from ..preprocessing import Preprocessing
+from ..progress import Progress, silent
 from ..sources import Dataset
-from ..views import ViewBatch, Views, batches
+from ..store import Work
+from ..views import BATCH_SIZE, TOGETHER, ViewBatch, Views, batches, check_views
 from .localisation import Annotations, overlap
+from .results import KIND, Evaluation
 
-BATCH_SIZE = 16
-TOP = 5  # best classes that are kept of each picture
-ROLES = ("top", "scores", "losses", "overlaps")  # the arrays of Answers
-VIEWS = 64  # about as many views are prepared together, so that those of the same size share a batch
-SAVE_SECONDS = 30.0  # between two savings of what has been done
+SAVE_SECONDS = 30.0  # between two saves of the state
 
 
-@dataclass
-class Answers:
-    """What a model answered for each picture of a dataset; rows of pictures that couldn't be read are -1, 0, nan and nan."""
+def evaluate(
+    models: Sequence[Classifier],
+    dataset: Dataset,
+    views: Views | None = None,
+    *,
+    fuse: bool = False,
+    boxes: str | Path | None = None,
+    batch_size: int = BATCH_SIZE,
+    workers: int | None = None,
+    fresh: bool = False,
+    keep: bool = False,
+    progress: Progress = silent,
+) -> Evaluation:
+    """Run models over a dataset, while other threads decode and preprocess its images.
 
-    top: Array  # int32 [images, TOP]: the best classes, best first
-    scores: Array  # float32 [images, TOP]: their probabilities
-    losses: Array  # float32 [images]: cross-entropy, -ln of the right class's probability, at most 87
-    overlaps: Array  # float32 [images]: of the right class's box with the picture's best one; nan: not asked for
-    seconds: float = 0.0  # waiting for pictures, and computing
+    An interrupted evaluation resumes when the same models, engines, dataset and views are evaluated again.
 
-    @classmethod
-    def empty(cls, images: int, classes: int) -> "Answers":
-        top = min(TOP, classes)
-        best, scores = np.full((images, top), -1, np.int32), np.zeros((images, top), np.float32)
-        return cls(best, scores, np.full(images, np.nan, np.float32), np.full(images, np.nan, np.float32))
+    Args:
+        models: with the same classes.
+        dataset: its targets are indices of these classes.
+        views: of each image; the centre crop by default.
+        fuse: also score the mean of the models' probabilities.
+        boxes: folder with ImageNet's annotations, to measure localisation, which requires a single crop.
+        batch_size: number of views per engine batch; larger views count by their pixels.
+        workers: number of threads that decode and preprocess; the number of cores by default.
+        fresh: start over instead of resuming.
+        keep: keep the state of a complete evaluation, which makes the same evaluation return at once.
+        progress: called after each batch of images.
 
-    def put(self, places: Sequence[int], probabilities: Array, targets: Sequence[int]) -> None:
-        """Keep what is needed of the probabilities [batch, classes] of the pictures at some places."""
-        self.top[places] = best = np.argsort(-probabilities, axis=-1, kind="stable")[:, : self.top.shape[1]]
-        self.scores[places] = np.take_along_axis(probabilities, best, -1)
-        right = probabilities[np.arange(len(targets)), targets]
-        self.losses[places] = -np.log(right.clip(np.finfo(np.float32).tiny))
+    Returns:
+        The results of each model and of their fusion. Images that can't be read are in `errors`.
+
+    Raises:
+        Error: the models have different classes, a size or the engine doesn't fit the views, or no image can be read.
+    """
+    views = views or Views()
+    check_models(models, views)
+    evaluation = Evaluation.start(models, dataset, views, fuse)
+    if boxes is not None:
+        check_localisation(models, views)
+        evaluation.annotations = Annotations(boxes, dataset)
+    work = cache(lambda: evaluation.work(fresh))  # its key takes a second, which a short evaluation doesn't need
+    if Work.may_exist(KIND, **evaluation.options()):
+        evaluation.restore(work())
+    task, saved = f"Evaluating {', '.join(one.name for one in models)}", time.monotonic()
+    try:
+        for done in score(evaluation, batch_size=batch_size, workers=workers):
+            progress(task, done, len(dataset))
+            if time.monotonic() - saved > SAVE_SECONDS:
+                evaluation.save(work())
+                saved = time.monotonic()
+    except BaseException:
+        if evaluation.done:
+            evaluation.save(work())
+        raise
+    if keep:
+        evaluation.save(work())
+    elif work.cache_info().currsize:
+        work().clear()
+    if len(evaluation.errors) == len(dataset):
+        reason = next(iter(evaluation.errors.values()))
+        raise Error(f"{dataset.name}: none of its {len(dataset):,} images could be read; {reason}")
+    return evaluation
 
 
-@dataclass
-class Run:
-    """An evaluation under way, or done: as far as `done`, every model has answered."""
+def check_models(models: Sequence[Classifier], views: Views) -> None:
+    """Raise Error if models can't be compared because their classes differ, or a size or the engine doesn't fit the views."""
+    first = models[0].network
+    for one in models:
+        labels = first.labels and one.network.labels and (first.labels.wnids or first.labels.names)
+        same = not labels or labels in (one.network.labels.wnids, one.network.labels.names)  # type: ignore[union-attr]
+        if one.network.architecture.classes != first.architecture.classes or not same:
+            raise Error(f"{one.name} and {models[0].name} have different classes; only models with the same can be compared")
+        check_views(one, views)
 
-    models: Sequence[Classifier]
-    dataset: Dataset
-    protocol: Views
-    names: list[str]  # of the models, and of their fusion
-    answers: list[Answers]  # of each
-    errors: dict[int, str] = field(default_factory=dict)  # of pictures that couldn't be read, by their place in the dataset
-    done: int = 0  # pictures, from the first on
-    annotations: Annotations | None = None  # the pictures' boxes, where localisation is measured
 
-    @classmethod
-    def of(cls, models: Sequence[Classifier], dataset: Dataset, protocol: Views, fuse: bool = False) -> "Run":
-        """A run in which nothing has been answered yet."""
-        names = [one.name for one in models] + ([" + ".join(one.name for one in models)] if fuse else [])
-        classes = models[0].network.architecture.classes
-        return cls(models, dataset, protocol, names, [Answers.empty(len(dataset), classes) for _ in names])
-
-    def read(self) -> Array:
-        """bool [images]: which pictures could be read."""
-        found = np.arange(len(self.dataset)) < self.done
-        found[list(self.errors)] = False
-        return found
-
-    def save(self, path: Path) -> None:
-        """Keep what has been done; where that can't be written, the run goes on all the same, with a notice."""
-        arrays = {f"{role}_{i}": getattr(one, role) for i, one in enumerate(self.answers) for role in ROLES}
-        state = {"done": self.done, "errors": self.errors, "seconds": [one.seconds for one in self.answers]}
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(path) as file:
-                np.savez(file, state=np.array(json.dumps(state)), **arrays)
-        except (OSError, Error) as error:
-            warnings.warn(Notice(f"what is done so far can't be saved for --resume: {error}"), stacklevel=2)
-
-    def restore(self, path: Path) -> None:
-        """Go on from what was saved; a damaged file counts as none."""
-        try:
-            with path.open("rb") as file, np.load(file) as saved:  # which unpickles nothing
-                state = json.loads(str(saved["state"]))
-                for index, one in enumerate(self.answers):
-                    for role in ROLES:
-                        getattr(one, role)[:] = saved[f"{role}_{index}"]
-                    one.seconds = state["seconds"][index]
-                self.errors, self.done = {int(place): text for place, text in state["errors"].items()}, state["done"]
-        except (OSError, ValueError, KeyError, EOFError, BadZipFile):
-            return
+def check_localisation(models: Sequence[Classifier], views: Views) -> None:
+    """Raise Error if the views or a model's engine give no heat maps."""
+    if views.count > 1 or views.dense:
+        raise Error("boxes require a single crop: the protocol `center`, without flip and with at most one size")
+    for one in models:
+        if not can_explain(one):
+            raise Error(f"{one.name} has quantized activations, which give no heat maps; use the engine native")
 
 
 @dataclass(frozen=True)
 class _Window:
-    """Some pictures of the dataset, decoded and cut into views for each preprocessing."""
+    """Consecutive images of the dataset, decoded and cut into views for each preprocessing."""
 
-    places: list[int]  # of those that could be read
+    places: list[int]  # of the images that could be read
     targets: list[int]
     sizes: list[tuple[int, int]]  # width and height
     batches: Mapping[Preprocessing, list[ViewBatch]]
@@ -121,175 +124,72 @@ class _Window:
     end: int  # the place after the last
 
 
-def evaluate(
-    models: Sequence[Classifier],
-    dataset: Dataset,
-    protocol: Views | None = None,
-    *,
-    fuse: bool = False,
-    boxes: str | Path | None = None,
-    batch_size: int = BATCH_SIZE,
-    workers: int | None = None,
-    resume: bool = False,
-    progress: Callable[[int], object] = lambda done: None,
-) -> Run:
-    """Run models over a dataset; each picture is decoded once for all of them, by other threads while the engines work.
-
-    Args:
-        models: with the same classes.
-        dataset: whose targets are these classes.
-        protocol: how the pictures are looked at; the centre crop when not given.
-        fuse: also score the mean of the models' probabilities.
-        boxes: a folder with ImageNet's annotations; then localisation is measured as well, of a single crop.
-        batch_size: views that an engine gets at once; larger ones count for as many as their pixels.
-        workers: threads that decode and prepare; as many as there are cores when not given.
-        resume: go on where a run with the same models, dataset and protocol was cut.
-        progress: called with the number of pictures done.
-
-    Returns:
-        Each model's answers, and those of their fusion. Pictures that couldn't be read are in `errors`.
-
-    Raises:
-        Error: the models have different classes, a scale or the engine doesn't fit, or no picture could be read.
-    """
-    protocol = protocol or Views()
-    check(models, protocol)
-    run = Run.of(models, dataset, protocol, fuse)
-    if boxes is not None:
-        check_localisation(models, protocol)
-        run.annotations = Annotations(boxes, dataset)
-    path = cache(partial(_state_path, run))  # hashing the parameters takes a second, which a short run doesn't need
-    if resume:
-        run.restore(path())
-    saved, kept = time.monotonic(), resume
-    try:
-        for done in answer(run, batch_size=batch_size, workers=workers):
-            progress(done)
-            if time.monotonic() - saved > SAVE_SECONDS:
-                run.save(path())
-                saved, kept = time.monotonic(), True
-    except BaseException:
-        run.save(path())
-        raise
-    if kept:
-        path().unlink(missing_ok=True)
-    if len(run.errors) == len(dataset):
-        raise Error(f"{dataset.name}: none of its {len(dataset):,} pictures could be read; {next(iter(run.errors.values()))}")
-    return run
-
-
-def answer(run: Run, *, batch_size: int = BATCH_SIZE, workers: int | None = None) -> Iterator[int]:
-    """Let the models answer for what is left of a run; gives how far it is, after each lot of pictures."""
-    recipes = list(dict.fromkeys(one.network.preprocessing for one in run.models))
-    count, size = len(run.dataset), max(1, min(batch_size, VIEWS // run.protocol.count))
-    windows = (range(start, min(start + size, count)) for start in range(run.done, count, size))
+def score(evaluation: Evaluation, *, batch_size: int = BATCH_SIZE, workers: int | None = None) -> Iterator[int]:
+    """Complete an evaluation; yields the number of images done, after each batch of images."""
+    recipes = list(dict.fromkeys(one.network.preprocessing for one in evaluation.models))
+    count, size = len(evaluation.dataset), max(1, min(batch_size, TOGETHER // evaluation.views.count))
+    ranges = (range(start, min(start + size, count)) for start in range(evaluation.done, count, size))
     workers = workers or os.cpu_count() or 1
-    prepare = partial(_prepared, run.dataset, recipes=recipes, protocol=run.protocol, batch_size=batch_size)
-    for window, waited in _timed(ahead(prepare, windows, workers, workers + 1)):
-        _answer(run, window, waited)
-        yield run.done
+    prepare = partial(_prepare, evaluation.dataset, recipes=recipes, views=evaluation.views, batch_size=batch_size)
+    windows, started = ahead(prepare, ranges, workers, workers + 1), time.perf_counter()
+    for window in windows:
+        _score_window(evaluation, window, time.perf_counter() - started)
+        yield evaluation.done
+        started = time.perf_counter()
 
 
-def check(models: Sequence[Classifier], protocol: Views) -> None:
-    """Raises Error where models can't run side by side, or a scale or the engine doesn't fit."""
-    first = models[0].network
-    for one in models:
-        labels = first.labels and one.network.labels and (first.labels.wnids or first.labels.names)
-        same = not labels or labels in (one.network.labels.wnids, one.network.labels.names)  # type: ignore[union-attr]
-        if one.network.architecture.classes != first.architecture.classes or not same:
-            raise Error(f"{one.name} has other classes than {models[0].name}; models side by side need the same")
-        check_views(one, protocol)
-
-
-def check_views(model: Classifier, protocol: Views) -> None:
-    """Raises Error where a model can't look at pictures in this way: a scale or the engine doesn't fit."""
-    protocol.preprocessings(model.network.preprocessing)
-    if protocol.dense:
-        check_dense(model.engine, model.network.architecture)
-
-
-def check_localisation(models: Sequence[Classifier], protocol: Views) -> None:
-    """Raises Error where no heat map can be made."""
-    if protocol.count > 1 or protocol.dense:
-        raise Error("boxes are made of a single crop: the protocol `center` without flip and with one scale at most")
-    for one in models:
-        if not can_explain(one):
-            raise Error(f"{one.name} quantizes activations, and gives no heat maps; the engine native takes its weights alone")
-
-
-def _state_path(run: Run) -> Path:
-    """Where a run's partial results are: a file in the user's cache, named by all that decides the result."""
-    networks = [(one.network.sha256(), asdict(one.network.preprocessing)) for one in run.models]
-    decides = [networks, run.dataset.digest(), asdict(run.protocol), run.names, run.annotations is not None]
-    key = json.dumps(decides, sort_keys=True)
-    return cache_folder() / "evaluations" / f"{sha256(key.encode()).hexdigest()[:32]}.npz"
-
-
-def _prepared(dataset: Dataset, places: range, recipes: Sequence[Preprocessing], protocol: Views, batch_size: int) -> _Window:
-    good: list[int] = []
+def _prepare(dataset: Dataset, places: range, recipes: Sequence[Preprocessing], views: Views, batch_size: int) -> _Window:
+    readable: list[int] = []
     sizes: list[tuple[int, int]] = []
     errors: dict[int, str] = {}
-    views: dict[Preprocessing, list[tuple[int, float, Array]]] = {recipe: [] for recipe in recipes}
+    prepared: dict[Preprocessing, list[tuple[int, float, Array]]] = {recipe: [] for recipe in recipes}
     for place in places:
         sample = dataset.samples[place]
         try:
-            image = sample.picture()
-            looks = [(recipe, list(protocol.of(image, recipe, sample.name))) for recipe in recipes]
+            image = sample.image()
+            cut = [(recipe, list(views.of(image, recipe, sample.name))) for recipe in recipes]
         except ImageError as error:
             errors[place] = str(error)
             continue
-        for recipe, look in looks:
-            views[recipe] += [(len(good), weight, view) for weight, view in look]
-        good.append(place)
+        for recipe, weighted in cut:
+            prepared[recipe] += [(len(readable), weight, view) for weight, view in weighted]
+        readable.append(place)
         sizes.append(image.size)
-    ready = {recipe: list(batches(found, batch_size * recipe.crop**2)) for recipe, found in views.items()}
-    return _Window(good, [dataset.samples[place].target for place in good], sizes, ready, errors, places.stop)
+    ready = {recipe: list(batches(found, batch_size * recipe.crop**2)) for recipe, found in prepared.items()}
+    return _Window(readable, [dataset.samples[place].target for place in readable], sizes, ready, errors, places.stop)
 
 
-def _answer(run: Run, window: _Window, waited: float) -> None:
-    """Let every model answer for a window of pictures, and their fusion where there is one."""
-    everyone, took = [], []
-    samples = [run.dataset.samples[place] for place in window.places]
-    truth = None if run.annotations is None else [run.annotations.boxes(one.name) for one in samples]
-    for model, answers in zip(run.models, run.answers, strict=False):
+def _score_window(evaluation: Evaluation, window: _Window, waited: float) -> None:
+    """Add the results of every model, and of their fusion, for a window that was waited for so many seconds."""
+    probabilities, seconds = [], []
+    samples = [evaluation.dataset.samples[place] for place in window.places]
+    boxes = [evaluation.annotations.boxes(one.name) for one in samples] if evaluation.annotations else None
+    for model, results in zip(evaluation.models, evaluation.results, strict=False):
         started = time.perf_counter()
-        probabilities, overlaps = _scored(model, window, truth)
-        answers.overlaps[window.places] = overlaps
-        everyone.append(probabilities)
-        took.append(time.perf_counter() - started)
-    if len(run.answers) > len(run.models):
-        everyone.append(np.mean(everyone, 0))
-        took.append(sum(took))
-    for answers, probabilities, seconds in zip(run.answers, everyone, took, strict=True):
-        answers.put(window.places, probabilities, window.targets)
-        answers.seconds += waited + seconds
-    run.errors.update(window.errors)
-    run.done = window.end
+        scores, results.overlaps[window.places] = _probabilities(model, window, boxes)
+        probabilities.append(scores)
+        seconds.append(time.perf_counter() - started)
+    if len(evaluation.results) > len(evaluation.models):
+        probabilities.append(np.mean(probabilities, 0))
+        seconds.append(sum(seconds))
+    for results, scores, took in zip(evaluation.results, probabilities, seconds, strict=True):
+        results.put(window.places, scores, window.targets)
+        results.seconds += waited + took
+    evaluation.errors.update(window.errors)
+    evaluation.done = window.end
 
 
-def _scored(model: Classifier, window: _Window, truth: Sequence[Sequence[Box]] | None) -> tuple[Array, Array]:
-    """The pictures' probabilities [count, classes], the weighted mean over their views; how well their boxes fit, [count]."""
+def _probabilities(model: Classifier, window: _Window, boxes: Sequence[Sequence[Box]] | None) -> tuple[Array, Array]:
+    """The images' probabilities [count, classes], a weighted mean over their views, and the overlaps of their boxes [count]."""
     count, network = len(window.places), model.network
     total, overlaps = np.zeros((count, network.architecture.classes)), np.full(count, np.nan)
     for batch in window.batches[network.preprocessing]:
-        values = model.engine.run(batch.inputs, outputs(network) if truth else ("logits",))
+        values = model.engine.run(batch.inputs, outputs(network) if boxes else ("logits",))
         logits = values["logits"]
         if logits.ndim == 4:  # a map of class scores
             logits = logits.mean((2, 3), np.float64)
         np.add.at(total, batch.owners, batch.weights[:, None] * softmax(logits))
-        for row, owner in enumerate(batch.owners):
-            if truth is None:
-                break
+        for row, owner in enumerate(batch.owners if boxes else ()):
             one = {name: value[row] for name, value in values.items()}
-            overlaps[owner] = overlap(network, one, window.targets[owner], window.sizes[owner], truth[owner])
+            overlaps[owner] = overlap(network, one, window.targets[owner], window.sizes[owner], boxes[owner])  # type: ignore[index]
     return total, overlaps
-
-
-def _timed(windows: Iterator[_Window]) -> Iterator[tuple[_Window, float]]:
-    """Each window with the seconds that it was waited for."""
-    while True:
-        started = time.perf_counter()
-        window = next(windows, None)
-        if window is None:
-            return
-        yield window, time.perf_counter() - started

@@ -1,34 +1,173 @@
-"""Model files of every kind, to and from a Network."""
+"""Model files: read from any supported format, written as ONNX or safetensors.
+
+This module attaches `read` and `write` to `Network`, which knows no files itself.
+"""
 
 import warnings
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
+from typing import Literal, final
 
 from .. import labels, zoo
 from ..errors import ModelError, Notice
 from ..files import digest, map_file, reason
 from ..network import Network, Provenance, Source
 from ..preprocessing import preset
-from .onnx_options import OnnxOptions
+from .layouts import reading
 
 IMAGENET_CLASSES = 1000
-ONNX = b"\x08"  # how ModelProto begins: its first field, ir_version
-# Each format's home.
-_READERS = {
-    "onnx": "onnx_reader", "keras": "keras", "torch": "torch", "safetensors": "safetensors", "mxnet": "mxnet",
-    "caffe": "caffe", "caffe2": "caffe2",
+ONNX = b"\x08"  # the first byte of a ModelProto: its field ir_version
+TITLES = {
+    "onnx": "ONNX", "keras": "Keras", "torch": "torch", "safetensors": "safetensors", "mxnet": "MXNet", "caffe": "Caffe",
+    "caffe2": "Caffe2",
 }  # fmt: skip
-# The recipe that goes with a format's usual files, where nothing better is known; an ONNX file's depends on its producer.
+# The usual preset of files of a format, for files of unknown origin; of an ONNX file it depends on the producer.
 _USUAL = {
     "keras": "caffe", "torch": "torchvision", "safetensors": "torchvision", "mxnet": "zoo", "caffe": "caffe", "caffe2": "caffe",
 }  # fmt: skip
 
 
-def recognise(path: Path) -> str:
-    """The format of a file by its content: onnx, torch, safetensors, keras, mxnet, caffe or caffe2.
+@final
+@dataclass(frozen=True)
+class QuantizedGraph:
+    """An ONNX file whose graph quantizes activations, so that engines can compute with integers."""
 
-    Raises ModelError when it is none of them.
+    network: Network  # its architecture, weights, preprocessing and labels, without the scales of activations
+    path: Path
+    qdq: bool  # QuantizeLinear and DequantizeLinear around float operators, rather than integer operators
+    softmax: bool  # it ends in a softmax
+
+
+def network_of(model: Network | QuantizedGraph) -> Network:
+    """The network of what `load` returns."""
+    return model.network if isinstance(model, QuantizedGraph) else model
+
+
+def load(path: str | Path) -> Network | QuantizedGraph:
+    """The model in a file: a Network, or a QuantizedGraph if the file is ONNX with quantized activations.
+
+    Args:
+        path: see `read`.
+
+    Raises:
+        ModelError: the file can't be read or contains no VGG network.
+    """
+    path = Path(path)
+    network = read(path)
+    if detect(path) == "onnx":
+        from . import onnx_reader
+
+        if graph := onnx_reader.quantized_activations(path):
+            return QuantizedGraph(network, path, *graph)
+    return network
+
+
+def read(path: str | Path) -> Network:
+    """Read the network in a file; its parameters are mapped, not copied, where the format allows.
+
+    Files written by vgg contain preprocessing and labels. For a published file, recognised by its hash, they are known.
+    Otherwise they are a guess by the format, and a `Notice` warns of it. Of an ONNX file with quantized activations, the
+    network has the weights alone; `load` keeps its graph.
+
+    Args:
+        path: a file of ONNX, torch (.pth, .pt), safetensors, Keras (.h5, .keras), MXNet (.params), Caffe (.caffemodel) or
+            Caffe2 (init_net.pb or predict_net.pb, with the other one beside it).
+
+    Raises:
+        ModelError: the file can't be read or contains no VGG network.
+    """
+    path = Path(path)
+    format = detect(path)
+    reader = import_module(f".{'onnx_reader' if format == 'onnx' else format}", __name__)
+    with reading(path, TITLES[format]):
+        content = reader.read(path)
+    if isinstance(content, Network):
+        return content
+    architecture, parameters = content
+    sha256 = digest(path)
+    known = zoo.recognise(path, sha256)
+    source: Source = "known hash" if known else "guess"
+    name = known.preset if known else _USUAL.get(format) or reader.usual_preset(path)
+    classes = labels.imagenet() if architecture.classes == IMAGENET_CLASSES else None
+    if not known:
+        advice = ". Set it with --preset, name the classes with --labels"
+        if classes:
+            advice = " and ImageNet's labels. Set them with --preset and --labels"
+        message = f"{path}: no preprocessing or labels in the file; using preprocessing {name!r}{advice}"
+        warnings.warn(Notice(message), stacklevel=2)
+    origin = Provenance(path.name, format, sha256, known.name if known else "", source, source)
+    preprocessing = replace(preset(name), crop=architecture.input_size) if architecture.head == "fc" else preset(name)
+    return Network(architecture, parameters, preprocessing, classes, origin)
+
+
+def write(
+    network: Network,
+    path: str | Path,
+    *,
+    opset: int | None = None,
+    outputs: Sequence[str] = (),
+    softmax: bool = False,
+    batch: int | None = None,
+    dense: bool = False,
+    bits: int = 32,
+    names: Literal["paper", "zoo"] = "paper",
+    preprocessing: bool = False,
+    layout: Literal["file", "triton"] = "file",
+) -> None:
+    """Write a network to `.onnx` or `.safetensors`, by the suffix of the path. The result appears complete or not at all.
+
+    Args:
+        network: the network.
+        path: the file; an existing one is replaced. All further options are for ONNX files only.
+        opset: 3 up to the newest of the installed onnx package; 17 by default.
+        outputs: named values that the model gives in addition to `logits`, such as `fc7` or `conv5_3`.
+        softmax: give `probabilities` instead of `logits`.
+        batch: a fixed number of images; any number by default.
+        dense: take images of any size from `input_size` on, and give `logits` [batch, classes, rows, columns], a score for
+            each position of fc6: the linear layers become convolutions.
+        bits: of the floats in the file, 32 or 16. Input and output stay float32.
+        names: of the tensors: the paper's, or those in the ONNX Model Zoo's files.
+        preprocessing: take `image`, uint8 [batch, height, width, 3], RGB, 0..255, instead of `data`, and resize, crop and
+            normalise it in the graph. Needs opset 18, which is then the default.
+        layout: `triton` makes `path` a new folder, the model's in a repository of Triton or OpenVINO Model Server.
+
+    Raises:
+        Error: the result can't be written.
+        ModelError: the opset or an output is unknown, or the options contradict each other or the network.
+    """
+    from .onnx_builder import OnnxOptions
+
+    path = Path(path)
+    options = OnnxOptions(opset, ("logits", *outputs), softmax, batch, dense, bits, names, preprocessing)
+    if layout == "triton":
+        from . import triton
+
+        triton.write(network, path, options)
+    elif path.suffix == ".onnx":
+        from . import onnx_writer
+
+        onnx_writer.write(network, path, options)
+    elif path.suffix != ".safetensors":
+        raise ModelError(f"{path}: unsupported suffix; networks are written to .onnx or .safetensors")
+    elif options != OnnxOptions():
+        raise ModelError(f"{path}: only ONNX files have an opset, further outputs and other forms; write to .onnx")
+    else:
+        from . import safetensors
+
+        safetensors.write(network, path)
+
+
+Network.read = staticmethod(read)  # type: ignore[method-assign]
+Network.write = write  # type: ignore[assignment, method-assign]
+
+
+def detect(path: Path) -> str:
+    """The format of a file, by its content: onnx, torch, safetensors, keras, mxnet, caffe or caffe2.
+
+    Raises:
+        ModelError: the file can't be read or has none of these formats.
     """
     try:
         with open(path, "rb") as file:
@@ -37,8 +176,8 @@ def recognise(path: Path) -> str:
         raise ModelError(f"{path}: {reason(error)}") from None
     if not head:
         raise ModelError(f"{path}: is empty")
-    if head[:1] == ONNX and head[8:9] != b"{":  # which safetensors has there
-        return "onnx"  # before any other reader is loaded
+    if head[:1] == ONNX and head[8:9] != b"{":  # where safetensors has its header
+        return "onnx"  # without loading the other readers
     from . import caffe, caffe2, keras, mxnet, safetensors, torch
 
     if head.startswith(keras.MAGIC) or (head.startswith(torch.ZIP_MAGIC) and keras.is_archive(path)):
@@ -51,61 +190,12 @@ def recognise(path: Path) -> str:
         return "safetensors"
     if head[:1] == ONNX:
         return "onnx"
-    if head[0] in (0x0A, 0x12):  # a name or the first layer; the files of both Caffes begin so
+    if head[0] in (0x0A, 0x12):  # a name or the first layer, in files of both Caffes
         mapped = map_file(path)
         for name, format in (("caffe", caffe), ("caffe2", caffe2)):
             if format.matches(mapped):
                 return name
     raise ModelError(
-        f"{path}: is no model file that vgg reads: those are ONNX, torch (.pth, .pt), safetensors, Keras (.h5, .keras), MXNet "
-        "(.params), Caffe (.caffemodel) and Caffe2 (init_net.pb)"
+        f"{path}: unsupported format; vgg reads ONNX, torch (.pth, .pt), safetensors, Keras (.h5, .keras), MXNet (.params), "
+        "Caffe (.caffemodel) and Caffe2 (init_net.pb)"
     )
-
-
-def read(path: str | Path) -> Network:
-    """The network in a file, its numbers mapped, not copied, where the format allows.
-
-    Our own files say what they need. For another's, the preprocessing and labels are those of the published file that it
-    is, byte for byte; else they are guessed by its format, and a `Notice` says so.
-
-    Raises:
-        ModelError: the file can't be read or holds no VGG network; the message says why.
-    """
-    path = Path(path)
-    format = recognise(path)
-    reader = import_module(f".{_READERS[format]}", __name__)
-    found = reader.read(path)
-    graph = path if format == "onnx" and reader.quantizes_activations(path) else None
-    if isinstance(found, Network):
-        return replace(found, graph=graph)
-    architecture, parameters = found
-    sha256 = digest(path)
-    known = zoo.recognise(path, sha256)
-    source: Source = "known hash" if known else "guess"
-    recipe = known.preset if known else _USUAL.get(format) or reader.recipe(path)
-    classes = labels.imagenet() if architecture.classes == IMAGENET_CLASSES else None
-    if not known:
-        named = "ImageNet's labels" if classes else f"no labels for its {architecture.classes} classes"
-        warnings.warn(
-            Notice(f"{path} doesn't say how it was trained; taken for it: preprocessing {recipe!r}, {named}"), stacklevel=2
-        )
-    origin = Provenance(path.name, format, sha256, known.name if known else "", source, source)
-    preprocessing = replace(preset(recipe), crop=architecture.input_size) if architecture.head == "fc" else preset(recipe)
-    return Network(architecture, parameters, preprocessing, classes, origin, graph)
-
-
-def write(network: Network, path: str | Path, options: OnnxOptions) -> None:
-    """Write a network to `.onnx` or `.safetensors`; see `Network.write`."""
-    path = Path(path)
-    if path.suffix == ".onnx":
-        from . import onnx_writer
-
-        onnx_writer.write(network, path, options)
-    elif path.suffix == ".safetensors" and options == OnnxOptions():
-        from . import safetensors
-
-        safetensors.write(network, path)
-    elif path.suffix == ".safetensors":
-        raise ModelError(f"{path}: only an ONNX file has an opset, further outputs and a form")
-    else:
-        raise ModelError(f"{path}: a network is written to .onnx or .safetensors")

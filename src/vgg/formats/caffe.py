@@ -1,11 +1,13 @@
-"""Caffe's `.caffemodel`: a NetParameter in protobuf's wire format, with layers of either generation.
+"""Caffe's `.caffemodel`: a NetParameter in protobuf's wire format, with V1 or V2 layers.
 
 Fields by number, from src/caffe/proto/caffe.proto. NetParameter: layers (V1) 2, layer (V2) 100. V1LayerParameter: bottom 2,
-top 3, name 4, type 5 (a number), blobs 6. LayerParameter: name 1, type 2 (a word), bottom 3, top 4, blobs 7.
+top 3, name 4, type 5 (a number), blobs 6. LayerParameter: name 1, type 2 (text), bottom 3, top 4, blobs 7.
 BlobProto: num, channels, height, width 1..4, data 5, shape 7, double_data 8; NVIDIA's raw_data_type 10, raw_data 12.
 """
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +16,20 @@ import numpy as np
 from ..arrays import Array
 from ..errors import ModelError
 from ..files import map_file
-from . import onnx_wire, walk
-from .constants import Node
+from . import walk
 from .layouts import Bare
-from .onnx_wire import Buffer, Value, fields, span, text
+from .nodes import Node
+from .protobuf import Buffer, Value, fields, floats, last, message, number, numbers, span, text
 
-EPSILON = 1e-5  # of BatchNorm, where a layer doesn't say
+EPSILON = 1e-5  # BatchNorm's default
 _V1_TYPES = {
     1: "Accuracy", 4: "Convolution", 5: "Data", 6: "Dropout", 8: "Flatten", 12: "ImageData", 14: "InnerProduct", 15: "LRN",
     17: "Pooling", 18: "ReLU", 20: "Softmax", 21: "SoftmaxWithLoss", 22: "Split",
 }  # fmt: skip
-# The fields that hold a layer's parameters: of V1, of V2, in the order of the names below.
-_PARAMETERS = {
-    "Convolution": (10, 106), "InnerProduct": (17, 117), "LRN": (18, 118), "Pooling": (19, 121), "BatchNorm": (None, 139),
+# Of a layer of this type: the field with its parameters in V1 and V2, and the parameters that are integers and floats.
+_PARAMETERS: dict[str, tuple[int, int, Sequence[int], Sequence[int]]] = {
+    "Convolution": (10, 106, (3, 5, 6, 9, 10, 13, 14, 18), ()), "InnerProduct": (17, 117, (6,), ()),
+    "LRN": (18, 118, (1, 4), (2, 3, 5)), "Pooling": (19, 121, range(1, 11), ()), "BatchNorm": (0, 139, (), (3,)),
 }  # fmt: skip
 _OUTSIDE = ("Data", "ImageData", "Input", "HDF5Data", "MemoryData", "DummyData", "Accuracy", "SoftmaxWithLoss", "Split")
 _SAME = {
@@ -36,73 +39,65 @@ _SAME = {
 
 
 def read(path: Path) -> Bare:
-    """The parameters in a file, mapped, with the architecture that its layers form."""
+    """The architecture of a file's layers, and their parameters, mapped."""
     mapped = map_file(path)
-    try:
-        layers = [_Layer(mapped, value, number == 2) for number, value in fields(mapped, 0, len(mapped)) if number in (2, 100)]
-        nodes, constants, start = _graph(path, layers)
-        architecture, parameters, _ = walk.recognise(path, nodes, constants, start, nodes[-1].outputs if nodes else ())
-    except (ValueError, TypeError, IndexError, OverflowError) as error:
-        raise ModelError(f"{path}: is a damaged or truncated Caffe file ({error})") from None
+    layers = [_layer(mapped, value, number == 2) for number, value in fields(mapped, 0, len(mapped)) if number in (2, 100)]
+    nodes, constants, start = _graph(path, layers)
+    architecture, parameters, _ = walk.follow(path, nodes, constants, start, nodes[-1].outputs if nodes else ())
     return architecture, parameters
 
 
 def matches(mapped: Buffer) -> bool:
-    """Whether a file is a NetParameter: its layers have a name and a type, of which V1's is a number and V2's a word."""
+    """Whether a file is a NetParameter, whose V1 layers have a number as type."""
     try:
         for number, value in fields(mapped, 0, len(mapped)):
             if number == 100:
                 return True
             if number == 2:
-                return any(part == 5 and isinstance(inner, int) for part, inner in fields(mapped, *span(value)))
+                return any(part == 5 and isinstance(inner, int) for part, inner in fields(mapped, *span(mapped, value)))
     except ValueError:
         return False
     return False
 
 
+@dataclass(frozen=True)
 class _Layer:
-    """A layer of either generation: its name, its type as V2 calls it, what it reads and writes, and its blobs."""
+    """A layer, with V2's word for its type."""
 
-    def __init__(self, buffer: Buffer, value: Value, old: bool) -> None:
-        self.buffer, self.old = buffer, old
-        self.name = self.type = ""
-        self.bottoms: list[str] = []
-        self.tops: list[str] = []
-        self.blobs: list[Array] = []
-        self.parts: dict[int, Value] = {}
-        names = {2: "bottom", 3: "top", 4: "name", 5: "type", 6: "blob"} if old else {
-            1: "name", 2: "type", 3: "bottom", 4: "top", 7: "blob"
-        }  # fmt: skip
-        for number, part in fields(buffer, *span(value)):
-            kind = names.get(number)
-            if kind == "name":
-                self.name = text(buffer, part)
-            elif kind == "type":
-                self.type = _V1_TYPES.get(onnx_wire.number(part), str(part)) if old else text(buffer, part)
-            elif kind in ("bottom", "top"):
-                (self.bottoms if kind == "bottom" else self.tops).append(text(buffer, part))
-            elif kind == "blob":
-                self.blobs.append(_blob(buffer, part))
-            else:
-                self.parts[number] = part
+    name: str
+    type: str
+    bottoms: list[str]  # its inputs
+    tops: list[str]  # its outputs
+    blobs: list[Array]
+    parameters: dict[int, list[Any]]  # by number, each with the values of the field's occurrences
 
-    def parameters(self) -> dict[int, list[Value]]:
-        """The fields of the message that describes this type of layer, by number."""
-        place = _PARAMETERS.get(self.type, (None, None))[0 if self.old else 1]
-        found: dict[int, list[Value]] = {}
-        for number, value in fields(self.buffer, *span(self.parts[place])) if place in self.parts else ():
-            found.setdefault(number, []).append(value)
-        return found
+
+def _layer(buffer: Buffer, value: Value, old: bool) -> _Layer:
+    """A V1 or V2 layer."""
+    bottoms, tops, name, kind, blobs = (2, 3, 4, 5, 6) if old else (3, 4, 1, 2, 7)
+    places = [v1 if old else v2 for v1, v2, *_ in _PARAMETERS.values()]
+    content = message(
+        buffer, value,
+        {bottoms: text, tops: text, name: text, kind: number if old else text, blobs: _blob, **dict.fromkeys(places, span)},
+    )  # fmt: skip
+    type = last(content[kind], "")
+    type = _V1_TYPES.get(type, str(type)) if old else type
+    parameters: dict[int, list[Any]] = {}
+    if type in _PARAMETERS:
+        v1, v2, integers, reals = _PARAMETERS[type]
+        decoders = {**dict.fromkeys(integers, numbers), **dict.fromkeys(reals, floats)}
+        parameters = message(buffer, last(content[v1 if old else v2], (0, 0)), decoders)
+    return _Layer(last(content[name], ""), type, content[bottoms], content[tops], content[blobs], parameters)
 
 
 def _graph(path: Path, layers: list[_Layer]) -> tuple[list[Node], dict[str, Any], str]:
-    """The layers as ONNX's operators, their blobs by name, and what the first of them reads."""
+    """The layers as ONNX operators, their blobs by name, and the input of the first one."""
     nodes: list[Node] = []
     constants: dict[str, Any] = {}
     used = [layer for layer in layers if layer.type not in _OUTSIDE]
     for place, layer in enumerate(used):
         if layer.type == "Scale" and place and used[place - 1].type == "BatchNorm":
-            continue  # taken together with the layer before it
+            continue  # handled with the layer before it
         names = [f"{layer.name}.{number}" for number in range(len(layer.blobs))]
         blobs = [blob if index == 0 else blob.reshape(-1) for index, blob in enumerate(layer.blobs)]
         if layer.type == "InnerProduct" and blobs:
@@ -118,45 +113,43 @@ def _graph(path: Path, layers: list[_Layer]) -> tuple[list[Node], dict[str, Any]
         elif layer.type in _SAME:
             operator, tops = _SAME[layer.type], layer.tops
         else:
-            raise ModelError(f"{path}: is not a VGG network: layer {layer.name!r} is of the type {layer.type}")
+            raise ModelError(f"{path}: not a VGG network: unsupported layer {layer.type} {layer.name!r}")
         nodes.append(Node(operator, (*layer.bottoms[:1], *names), tuple(tops[:1]), _attributes(path, layer)))
     return nodes, constants, nodes[0].inputs[0] if nodes and nodes[0].inputs else ""
 
 
 def _attributes(path: Path, layer: _Layer) -> dict[str, Any]:
-    """A layer's parameters as ONNX's attributes, with Caffe's defaults."""
-    found, buffer = layer.parameters(), layer.buffer
+    """A layer's parameters as ONNX attributes, with Caffe's defaults."""
 
-    def numbers(*places: int, default: int) -> list[int]:
-        said = [number for place in places for value in found.get(place, ()) for number in onnx_wire.numbers(buffer, value)]
-        return said or [default]
+    def integers(*places: int, default: int) -> list[int]:
+        return [one for place in places for part in layer.parameters[place] for one in part] or [default]
 
     def real(place: int, default: float) -> float:
-        return float(onnx_wire.floats(buffer, found[place][0])[0]) if place in found else default
+        return float(last(layer.parameters[place], [default])[0])
 
     if layer.type == "Convolution":
         return {
-            "pads": numbers(3, 9, 10, default=0), "strides": numbers(6, 13, 14, default=1), "group": numbers(5, default=1)[0],
-            "dilations": numbers(18, default=1),
+            "pads": integers(3, 9, 10, default=0), "strides": integers(6, 13, 14, default=1),
+            "group": integers(5, default=1)[0], "dilations": integers(18, default=1),
         }  # fmt: skip
     if layer.type == "InnerProduct":
-        return {"transB": 1 - numbers(6, default=0)[0]}
+        return {"transB": 1 - integers(6, default=0)[0]}
     if layer.type == "Pooling":
-        if numbers(1, default=0) != [0]:
-            raise ModelError(f"{path}: is not a VGG network: layer {layer.name!r} pools in another way than by the maximum")
+        if integers(1, default=0) != [0]:
+            raise ModelError(f"{path}: not a VGG network: layer {layer.name!r} does not pool by the maximum")
         return {
-            "kernel_shape": numbers(2, 5, 6, default=1), "strides": numbers(3, 7, 8, default=1),
-            "pads": numbers(4, 9, 10, default=0),
+            "kernel_shape": integers(2, 5, 6, default=1), "strides": integers(3, 7, 8, default=1),
+            "pads": integers(4, 9, 10, default=0),
         }  # fmt: skip
     if layer.type == "LRN":
-        if numbers(4, default=0) != [0]:
-            raise ModelError(f"{path}: is not a VGG network: layer {layer.name!r} normalises within channels")
-        return {"size": numbers(1, default=5)[0], "alpha": real(2, 1.0), "beta": real(3, 0.75), "bias": real(5, 1.0)}
+        if integers(4, default=0) != [0]:
+            raise ModelError(f"{path}: not a VGG network: layer {layer.name!r} normalises within channels")
+        return {"size": integers(1, default=5)[0], "alpha": real(2, 1.0), "beta": real(3, 0.75), "bias": real(5, 1.0)}
     return {"epsilon": real(3, EPSILON)} if layer.type == "BatchNorm" else {}
 
 
 def _normalisation(layer: _Layer, scale: _Layer | None) -> list[Array]:
-    """Scale, bias, mean and variance of a BatchNorm layer, whose sums are kept with their count, and its Scale layer."""
+    """Scale, bias, mean and variance of a BatchNorm layer, which stores sums and their count, and its Scale layer."""
     mean, variance, *count = (blob.reshape(-1) for blob in layer.blobs)
     factor = np.float32(1 / count[0][0] if count and count[0][0] else 0 if count else 1)
     given = [blob.reshape(-1) for blob in scale.blobs] if scale else []
@@ -165,28 +158,20 @@ def _normalisation(layer: _Layer, scale: _Layer | None) -> list[Array]:
 
 
 def _blob(buffer: Buffer, value: Value) -> Array:
-    """A BlobProto as a view of the file. Older ones give four dimensions to everything, those in front being 1."""
-    legacy = {1: 1, 2: 1, 3: 1, 4: 1}
-    shape: list[int] | None = None
-    numbers: Array = np.empty(0, np.float32)
-    kind = 1
-    for number, part in fields(buffer, *span(value)):
-        if number in legacy:
-            legacy[number] = onnx_wire.number(part)
-        elif number == 5:
-            numbers = onnx_wire.floats(buffer, part)
-        elif number == 7:
-            shape = [side for _, dims in fields(buffer, *span(part)) for side in onnx_wire.numbers(buffer, dims)]
-        elif number == 8:
-            begin, end = span(part)
-            numbers = np.frombuffer(buffer, "<f8", (end - begin) // 8, begin)
-        elif number == 10:
-            kind = onnx_wire.number(part)
-        elif number == 12:
-            begin, end = span(part)
-            dtype = np.dtype(("<f8", "<f4", "<f2")[kind])
-            numbers = np.frombuffer(buffer, dtype, (end - begin) // dtype.itemsize, begin)
-    shape = list(legacy.values()) if shape is None else shape
-    if min(shape, default=1) < 0 or math.prod(shape) != len(numbers):
-        raise ValueError(f"a blob of shape {shape} holds {len(numbers)} numbers")
-    return numbers.reshape(shape)
+    """A BlobProto as a view of the file. Older ones have four dimensions, the first ones being 1."""
+    sides = (1, 2, 3, 4)
+    content = message(buffer, value, {**dict.fromkeys(sides, number), 5: floats, 7: _shape, 8: span, 10: number, 12: span})
+    shape = last(content[7], [last(content[side], 1) for side in sides])
+    values: Array = last(content[5], np.empty(0, np.float32))
+    if content[8]:
+        values = floats(buffer, content[8][-1], "<f8")
+    elif content[12]:
+        values = floats(buffer, content[12][-1], ("<f8", "<f4", "<f2")[last(content[10], 1)])
+    if min(shape, default=1) < 0 or math.prod(shape) != len(values):
+        raise ValueError(f"a blob of shape {shape} has {len(values)} numbers")
+    return values.reshape(shape)
+
+
+def _shape(buffer: Buffer, value: Value) -> list[int]:
+    """BlobShape: dim 1."""
+    return [side for part in message(buffer, value, {1: numbers})[1] for side in part]

@@ -1,4 +1,4 @@
-"""Caffe2's pair of files: `init_net.pb` fills the parameters, `predict_net.pb` computes with them.
+"""Caffe2's pair of files: `init_net.pb` with the parameters, `predict_net.pb` with the graph.
 
 Both are a NetDef in protobuf's wire format. Fields by number, from caffe2/proto/caffe2.proto. NetDef: op 2, external_input 7,
 external_output 8. OperatorDef: input 1, output 2, type 4, arg 5. Argument: name 1, f 2, i 3, s 4, floats 5, ints 6.
@@ -12,13 +12,13 @@ import numpy as np
 from ..arrays import Array
 from ..errors import ModelError
 from ..files import map_file
-from . import onnx_wire, walk
-from .constants import Node
-from .layouts import Bare
-from .onnx_wire import Buffer, fields, span, text
+from . import protobuf, walk
+from .layouts import Bare, reading
+from .nodes import Node
+from .protobuf import Buffer, Value, fields, last, message, span, text
 
-EPSILON = 1e-5  # of SpatialBN, where an operator doesn't say
-_FLOAT = 5 << 3 | 5  # what stands before each number of `floats`, which are not packed: a byte
+EPSILON = 1e-5  # SpatialBN's default
+_FLOAT = 5 << 3 | 5  # the tag, a byte, before each number of `floats`, which are not packed
 _FILLS = ("GivenTensorFill", "ConstantFill")
 _SAME = {
     "Conv": "Conv", "FC": "Gemm", "Relu": "Relu", "MaxPool": "MaxPool", "LRN": "LRN", "SpatialBN": "BatchNormalization",
@@ -27,83 +27,63 @@ _SAME = {
 
 
 def read(path: Path) -> Bare:
-    """The parameters in a pair of files, mapped, of which `path` is either one and the other lies beside it."""
-    try:
-        found = _operators(map_file(path))
-    except (ValueError, IndexError) as error:
-        raise _damaged(path, error) from None
-    fills = any(node.operator.endswith("Fill") for node in found)
+    """The parameters in a pair of files, mapped; `path` is either one, and the other is beside it."""
+    operators = _operators(map_file(path))
+    fills = any(node.operator.endswith("Fill") for node in operators)
     here, there = ("init", "predict") if fills else ("predict", "init")
     other = path.with_name(path.name.replace(here, there))
     if other == path or not other.exists():
-        raise ModelError(f"{path}: is half of a Caffe2 network; the other half, {there}_net.pb, must lie beside it")
-    try:
-        rest = _operators(map_file(other))
-        filling, computing = (found, rest) if fills else (rest, found)
-        constants = {node.outputs[0]: _filled(path, node) for node in filling if node.outputs}
-        nodes = [_node(path, node) for node in computing]
-        start = next((name for node in nodes for name in node.inputs[:1] if name not in constants), "")
-        outputs = nodes[-1].outputs if nodes else ()
-        architecture, parameters, _ = walk.recognise(path, nodes, constants, start, outputs)
-    except (ValueError, TypeError, IndexError, OverflowError) as error:
-        raise _damaged(path, error) from None
+        raise ModelError(f"{path}: half of a Caffe2 network; put the other half, {there}_net.pb, beside it")
+    with reading(other, "Caffe2"):
+        others = _operators(map_file(other))
+    filling, computing = (operators, others) if fills else (others, operators)
+    constants = {node.outputs[0]: _filled(path, node) for node in filling if node.outputs}
+    nodes = [_node(path, node) for node in computing]
+    start = next((name for node in nodes for name in node.inputs[:1] if name not in constants), "")
+    architecture, parameters, _ = walk.follow(path, nodes, constants, start, nodes[-1].outputs if nodes else ())
     return architecture, parameters
 
 
 def matches(mapped: Buffer) -> bool:
-    """Whether a file is a NetDef: its operators have a type, which is a word."""
+    """Whether a file is a NetDef, whose operators have text as type."""
     try:
         for number, value in fields(mapped, 0, len(mapped)):
             if number == 2:
-                return any(part == 4 and not isinstance(inner, int) for part, inner in fields(mapped, *span(value)))
+                return any(part == 4 and not isinstance(inner, int) for part, inner in fields(mapped, *span(mapped, value)))
     except ValueError:
         return False
     return False
 
 
-def _damaged(path: Path, error: Exception) -> ModelError:
-    return ModelError(f"{path}: is a damaged or truncated Caffe2 file, or the one beside it is ({error})")
+def _operators(mapped: Buffer) -> list[Node]:
+    """The operators of a NetDef with Caffe2's names, their arguments as attributes."""
+    operators: list[Node] = message(mapped, (0, len(mapped)), {2: _operator})[2]
+    return operators
 
 
-def _operators(buffer: Buffer) -> list[Node]:
-    """The operators of a NetDef under Caffe2's names, their arguments as attributes."""
-    nodes = []
-    for number, value in fields(buffer, 0, len(buffer)):
-        if number != 2:
-            continue
-        inputs: list[str] = []
-        outputs: list[str] = []
-        operator, attributes = "", {}
-        for part, inner in fields(buffer, *span(value)):
-            if part in (1, 2):
-                (inputs if part == 1 else outputs).append(text(buffer, inner))
-            elif part == 4:
-                operator = text(buffer, inner)
-            elif part == 5:
-                name, content = _argument(buffer, *span(inner))
-                attributes[name] = content
-        nodes.append(Node(operator, tuple(inputs), tuple(outputs), attributes))
-    return nodes
+def _operator(buffer: Buffer, value: Value) -> Node:
+    content = message(buffer, value, {1: text, 2: text, 4: text, 5: _argument})
+    return Node(last(content[4], ""), tuple(content[1]), tuple(content[2]), dict(content[5]))
 
 
-def _argument(buffer: Buffer, begin: int, end: int) -> tuple[str, Any]:
-    """An argument's name and content. The numbers of `floats` become one view, in steps of five bytes."""
-    name = ""
+def _argument(buffer: Buffer, place: Value) -> tuple[str, Any]:
+    """An argument's name and content. The numbers of `floats` are one view, in steps of five bytes."""
+    (begin, end), name = span(buffer, place), ""
     content: Any = None
     while begin < end:
         for number, value in fields(buffer, begin, end):
             if number == 1:
                 name = text(buffer, value)
             elif number == 2:
-                content = float(onnx_wire.floats(buffer, value)[0])
+                content = float(protobuf.floats(buffer, value)[0])
             elif number == 3:
-                content = onnx_wire.number(value)
+                content = protobuf.number(buffer, value)
             elif number == 4:
-                content = bytes(buffer[slice(*span(value))]).decode(errors="replace")
+                content = protobuf.lenient_text(buffer, value)
             elif number == 6:
-                content = [*(content or ()), *onnx_wire.numbers(buffer, value)]
+                content = [*(content or ()), *protobuf.numbers(buffer, value)]
             elif number == 5:
-                content, begin = _floats(buffer, *span(value), end)
+                content, begin = _floats(buffer, *span(buffer, value), end)
                 break
         else:
             break
@@ -111,14 +91,14 @@ def _argument(buffer: Buffer, begin: int, end: int) -> tuple[str, Any]:
 
 
 def _floats(buffer: Buffer, first: int, last: int, end: int) -> tuple[Array, int]:
-    """The numbers that begin at `first`, and where they end: packed, or one after the other, each with its tag."""
+    """The numbers that start at `first`, and their end: packed, or one after another, each with its tag."""
     if last - first != 4:
-        return onnx_wire.floats(buffer, (first, last)), last
+        return protobuf.floats(buffer, (first, last)), last
     most = (end - first + 1) // 5
     tags = np.ndarray((most,), np.uint8, buffer, first - 1, (5,))
     count = 0
-    while count < most:  # in blocks, so that no more than a block is looked at in vain
-        block = tags[count : count + onnx_wire.BLOCK] == _FLOAT
+    while count < most:  # in blocks, so that at most one block is checked in vain
+        block = tags[count : count + protobuf.BLOCK] == _FLOAT
         count += len(block) if block.all() else int(block.argmin())
         if not block.all():
             break
@@ -126,9 +106,9 @@ def _floats(buffer: Buffer, first: int, last: int, end: int) -> tuple[Array, int
 
 
 def _filled(path: Path, node: Node) -> Array:
-    """The tensor that an operator of `init_net.pb` makes."""
+    """The tensor of an operator in `init_net.pb`."""
     if node.operator not in _FILLS:
-        raise ModelError(f"{path}: fills {node.outputs[0]!r} by {node.operator}; {' and '.join(_FILLS)} are read")
+        raise ModelError(f"{path}: unsupported operator {node}; parameters come from {' or '.join(_FILLS)}")
     shape = node.attributes.get("shape")
     if not isinstance(shape, list) or min(shape, default=0) < 0:
         raise ValueError(f"{node.outputs[0]} has no shape")
@@ -138,34 +118,29 @@ def _filled(path: Path, node: Node) -> Array:
 
 
 def _node(path: Path, node: Node) -> Node:
-    """An operator of Caffe2's as ONNX's."""
-    said = node.attributes
+    """A Caffe2 operator as ONNX's."""
+    arguments = node.attributes
     operator = _SAME.get(node.operator)
     if operator is None:
-        raise ModelError(f"{path}: is not a VGG network: {node.operator} is no operator of one")
-    if said.get("order", "NCHW") != "NCHW":
-        raise ModelError(f"{path}: has its channels last, which is not supported")
+        raise ModelError(f"{path}: not a VGG network: unsupported operator {node}")
+    if arguments.get("order", "NCHW") != "NCHW":
+        raise ModelError(f"{path}: unsupported order of dimensions; channels must be first (NCHW)")
 
     def sides(one: str, *each: str, default: int) -> list[int]:
-        found = said.get(f"{one}s", [said[name] for name in each if name in said])
-        return found or [said.get(one, default)]
+        values = arguments.get(f"{one}s", [arguments[name] for name in each if name in arguments])
+        return values or [arguments.get(one, default)]
 
     attributes: dict[str, Any] = {}
     if operator in ("Conv", "MaxPool"):
         attributes = {
             "strides": sides("stride", "stride_h", "stride_w", default=1), "dilations": sides("dilation", default=1),
-            "pads": sides("pad", "pad_t", "pad_l", "pad_b", "pad_r", default=0), "group": said.get("group", 1),
+            "pads": sides("pad", "pad_t", "pad_l", "pad_b", "pad_r", default=0), "group": arguments.get("group", 1),
             "kernel_shape": sides("kernel", "kernel_h", "kernel_w", default=1),
         }  # fmt: skip
     elif operator == "Gemm":
         attributes = {"transB": 1}
     elif operator == "LRN":
-        attributes = {
-            "size": said.get("size"),
-            "alpha": said.get("alpha"),
-            "beta": said.get("beta"),
-            "bias": said.get("bias", 1.0),
-        }
+        attributes = {name: arguments.get(name) for name in ("size", "alpha", "beta")} | {"bias": arguments.get("bias", 1.0)}
     elif operator == "BatchNormalization":
-        attributes = {"epsilon": said.get("epsilon", EPSILON)}
+        attributes = {"epsilon": arguments.get("epsilon", EPSILON)}
     return Node(operator, node.inputs, node.outputs, attributes)

@@ -1,7 +1,7 @@
-"""Pickles of NumPy arrays in dictionaries, as Flax's users keep parameters, without running what is in them.
+"""Pickles of NumPy arrays in dictionaries, in which Flax's users save parameters, read without running code.
 
-Nothing is loaded but text, numbers, containers and arrays; an array is made here, from its shape, type and bytes. The layout
-is that of NumPy's own `ndarray.__reduce__`.
+Only text, numbers, containers and arrays are loaded; arrays are made here, from shape, type and bytes. The layout is that of
+NumPy's `ndarray.__reduce__`.
 """
 
 import math
@@ -12,45 +12,36 @@ from typing import Any
 import numpy as np
 
 from ..arrays import Array
-from ..errors import ModelError
-from ..files import reason
+from ..files import map_file
+from .layouts import Forbidden, reading
 
 DTYPES = ("f2", "f4", "f8")
 
 
 def read(path: Path) -> dict[str, Array]:
-    """The arrays in a pickle by their keys from the outermost in: `VGG16_0/Conv_0/kernel`. Raises ModelError."""
-    try:
-        with open(path, "rb") as file:
-            found = dict(_flat(_Unpickler(file).load()))
-    except OSError as error:
-        raise ModelError(f"{path}: {reason(error)}") from None
-    except _Forbidden as error:
-        what = str(error)[:80]
-        raise ModelError(f"{path}: holds {what!r}, which is not loaded since pickles can run code") from None
-    except Exception as error:  # a broken pickle can raise anything
-        raise ModelError(f"{path}: is a damaged file, or no pickle of arrays ({error})") from None
-    return found
+    """The arrays in a pickle by their keys, outermost first: `VGG16_0/Conv_0/kernel`.
 
-
-class _Forbidden(Exception):
-    """A pickle names something that could be run."""
+    Raises:
+        ModelError: the file can't be read, or contains anything but arrays.
+    """
+    with reading(path, "Flax"):
+        return dict(_flat(_Unpickler(map_file(path)).load()))
 
 
 class _Array:
-    """An array that a pickle describes; its state comes last."""
+    """An array in a pickle; its state follows it."""
 
     value: Array
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, shape, dtype, fortran, data = state
         if not isinstance(data, bytes) or len(data) != math.prod(shape) * dtype.value.itemsize:
-            raise ValueError("an array is cut short")
+            raise ValueError("a truncated array")
         self.value = np.frombuffer(data, dtype.value).reshape(shape, order="F" if fortran else "C")
 
 
 class _Dtype:
-    """A type of numbers that a pickle describes."""
+    """The dtype of an array in a pickle."""
 
     def __init__(self, kind: str, *_: Any) -> None:
         if kind not in DTYPES:
@@ -69,8 +60,8 @@ class _Unpickler(pickle.Unpickler):
         if (module, name) == ("numpy", "dtype"):
             return _Dtype
         if (module, name) == ("numpy", "ndarray"):
-            return None  # only named as what to reconstruct
-        raise _Forbidden(f"{module}.{name}")
+            return None  # an argument of _reconstruct
+        raise Forbidden(f"{module}.{name}")
 
 
 def _flat(content: Any, before: str = "") -> Any:

@@ -1,27 +1,28 @@
 """From another library's parameters to the paper's names.
 
-A reader hands over a file's layers in order, each with its arrays turned to our orientation and the keys they have in the
-file. Here the architecture is recognised from the shapes, and what doesn't fit is named by its key.
+A reader passes a file's layers in order, each with its arrays in our orientation and their keys in the file. This module
+recognises the architecture from the shapes, and reports an array that doesn't fit by its key.
 """
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..architectures import Architecture, recognise
 from ..arrays import Array
-from ..errors import ModelError
+from ..errors import ModelError, one_line
 from ..parameters import LowRank, Parameter, expanded, shaped
 
-Bare = tuple[Architecture, dict[str, Parameter]]  # what another's file holds: no preprocessing, no labels
+Bare = tuple[Architecture, dict[str, Parameter]]  # the content of a file without preprocessing and labels
 
 
 @dataclass(frozen=True)
 class Found:
-    """One array of a file: the key it has there, and its value, [out, in, height, width] or [out, in] or [out]."""
+    """An array of a file: its key there, and its value, [out, in, height, width], [out, in] or [out]."""
 
     key: str
     value: Parameter
@@ -30,20 +31,40 @@ class Found:
 Layer = dict[str, Found]  # by role: weight and bias, or scale, bias, mean and variance
 
 
+class Forbidden(Exception):
+    """A pickle names something other than containers, numbers, text and arrays."""
+
+
+@contextmanager
+def reading(path: object, format: str) -> Iterator[None]:
+    """Report whatever a damaged file makes a reader raise as a ModelError."""
+    try:
+        yield
+    except ModelError:
+        raise
+    except Forbidden as error:
+        raise ModelError(
+            f"{path}: contains {str(error)[:80]!r}, which is not loaded, because pickles can run code; save arrays alone, in "
+            "torch a state_dict"
+        ) from None
+    except Exception as error:  # h5py, zipfile and pickle raise nearly anything
+        raise ModelError(f"{path}: damaged or truncated {format} file ({one_line(error)})") from error
+
+
 def assemble(
     path: object, layers: Sequence[Layer], *, epsilon: float = 1e-5, channels_last: bool = False, lrn: bool = False
 ) -> Bare:
-    """The architecture that a file's layers form, and its parameters under the paper's names.
+    """The architecture of a file's layers, and its parameters under the paper's names.
 
     Args:
         path: the file, for errors.
         layers: in the order of execution.
         epsilon: of the batch normalisation.
-        channels_last: fc6 reads its input flattened as height, width, channels.
-        lrn: whether the first convolution's response is normalised, which no parameter shows.
+        channels_last: whether fc6 reads its input flattened as height, width, channels.
+        lrn: whether the first convolution is followed by response normalisation, which has no parameters.
 
     Raises:
-        ModelError: naming the first key that doesn't fit, what was expected and what was found.
+        ModelError: the layers form no VGG network; the message names the first key that doesn't fit and what was expected.
     """
     weights = [layer["weight"].value.shape for layer in layers if "weight" in layer]
     convolutions = [shape for shape in weights if len(shape) == 4]
@@ -58,19 +79,15 @@ def assemble(
             found = theirs.get(role)
             if found is None:
                 if role == "bias" and batch_norm and ours.operation == "convolution" and "weight" in theirs:
-                    parameters[name] = np.zeros(shape, np.float32)  # what the normalisation would take off again
+                    parameters[name] = np.zeros(shape, np.float32)  # which the normalisation would subtract again
                     continue
                 first = next(iter(theirs.values()))
                 raise misfit(path, first.key, first.value.shape, f"{name} {list(shape)}")
             parameters[name] = _fitted(path, found, name, shape, channels_last)
     if len(layers) < len(wanted):
-        missing = wanted[len(layers)]
-        raise ModelError(
-            f"{path}: is not a whole VGG network: {len(layers)} of the {len(wanted)} layers of {architecture.name} are "
-            f"there; {missing.name}.weight {list(missing.parameters['weight'])} is missing"
-            if "weight" in missing.parameters
-            else f"{path}: is not a whole VGG network: {missing.name} is missing"
-        )
+        name, (role, shape) = wanted[len(layers)].name, next(iter(wanted[len(layers)].parameters.items()))
+        count = f"it has {len(layers)} of the {len(wanted)} layers of {architecture.name}"
+        raise ModelError(f"{path}: not a complete VGG network: {count}; {name}.{role} {list(shape)} is missing")
     if len(layers) > len(wanted):
         extra = next(iter(layers[len(wanted)].values()))
         raise misfit(path, extra.key, extra.value.shape, f"nothing after the last layer of {architecture.name}")
@@ -78,12 +95,12 @@ def assemble(
 
 
 def misfit(path: object, key: str, shape: Sequence[int], expected: str) -> ModelError:
-    """The error for a file that is no VGG network we know, by the first key that shows it."""
-    return ModelError(f"{path}: is not a VGG network: expected {expected}, found {key} {list(shape)}")
+    """The error for a file that contains no VGG network, by the first key that shows it."""
+    return ModelError(f"{path}: not a VGG network: expected {expected}, found {key} {list(shape)}")
 
 
 def _mapped(value: Parameter, shape: tuple[int, ...]) -> Parameter:
-    """fc6's weight, [units, inputs], as it sees a map."""
+    """fc6's weight, [units, inputs], as [units, channels, height, width]."""
     if isinstance(value, LowRank):
         return LowRank(value.left, shaped(value.right, (value.right.shape[0], *shape[1:])))
     return shaped(value, shape)
@@ -101,13 +118,13 @@ def _fitted(path: object, found: Found, name: str, shape: tuple[int, ...], chann
         raise misfit(path, found.key, found.value.shape, f"{name} {list(shape)}")
     if isinstance(value, np.ndarray) and value.dtype.name not in ("float32", "float16", "bfloat16"):
         if value.dtype != np.float64:
-            raise ModelError(f"{path}: is not a VGG network: {found.key} holds {value.dtype.name}, not floats")
+            raise ModelError(f"{path}: not a VGG network: {found.key} has {value.dtype.name} numbers, not floats")
         return value.astype(np.float32)
     return value
 
 
-# The keys of torchvision's and timm's state dictionaries. A layer's number is its place in the Sequential; timm's first
-# two linear layers are convolutions over the whole map, 7x7 and 1x1.
+# The keys of torchvision's and timm's state dictionaries. A layer's number is its index in the Sequential; timm's first two
+# linear layers are convolutions, 7x7 and 1x1.
 _FEATURES = re.compile(r"features\.(\d+)\.(\w+)")
 _HEADS = {"classifier.0": 0, "classifier.3": 1, "classifier.6": 2, "pre_logits.fc1": 0, "pre_logits.fc2": 1, "head.fc": 2}
 _PAPER = re.compile(r"(conv|bn|fc)(\d)((?<!fc\d)_\d|(?<=fc\d))\.(\w+)")
@@ -115,35 +132,45 @@ _NORM_ROLES = {"weight": "scale", "bias": "bias", "running_mean": "mean", "runni
 _WRAPPERS = ("module.", "model.", "_orig_mod.", "backbone.")
 
 
-def from_state_dict(path: object, state: Mapping[str, Array]) -> Bare:
-    """The network in a torch state dictionary with torchvision's, timm's or the paper's keys."""
+def from_names(
+    path: object, arrays: Mapping[str, Array], parse: Callable[[str], tuple[tuple[int, ...], str | None]], example: str
+) -> Bare:
+    """The network in arrays whose names show their layers.
+
+    `parse` returns the place of an array's layer, which orders the layers, and the array's role, None if its name is unknown.
+    """
     layers: dict[tuple[int, ...], Layer] = {}
-    norms = {match[1] for key in state if (match := _FEATURES.fullmatch(_bare(key))) and match[2] == "running_mean"}
-    for key, value in state.items():
-        bare = _bare(key)
-        if bare.endswith("num_batches_tracked"):
-            continue
-        if match := _FEATURES.fullmatch(bare):
-            place: tuple[int, ...] = (0, int(match[1]))
-            role = _NORM_ROLES.get(match[2]) if match[1] in norms else match[2]
-        elif bare.rpartition(".")[0] in _HEADS:
-            layer, _, role = bare.rpartition(".")
-            place = (1, _HEADS[layer])
-            value = value.reshape(len(value), -1) if role == "weight" else value
-        elif match := _PAPER.fullmatch(bare):
-            place = (match[1] == "fc", int(match[2]), int(match[3][1:] or 0), match[1] == "bn")
-            role = match[4]
-            value = value.reshape(len(value), -1) if match[1] == "fc" and role == "weight" else value
-        else:
-            role = None
+    for name, value in arrays.items():
+        place, role = parse(name)
         if role not in ("weight", "bias", "scale", "mean", "variance"):
-            raise misfit(path, key, value.shape, "a key such as features.0.weight [64, 3, 3, 3]")
-        layers.setdefault(place, {})[role] = Found(key, value)
+            raise misfit(path, name, value.shape, example)
+        # timm's linear layers are convolutions, and fc6 reads a map: both become matrices here, [out, in].
+        matrix = role == "weight" and place[0] == 1
+        layers.setdefault(place, {})[role] = Found(name, value.reshape(len(value), -1) if matrix else value)
     return assemble(path, [layers[place] for place in sorted(layers)])
 
 
+def from_state_dict(path: object, state: Mapping[str, Array]) -> Bare:
+    """The network in a state dictionary with torchvision's, timm's or the paper's keys."""
+    arrays = {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
+    norms = {match[1] for key in arrays if (match := _FEATURES.fullmatch(_bare(key))) and match[2] == "running_mean"}
+
+    def parse(key: str) -> tuple[tuple[int, ...], str | None]:
+        key = _bare(key)
+        layer, _, role = key.rpartition(".")
+        if match := _FEATURES.fullmatch(key):
+            return (0, int(match[1])), _NORM_ROLES.get(role) if match[1] in norms else role
+        if layer in _HEADS:
+            return (1, _HEADS[layer]), role
+        if match := _PAPER.fullmatch(key):
+            return (int(match[1] == "fc"), int(match[2]), int(match[3][1:] or 0), int(match[1] == "bn")), role
+        return (), None
+
+    return from_names(path, arrays, parse, "a key such as features.0.weight [64, 3, 3, 3]")
+
+
 def _bare(key: str) -> str:
-    """A key without what a data-parallel or compiled module puts before it."""
+    """A key without the prefixes of data-parallel and compiled modules."""
     while key.startswith(_WRAPPERS):
         key = key.partition(".")[2]
     return key

@@ -1,7 +1,7 @@
-"""What our own files say of a network beside its numbers, as text under a few keys.
+"""The metadata in the files that vgg writes: all of a network besides its numbers, as text under a few keys.
 
-An ONNX file carries it in `metadata_props`, a safetensors file in `__metadata__`, so that the file alone is enough to
-classify rightly.
+It is in `metadata_props` of an ONNX file and in `__metadata__` of a safetensors file, so that the file alone is enough to
+classify correctly.
 """
 
 import json
@@ -9,9 +9,8 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict
 from typing import Any, TypeVar
 
-import numpy as np
-
 from ..architectures import Architecture
+from ..arrays import Array
 from ..errors import Error, ModelError
 from ..labels import parse
 from ..network import Network, Provenance
@@ -29,9 +28,11 @@ T = TypeVar("T")
 
 
 def describe(network: Network, expanded: Collection[str] = ()) -> dict[str, str]:
-    """The text that goes with a network's numbers; the hash of the parameters is the writer's to add.
+    """The metadata of a network, without the hash of its parameters, which the writer adds.
 
-    `expanded` names quantized parameters that the file holds as floats.
+    Args:
+        network: the network.
+        expanded: names of quantized parameters that are floats in the file.
     """
     quantized = {
         name: {"axis": value.axis, "group": value.group}
@@ -50,9 +51,9 @@ def describe(network: Network, expanded: Collection[str] = ()) -> dict[str, str]
     return text
 
 
-def build(path: object, text: Mapping[str, str], tensors: Mapping[str, np.ndarray[Any, Any]]) -> Network:
-    """The network that `describe` described, with its stored arrays. Raises ModelError where they don't fit together."""
-    made = architecture(path, text)
+def build(path: object, text: Mapping[str, str], tensors: Mapping[str, Array]) -> Network:
+    """The network with this metadata and these stored arrays. Raises ModelError if they don't fit together."""
+    written = architecture(path, text)
     quantized = _parsed(path, QUANTIZED, text, dict) if QUANTIZED in text else {}
     parameters: dict[str, Parameter] = {}
 
@@ -63,33 +64,33 @@ def build(path: object, text: Mapping[str, str], tensors: Mapping[str, np.ndarra
         return Quantized(value, tensors[f"{name}.scale"], tensors.get(f"{name}.zero_point"), **quantized[name])
 
     try:
-        for name, shape in made.parameters.items():
+        for name, shape in written.parameters.items():
             if f"{name}.left" in tensors:
                 rank = tensors[f"{name}.left"].shape[1]
                 parameters[name] = LowRank(part(f"{name}.left", shape[0], rank), part(f"{name}.right", rank, *shape[1:]))
             else:
                 parameters[name] = part(name, *shape)
     except KeyError as error:
-        raise ModelError(f"{path}: parameter {error.args[0]} of {made.name} is missing") from None
+        raise ModelError(f"{path}: parameter {error.args[0]} of {written.name} is missing") from None
     except (ValueError, TypeError, IndexError):
-        raise ModelError(f"{path}: parameter {name} doesn't have the shape that its architecture needs") from None
+        raise ModelError(f"{path}: parameter {name} has the wrong shape for {written.name}") from None
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from None
-    return complete(path, text, made, parameters)
+    return complete(path, text, written, parameters)
 
 
-def is_whole(made: Architecture, tensors: Collection[str]) -> bool:
-    """Whether each parameter of an architecture is among the stored arrays, as `build` wants them."""
-    return all(name in tensors or {f"{name}.left", f"{name}.right"} <= set(tensors) for name in made.parameters)
+def is_whole(architecture: Architecture, tensors: Collection[str]) -> bool:
+    """Whether each parameter of an architecture is among the stored arrays that `build` reads."""
+    return all(name in tensors or {f"{name}.left", f"{name}.right"} <= set(tensors) for name in architecture.parameters)
 
 
 def architecture(path: object, text: Mapping[str, str]) -> Architecture:
-    """The architecture that `describe` described."""
+    """The architecture in the metadata."""
     return _parsed(path, ARCHITECTURE, text, lambda value: Architecture(**value))
 
 
 def complete(path: object, text: Mapping[str, str], architecture: Architecture, parameters: Mapping[str, Parameter]) -> Network:
-    """A network of these parameters with what `describe` said beside them. Raises ModelError where it doesn't fit."""
+    """The network with these parameters and the rest of its metadata. Raises ModelError if they don't fit together."""
     preprocessing = _parsed(path, PREPROCESSING, text, lambda value: Preprocessing(**_tuples(value)))
     provenance = _parsed(path, PROVENANCE, text, lambda value: Provenance(**value))
     try:
@@ -103,7 +104,7 @@ def _parsed(path: object, key: str, text: Mapping[str, str], make: Callable[[Any
     try:
         return make(json.loads(text[key]))
     except (KeyError, ValueError, TypeError, AttributeError, Error):
-        raise ModelError(f"{path}: its metadata entry {key!r} is missing or damaged") from None
+        raise ModelError(f"{path}: missing or damaged metadata entry {key!r}") from None
 
 
 def _tuples(value: dict[str, Any]) -> dict[str, Any]:

@@ -1,9 +1,9 @@
-"""MXNet's `.params`: arrays one after the other, then their names. Any version of the format, of any age.
+"""MXNet's `.params`, all versions of the format: arrays one after another, then their names.
 
 Layout from src/ndarray/ndarray.cc (NDArray::Save, Load, LegacyLoad). The file: 0x112, a reserved number, the number of
-arrays, the arrays, the number of names, the names with their lengths; all uint64. An array begins with its version: 3 or 2
-(then the kind of storage), 1, or, in the oldest files, with its number of dimensions; then its shape, the device, the type,
-the numbers. All is little-endian.
+arrays, the arrays, the number of names, the names with their lengths; all numbers uint64. An array starts with its version:
+3 or 2 (followed by the kind of storage), 1, or, in the oldest files, its number of dimensions; then its shape, device, type
+and numbers. All is little-endian.
 """
 
 import math
@@ -16,9 +16,8 @@ import ml_dtypes
 import numpy as np
 
 from ..arrays import Array
-from ..errors import ModelError
 from ..files import map_file
-from .layouts import Bare, Found, Layer, assemble, misfit
+from .layouts import Bare, from_names
 
 MAGIC = struct.pack("<QQ", 0x112, 0)
 _V1, _V2, _V3 = 0xF993FAC8, 0xF993FAC9, 0xF993FACA
@@ -26,8 +25,8 @@ _DTYPES: tuple[Any, ...] = (np.float32, np.float64, np.float16, np.uint8, np.int
 _BFLOAT16 = 12
 _MAX_DIMENSIONS = 32
 
-# `vgg0_conv0_weight`, as Gluon names them within a network; `features.0.weight` and `output.bias`, as it saves them; and
-# `conv1_1_weight`, `fc6_bias`, `bn1_1_gamma` of networks that came from Caffe. `arg:` and `aux:` go before them in checkpoints.
+# Gluon's names within a network, `vgg0_conv0_weight`; its names in files, `features.0.weight` and `output.bias`; names of
+# networks converted from Caffe, `conv1_1_weight`, `fc6_bias`, `bn1_1_gamma`. Checkpoints add the prefix `arg:` or `aux:`.
 _GLUON = re.compile(r"(?:.*_)?(conv|batchnorm|dense)(\d+)_(\w+)")
 _SAVED = re.compile(r"(?:features\.(\d+)|output)\.(\w+)")
 _PAPER = re.compile(r"(conv|bn|fc)(\d)(?:_(\d))?_(\w+)")
@@ -38,22 +37,13 @@ _ROLES = {
 
 
 def read(path: Path) -> Bare:
-    """The parameters in a file, mapped. The epsilon of batch normalisation is Gluon's, 1e-5; the file doesn't say it."""
-    try:
-        arrays = _arrays(map_file(path))
-    except (struct.error, ValueError, IndexError, OverflowError) as error:
-        raise ModelError(f"{path}: is a damaged or truncated MXNet file ({error})") from None
-    layers: dict[tuple[int, ...], Layer] = {}
-    for key, value in arrays.items():
-        place, role = _place(key)
-        if role is None:
-            raise misfit(path, key, value.shape, "a name such as vgg0_conv0_weight or features.0.weight")
-        layers.setdefault(place, {})[role] = Found(key, value)
-    return assemble(path, [layers[place] for place in sorted(layers)])
+    """The parameters in a file, mapped. The file has no epsilon of batch normalisation; it is Gluon's, 1e-5."""
+    arrays = _arrays(map_file(path))
+    return from_names(path, arrays, _place, "a name such as vgg0_conv0_weight or features.0.weight")
 
 
 def _place(key: str) -> tuple[tuple[int, ...], str | None]:
-    """Where in the order of the layers an array belongs, and its role there; none when its name is unknown."""
+    """The position of an array's layer in the network, and its role there; no role if its name is unknown."""
     bare = key.removeprefix("arg:").removeprefix("aux:")
     if match := _SAVED.fullmatch(bare):
         return (0, int(match[1])) if match[1] else (1,), _ROLES.get(match[2])
@@ -65,7 +55,7 @@ def _place(key: str) -> tuple[tuple[int, ...], str | None]:
 
 
 def _arrays(mapped: Any) -> dict[str, Array]:
-    """The arrays by name. Raises ValueError, struct.error or IndexError where the bytes are none."""
+    """The arrays by name. Raises ValueError, struct.error or IndexError if the bytes are damaged."""
     (count,) = struct.unpack_from("<Q", mapped, len(MAGIC))
     if count * 16 > len(mapped):
         raise ValueError(f"{count} arrays in {len(mapped)} bytes")
@@ -82,14 +72,14 @@ def _arrays(mapped: Any) -> dict[str, Array]:
         (length,) = struct.unpack_from("<Q", mapped, place)
         name = mapped[place + 8 : place + 8 + length]
         if len(name) != length:
-            raise ValueError("a name is cut short")
+            raise ValueError("a truncated name")
         place += 8 + length
         arrays[name.decode()] = value
     return arrays
 
 
 def _array(mapped: Any, place: int) -> tuple[Array, int]:
-    """One array as a view of the file, and where it ends."""
+    """One array as a view of the file, and its end."""
     (version,) = struct.unpack_from("<I", mapped, place)
     side = "q"
     if version in (_V1, _V2, _V3):
@@ -106,12 +96,12 @@ def _array(mapped: Any, place: int) -> tuple[Array, int]:
         raise ValueError(f"an array of {dimensions} dimensions")
     shape = struct.unpack_from(f"<{dimensions}{side}", mapped, place + 4)
     place += 4 + struct.calcsize(f"<{dimensions}{side}")
-    if dimensions == 0:  # an array that was never filled, of which nothing else is kept
+    if dimensions == 0:  # an array that was never filled, without further fields
         return np.empty(0, np.float32), place
     _, _, kind = struct.unpack_from("<3i", mapped, place)
     place += 12
     dtype = np.dtype(ml_dtypes.bfloat16 if kind == _BFLOAT16 else _DTYPES[kind])
     count = math.prod(shape)
     if min(shape) < 0 or kind < 0 or count * dtype.itemsize > len(mapped) - place:
-        raise ValueError(f"an array of shape {list(shape)} reaches beyond the file")
+        raise ValueError(f"an array of shape {list(shape)} extends beyond the file")
     return np.frombuffer(mapped, dtype, count, place).reshape(shape), place + count * dtype.itemsize

@@ -1,48 +1,40 @@
-"""ONNX files, written in one stream: the graph by the onnx package, the numbers block by block behind it."""
+"""ONNX files, written as one stream: the graph by the onnx package, then the parameters block by block."""
 
 import warnings
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import helper
 
 from ..errors import ModelError, Notice
 from ..files import replacing
 from ..network import Network, ParametersHash
 from ..parameters import Quantized, as_bytes, blocks
-from . import metadata, onnx_graph, onnx_preprocessing
-from .onnx_graph import Initializer
-from .onnx_options import OnnxOptions
-from .onnx_wire import field, prefix
+from . import metadata, onnx_builder
+from .onnx_builder import Initializer, OnnxOptions
+from .protobuf import field, prefix
 
-OLDEST, DEFAULT, NEWEST = 3, 17, onnx.defs.onnx_opset_version()
-ALIGNMENT = 64  # bytes; big tensors begin on such a boundary of the file, where every vector load is aligned
-BIG = 4096
-LARGEST = 2**31 - 1  # protobuf's limit on a message
+ALIGNMENT = 64  # bytes; large tensors start at a multiple of it in the file, so that vector loads are aligned
+LARGE = 4096  # bytes
+MAX_BYTES = 2**31 - 1  # protobuf's limit for a message
 
 
 def write(network: Network, path: Path, options: OnnxOptions) -> None:
-    """Write a network as an ONNX file, deterministic to the byte; see `Network.write`."""
-    oldest = onnx_preprocessing.OPSET if options.preprocessing else OLDEST
-    opset = max(DEFAULT, oldest) if options.opset is None else options.opset
-    if not oldest <= opset <= NEWEST:
-        what = " with preprocessing" if options.preprocessing else ""
-        able = f"{oldest} to {NEWEST} can, with onnx {onnx.__version__}"
-        raise ModelError(f"{path}: opset {opset} can't be written{what}: {able}")
+    """Write a network as an ONNX file; the same network and options give the same bytes. See `vgg.formats.write`."""
     try:
-        made, initializers = onnx_graph.build(network, opset, ("logits", *options.outputs), options)
+        model, initializers = onnx_builder.build(network, options)
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from None
     expanded = [one.name for one in initializers if isinstance(one.value, Quantized)]
     if expanded:
         warnings.warn(
             Notice(
-                f"{path}: {len(expanded)} quantized weights were expanded to float{options.bits}; opset {onnx_graph.PER_AXIS} "
-                f"keeps those of 8 bits with scales along an axis, opset {onnx_graph.BLOCKED} those of 4 bits and in groups"
+                f"{path}: expanded {len(expanded)} quantized weights to float{options.bits}; opset {onnx_builder.PER_AXIS} "
+                f"keeps 8-bit weights with scales along an axis, opset {onnx_builder.BLOCKED} 4-bit weights and groups"
             ), stacklevel=2,
         )  # fmt: skip
-    head, heads = _layout(made, initializers, opset)
+    head, heads = _layout(path, model, initializers)
     total = ParametersHash()
     with replacing(path) as file:
         file.write(head)
@@ -58,48 +50,41 @@ def write(network: Network, path: Path, options: OnnxOptions) -> None:
             file.write(field(14, field(1, key.encode()) + field(2, value.encode())))
 
 
-def _layout(made: onnx.GraphProto, initializers: list[Initializer], opset: int) -> tuple[bytes, list[bytes]]:
-    """The bytes before the first initializer, and those before each one's numbers."""
-    body = made.SerializeToString(deterministic=True)
+def _layout(path: Path, model: onnx.ModelProto, initializers: list[Initializer]) -> tuple[bytes, list[bytes]]:
+    """The bytes before the first initializer, and the bytes before each initializer's numbers."""
+    body = model.graph.SerializeToString(deterministic=True)
     place, heads = len(body), []
     for one in initializers:
         heads.append(_aligned(one, place))
         place += len(heads[-1]) + one.nbytes
-    ir = 3 if opset < 7 else max(4, helper.find_min_ir_version_for([helper.make_opsetid("", opset)]))
-    model = onnx.ModelProto(ir_version=ir, producer_name="vgg", producer_version=_version())
-    model.opset_import.append(helper.make_opsetid("", opset))
-    if place > LARGEST:
-        raise ModelError(f"{made.name} needs {place / 2**30:.1f} GiB; an ONNX file holds at most 2")
+    if place > MAX_BYTES:
+        raise ModelError(f"{path}: {model.graph.name} needs {place / 2**30:.1f} GiB; an ONNX file holds at most 2")
+    outer = onnx.ModelProto(ir_version=model.ir_version, producer_name="vgg", producer_version=version("vgg"))
+    outer.opset_import.extend(model.opset_import)
     before = prefix(7, place)
-    start = model.SerializeToString(deterministic=True)
-    # The text before the graph is as long as it must be for the graph to begin on a boundary.
+    start = outer.SerializeToString(deterministic=True)
+    # doc_string, which precedes the graph, pads the graph's start to a boundary.
     room = -(len(start) + len(before) + 2) % ALIGNMENT
-    model.doc_string = "VGG".ljust(room if room >= 3 else room + ALIGNMENT)
-    return model.SerializeToString(deterministic=True) + before + body, heads
+    outer.doc_string = "VGG".ljust(room if room >= 3 else room + ALIGNMENT)
+    return outer.SerializeToString(deterministic=True) + before + body, heads
 
 
 def _aligned(one: Initializer, place: int) -> bytes:
-    """A tensor's head, which stands at `place`: when the tensor is big, a blank doc_string brings its numbers to a boundary."""
+    """The head of the tensor at `place`; a blank doc_string pads a large tensor's numbers to a boundary."""
     dims = b"".join(field(1, dim) for dim in one.dims)
     start = dims + field(2, one.data_type) + field(8, one.title.encode())
     for room in range(-1, ALIGNMENT + 2):
         inner = start + (field(12, b" " * room) if room >= 0 else b"") + prefix(9, one.nbytes)
         head = prefix(5, len(inner) + one.nbytes) + inner
-        if one.nbytes < BIG or (place + len(head)) % ALIGNMENT == 0:
+        if one.nbytes < LARGE or (place + len(head)) % ALIGNMENT == 0:
             return head
     raise AssertionError("some padding always fits")
 
 
 def _image(network: Network) -> dict[str, str]:
-    """The keys that the ONNX standard gives image models (onnx/docs/MetadataProps.md)."""
+    """The metadata that the ONNX standard defines for image models (onnx/docs/MetadataProps.md)."""
     return {
         "Image.BitmapPixelFormat": "Rgb8" if network.preprocessing.channels == "RGB" else "Bgr8",
         "Image.ColorSpaceGamma": "SRGB",
         "Image.NominalPixelRange": "NominalRange_0_255" if network.preprocessing.scale == 1 else "Normalized_0_1",
     }
-
-
-def _version() -> str:
-    from importlib.metadata import version
-
-    return version("vgg")

@@ -1,7 +1,7 @@
 """safetensors: a JSON header of names, dtypes, shapes and offsets, then the bytes.
 
-The format is described at github.com/huggingface/safetensors. Arrays are views of the mapped file; its own package would
-copy each of them.
+The format is described at github.com/huggingface/safetensors. Arrays are views of the mapped file; the package safetensors
+would copy them.
 """
 
 import json
@@ -20,7 +20,7 @@ from ..parameters import blocks, is_int4
 from . import metadata
 from .layouts import Bare, from_state_dict
 
-MAX_HEADER = 100 * 2**20  # the limit that the format's own package sets
+MAX_HEADER = 100 * 2**20  # the limit of the package safetensors
 DTYPES: dict[str, Any] = {
     "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16,
     "I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8, "U8": np.uint8, "BOOL": np.bool_,
@@ -29,35 +29,32 @@ NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
 
 
 def matches(head: bytes) -> bool:
-    """Whether a file that begins with these bytes is one."""
+    """Whether a file that starts with these bytes is a safetensors file."""
     return len(head) > 9 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= MAX_HEADER
 
 
 def read(path: Path) -> Network | Bare:
-    """The network in a file of ours, or the parameters in one with torchvision's or timm's keys."""
+    """The network in a file that vgg wrote, or the parameters in a file with torchvision's, timm's or the paper's keys."""
     mapped = map_file(path)
     start = 8 + int.from_bytes(mapped[:8], "little")
-    try:
-        header = json.loads(mapped[8:start])
-        text = header.pop("__metadata__", {})
-        tensors = {}
-        for name, entry in header.items():
-            dtype, shape, (begin, end) = np.dtype(DTYPES[entry["dtype"]]), tuple(entry["shape"]), entry["data_offsets"]
-            if not 0 <= begin <= end <= len(mapped) - start or end - begin != math.prod(shape) * dtype.itemsize:
-                raise ValueError(name)
-            tensors[name] = np.frombuffer(mapped, dtype, math.prod(shape), start + begin).reshape(shape)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ModelError(f"{path}: is a damaged or truncated safetensors file ({error})") from None
+    header = json.loads(mapped[8:start])
+    text = header.pop("__metadata__", {})
+    tensors = {}
+    for name, entry in header.items():
+        dtype, shape, (begin, end) = np.dtype(DTYPES[entry["dtype"]]), tuple(entry["shape"]), entry["data_offsets"]
+        if not 0 <= begin <= end <= len(mapped) - start or end - begin != math.prod(shape) * dtype.itemsize:
+            raise ValueError(name)
+        tensors[name] = np.frombuffer(mapped, dtype, math.prod(shape), start + begin).reshape(shape)
     if metadata.ARCHITECTURE in text:
         return metadata.build(path, text, tensors)
     return from_state_dict(path, tensors)
 
 
 def write(network: Network, path: Path) -> None:
-    """Write a network under the paper's names, with its description in `__metadata__`."""
+    """Write a network under the paper's names, with its metadata in `__metadata__`."""
     tensors, offset = network.tensors(), 0
     if any(is_int4(array) for array in tensors.values()):
-        raise ModelError(f"{path}: safetensors has no numbers of 4 bits; write .onnx")
+        raise ModelError(f"{path}: safetensors has no 4-bit numbers; write to .onnx")
     header: dict[str, Mapping[str, Any]] = {"__metadata__": {**metadata.describe(network), metadata.SHA256: network.sha256()}}
     for name, array in tensors.items():
         span = [offset, offset := offset + array.nbytes]

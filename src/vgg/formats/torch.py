@@ -1,8 +1,8 @@
-"""torch.save's files, `.pth` and `.pt`, without torch: the zip format since 1.6 and the pickle stream before it.
+"""Files of torch.save, `.pth` and `.pt`, read without torch: the zip format since 1.6 and the pickle stream before it.
 
-Both hold a pickle whose tensors refer to storages of raw numbers, which are mapped from the file. Pickles can run code, so
-nothing is loaded but what a state dictionary is made of: containers, numbers, text, tensors. Layouts from torch's own
-torch/serialization.py (_load, _legacy_load) and torch/_utils.py (_rebuild_tensor_v2).
+Both contain a pickle whose tensors refer to storages of raw numbers, which are mapped from the file. Pickles can run code, so
+only the parts of a state dictionary are loaded: containers, numbers, text, tensors. Layouts from torch/serialization.py
+(_load, _legacy_load) and torch/_utils.py (_rebuild_tensor_v2).
 """
 
 import mmap
@@ -20,7 +20,7 @@ import numpy as np
 from ..arrays import Array
 from ..errors import ModelError
 from ..files import map_file, stored
-from .layouts import Bare, from_state_dict
+from .layouts import Bare, Forbidden, from_state_dict, reading
 
 LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 ZIP_MAGIC = b"PK\x03\x04"
@@ -31,23 +31,23 @@ _STORAGES: dict[str, Any] = {
     "CharStorage": np.int8, "ByteStorage": np.uint8, "BoolStorage": np.bool_,
 }  # fmt: skip
 _DTYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
-_STATES = ("state_dict", "model_state_dict", "model", "net")  # where training scripts put it in a checkpoint
+_STATES = ("state_dict", "model_state_dict", "model", "net")  # its keys in the checkpoints of training scripts
 
 
 class _Storage:
-    """Numbers of one type in the file; where the old format puts them is only known after its pickle has been read."""
+    """Numbers of one type in the file; in the old format, their place is known only after the pickle has been read."""
 
     def __init__(self, dtype: Any, count: int, view: Array | None = None) -> None:
         self.dtype, self.count, self.view = np.dtype(dtype), count, view
 
 
 class _Tensor:
-    """A tensor that the pickle describes: where it lies in its storage, in numbers, not bytes."""
+    """A tensor in the pickle: its place in its storage, in numbers, not bytes."""
 
     def __init__(self, storage: _Storage, offset: int, size: tuple[int, ...], stride: tuple[int, ...]) -> None:
         last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
         if min((offset, *size, *stride)) < 0 or (0 not in size and last >= storage.count):
-            raise ValueError("a tensor reaches beyond its storage")
+            raise ValueError("a tensor extends beyond its storage")
         self.storage, self.offset, self.size, self.stride = storage, offset, size, stride
 
     def array(self) -> Array:
@@ -59,12 +59,12 @@ class _Tensor:
 
 
 class _Unpickler(pickle.Unpickler):
-    """An unpickler that knows only what a state dictionary is made of."""
+    """An unpickler that knows only the parts of a state dictionary."""
 
     def __init__(self, file: Any, storage: Callable[[str, int, Any], _Storage]) -> None:
         super().__init__(file, encoding="utf-8")
 
-        # Functions of this one call, so that no pickle can change anything that outlives it.
+        # Local functions, so that no pickle can change anything that outlives this call.
         def rebuild(storage: _Storage, offset: int, size: Any, stride: Any, *_: Any) -> _Tensor:
             return _Tensor(storage, offset, tuple(size), tuple(stride))
 
@@ -88,39 +88,34 @@ class _Unpickler(pickle.Unpickler):
         try:
             return self._allowed[module, name]
         except KeyError:
-            raise pickle.UnpicklingError(f"{module}.{name}") from None
+            raise Forbidden(f"{module}.{name}") from None
 
     def persistent_load(self, pid: Any) -> _Storage:
         kind, storage, key, _, count, *view = pid
         if kind != "storage" or storage not in _STORAGES or not isinstance(count, int) or count < 0 or any(view):
-            raise ValueError("an unknown kind of storage")
+            raise ValueError("unknown kind of storage")
         return self._storage(str(key), count, _STORAGES[storage])
 
 
 def read(path: Path) -> Bare:
-    """The parameters in a file with torchvision's or timm's keys, or a checkpoint that holds such a state dictionary."""
+    """The parameters in a state dictionary with torchvision's, timm's or the paper's keys, alone or in a checkpoint."""
     return from_state_dict(path, read_state(path))
 
 
 def read_state(path: Path) -> dict[str, Array]:
-    """The state dictionary in a file: arrays by their keys there, mapped. Raises ModelError."""
+    """The state dictionary in a file: its arrays by key, mapped.
+
+    Raises:
+        ModelError: the file can't be read or contains no state dictionary.
+    """
     mapped = map_file(path)
     load = _from_zip if mapped[:4] == ZIP_MAGIC else _from_stream
-    try:
+    with reading(path, "torch"):
         return {key: value.array() for key, value in _state(load(path, mapped)).items()}
-    except ModelError:
-        raise
-    except pickle.UnpicklingError as error:
-        raise ModelError(
-            f"{path}: holds {str(error)[:80]!r}, which is not loaded since pickles can run code; in torch, save the model's "
-            "state_dict() alone"
-        ) from None
-    except Exception as error:  # a broken pickle can raise anything
-        raise ModelError(f"{path}: is a damaged or truncated torch file ({error})") from None
 
 
 def _state(content: Any) -> dict[str, _Tensor]:
-    """The state dictionary in what a file holds."""
+    """The state dictionary in a file's content."""
     for key in _STATES:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
@@ -134,16 +129,16 @@ def _from_zip(path: Path, mapped: mmap.mmap) -> Any:
         entries = {entry.filename: entry for entry in archive.infolist()}
         pickled = next((name for name in entries if name.split("/")[1:] == ["data.pkl"]), None)
         if pickled is None:
-            raise ModelError(f"{path}: is a zip file but not one of torch's: it has no data.pkl")
+            raise ModelError(f"{path}: a zip file, but not torch's: it has no data.pkl")
         folder = pickled.removesuffix("data.pkl")
         order = entries.get(f"{folder}byteorder")
         if order and archive.read(order) == b"big":
-            raise ModelError(f"{path}: was written on a big-endian machine, which is not supported")
+            raise ModelError(f"{path}: unsupported byte order: written on a big-endian machine")
 
         def storage(key: str, count: int, dtype: Any) -> _Storage:
             begin, end = stored(mapped, entries[f"{folder}data/{key}"])
             if count * np.dtype(dtype).itemsize > end - begin:
-                raise ValueError("a storage is cut short")
+                raise ValueError("a truncated storage")
             return _Storage(dtype, count, np.frombuffer(mapped, dtype, count, begin))
 
         with archive.open(pickled) as file:
@@ -157,17 +152,17 @@ def _from_stream(path: Path, mapped: mmap.mmap) -> Any:
         return storages.setdefault(key, _Storage(dtype, count))
 
     with open(path, "rb") as file:
-        # Four pickles in a row: a magic number, the protocol's number, the writer's machine, the content. Then the keys
-        # of the storages, and for each an 8-byte count and its numbers.
+        # Five pickles: a magic number, the protocol's number, the writer's machine, the content, the keys of the storages.
+        # Then an 8-byte count and the numbers of each storage.
         _, _, machine, content, keys = (_Unpickler(file, storage).load() for _ in range(5))
         if not machine.get("little_endian", True):
-            raise ModelError(f"{path}: was written on a big-endian machine, which is not supported")
+            raise ModelError(f"{path}: unsupported byte order: written on a big-endian machine")
         place = file.tell()
     for key in keys:
         found = storages[key]
         (count,) = struct.unpack("<q", mapped[place : place + 8])
         if count != found.count:
-            raise ValueError("a storage has another length than it should")
+            raise ValueError("a storage of the wrong length")
         found.view = np.frombuffer(mapped, found.dtype, count, place + 8)
         place += 8 + found.view.nbytes
     return content

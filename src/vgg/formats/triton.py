@@ -1,4 +1,4 @@
-"""The model repository that Triton and OpenVINO Model Server load: NAME/1/model.onnx, NAME/config.pbtxt, NAME/labels.txt.
+"""The model repository of Triton and OpenVINO Model Server: NAME/1/model.onnx, NAME/config.pbtxt, NAME/labels.txt.
 
 Layout and fields from Triton's docs/user_guide/model_repository.md and model_configuration.md.
 """
@@ -10,31 +10,33 @@ from pathlib import Path
 from ..errors import Error
 from ..files import reason
 from ..network import Network
-from . import onnx_reader, onnx_writer
-from .onnx_options import OnnxOptions
+from . import onnx_writer
+from .onnx_builder import OnnxOptions
+from .onnx_file import OnnxFile, scan
 
-MAX_BATCH = 64  # images that Triton may put together, where the batch is free
+MAX_BATCH = 64  # images that Triton may batch, if the batch is not fixed
 
 
 def write(network: Network, folder: Path, options: OnnxOptions) -> None:
-    """Write a network as version 1 of the model that is called like the folder, which must not be there yet.
+    """Write a network as version 1 of a model, named by its new folder.
 
     Raises:
-        Error: the folder is there or can't be written; ModelError: see `Network.write`.
+        Error: the folder exists or can't be written.
+        ModelError: see `vgg.formats.write`.
     """
     if folder.exists():
-        raise Error(f"{folder}: is there already; a model repository is only written anew")
+        raise Error(f"{folder}: exists already; a model repository needs a new folder")
     try:
         made = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent))
         try:
             (made / "1").mkdir()
             onnx_writer.write(network, made / "1" / "model.onnx", options)
-            model = onnx_reader.scan(made / "1" / "model.onnx")
+            model = scan(made / "1" / "model.onnx")
             (made / "config.pbtxt").write_text(_configuration(folder.name, model, network))
             if network.labels:
                 names = [name.replace("\n", " ") for name in network.labels.names]
                 (made / "labels.txt").write_text("".join(f"{name}\n" for name in names))
-            made.chmod(0o755)  # mkdtemp is stricter than what a server expects
+            made.chmod(0o755)  # mkdtemp's mode excludes other users, such as the server
             made.rename(folder)
         finally:
             shutil.rmtree(made, ignore_errors=True)
@@ -42,8 +44,8 @@ def write(network: Network, folder: Path, options: OnnxOptions) -> None:
         raise Error(f"{folder}: can't be written: {reason(error)}") from None
 
 
-def _configuration(name: str, model: onnx_reader.OnnxFile, network: Network) -> str:
-    """What Triton needs to know, by the ports of the written file. A fixed batch is a dimension like any other."""
+def _configuration(name: str, model: OnnxFile, network: Network) -> str:
+    """Triton's configuration, from the ports of the written file. A fixed batch is a dimension like any other."""
     free = not isinstance(model.inputs[0].shape[0], int)
     types = {1: "TYPE_FP32", 2: "TYPE_UINT8"}
     lines = [f'name: "{name}"', 'platform: "onnxruntime_onnx"', f"max_batch_size: {MAX_BATCH if free else 0}"]

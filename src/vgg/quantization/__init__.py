@@ -1,11 +1,10 @@
-"""Smaller networks: weights, and activations too, as integers; linear layers of low rank; and what that costs."""
+"""Quantization: integer weights and activations, linear layers of low rank, and the accuracy that they cost."""
 
-from .calibration import Pictures
-from .quantizer import Configuration, Progress, Quantizer, ladder
-from .tuning import Judge, LayerTrial, Trial, per_layer, speed, tune
+from .quantizer import Quantizer, Scheme, fallbacks
+from .tuning import Evaluator, LayerTrial, Trial, per_layer, speed, tune
 from .weights import integers, noise, quantize_weights
 
 __all__ = [
-    "Configuration", "Judge", "LayerTrial", "Pictures", "Progress", "Quantizer", "Trial", "integers", "ladder", "noise",
+    "Evaluator", "LayerTrial", "Quantizer", "Scheme", "Trial", "fallbacks", "integers", "noise",
     "per_layer", "quantize_weights", "speed", "tune",
 ]  # fmt: skip

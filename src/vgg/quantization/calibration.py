@@ -1,139 +1,115 @@
-"""What flows through a network when it looks at pictures: the range of each value, and the directions of linear layers."""
+"""Calibration: the range of each layer output over images, and the distribution of the linear layers' outputs."""
 
-import hashlib
-import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from io import StringIO
 from itertools import islice
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from .. import engines
 from ..arrays import Array
-from ..errors import Error
-from ..files import cache_folder
-from ..images import find
 from ..network import Network
 from ..parallel import ahead
 from ..parameters import contiguous, expanded
+from ..progress import Progress, silent
+from ..sources import Dataset
+from ..store import Work, key_of
 
-BATCH = 2  # the values of all layers, 60 MB a picture of VGG-16, are in memory twice
-TOGETHER = 4  # pictures whose responses are added up at once; the sums, 67 MB a layer, are gone through each time
-PERCENTILE = 99.99  # of all numbers of a value lie in the range that is kept
-Method = Literal["minmax", "percentile"]
-Progress = Callable[[int], object]
+BATCH = 2  # the outputs of all layers, 60 MB per image for VGG-16, are in memory twice
+RESPONSE_BATCH = 4  # images whose responses are summed at once; each sum reads and writes 67 MB per layer
+PERCENTILE = 99.99  # percentage of a layer's values in the range that is kept
+RangeMethod = Literal["minmax", "percentile"]
 
 
-class Pictures:
-    """Unlabelled pictures at a place: a folder, which is walked, a picture, or a glob.
+def batches(images: Dataset, network: Network, size: int = BATCH, progress: Progress = silent) -> Iterator[Array]:
+    """float32 [size, 3, crop, crop], the last one smaller, preprocessed in other threads.
 
-    Raises ImageError where there are none.
+    Raises ImageError at the first image that can't be read.
     """
-
-    def __init__(self, place: str | Path) -> None:
-        self.place, self.found = place, find(place)
-
-    def __len__(self) -> int:
-        return len(self.found)
-
-    def digest(self) -> str:
-        """SHA-256 over names and sizes: pictures with the same one are taken for the same."""
-        total = hashlib.sha256()
-        for name, picture in self.found:
-            size = os.path.getsize(picture) if isinstance(picture, str | Path) else 0
-            total.update(f"{os.path.relpath(name, self.place)}\0{size}\n".encode(errors="surrogateescape"))
-        return total.hexdigest()
-
-    def batches(self, network: Network, progress: Progress = lambda done: None, size: int = BATCH) -> Iterator[Array]:
-        """float32 [size, 3, crop, crop], the last of fewer, prepared by other threads; `progress` is told how many are done.
-
-        Raises ImageError at the first picture that can't be read.
-        """
-        prepared = ahead(lambda one: network.preprocessing(one[1], one[0]), self.found, os.cpu_count() or 1, 2 * size)
-        done = 0
-        while batch := list(islice(prepared, size)):
-            yield np.stack(batch)
-            done += len(batch)
-            progress(done)
+    prepared = ahead(lambda one: network.preprocessing(one, one.path), images, os.cpu_count() or 1, 2 * size)
+    done = 0
+    while batch := list(islice(prepared, size)):
+        yield np.stack(batch)
+        done += len(batch)
+        progress("Calibrating", done, len(images))
 
 
-def ranges(network: Network, pictures: Pictures, method: Method = "minmax", progress: Progress = lambda done: None) -> Any:
-    """The range of each value of a network over pictures, as `onnxruntime.quantization` wants it.
+def ranges(
+    network: Network,
+    images: Dataset,
+    method: RangeMethod = "minmax",
+    *,
+    fresh: bool = False,
+    progress: Progress = silent,
+) -> Any:
+    """The range of each layer output over images. It is kept in the cache folder, and computed once.
 
-    Pictures are looked at a few at a time, and forgotten: the smallest and the largest number of each value is kept, or a
-    histogram of 2048 bins, from which the percentile comes. The result is kept in the user's cache.
+    Memory is bounded for any number of images: only the minimum and the maximum of each output are kept, or a histogram of 2048
+    bins, from which the percentile is computed.
 
     Returns:
         `onnxruntime.quantization.calibrate.TensorsData`.
 
     Raises:
-        ImageError: a picture can't be read.
+        ImageError: an image can't be read.
     """
     from onnxruntime.quantization import CalibrationMethod
-    from onnxruntime.quantization.calibrate import (
-        HistogramCollector,
-        TensorData,
-        TensorsData,
-        load_tensors_data,
-        save_tensors_data,
-    )
+    from onnxruntime.quantization.calibrate import HistogramCollector, TensorData, TensorsData
 
-    key = json.dumps([network.sha256(), asdict(network.preprocessing), pictures.digest(), method, PERCENTILE])
-    path = cache_folder() / "calibrations" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
-    if path.is_file():
-        return load_tensors_data(path)
-    engine, values = engines.open(network), network.architecture.values
-    found: dict[str, tuple[Any, Any]] = {}
-    histograms = HistogramCollector("percentile", False, 2048, 128, PERCENTILE, "same")
-    with redirect_stdout(StringIO()):  # the histograms talk
-        for batch in pictures.batches(network, progress):
-            arrays = {"data": batch, **engine.run(batch, values)}
+    engine = engines.open(network)
+    key = key_of(
+        network=network.sha256(), preprocessing=asdict(network.preprocessing), images=images.digest(), method=method,
+        percentile=PERCENTILE, engine=engines.identity(engine),
+    )  # fmt: skip
+    work = Work.cached("calibrations", key, fresh=fresh)
+    saved = work.state()
+    found: dict[str, Any] = saved[1] if saved else {}
+    if not saved:
+        histograms = HistogramCollector("percentile", False, 2048, 128, PERCENTILE, "same")
+        with redirect_stdout(StringIO()):  # the collector prints
+            for batch in batches(images, network, progress=progress):
+                arrays = {"data": batch, **engine.run(batch, network.architecture.values)}
+                if method == "percentile":
+                    histograms.collect({name: [array] for name, array in arrays.items()})
+                else:
+                    for name, array in arrays.items():
+                        low, high = found.get(name, (np.inf, -np.inf))
+                        found[name] = min(low, array.min()), max(high, array.max())
             if method == "percentile":
-                histograms.collect({name: [array] for name, array in arrays.items()})
-            else:
-                for name, array in arrays.items():
-                    low, high = found.get(name, (array.min(), array.max()))
-                    found[name] = min(low, array.min()), max(high, array.max())
-        if method == "percentile":
-            found = {name: (low, high) for name, (low, high, *_) in histograms.compute_collection_result().items()}
+                found = {name: pair[:2] for name, pair in histograms.compute_collection_result().items()}
+        found = {name: np.array(pair, np.float32) for name, pair in found.items()}
+        work.save({}, found)
     kind = CalibrationMethod.Percentile if method == "percentile" else CalibrationMethod.MinMax
-    made = TensorsData(kind, {name: TensorData(lowest=np.float32(a), highest=np.float32(b)) for name, (a, b) in found.items()})
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_tensors_data(made, path)
-    except OSError as error:
-        raise Error(f"{path}: can't be written: {error}") from None
-    return made
+    return TensorsData(kind, {name: TensorData(lowest=low, highest=high) for name, (low, high) in found.items()})
 
 
 @dataclass
 class Responses:
-    """How the values of a linear layer, before bias and ReLU, lie over pictures."""
+    """Sums over images of a linear layer's outputs, before bias and ReLU."""
 
     count: int
     total: Array  # float32 [units]
-    gram: Array  # float32 [units, units]: the sum of their products
+    gram: Array  # float32 [units, units]: sum of the outputs' products
 
     @property
     def mean(self) -> Array:
-        found: Array = self.total / self.count
-        return found
+        """float32 [units]."""
+        return np.asarray(self.total / self.count)
 
     @property
     def covariance(self) -> Array:
         """float32 [units, units]."""
-        found: Array = self.gram / self.count
-        found -= np.outer(self.mean, self.mean)
-        return found
+        found = self.gram / self.count
+        found -= np.outer(self.mean, self.mean)  # in place: 67 MB for VGG-16
+        return np.asarray(found)
 
 
-def responses(network: Network, pictures: Pictures, progress: Progress = lambda done: None) -> dict[str, Responses]:
-    """The responses of fc6 and fc7 to pictures, by the layer's name."""
+def responses(network: Network, images: Dataset, progress: Progress = silent) -> dict[str, Responses]:
+    """The responses of fc6 and fc7 to images, by the layer's name."""
     engine, inputs = engines.open(network), {"fc6": "pool5", "fc7": "fc6"}
     weights, found = {}, {}
     for name in inputs:
@@ -141,11 +117,11 @@ def responses(network: Network, pictures: Pictures, progress: Progress = lambda 
         units = len(weight)
         weights[name] = weight.reshape(units, -1)
         found[name] = Responses(0, np.zeros(units, np.float32), np.zeros((units, units), np.float32))
-    for batch in pictures.batches(network, progress, TOGETHER):
+    for batch in batches(images, network, RESPONSE_BATCH, progress):
         values = engine.run(batch, tuple(inputs.values()))
         for name, one in found.items():
-            answers = values[inputs[name]].reshape(len(batch), -1) @ weights[name].T
+            outputs = values[inputs[name]].reshape(len(batch), -1) @ weights[name].T
             one.count += len(batch)
-            one.total += answers.sum(0)
-            one.gram += answers.T @ answers
+            one.total += outputs.sum(0)
+            one.gram += outputs.T @ outputs
     return found

@@ -1,9 +1,9 @@
-"""Linear layers of low rank: a weight becomes left [units, rank] @ right [rank, inputs], which is smaller than itself.
+"""Linear layers of low rank: a weight becomes left [units, rank] @ right [rank, inputs], which has fewer parameters.
 
-The columns of `left` are the directions in which the layer's values vary most, and right = left.T @ weight. Taken from the
-weight alone, this is its truncated singular value decomposition. With pictures, the directions are those of the values that
-the layer really has, which needs a fraction of the rank; the mean of what is left out goes into the bias. X. Zhang et al.,
-"Accelerating very deep convolutional networks for classification and detection", TPAMI 2016, do so with convolutions.
+The columns of `left` are the directions in which the layer's outputs vary most, and right = left.T @ weight. Computed from the
+weight alone, this is its truncated singular value decomposition. With calibration images, the directions are those of the
+layer's actual outputs, which requires a fraction of the rank; the mean of the omitted part is added to the bias. X. Zhang et
+al., "Accelerating very deep convolutional networks for classification and detection", TPAMI 2016, do so for convolutions.
 """
 
 import re
@@ -14,51 +14,53 @@ import numpy as np
 
 from ..arrays import Array
 from ..errors import Error, ModelError
+from ..extras import require
 from ..network import Network
 from ..parameters import LowRank, Parameter, contiguous, expanded
-from .calibration import Pictures, Progress, responses
+from ..progress import Progress, silent
+from ..sources import Dataset
+from .calibration import responses
 
 LAYERS = ("fc6", "fc7")
 STEP = 64  # ranks are multiples of it
-TRUST = 0.9  # in the pictures' covariance; the rest is that of independent inputs, for what no picture shows
+TRUST = 0.9  # weight of the images' covariance; the rest is that of independent inputs, for outputs that no image has
 
 
 @dataclass(frozen=True)
 class Directions:
-    """The directions in which a linear layer's values vary, the strongest first."""
+    """The directions in which a linear layer's outputs vary, in descending order."""
 
     vectors: Array  # float32 [units, units], orthonormal columns
-    energy: Array  # float64 [units], descending; the sum is 1
-    mean: Array  # float32 [units], of the values before the bias
+    energy: Array  # float64 [units], descending, with the sum 1
+    mean: Array  # float32 [units], of the outputs before the bias
 
     def rank(self, share: float) -> int:
-        """How many directions hold this share of the energy, 0..1, as a multiple of STEP."""
+        """The number of directions, a multiple of STEP, with this share of the energy, 0..1."""
         needed = int(np.searchsorted(np.cumsum(self.energy), share)) + 1
         return min(-(-needed // STEP) * STEP, len(self.energy))
 
 
-def directions(
-    network: Network, pictures: Pictures | None = None, progress: Progress = lambda done: None
-) -> dict[str, Directions]:
-    """The directions of fc6 and fc7, by the layer's name; with `pictures`, those of a network that looks at them.
+def directions(network: Network, images: Dataset | None = None, progress: Progress = silent) -> dict[str, Directions]:
+    """The directions of fc6 and fc7 by name; with `images`, those of their outputs for these images.
 
     Raises:
-        ModelError: the network has no fc6 and fc7; Error: scipy is missing; ImageError: a picture can't be read.
+        ModelError: the network has no fc6 and fc7.
+        Error: scipy is missing.
+        ImageError: an image can't be read.
     """
     if network.architecture.head != "fc":
-        raise ModelError("this network has no fc6 and fc7, which are what --rank makes smaller")
-    try:
-        from scipy.linalg import eigh  # in a quarter of the memory that NumPy's takes, and half the time
-    except ModuleNotFoundError:
-        raise Error("--rank needs scipy; `pip install 'vgg[quantize]'` brings it") from None
-    seen = responses(network, pictures, progress) if pictures else {}
+        raise ModelError("--rank requires a network with fc6 and fc7")
+    require("--rank", "quantize", "scipy")
+    from scipy.linalg import eigh  # takes a quarter of the memory and half the time of NumPy's
+
+    observed = responses(network, images, progress) if images else {}
     found = {}
     for name in LAYERS:
         weight = _matrix(network.parameters[f"{name}.weight"])
         gram = weight @ weight.T
         gram /= np.trace(gram)
         mean = np.zeros(len(weight), np.float32)
-        if one := seen.get(name):
+        if one := observed.get(name):
             covariance, mean = one.covariance, one.mean
             gram *= 1 - TRUST
             gram += np.float32(TRUST / np.trace(covariance)) * covariance
@@ -69,7 +71,7 @@ def directions(
 
 
 def factored(network: Network, found: Mapping[str, Directions], ranks: Mapping[str, int]) -> Network:
-    """A network whose linear layers have these ranks; a layer that would not become smaller stays as it is."""
+    """A network whose linear layers have these ranks; a layer that would not become smaller is unchanged."""
     parameters = dict(network.parameters)
     for name, rank in ranks.items():
         value, bias = network.parameters[f"{name}.weight"], expanded(network.parameters[f"{name}.bias"])
@@ -77,33 +79,31 @@ def factored(network: Network, found: Mapping[str, Directions], ranks: Mapping[s
         if saves(weight.shape, rank):
             left = np.ascontiguousarray(found[name].vectors[:, :rank])
             right = left.T @ weight
-            lost = found[name].mean - left @ (left.T @ found[name].mean)
+            omitted = found[name].mean - left @ (left.T @ found[name].mean)
             parameters[f"{name}.weight"] = LowRank(left, right.reshape(rank, *value.shape[1:]))
-            parameters[f"{name}.bias"] = (bias + lost).astype(np.float32)
-    return replace(network, parameters=parameters, graph=None)
+            parameters[f"{name}.bias"] = (bias + omitted).astype(np.float32)
+    return replace(network, parameters=parameters)
 
 
 def parse(rank: str) -> tuple[float, str]:
-    """What `--rank` says: a number and its unit, none, `%` (of the energy) or `MB` (of the file). Raises Error."""
+    """The number and the unit of a `--rank`: none, `%` (of the energy) or `MB` (of the file). Raises Error if it is invalid."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?) ?(%|MB)?", rank.strip())
     number, unit = (float(match[1]), match[2] or "") if match else (0.0, "")
     if not number or (unit == "%" and number > 100) or (not unit and number != int(number)):
-        raise Error(f"a rank is a whole number, a share of the energy such as 90%, or a size such as 45MB, not {rank!r}")
+        raise Error(f"invalid rank {rank!r}; use an integer, a share of the energy such as 90%, or a size such as 45MB")
     return number, unit
 
 
 def ranks(found: Mapping[str, Directions], rank: str, stored: Callable[[Mapping[str, int]], int]) -> dict[str, int]:
-    """The rank of each layer, by what `--rank` says.
-
-    Of a size, the largest share of the energy is taken whose file is not larger; the layers keep the same share.
+    """The rank of each layer for a `--rank`. For a size, all layers keep the largest share of the energy that fits.
 
     Args:
         found: the layers' directions.
         rank: see `parse`.
-        stored: the bytes of the file with such ranks.
+        stored: returns the size in bytes of the file with given ranks.
 
     Raises:
-        Error: no rank gives a file that small.
+        Error: the file is larger than the requested size at any rank.
     """
     number, unit = parse(rank)
     if not unit:
@@ -111,14 +111,14 @@ def ranks(found: Mapping[str, Directions], rank: str, stored: Callable[[Mapping[
     if unit == "%":
         return {name: one.rank(number / 100) for name, one in found.items()}
     for share in np.linspace(1, 0, 1001):
-        made = {name: one.rank(share) for name, one in found.items()}
-        if stored(made) <= number * 1e6:
-            return made
-    raise Error(f"--rank {rank}: even with the rank {STEP}, the file takes {stored(made) / 1e6:.1f} MB")
+        chosen = {name: one.rank(share) for name, one in found.items()}
+        if stored(chosen) <= number * 1e6:
+            return chosen
+    raise Error(f"--rank {rank}: the file has {stored(chosen) / 1e6:.1f} MB even with the smallest rank, {STEP}")
 
 
 def saves(shape: tuple[int, ...], rank: int) -> bool:
-    """Whether a matrix is smaller as a product."""
+    """Whether a matrix has fewer parameters as a product of this rank."""
     return rank * sum(shape) < shape[0] * shape[1]
 
 

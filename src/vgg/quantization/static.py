@@ -1,12 +1,12 @@
-"""Weights and activations as integers, by `onnxruntime.quantization`, in either of its formats.
+"""Static quantization: integer weights and activations, by `onnxruntime.quantization`, in either of its formats.
 
-Its quantizer holds several copies of a model's floats in memory. So it gets a stand-in: the same graph, whose weights have
-one number a row, the one that makes it find the scale that `integers` found; afterwards the integers take their places.
+Its quantizer holds several float copies of a model in memory. It is therefore given a stand-in: the same graph, whose weights
+have one value per row, from which it computes the scale that `integers` found. Afterwards the integers replace the stand-ins.
 
 On processors without VNNI, products of unsigned 8-bit activations and signed 8-bit weights are added in pairs in 16 bits
-(vpmaddubsw), which overflow where both are large: 2 * 255 * 127 is more than 32767. Weights therefore go from -64 to 64:
+(vpmaddubsw), which overflow if both are large: 2 * 255 * 127 is more than 32767. Weights are therefore limited to -64..64:
 2 * 255 * 64 = 32640 never overflows, on any processor and in any runtime. Signed activations overflow as well, since runtimes
-make them unsigned first, and are less accurate; docs/quantization.md has the measurements.
+convert them to unsigned ones, and are less accurate; docs/quantization.md has the measurements.
 """
 
 import logging
@@ -22,77 +22,77 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from ..files import replacing
-from ..formats import metadata, onnx_graph
-from ..formats.onnx_options import OnnxOptions
+from ..formats import metadata, onnx_builder
+from ..formats.onnx_builder import OnnxOptions
 from ..network import Network
 from ..parameters import Quantized, contiguous
 from .weights import INT8, check_floats, integers
 
-OPSET, IR_VERSION = 17, 8
-REDUCED = 64  # the largest weight that can't overflow
+REDUCED = 64  # the largest weight that never overflows
 
-StaticFormat = Literal["qdq", "qoperator"]
+StaticMethod = Literal["qdq", "qoperator"]
 Activations = Literal["u8", "s8"]
 
 
 def quantize_static(
     network: Network,
     ranges: Any,
-    format: StaticFormat = "qdq",
+    method: StaticMethod = "qdq",
     *,
     activations: Activations = "u8",
-    reduced: bool = True,
-    floats: Collection[str] = (),
+    reduce_range: bool = True,
+    float_layers: Collection[str] = (),
 ) -> onnx.ModelProto:
-    """The ONNX model of a network whose weights, per output channel, and activations, per value, are 8-bit integers.
+    """The ONNX model of a network with 8-bit weights, one scale per output channel, and activations, one scale per output.
 
     Args:
-        network: in floats; batch normalisation is folded.
-        ranges: of its values, from `calibration.ranges`.
-        format: `qdq`, QuantizeLinear and DequantizeLinear around float operators, which runtimes fuse; `qoperator`,
-            operators of integers, some of which only ONNX Runtime has.
-        activations: `u8`, or `s8`.
-        reduced: weights from -64 to 64, instead of -127 to 127.
-        floats: layers that stay in float32.
+        network: with float parameters; batch normalisation is folded.
+        ranges: of its layer outputs, from `calibration.ranges`.
+        method: `qdq`, QuantizeLinear and DequantizeLinear around float operators, which runtimes fuse; `qoperator`, integer
+            operators, some of which only ONNX Runtime supports.
+        activations: `u8` (unsigned) or `s8` (signed).
+        reduce_range: weights from -64 to 64, instead of -127 to 127.
+        float_layers: layers that stay float32.
 
     Raises:
-        ModelError: a weight is quantized already.
+        ModelError: a weight is already quantized.
     """
     from onnxruntime.quantization import QuantFormat, QuantType
     from onnxruntime.quantization import quantize_static as quantize
 
     check_floats(network)
     network = network.fold_batch_norm()
-    graph, initializers = onnx_graph.build(network, OPSET, ("logits",), OnnxOptions())
-    limit, stored = REDUCED if reduced else INT8, {}
+    model, initializers = onnx_builder.build(network, OnnxOptions())
+    graph = model.graph
+    limit, stored = REDUCED if reduce_range else INT8, {}
     for one in initializers:
         array = contiguous(one.value, np.float32).reshape(one.dims) if isinstance(one.value, np.ndarray) else None
         assert array is not None, one.name
-        if one.name.endswith(".weight") and one.name.removesuffix(".weight") not in floats:
+        if one.name.endswith(".weight") and one.name.removesuffix(".weight") not in float_layers:
             stored[one.name] = found = integers(array, limit)
             array = (found.scale * limit).reshape(-1, *[1] * (array.ndim - 1))
         graph.initializer.append(numpy_helper.from_array(array, one.name))
     graph.value_info.extend(_value_infos(graph))
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
     with tempfile.TemporaryDirectory() as folder, _quietly():
         from onnxruntime.quantization.calibrate import save_tensors_data
 
-        cache, made = Path(folder) / "ranges.json", Path(folder) / "made.onnx"
+        cache, output = Path(folder) / "ranges.json", Path(folder) / "quantized.onnx"
         save_tensors_data(_completed(ranges, graph), cache)
         quantize(
-            model, made, None, quant_format=QuantFormat.QDQ if format == "qdq" else QuantFormat.QOperator, per_channel=True,
-            reduce_range=reduced, activation_type=QuantType.QUInt8 if activations == "u8" else QuantType.QInt8,
-            weight_type=QuantType.QInt8, nodes_to_exclude=[node.name for node in graph.node if _layer(node.name) in floats],
+            model, output, None, quant_format=QuantFormat.QDQ if method == "qdq" else QuantFormat.QOperator, per_channel=True,
+            reduce_range=reduce_range, activation_type=QuantType.QUInt8 if activations == "u8" else QuantType.QInt8,
+            weight_type=QuantType.QInt8,
+            nodes_to_exclude=[node.name for node in graph.node if _layer(node.name) in float_layers],
             calibrate_method=ranges.calibration_method, calibration_cache_path=cache,
         )  # fmt: skip
-        model = onnx.load(made)
-    _put(model, stored)
-    _leave_logits(model.graph)
+        model = onnx.load(output)
+    _insert(model, stored)
+    _keep_logits(model.graph)
     return model
 
 
 def write(model: onnx.ModelProto, network: Network, path: Path) -> None:
-    """Write what `quantize_static` made of a network, with the network's description, whole or not at all."""
+    """Write a model from `quantize_static` with the network's metadata, whole or not at all."""
     del model.metadata_props[:]
     helper.set_model_props(model, dict(sorted(metadata.describe(network).items())))
     with replacing(path) as file:
@@ -100,13 +100,13 @@ def write(model: onnx.ModelProto, network: Network, path: Path) -> None:
 
 
 def _value_infos(graph: onnx.GraphProto) -> Iterator[onnx.ValueInfoProto]:
-    """The type of each value between input and output, which the stand-in's shapes don't tell."""
+    """The type of each layer output, which can't be inferred from the stand-in's shapes."""
     for node in graph.node[:-1]:
         yield helper.make_tensor_value_info(node.output[0], TensorProto.FLOAT, None)
 
 
 def _completed(ranges: Any, graph: onnx.GraphProto) -> Any:
-    """The ranges with those of values that no engine gives: before a ReLU it is enough to know the range behind it."""
+    """The ranges with those of outputs that no engine returns: the input of a ReLU has the range of its output."""
     found = dict(ranges.items())
     for node in graph.node:
         if node.op_type == "Relu":
@@ -116,8 +116,8 @@ def _completed(ranges: Any, graph: onnx.GraphProto) -> Any:
     return type(ranges)(ranges.calibration_method, found)
 
 
-def _put(model: onnx.ModelProto, stored: dict[str, Quantized]) -> None:
-    """Put the integers in the stand-ins' places."""
+def _insert(model: onnx.ModelProto, stored: dict[str, Quantized]) -> None:
+    """Replace the stand-ins by the integers."""
     for one in model.graph.initializer:
         if found := stored.get(one.name.removesuffix("_quantized")):
             del one.dims[:]
@@ -127,17 +127,17 @@ def _put(model: onnx.ModelProto, stored: dict[str, Quantized]) -> None:
     del model.graph.value_info[:]
 
 
-def _leave_logits(graph: onnx.GraphProto) -> None:
-    """Give the logits as the last layer's sums have them; rounded to 8 bits, they would make classes equal."""
-    made = {node.output[0]: node for node in graph.node}
-    last = made["logits"]
+def _keep_logits(graph: onnx.GraphProto) -> None:
+    """Keep the logits in floats; rounded to 8 bits, those of different classes would be equal."""
+    producers = {node.output[0]: node for node in graph.node}
+    last = producers["logits"]
     if last.op_type != "DequantizeLinear":
         return
-    before = made[last.input[0]]
+    before = producers[last.input[0]]
     if before.op_type == "QuantizeLinear":
-        made[before.input[0]].output[0] = "logits"
+        producers[before.input[0]].output[0] = "logits"
         graph.node.remove(before)
-    else:  # an operator of integers, which gives floats when no scale is asked of it
+    else:  # an integer operator, which returns floats if it has no output scale
         before.output[0] = "logits"
         del before.input[-2:]
     graph.node.remove(last)
@@ -146,19 +146,16 @@ def _leave_logits(graph: onnx.GraphProto) -> None:
 
 
 def _layer(node: str) -> str:
-    """The layer that an operator belongs to, by its name."""
+    """The layer of an operator, by the operator's name."""
     return "fc8" if node == "logits" else node.removesuffix(".raw")
 
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Without what the quantizer says of preparations that this graph doesn't need."""
-    root = logging.getLogger()
-    level = root.level
-    root.setLevel(logging.ERROR)
+    """Suppress the quantizer's advice to preprocess the graph, which needs none."""
+    logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):
             yield
     finally:
-        root.setLevel(level)
+        logging.disable(logging.NOTSET)

@@ -1,4 +1,4 @@
-"""Weights as integers, found from the weights alone: a scale for each row, or for each group of neighbours in a row."""
+"""Integer weights, computed from the weights alone, with a scale per row, or per group of values in a row."""
 
 import math
 import os
@@ -15,28 +15,28 @@ from ..network import Network
 from ..parameters import LowRank, Parameter, Part, Quantized, blocks
 
 INT8, INT4 = 127, 7  # the largest integers
-ENOUGH = 35.0  # decibels that a convolution's weight has above its rounding; where it hasn't, its rows get zero points
-GROUP = 128  # neighbours in a row that share a scale where there are 4 bits
-# Of these shares of the largest number, the best becomes the largest that can be told apart: rounding all others finer is
-# worth cutting a few short.
+ENOUGH = 35.0  # decibels of signal to noise; a convolution with fewer gets zero points
+GROUP = 128  # values of a row that share a scale, for 4 bits
+# Candidates for the largest representable value, in shares of a row's maximum: a finer scale for all values can outweigh the
+# error of clipping a few.
 SHARES = np.linspace(0.4, 1, 31)
-CACHED = 2**15  # numbers that are worked on at once, few enough to stay in a core's cache
+CACHED = 2**15  # values processed at once, which fit into a core's cache
 
 
 def integers(value: Part, limit: int = INT8, group: int = 0, *, zero_points: bool = False) -> Quantized:
-    """A parameter in integers; of 31 scales, each row or group takes the one with the least squared error.
+    """A parameter as integers. Each row or group has the scale, of 31 candidates, with the smallest squared error.
 
-    Then the errors are balanced, as SQuant does (Guo et al., arXiv 2202.07471): what a layer gets, behind a ReLU, has a mean
-    above zero and changes little from pixel to pixel, so that the sum of a filter's errors weighs more than their squares. The
-    numbers that are nearest to being rounded the other way are, until the errors of each filter's channel, and of each row or
-    group, sum to half a step or less.
+    Rounding errors are then balanced as in SQuant (Guo et al., arXiv 2202.07471): a layer's inputs, outputs of a ReLU, have a
+    positive mean and vary little between neighbouring pixels, so the sum of a filter's errors matters more than their squares.
+    The values closest to a rounding boundary are rounded the other way until the errors of each filter's channel, and of each
+    row or group, sum to at most half a step.
 
     Args:
-        value: floats, [rows, ...]; of a mapped file, a few MiB are read at a time.
-        limit: the largest integer; up to 7, they are stored in 4 bits; 7 goes with -8.
-        group: how many neighbours in a row share a scale; all when 0.
-        zero_points: each row or group has a zero point, so that the integers reach from its least number to its largest; else
-            they lie around zero.
+        value: floats, [rows, ...]; a mapped file is read a few MiB at a time.
+        limit: the largest integer; up to 7 the integers have 4 bits, and 7 is paired with -8.
+        group: number of values in a row that share a scale; 0 for the whole row.
+        zero_points: give each row or group a zero point, so that the integers cover the range from its minimum to its maximum;
+            otherwise the range is symmetric.
     """
     rows, inputs = value.shape[0], math.prod(value.shape[1:])
     size, kernel = group or inputs, 0 if group else math.prod(value.shape[2:])
@@ -47,7 +47,7 @@ def integers(value: Part, limit: int = INT8, group: int = 0, *, zero_points: boo
     def work(start: int, block: Array) -> None:
         whole = inputs // size * size
         stop = start + len(block)
-        for begin, end in ((0, whole), (whole, inputs)):  # whole groups, and what is left of the row
+        for begin, end in ((0, whole), (whole, inputs)):  # whole groups, and the rest of the row
             if begin < end:
                 parts = block[:, begin:end].reshape(-1, min(size, end - begin))
                 groups = np.s_[start:stop, begin // size : -(-end // size)]
@@ -70,8 +70,8 @@ def integers(value: Part, limit: int = INT8, group: int = 0, *, zero_points: boo
 
 
 def _rounded(rows: Array, limit: int, kernel: int, zero_points: bool) -> tuple[Array, Array, Array]:
-    """Integers [rows, numbers] up to a limit, and each row's scale and zero point; `kernel` numbers are a filter's channel."""
-    lowest = -limit - (limit == INT4)  # of 16 integers none is wasted; of 256, one matters nothing
+    """Integers [rows, values] up to a limit, each row's scale and zero point; `kernel`: values per channel of a filter."""
+    lowest = -limit - (limit == INT4)  # uses all 16 integers; of 256, leaving out one makes no difference
     found, scales, zeros = np.empty(rows.shape, np.int8), np.empty(len(rows), np.float32), np.empty(len(rows), np.int8)
     height = max(1, CACHED // rows.shape[1])
     for start in range(0, len(rows), height):
@@ -94,7 +94,7 @@ def _rounded(rows: Array, limit: int, kernel: int, zero_points: bool) -> tuple[A
             best, least = np.where(error < least, scale, best), np.minimum(error, least)
         np.divide(part, best[:, None], out=scaled)
         scaled += zero[:, None]
-        scaled.clip(lowest, limit, out=scaled)  # what is cut short is lost, and not to be made up for by others
+        scaled.clip(lowest, limit, out=scaled)  # clipping errors are not balanced
         np.rint(scaled, out=nearest)
         if kernel > 1:
             _balance(nearest.reshape(-1, kernel), scaled.reshape(-1, kernel), lowest, limit)
@@ -105,7 +105,7 @@ def _rounded(rows: Array, limit: int, kernel: int, zero_points: bool) -> tuple[A
 
 
 def _balance(rounded: Array, scaled: Array, lowest: int, limit: int) -> None:
-    """Round some numbers [rows, numbers] the other way, in place, so that each row's errors sum to half a step or less."""
+    """Round some values [rows, values] the other way, in place, so that each row's errors sum to at most half a step."""
     error = rounded - scaled
     total = error.sum(1, keepdims=True)
     count = np.rint(np.abs(total))
@@ -113,7 +113,7 @@ def _balance(rounded: Array, scaled: Array, lowest: int, limit: int) -> None:
     if not most:
         return
     back = -np.sign(total)
-    error *= -back  # the larger, the nearer to being rounded the other way
+    error *= -back  # larger: closer to the rounding boundary
     error[(rounded + back < lowest) | (rounded + back > limit)] = -1
     chosen = np.argpartition(error, -most, 1)[:, -most:]
     near = np.take_along_axis(error, chosen, 1)
@@ -124,31 +124,31 @@ def _balance(rounded: Array, scaled: Array, lowest: int, limit: int) -> None:
 
 
 def quantize_weights(
-    network: Network, bits: int = 8, *, fine: Collection[str] = (), group: int = 0, only: Collection[str] | None = None
+    network: Network, bits: int = 8, *, int8_layers: Collection[str] = (), group: int = 0, layers: Collection[str] | None = None
 ) -> Network:
-    """A network whose weights are integers: 8 bits around zero with a scale for each output channel.
+    """A network with integer weights: symmetric, 8 bits, with a scale per output channel.
 
-    A convolution of which that leaves too little, as a few far larger numbers of one sign do, has zero points as well; linear
-    layers don't, since the native engine reads theirs as they lie.
+    A convolution with a signal-to-noise ratio below 35 dB, caused by a few large weights of one sign, also gets zero points.
+    Linear layers don't: the native engine reads theirs in place.
 
     Args:
-        network: in floats; a weight may be of low rank.
-        bits: 4 stores the linear layers in 4 bits, with a scale for every 128 neighbours in a row.
-        fine: linear layers that are stored in 8 bits all the same, such as fc8.
-        group: neighbours in a row that share a scale where there are 8 bits; the whole row when 0.
-        only: the layers to quantize; all when not given.
+        network: with float parameters; weights may be of low rank.
+        bits: of the linear layers; 4 has a scale for every 128 values of a row.
+        int8_layers: linear layers with 8 bits although `bits` is 4, such as fc8.
+        group: number of values in a row that share a scale, for 8 bits; 0 for the whole row.
+        layers: the layers to quantize; all by default.
 
     Raises:
-        ModelError: a weight is quantized already.
+        ModelError: a weight is already quantized.
     """
     check_floats(network)
     parameters = dict(network.parameters)
     for layer in network.architecture.layers:
         value = parameters.get(f"{layer.name}.weight")
-        if "weight" not in layer.parameters or value is None or (only is not None and layer.name not in only):
+        if "weight" not in layer.parameters or value is None or (layers is not None and layer.name not in layers):
             continue
-        few = bits == 4 and layer.operation == "linear" and layer.name not in fine
-        limit, size = (INT4, GROUP) if few else (INT8, group)
+        int4 = bits == 4 and layer.operation == "linear" and layer.name not in int8_layers
+        limit, size = (INT4, GROUP) if int4 else (INT8, group)
         if isinstance(value, LowRank):
             parameters[f"{layer.name}.weight"] = LowRank(*(integers(part, limit, size) for part in (value.left, value.right)))
         elif not isinstance(value, Quantized):
@@ -156,18 +156,18 @@ def quantize_weights(
             if layer.operation == "convolution" and noise(value, stored) < ENOUGH:
                 stored = integers(value, limit, size, zero_points=True)
             parameters[f"{layer.name}.weight"] = stored
-    return replace(network, parameters=parameters, graph=None)
+    return replace(network, parameters=parameters)
 
 
 def check_floats(network: Network) -> None:
-    """Raises ModelError where a network has quantized parameters."""
+    """Raise ModelError if a network has quantized parameters."""
     for name, value in network.parts().items():
         if isinstance(value, Quantized):
-            raise ModelError(f"{name} is quantized already; begin with the network in floats")
+            raise ModelError(f"{name} is already quantized; use the original network with float parameters")
 
 
 def noise(value: Parameter, stored: Parameter) -> float:
-    """The ratio of signal to quantization noise in decibels: 10 log10 of a parameter's squares by those of what it lost."""
+    """The signal-to-noise ratio of a stored parameter in decibels: 10 log10 of the squared values over the squared errors."""
     signal = lost = 0.0
     for one, other in zip(blocks(value, np.float32), blocks(stored, np.float32), strict=True):
         signal += float(np.vdot(one, one))
@@ -177,5 +177,5 @@ def noise(value: Parameter, stored: Parameter) -> float:
 
 
 def decibels(signal: float, lost: float) -> float:
-    """10 log10 of a ratio of squares; infinite where nothing is lost."""
+    """10 log10 of a ratio of squares; infinite if there is no error."""
     return 10 * math.log10(signal / lost) if lost and signal else math.inf

@@ -1,59 +1,45 @@
-"""Bulk work: millions of pictures in parts, on one machine or, through Ray Data, on many.
+"""Bulk work: millions of images in parts, on one machine or, through Ray Data, on many.
 
-The pictures are listed once and cut into parts. A worker takes a part at a time, and writes what comes of it as one Parquet
-file; nothing is gathered anywhere. A run that is cut goes on with the parts that are missing. docs/bulk.md tells more.
+The images are listed once and divided into parts. A worker computes a part at a time and writes its rows as one Parquet file;
+nothing is collected in one place. An interrupted run resumes with the missing parts. See docs/bulk.md.
 """
 
-import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ..errors import Error
-from ..evaluation.run import BATCH_SIZE, TOP
+from ..evaluation.results import TOP
 from ..evaluation.summary import Tally, settings
-from ..parallel import ahead
+from ..extras import require
+from ..formats import network_of
+from ..progress import Progress, silent
+from ..sources import Sample, listing, stores
+from ..store import key_of
+from ..views import BATCH_SIZE
 from .folder import Folder, Plan
-from .places import is_url, labelled, pictures
 from .tasks import Classify, Describe, Score, Task
-from .workers import READERS, Job, Model, on_ray, on_this_machine
+from .workers import Job, Model, on_ray, on_this_machine
 
-if TYPE_CHECKING:
-    import pyarrow
+__all__ = ["PART", "RUNNERS", "Classify", "Describe", "Finished", "Score", "Task", "records", "run"]
 
-__all__ = ["PART", "SCALES", "Classify", "Describe", "Finished", "Score", "Task", "records", "run"]
-
-PART = 1000  # pictures a part: a minute of VGG-16 on two cores, and ten million pictures are ten thousand files
-SCALES = {"local": on_this_machine, "ray": on_ray}
-SHOWN = 5  # errors that an outcome has; all are in the rows
+PART = 1000  # images per part: a minute of VGG-16 on two cores; ten million images are ten thousand files
+RUNNERS = {"local": on_this_machine, "ray": on_ray}
+SHOWN = 5  # errors in `Finished`; the rows have all of them
 
 
 @dataclass(frozen=True)
 class Finished:
-    """A run that is done. The rows are in the folder's parts, nowhere else."""
+    """A finished run. The rows are in the files of the folder."""
 
     folder: Folder
     plan: Plan
-    pictures: int  # a shard that can't be read counts as one
+    images: int  # a shard that can't be read counts as one
     failed: int
-    errors: list[str]  # of the first few that failed
-
-    def tables(self, columns: Sequence[str]) -> Iterator["pyarrow.Table"]:
-        """Some columns of each part; the next parts are read meanwhile."""
-        return _tables(self.folder, self.plan, columns)
-
-
-def _tables(folder: Folder, plan: Plan, columns: Sequence[str]) -> Iterator["pyarrow.Table"]:
-    from pyarrow import parquet
-
-    def read(part: int) -> "pyarrow.Table":
-        with folder.open(plan.name(part)) as file:
-            return parquet.read_table(file, columns=list(columns))
-
-    return ahead(read, range(plan.parts), READERS, READERS)
+    errors: list[str]  # the first few
 
 
 def run(
@@ -62,72 +48,95 @@ def run(
     places: Sequence[str],
     output: str,
     *,
-    scale: str = "local",
+    runner: str = "local",
+    fresh: bool = False,
     engine: str = "auto",
     threads: int | None = None,
     device: str = "cpu",
     batch_size: int = BATCH_SIZE,
     workers: int | None = None,
     part: int = PART,
-    progress: Callable[[int, int], object] = lambda done, total: None,
+    progress: Progress = silent,
 ) -> Finished:
-    """Do a task with all pictures at some places, and write its rows to a folder, as Parquet files.
+    """Perform a task on all images at some places, and write its rows to a folder, as Parquet files.
 
-    A run that was cut goes on where the same is asked for again, with the pictures that were there when it began.
+    An interrupted run resumes if the same is requested again, with the images that were present when it began.
 
     Args:
-        task: `Classify`, `Describe` or `Score`, which say what the rows are.
+        task: `Classify`, `Describe` or `Score`, which define the rows.
         models: networks with their names; one, or for `Score` several with the same classes.
-        places: of pictures: files, folders, globs, `.tar` shards, or URLs of such; for `Score` a single one of a folder
-            of class folders, a list or shards. In rows, pictures are called by their absolute paths or URLs.
-        output: a folder, or a URL of one; new, or that of the same run.
-        scale: `local`, in this process; or `ray`, through Ray Data, on the cluster that RAY_ADDRESS names, or else on one
-            that is started on this machine alone.
+        places: files, folders, globs, list files, shards or URLs, see `vgg.sources`; for `Score` a single place of labelled
+            images. The rows name images by absolute path or URL.
+        output: folder, or URL of one; new, or that of the same run.
+        runner: `local`, in this process; or `ray`, through Ray Data, on the cluster of RAY_ADDRESS, or else on a temporary
+            one on this machine.
+        fresh: delete earlier work in the folder, and start over.
         engine, device: of each worker, see `vgg.load`.
-        threads: of each worker's engine; as many as there are cores when not given, with Ray at most 8.
-        batch_size: views that an engine gets at once.
-        workers: threads of each worker that read and decode; as many as the engine's when not given, from stores 16.
-        part: pictures that are one task, and one file. A shard is always one.
-        progress: called with the number of parts that are done, and of all.
+        threads: number of threads of each worker's engine; the number of cores by default, with Ray at most 8.
+        batch_size: number of views in an engine's batch.
+        workers: number of threads of each worker that read and decode; by default that of the engine, 16 for URLs.
+        part: images per part, which is one file. A shard is always a part.
+        progress: called with the number of finished parts.
 
     Raises:
-        Error: there are no pictures, a place can't be read, the folder holds something else, or an option doesn't fit.
+        Error: there are no images, a place can't be read, the folder holds other work, or an option is not supported.
     """
-    if scale not in SCALES:
-        raise Error(f"no scale is called {scale!r}; there are {', '.join(SCALES)}")
-    places = [place if is_url(place) else str(Path(place).absolute()) for place in places]
-    output = output if is_url(output) else str(Path(output).absolute())
-    first = models[0][1]
-    decides = {
-        "verb": type(task).__name__.lower(),
-        "options": asdict(task),  # type: ignore[call-overload]
-        "models": [[name, network.sha256()] for name, network in models],
-        "preprocessing": [asdict(network.preprocessing) for _, network in models],
-        "labels": first.labels.text() if first.labels else None,
-        "pictures": places,
-        "part": part,
-    }
+    if runner not in RUNNERS:
+        raise Error(f"unknown runner {runner!r}; choose from {', '.join(RUNNERS)}")
+    require("bulk work", "scale", "pyarrow", "fsspec")
+    places = list(map(_absolute, places))
+    output = _absolute(output)
+    networks = [network_of(model) for _, model in models]
+    first = networks[0]
+    # Parts may come from different machines, so the key has the engine that was requested, which may be `auto`, and neither
+    # its version nor the instruction set.
+    key = key_of(
+        verb=type(task).__name__.lower(),
+        options=asdict(task),  # type: ignore[call-overload]
+        models=[[name, network.sha256()] for (name, _), network in zip(models, networks, strict=True)],
+        preprocessing=[asdict(network.preprocessing) for network in networks],
+        labels=first.labels.text() if first.labels else None,
+        engine=engine,
+        images=places,
+        part=part,
+    )
 
-    def samples() -> Iterator[Any]:
+    def samples() -> Iterator[Sample]:
         if task.labelled:
-            return labelled(places[0], first.architecture.classes, first.labels)
-        return pictures(places)
+            return _some(places[0], listing.labelled(places[0], first.architecture.classes, first.labels))
+        return (one for place in places for one in _some(place, listing.images(place)))
 
     folder = Folder(output)
-    plan = folder.begin(json.loads(json.dumps(decides)), samples, part)
+    plan = folder.begin(key, samples, part, fresh)
     missing = folder.missing(plan)
     job = Job(task, output, plan, tuple(name for name, _ in models), engine, threads, device, batch_size, workers)
-    progress(plan.parts - len(missing), plan.parts)
-    for number, _ in enumerate(SCALES[scale](job, [network for _, network in models], missing) if missing else (), 1):
-        progress(plan.parts - len(missing) + number, plan.parts)
-    return _counted(folder, plan, len(models) + (isinstance(task, Score) and task.fuse))
+    done, doing = plan.parts - len(missing), f"{task.doing} in parts"
+    progress(doing, done, plan.parts)
+    for _ in RUNNERS[runner](job, [model for _, model in models], missing) if missing else ():
+        done += 1
+        progress(doing, done, plan.parts)
+    return _finished(folder, plan, len(models) + (isinstance(task, Score) and task.fuse))
 
 
-def _counted(folder: Folder, plan: Plan, rows: int) -> Finished:
-    """The outcome of a finished run with so many rows a picture, from what is written."""
+def _absolute(place: str) -> str:
+    place = stores.normalised(place)
+    return place if stores.is_url(place) else str(Path(place).absolute())
+
+
+def _some(place: str, found: Iterator[Sample]) -> Iterator[Sample]:
+    """The images and shards found at a place. Raises Error if there are none."""
+    first = next(found, None)
+    if first is None:
+        raise Error(f"{place}: has no images in it")
+    yield first
+    yield from found
+
+
+def _finished(folder: Folder, plan: Plan, rows: int) -> Finished:
+    """The summary of a run with this number of rows per image, from its files."""
     total = failed = 0
     errors: list[str] = []
-    for table in _tables(folder, plan, ["error"]):
+    for table in folder.tables(plan, ["error"]):
         total += len(table) // rows
         broken = table["error"].drop_null()
         failed += len(broken) // rows
@@ -136,28 +145,28 @@ def _counted(folder: Folder, plan: Plan, rows: int) -> Finished:
 
 
 def records(outcome: Finished, task: Score, models: Sequence[Model]) -> list[dict[str, Any]]:
-    """What `vgg.evaluation.records` says, of a run whose task was `Score`, summed up part by part.
+    """The records of `vgg.evaluation.records`, for a run of `Score`, computed part by part.
 
-    How it was computed is not known: parts may come of different engines and machines.
+    The engine and its speed are unknown: parts may come from different machines.
 
-    Raises Error when no picture could be read.
+    Raises Error if no image could be read.
     """
-    if outcome.failed == outcome.pictures:
-        raise Error(f"{outcome.folder.place}: none of its {outcome.pictures:,} pictures could be read; {outcome.errors[0]}")
+    if outcome.failed == outcome.images:
+        raise Error(f"{outcome.folder.place}: none of the {outcome.images:,} images could be read; {outcome.errors[0]}")
     names = [name for name, _ in models] + ([" + ".join(name for name, _ in models)] if task.fuse else [])
-    ranks = range(1, min(TOP, models[0][1].architecture.classes) + 1)
+    ranks = range(1, min(TOP, network_of(models[0][1]).architecture.classes) + 1)
     best, sure = [f"class_{rank}" for rank in ranks], [f"score_{rank}" for rank in ranks]
     tallies = [Tally() for _ in names]
-    for table in outcome.tables(["class", "cross_entropy", "error", *best, *sure]):
+    for table in outcome.folder.tables(outcome.plan, ["class", "cross_entropy", "error", *best, *sure]):
         good = table.filter(table["error"].is_null())
         columns = {name: good[name].to_numpy() for name in good.column_names if name != "error"}
         top, scores = (np.stack([columns[name] for name in group], 1) for group in (best, sure))
-        for index, tally in enumerate(tallies):  # a picture's rows follow one another
+        for index, tally in enumerate(tallies):  # the rows of an image are consecutive
             one = slice(index, None, len(names))
             tally.add(columns["class"][one], top[one], scores[one], columns["cross_entropy"][one], top[:: len(names), 0])
     found = []
     for index, (name, tally) in enumerate(zip(names, tallies, strict=True)):
-        used = [network for _, network in models[index : index + 1] or models]
+        used = [network_of(model) for _, model in models[index : index + 1] or models]
         about = {"model": name, "images": tally.images, "failed": outcome.failed} | tally.accuracies()
         about |= {"real": None, "real_images": None} | tally.others(index > 0) | settings(used, task.protocol)
         found.append(about | {"engine": None, "images_per_second": None})

@@ -1,4 +1,4 @@
-"""What is done with each picture, as rows of a table: the verbs `classify`, `features` and `evaluate`."""
+"""Tasks of bulk work: the rows of a table that the verbs `classify`, `features` and `evaluate` compute for each image."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from ..classifier import Classifier
-from ..evaluation import Run, predictions
-from ..evaluation.run import answer, check
+from ..evaluation import Evaluation, predictions
+from ..evaluation.run import check_models, score
 from ..features import Descriptor, columns, extract
 from ..sources import Dataset, Sample
 from ..views import Views
@@ -20,16 +20,14 @@ if TYPE_CHECKING:
 class Task(Protocol):
     """A verb with its options, which decide the rows."""
 
-    @property
-    def labelled(self) -> bool:
-        """Whether the pictures' classes are needed."""
-        ...
+    labelled: bool  # whether the images' classes are needed
+    doing: str  # name in progress reports
 
     def table(self, models: Sequence[Classifier], samples: Sequence[Sample], workers: int, batch_size: int) -> "pyarrow.Table":
-        """A row for each picture, or for each picture and model, in their order; `error` says why one has no result.
+        """A row for each image, or for each image and model, in their order; `error` is the reason of a missing result.
 
-        The columns and their types are the same whatever the pictures are. `workers` threads read and decode; an
-        engine gets `batch_size` views at once.
+        The columns and their types don't depend on the images. `workers` threads read and decode; `batch_size` is the number
+        of views in an engine's batch.
         """
         ...
 
@@ -38,20 +36,20 @@ class Task(Protocol):
 class Classify:
     """Rows of `image`, `predictions` (a list, best first, of `label`, `score`, `index` and `wnid`), `error`."""
 
-    top: int = 5  # predictions a picture
+    top: int = 5  # number of predictions per image
     labelled = False
+    doing = "Classifying"
 
     def table(self, models: Sequence[Classifier], samples: Sequence[Sample], workers: int, batch_size: int) -> "pyarrow.Table":
         import pyarrow as pa
 
         best = {"label": pa.string(), "score": pa.float32(), "index": pa.int32(), "wnid": pa.string()}
-        kinds = {"image": pa.string(), "predictions": pa.list_(pa.struct(best)), "error": pa.string()}
-        found = models[0].results([(one.name, one) for one in samples], self.top, workers=workers)
+        schema = {"image": pa.string(), "predictions": pa.list_(pa.struct(best)), "error": pa.string()}
         rows = [
             {"image": one.image, "predictions": None if one.error else list(map(asdict, one.predictions)), "error": one.error}
-            for one in found
+            for one in models[0].results(samples, self.top, workers=workers)
         ]
-        return pa.Table.from_pylist(rows, pa.schema(kinds))
+        return pa.Table.from_pylist(rows, pa.schema(schema))
 
 
 @dataclass(frozen=True)
@@ -60,6 +58,7 @@ class Describe:
 
     descriptor: Descriptor = field(default_factory=Descriptor)
     labelled = False
+    doing = "Extracting"
 
     def table(self, models: Sequence[Classifier], samples: Sequence[Sample], workers: int, batch_size: int) -> "pyarrow.Table":
         import pyarrow as pa
@@ -68,27 +67,28 @@ class Describe:
         pairs = [(one.name, one) for one in samples]
         found = list(extract(model, pairs, self.descriptor, batch_size=batch_size, workers=workers))
         good = next((one for one in found if not one.error), None)
-        if good is None:  # the vectors' lengths are those of any picture's
+        if good is None:  # the vectors have the length of any image's
             side = model.network.preprocessing.crop
             [good] = extract(model, [("", np.zeros((side, side, 3), np.uint8))], self.descriptor)
-        made = columns(found, {layer: value.shape for layer, value in good.values.items()})
-        return pa.table(made | {"error": pa.array([one.error for one in found], pa.string())})
+        vectors = columns(found, {layer: value.shape for layer, value in good.values.items()})
+        return pa.table(vectors | {"error": pa.array([one.error for one in found], pa.string())})
 
 
 @dataclass(frozen=True)
 class Score:
-    """Rows as `vgg.evaluation.predictions` gives them: `class`, `right`, `cross_entropy`, the best classes, `error`."""
+    """Rows of `vgg.evaluation.predictions`: `class`, `right`, `cross_entropy`, the best classes, `error`."""
 
     protocol: Views = field(default_factory=Views)
     fuse: bool = False  # also score the mean of the models' probabilities
     labelled = True
+    doing = "Evaluating"
 
     def table(self, models: Sequence[Classifier], samples: Sequence[Sample], workers: int, batch_size: int) -> "pyarrow.Table":
         import pyarrow as pa
 
-        check(models, self.protocol)
-        run = Run.of(models, Dataset("", samples), self.protocol, self.fuse)
-        for _ in answer(run, batch_size=batch_size, workers=workers):
+        check_models(models, self.protocol)
+        run = Evaluation.start(models, Dataset("", samples), self.protocol, self.fuse)
+        for _ in score(run, batch_size=batch_size, workers=workers):
             pass
         rows = list(predictions(run))
         kinds = {"image": pa.string(), "model": pa.string(), "label": pa.string(), "error": pa.string()}

@@ -1,35 +1,40 @@
-"""Who does the parts of a run: this process, or an engine a worker on Ray."""
+"""Workers, which compute the parts of bulk work: in this process, or on a Ray cluster."""
 
 import logging
 import os
+import platform
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..classifier import Classifier
-from ..errors import Error, one_line
+from ..errors import Error, ImageError, one_line
+from ..extras import require
+from ..formats import QuantizedGraph, network_of
 from ..labels import resolver
 from ..network import Network
-from .folder import Folder, Inputs, Plan
-from .places import is_url, opened
+from ..sources import UNLABELLED, Sample
+from ..sources.listing import is_container, unpack
+from ..sources.stores import is_url
+from .folder import READERS, Folder, Plan
 from .tasks import Task
 
-Model = tuple[str, Network]  # and what it is called in the rows
+Model = tuple[str, Network | QuantizedGraph]  # with its name in the rows
 
-READERS = 16  # threads that read from a store, which mostly wait
-MOST_THREADS = 8  # of a worker on Ray, when nobody says how many
-TRIES = 4  # at a part whose worker dies
-AHEAD = 2  # parts that a worker on Ray has: the one that it is at, and the next
+MOST_THREADS = 8  # of a worker on Ray by default
+TRIES = 4  # attempts at a part whose worker dies
+AHEAD = 2  # parts that a worker on Ray is given: the current one and the next
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker needs to know, but the networks; see `run`."""
+    """The arguments of a worker, without the networks; see `run`."""
 
     task: Task
     output: str
@@ -42,62 +47,86 @@ class Job:
     workers: int | None
 
 
-class Worker:
-    """Does parts of a job, with an engine of its own for each network."""
+@dataclass(frozen=True, slots=True)
+class Unreadable(Sample):
+    """A shard that can't be read, as an image with an error."""
 
-    def __init__(self, job: Job, networks: Sequence[Network]) -> None:
+    error: str = ""
+
+    def read(self) -> bytes:
+        raise ImageError(self.error)
+
+
+class Worker:
+    """Computes parts of a job, with an engine for each network."""
+
+    def __init__(self, job: Job, networks: Sequence[Network | QuantizedGraph]) -> None:
         self._job = job
         self._models = [
             Classifier(network, job.engine, threads=job.threads, device=job.device, name=name)
             for name, network in zip(job.names, networks, strict=True)
         ]
         self._folder = Folder(job.output)
-        self._inputs = Inputs(self._folder, job.plan)
-        first = networks[0]
+        self._inputs = self._folder.inputs(job.plan)
+        first = network_of(networks[0])
         self._resolve = resolver(first.architecture.classes, first.labels) if job.task.labelled else None
 
     def do(self, part: int) -> None:
-        job, listed = self._job, self._inputs.part(part)
+        """Compute a part and write its file. Raises Error if a store or a folder is not accessible."""
+        job, listed = self._job, self._inputs(part)
+        if not any(is_url(one.path) or Path(one.path).parent.is_dir() for one in listed):
+            where = f"{Path(listed[0].path).parent}: folder not found on {platform.node()}"
+            raise Error(f"{where}; all machines must have the images under the same path")
         workers = job.workers or (READERS if is_url(listed[0].path) else job.threads or os.cpu_count() or 1)
-        with opened(listed, self._resolve) as samples:
-            table = job.task.table(self._models, samples, workers, job.batch_size)
+        table = job.task.table(self._models, self._contents(listed), workers, job.batch_size)
         self._folder.write(job.plan.name(part), table)
 
+    def _contents(self, listed: Sequence[Sample]) -> Sequence[Sample]:
+        """The images of a part. A shard that can't be read is one image with an error."""
+        if not is_container(listed[0]):
+            return listed
+        [shard] = listed
+        try:
+            found = list(unpack(listed, self._resolve))
+        except ImageError as error:
+            return [Unreadable(shard.name, UNLABELLED, shard.path, error=str(error))]
+        empty = f"{shard.path}: has no images in it"
+        return found or [Unreadable(shard.name, UNLABELLED, shard.path, error=empty)]
 
-def on_this_machine(job: Job, networks: Sequence[Network], parts: Sequence[int]) -> Iterator[int]:
-    """Do parts one after another in this process; gives each when it is done."""
+
+def on_this_machine(job: Job, networks: Sequence[Network | QuantizedGraph], parts: Sequence[int]) -> Iterator[int]:
+    """Compute parts one after another in this process, and yield each finished part."""
     worker = Worker(job, networks)
     for part in parts:
         worker.do(part)
         yield part
 
 
-def on_ray(job: Job, networks: Sequence[Network], parts: Sequence[int]) -> Iterator[int]:
-    """Do parts on a Ray cluster; gives each when it is done.
+def on_ray(job: Job, networks: Sequence[Network | QuantizedGraph], parts: Sequence[int]) -> Iterator[int]:
+    """Compute parts on a Ray cluster, and yield each finished part.
 
-    Ray Data hands the parts' numbers to a pool of workers, gives the parts of a worker that dies to others, and lets the pool
-    grow with the cluster. The networks are put into Ray's object store once; all workers of a machine read them there.
+    Ray Data hands the parts' numbers to a pool of workers, reassigns the parts of a worker that dies, and lets the pool grow
+    with the cluster. The networks are put into Ray's object store once, where all workers of a machine read them.
     """
-    try:
-        import ray
-        import ray.data
-    except ModuleNotFoundError as error:
-        raise Error(f"the scale ray needs {error.name}; `pip install 'vgg[scale]'` brings it") from None
+    require("the runner ray", "scale", "ray")
+    import ray
+    import ray.data
+
     with _connected(ray):
         threads, room = _room(ray, job.threads)
         pool = ray.data.ActorPoolStrategy(
-            # A pool of fixed size would wait forever for the place of a machine that is gone.
+            # A pool of fixed size would wait forever to replace a machine that is lost.
             min_size=1,
             initial_size=max(1, min(room, len(parts))),
             max_size=len(parts),
             max_tasks_in_flight_per_actor=AHEAD,
         )
         tries = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Tries).remote()
-        lent = [ray.put(_in_one_piece(network)) for network in networks]
+        shared = [ray.put(_contiguous(network)) for network in networks]
         todo = ray.data.from_items([{"part": part} for part in parts], override_num_blocks=len(parts))
         done = todo.map_batches(
             _Actor,
-            fn_constructor_args=(replace(job, threads=threads), lent, tries),
+            fn_constructor_args=(replace(job, threads=threads), shared, tries),
             batch_size=1,
             compute=pool,
             num_cpus=threads,
@@ -109,13 +138,13 @@ def on_ray(job: Job, networks: Sequence[Network], parts: Sequence[int]) -> Itera
                     raise Error(row["error"])
                 yield row["part"]
         except ray.exceptions.RayTaskError:
-            raise  # a fault of ours, with its traceback
+            raise  # a defect of vgg, with its traceback
         except ray.exceptions.RayError as error:
-            raise Error(f"Ray failed ({one_line(error)}); the same command goes on from here") from None
+            raise Error(f"Ray failed ({one_line(error)}); the same command resumes") from None
 
 
 class _Tries:
-    """Counts how often each part has been begun, since Ray Data would try forever what ends its worker each time."""
+    """Counts the attempts at each part. Ray Data would repeat a part forever that always ends its worker."""
 
     def __init__(self) -> None:
         self._begun: Counter[int] = Counter()
@@ -126,16 +155,16 @@ class _Tries:
 
 
 class _Actor:
-    """A worker as Ray Data has it: called with a batch of one part's number."""
+    """A worker for Ray Data, which calls it with a batch of one part's number."""
 
-    def __init__(self, job: Job, lent: Sequence[Any], tries: Any) -> None:
-        self._job, self._lent, self._tries = job, lent, tries
+    def __init__(self, job: Job, shared: Sequence[Any], tries: Any) -> None:
+        self._job, self._shared, self._tries = job, shared, tries
 
     @cached_property
     def _worker(self) -> Worker:
         import ray
 
-        return Worker(self._job, ray.get(list(self._lent)))
+        return Worker(self._job, ray.get(list(self._shared)))
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         import ray
@@ -144,44 +173,46 @@ class _Actor:
         try:
             if ray.get(self._tries.begin.remote(part)) > TRIES:
                 where = f"row group {part} of {self._job.plan.inputs}"
-                raise Error(f"part {part} ended its worker {TRIES} times; one of its pictures may be to blame ({where})")
+                raise Error(f"part {part} ended its worker {TRIES} times; one of its images may be the cause ({where})")
             self._worker.do(part)
-        except Error as error:  # which Ray would wrap in its own, and try again
+        except Error as error:  # Ray would wrap it in an error of its own, and repeat the part
             return batch | {"error": [str(error)]}
         return batch | {"error": [""]}
 
 
 def _room(ray: Any, threads: int | None) -> tuple[int, int]:
-    """Threads of each worker, and how many workers there are processors for."""
-    found = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
-    each = threads or min([count for count in found if count] + [MOST_THREADS])
-    return each, sum(count // each for count in found)
+    """The number of threads of each worker, and the number of workers that the cluster has processors for."""
+    processors = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+    each = threads or min([count for count in processors if count] + [MOST_THREADS])
+    return each, sum(count // each for count in processors)
 
 
-def _in_one_piece(network: Network) -> Network:
-    """The same network with arrays that Ray's object store takes as they are, instead of views that it would pickle."""
+def _contiguous(model: Network | QuantizedGraph) -> Network | QuantizedGraph:
+    """The model with contiguous arrays, which Ray's object store shares; it would pickle views."""
+    network = network_of(model)
     parameters = {
         name: np.ascontiguousarray(value) if isinstance(value, np.ndarray) else value
         for name, value in network.parameters.items()
     }
-    return replace(network, parameters=parameters)
+    network = replace(network, parameters=parameters)
+    return replace(model, network=network) if isinstance(model, QuantizedGraph) else network
 
 
 @contextmanager
 def _connected(ray: Any) -> Iterator[None]:
-    """On a Ray cluster: the one that the process is on, or RAY_ADDRESS names; else one on this machine, for the time being."""
+    """Connect to a Ray cluster: that of this process, or of RAY_ADDRESS, or else a temporary one on this machine."""
     ours = not ray.is_initialized()
     if ours:
         where: dict[str, Any] = {} if "RAY_ADDRESS" in os.environ else {"address": "local", "include_dashboard": False}
         if where:
-            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a run on one machine talks to no other
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a run on one machine contacts no other
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         try:
             ray.init(**where, logging_level=logging.ERROR, log_to_driver=False)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise Error(f"Ray can't be reached: {one_line(error)}") from None
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what matters comes as an exception
-    ray.data.DataContext.get_current().enable_progress_bars = False  # there is one of ours
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # errors come as exceptions
+    ray.data.DataContext.get_current().enable_progress_bars = False  # the command line draws its own
     try:
         yield
     finally:

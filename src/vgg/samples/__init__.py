@@ -1,7 +1,7 @@
-"""Sample data: inputs and the outputs that they must give, beside a model, in the layout of the ONNX Model Zoo.
+"""Sample data: inputs and expected outputs with a model, in the layout of the ONNX Model Zoo.
 
-A tarball holds one folder with the model and, for each set, `test_data_set_N/input_0.pb` and `output_0.pb`, each a
-TensorProto of ONNX. The zoo's oldest have `test_data_N.npz` instead, with the arrays `inputs` and `outputs`.
+A tarball holds one folder with the model and, for each set, `test_data_set_N/input_0.pb` and `output_0.pb`, which are ONNX
+`TensorProto` messages. The oldest files of the zoo have `test_data_N.npz` instead, with the arrays `inputs` and `outputs`.
 """
 
 import gzip
@@ -19,143 +19,142 @@ from .. import engines
 from ..arrays import Array
 from ..errors import Error, ModelError, one_line
 from ..files import replacing
-from ..formats import recognise
-from ..images import find
+from ..formats import detect, load, network_of, read, write
 from ..network import Network
 from ..predictions import softmax
+from ..sources import find
 from ..zoo import locate
 from .reading import Set, opened
 
-RTOL, ATOL = 1e-3, 1e-7  # the zoo's own tests
-# A sum of thousands of float32 products that cancels to nearly nothing is no more exact than its parts, in any engine: so
-# this share of a set's largest value is allowed besides.
+RTOL, ATOL = 1e-3, 1e-7  # of the zoo's own tests
+# A sum of thousands of float32 products that cancels to nearly zero is no more exact than its terms, in any engine. So this
+# share of the largest value of a set is allowed in addition.
 ROUNDING = 2e-5
 
 
 @dataclass(frozen=True)
 class Checked:
-    """How near a model came to the outputs of one set."""
+    """The differences between a model's outputs and the expected outputs of one set."""
 
-    set: str  # its name
-    error: float  # the largest difference
-    share: float  # the largest of difference / allowed difference
-    passed: bool
+    set: str  # name of the set
+    error: float  # largest difference
+    share: float  # largest ratio of a difference to the allowed difference
+    passed: bool  # whether share is at most 1
 
 
 def make(model: str | Path, to: str | Path, images: Any = None, *, sets: int = 3, seed: int = 0) -> int:
-    """Write a model with sample data as the zoo's tarball; the same call writes the same bytes.
+    """Write a model with sample data as a tarball. The same call writes the same bytes.
 
-    ONNX Runtime gives the outputs. An ONNX file goes in as it is, another is written as ONNX first.
+    ONNX Runtime computes the outputs. An ONNX model is stored as it is, another one is converted to ONNX.
 
     Args:
-        model: a file or a name, as `vgg.load` takes it.
-        to: where to, `.tar.gz`; a file that is there is replaced.
-        images: pictures as `Classifier.classify` takes them; each becomes a set. Random pixels when not given.
-        sets: how many sets of random pixels.
-        seed: of the random pixels.
+        model: a file or name that `vgg.load` accepts.
+        to: the output file, `.tar.gz` or `.tgz`; an existing file is replaced.
+        images: images that `Classifier.classify` accepts, one for each set. By default, random pixels.
+        sets: number of sets of random pixels.
+        seed: random seed.
 
     Returns:
         The number of sets.
 
     Raises:
-        ImageError: a picture can't be read; ModelError: the model can't; Error: the tarball can't be written.
+        ImageError: an image can't be read.
+        ModelError: the model can't be read or run.
+        Error: the tarball can't be written.
     """
     to = Path(to)
     if not to.name.endswith((".tar.gz", ".tgz")):
-        raise Error(f"{to}: sample data is written as .tar.gz")
+        raise Error(f"{to}: unsupported suffix; sample data is written as .tar.gz")
     path = locate(model)
-    network = Network.read(path)
-    recipe = network.preprocessing
+    network = read(path)
+    preprocessing = network.preprocessing
     if images is None:
-        random = np.random.RandomState(seed)  # whose numbers will never change, as NumPy promises of no other
-        pictures = [random.randint(0, 256, (recipe.crop, recipe.crop, 3), np.uint8) for _ in range(sets)]
-        batches = [recipe.normalise(pixels)[None] for pixels in pictures]
+        random = np.random.RandomState(seed)  # NumPy guarantees that its numbers never change
+        shape = (preprocessing.crop, preprocessing.crop, 3)
+        inputs = [preprocessing.normalise(random.randint(0, 256, shape, np.uint8)) for _ in range(sets)]
     else:
-        batches = [recipe(picture, name)[None] for name, picture in find(images)]
+        inputs = [preprocessing(image, name) for name, image in find(images)]
     with tempfile.TemporaryDirectory() as folder, replacing(to) as file:
-        if recognise(path) != "onnx":
+        if detect(path) != "onnx":
             path = Path(folder) / f"{path.stem}.onnx"
-            network.write(path)
-        run = _graph(path)
-        # Weights hardly shrink, however hard one tries: hence the fastest level.
+            write(network, path)
+        run = _open_graph(path)
+        # Level 1 is the fastest; weights hardly compress at any level.
         with (
-            gzip.GzipFile("", "wb", 1, file, mtime=0) as zipped,
-            tarfile.open(fileobj=zipped, mode="w|", format=tarfile.GNU_FORMAT, encoding="utf-8") as tar,
+            gzip.GzipFile("", "wb", 1, file, mtime=0) as compressed,
+            tarfile.open(fileobj=compressed, mode="w|", format=tarfile.GNU_FORMAT, encoding="utf-8") as tar,
         ):
-            for index, batch in enumerate(batches):
-                for name, content in run(batch).items():
+            for index, values in enumerate(inputs):
+                for name, content in run(values[None]).items():
                     _add(tar, f"{path.stem}/test_data_set_{index}/{name}.pb", len(content), io.BytesIO(content))
             with open(path, "rb") as source:
                 _add(tar, f"{path.stem}/{path.name}", path.stat().st_size, source)
-    return len(batches)
+    return len(inputs)
 
 
 def check(
     place: str | Path, model: str | Path | None = None, engine: str = "auto", *, threads: int | None = None, device: str = "cpu"
 ) -> list[Checked]:
-    """Run a model on its sample data.
+    """Run a model on sample data and compare its outputs with the expected ones.
 
-    An output is compared with the value of that name (`fc7`), else with the logits, or with their softmax where it holds
-    probabilities. A difference of up to 1e-7 + 1e-3 of the value + 2e-5 of the largest value is allowed.
+    An output is compared with the layer output of the same name (`fc7`), otherwise with the logits, or with their softmax if it
+    holds probabilities. The allowed difference is 1e-7 + 1e-3 of the value + 2e-5 of the largest value of the set.
 
     Args:
-        place: a tarball, a folder of the same layout, or an `.npz` file beside its model.
-        model: a file or a name, as `vgg.load` takes it, instead of the one that comes with the data.
-        engine: see `vgg.engines.open`, and so for threads and device.
+        place: a tarball, a folder with the same layout, or an `.npz` file in the folder of its model.
+        model: a file or name that `vgg.load` accepts. By default, the model in the sample data.
+        engine: see `vgg.engines.open`.
+        threads: see `vgg.engines.open`.
+        device: see `vgg.engines.open`.
 
     Raises:
-        Error: the place is not sample data, holds what it shouldn't, or doesn't fit the model.
+        Error: there is no valid sample data, or it does not fit the model.
     """
     place = Path(place)
-    with opened(place, wanted=model is None) as (sets, found):
+    with opened(place, with_model=model is None) as (sets, path):
         if not sets:
-            raise Error(f"{place}: has no sample data, neither test_data_set_0/input_0.pb nor test_data_0.npz")
+            raise Error(f"{place}: no sample data found, neither test_data_set_0/input_0.pb nor test_data_0.npz")
         if model is not None:
-            network = Network.read(locate(model))
-        elif found:
-            network = _network(found, place)
+            loaded = load(locate(model))
+        elif path:
+            try:
+                loaded = load(path)
+            except ModelError as error:
+                raise ModelError(str(error).replace(str(path), f"{place}: {path.name}")) from None
         else:
-            raise Error(f"{place}: has no .onnx file with the sample data; name a model to check")
-        running = engines.open(network, engine, threads=threads, device=device)
-        return [_checked(network, running, one, place) for one in sets]
+            raise Error(f"{place}: no .onnx file in the sample data; name a model to check")
+        running = engines.open(loaded, engine, threads=threads, device=device)
+        return [_compare(network_of(loaded), running, one, f"{place}: {one.name}") for one in sets]
 
 
-def _network(path: Path, place: Path) -> Network:
-    try:
-        return Network.read(path)
-    except ModelError as error:
-        raise ModelError(str(error).replace(str(path), f"{place}: {path.name}")) from None
-
-
-def _checked(network: Network, engine: engines.Engine, one: Set, place: Path) -> Checked:
+def _compare(network: Network, engine: engines.Engine, one: Set, name: str) -> Checked:
     if list(one.inputs) != [0] or not one.outputs:
-        raise Error(f"{place}: {one.name} has {len(one.inputs)} inputs and {len(one.outputs)} outputs; a VGG needs 1 and 1")
-    names = [name if name in network.architecture.values else "logits" for name, _ in one.outputs.values()]
+        raise Error(f"{name}: {len(one.inputs)} inputs and {len(one.outputs)} outputs; expected 1 input and at least 1 output")
+    layers = [layer if layer in network.architecture.values else "logits" for layer, _ in one.outputs.values()]
     try:
-        values = engine.run(one.inputs[0], names)
+        values = engine.run(one.inputs[0], layers)
     except ModelError as error:
-        raise ModelError(f"{place}: {one.name} doesn't fit the model: {error}") from None
+        raise ModelError(f"{name} doesn't fit the model: {error}") from None
     errors, shares = [], []
-    for name, (_, expected) in zip(names, one.outputs.values(), strict=True):
-        value = softmax(values[name]) if name == "logits" and _probabilities(expected) else values[name]
+    for layer, (_, expected) in zip(layers, one.outputs.values(), strict=True):
+        value = softmax(values[layer]) if layer == "logits" and _are_probabilities(expected) else values[layer]
         if value.size != expected.size or not value.size:
-            shapes = f"{list(expected.shape)}, and the model gives {list(value.shape)}"
-            raise Error(f"{place}: {one.name} doesn't fit the model: an output is {shapes}")
+            raise Error(f"{name} doesn't fit the model: expected output {list(expected.shape)}, got {list(value.shape)}")
         with np.errstate(all="ignore"):
             size = np.abs(expected)
             difference = np.abs(value.reshape(expected.shape).astype(np.float64) - expected)
             errors.append(difference.max())
             shares.append((difference / (ATOL + RTOL * size + ROUNDING * size.max())).max())
     share = float(np.max(shares))
-    return Checked(one.name, float(np.max(errors)), share, share <= 1)  # which not-a-number is not
+    return Checked(one.name, float(np.max(errors)), share, share <= 1)  # False for NaN
 
 
-def _probabilities(values: Array) -> bool:
+def _are_probabilities(values: Array) -> bool:
     return bool((values >= 0).all() and np.allclose(values.sum(-1), 1, atol=1e-3))
 
 
-def _graph(path: Path) -> Callable[[Array], dict[str, bytes]]:
-    """What runs an ONNX file on a batch, and gives its input and outputs as TensorProtos by the names of their files."""
+def _open_graph(path: Path) -> Callable[[Array], dict[str, bytes]]:
+    """A function that runs an ONNX file on a batch and returns input and outputs as TensorProto messages by file name."""
     import onnxruntime
     from onnx import numpy_helper
 
@@ -164,19 +163,18 @@ def _graph(path: Path) -> Callable[[Array], dict[str, bytes]]:
     try:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its errors have no common base
-        raise ModelError(
-            f"{path}: ONNX Runtime can't run it; `vgg convert` makes an old file current ({one_line(error)})"
-        ) from None
-    given, outputs = session.get_inputs(), session.get_outputs()
-    if [port.type for port in given] != ["tensor(float)"]:
-        raise ModelError(f"{path}: sample data is made for a model with one input, of float32")
+        hint = "`vgg convert` updates old files"
+        raise ModelError(f"{path}: ONNX Runtime can't run it ({one_line(error)}); {hint}") from None
+    inputs, outputs = session.get_inputs(), session.get_outputs()
+    if [port.type for port in inputs] != ["tensor(float)"]:
+        raise ModelError(f"{path}: unsupported inputs; sample data requires a model with one float32 input")
 
     def run(batch: Array) -> dict[str, bytes]:
         try:
-            values = session.run(None, {given[0].name: batch})
+            values = session.run(None, {inputs[0].name: batch})
         except Exception as error:
             raise ModelError(f"{path}: ONNX Runtime can't run it ({one_line(error)})") from None
-        tensors = {"input_0": numpy_helper.from_array(batch, given[0].name)}
+        tensors = {"input_0": numpy_helper.from_array(batch, inputs[0].name)}
         for index, (port, value) in enumerate(zip(outputs, values, strict=True)):
             tensors[f"output_{index}"] = numpy_helper.from_array(value, port.name)
         return {name: tensor.SerializeToString(deterministic=True) for name, tensor in tensors.items()}
@@ -185,6 +183,6 @@ def _graph(path: Path) -> Callable[[Array], dict[str, bytes]]:
 
 
 def _add(tar: tarfile.TarFile, name: str, size: int, content: BinaryIO) -> None:
-    member = tarfile.TarInfo(name)  # owner, time and mode are the same for everybody
+    member = tarfile.TarInfo(name)  # owner, time and mode keep their constant defaults
     member.size = size
     tar.addfile(member, content)

@@ -16,7 +16,8 @@ import numpy as np
 from ..classifier import Classifier
 from ..errors import Error, ModelError, Notice
 from ..files import reason
-from ..formats import metadata, onnx_reader, recognise
+from ..formats import detect, load, metadata, network_of
+from ..formats.onnx_file import scan
 from ..network import Network
 from ..zoo import EMBEDDED, EMBEDDED_FILE, locate
 from . import Settings
@@ -229,11 +230,12 @@ def open_model(path: Path, settings: Settings, name: str) -> Classifier:
     with private_copy(path) as copy, warnings.catch_warnings(record=True) as notices:
         warnings.simplefilter("always", Notice)
         try:
-            network = Network.read(copy)
+            model = load(copy)
+            network = network_of(model)
             _check_weights(copy, network)
         except ModelError as error:
             raise ModelError(str(error).replace(str(copy), str(path))) from None
-        classifier = Classifier(network, settings.engine, threads=settings.threads, device=settings.device, name=name)
+        classifier = Classifier(model, settings.engine, threads=settings.threads, device=settings.device, name=name)
         side = network.preprocessing.crop
         classifier.engine.logits(np.zeros((1, 3, side, side), np.float32))
     for notice in notices:
@@ -255,7 +257,7 @@ def private_copy(path: Path) -> Iterator[Path]:
 
 def _check_weights(path: Path, network: Network) -> None:
     """Raise ModelError if the weights of an ONNX file don't match the checksum in its metadata."""
-    if recognise(path) == "onnx":
-        expected = onnx_reader.scan(path).metadata.get(metadata.SHA256)
+    if detect(path) == "onnx":
+        expected = scan(path).metadata.get(metadata.SHA256)
         if expected and expected != network.sha256():
             raise ModelError(f"{path}: damaged: the weights don't match the checksum in the file")

@@ -1,154 +1,154 @@
-"""Labelled pictures: a folder of class folders, a list file, WebDataset shards, or CIFAR-10, all as one list of samples.
+"""Sources of images: the images that a command or a call works on, wherever they are.
 
-A dataset is a list of places, not of pictures: nothing is read before it is asked for, and any sample at any time.
+All verbs accept the same places: files, folders, globs, list files (.txt), WebDataset shards (.tar), CIFAR-10, and URLs of
+these in object stores and on web servers. `find` returns any images, `open` labelled ones. Images are read when they are used.
 """
 
-import hashlib
-import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
-
-from PIL import Image
+from typing import Any
 
 from ..errors import Error, ImageError
-from ..files import reason
-from ..images import MAX_BYTES, open_image
+from ..images import ImageLike
 from ..labels import Labels, resolver
 from ..labels import imagenet as imagenet_labels  # `imagenet` is a module of this package
+from . import cifar, listing, stores
+from .samples import UNLABELLED, Dataset, Sample
+
+__all__ = ["UNLABELLED", "Dataset", "Sample", "classes_of", "find", "is_cifar", "is_single", "open", "splits", "unlabelled"]
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One labelled picture: a file, or a part of one."""
+def find(images: Any) -> list[tuple[str, ImageLike]]:
+    """Images with their names.
 
-    name: str  # what it is called in results; relative to the dataset
-    target: int  # the index of its class
-    path: str
-    offset: int = 0  # bytes
-    size: int = -1  # bytes; -1: to the end of the file
+    Args:
+        images: one image or several, as `Classifier.classify` takes them: a place, see above; a file's bytes, a PIL image, or
+            an array [height, width, channels]; an array [count, height, width, channels]; or a list of these, of samples, or
+            of pairs as returned here. A file that is missing is returned as well; reading it is an error.
 
-    def read(self) -> bytes:
-        """The picture's file as bytes. Raises ImageError where it can't be read, or is larger than 256 MiB."""
-        try:
-            with Path(self.path).open("rb") as file:
-                size = os.fstat(file.fileno()).st_size - self.offset if self.size < 0 else self.size
-                if size > MAX_BYTES:
-                    raise ImageError(f"{self.name}: is {size / 2**20:.0f} MiB large; at most {MAX_BYTES // 2**20} are read")
-                file.seek(self.offset)
-                content = file.read(size)
-        except OSError as error:
-            raise ImageError(f"{self.name}: {reason(error)}") from None
-        if len(content) < size:
-            raise ImageError(f"{self.name}: {self.path} is cut short")
-        return content
-
-    def picture(self) -> Image.Image:
-        """The picture, RGB. Raises ImageError where it can't be read, or is none."""
-        return open_image(self.read(), self.name)
+    Raises:
+        ImageError: there are none, or a shard is damaged.
+        Error: a folder or store can't be listed.
+    """
+    if isinstance(images, str | Path):
+        return [(one.name, one) for one in _found(stores.normalised(images))]
+    if is_single(images):
+        return [(images.name if isinstance(images, Sample) else "image", images)]
+    found: list[tuple[str, ImageLike]] = []
+    for index, image in enumerate(images):
+        if isinstance(image, str | Path | Sample):
+            found += find(image)
+        else:
+            found.append(image if isinstance(image, tuple) else (f"image {index}", image))
+    if not found:
+        raise ImageError("no images given")
+    return found
 
 
-@dataclass(frozen=True)
-class Dataset:
-    """Labelled pictures in a fixed order."""
+def is_single(images: Any) -> bool:
+    """Whether `images`, as `find` takes them, are one image and not a list, folder or the like."""
+    import numpy as np
+    from PIL import Image
 
-    name: str
-    samples: Sequence[Sample]
+    if isinstance(images, str | Path):
+        place = stores.normalised(images)
+        return listing.is_image(place) if stores.is_url(place) else not listing.is_collection(place) and Path(place).is_file()
+    return isinstance(images, bytes | bytearray | memoryview | Image.Image | Sample) or (
+        isinstance(images, np.ndarray) and images.ndim != 4
+    )
 
-    def __len__(self) -> int:
-        return len(self.samples)
 
-    def __iter__(self) -> Iterator[Sample]:
-        return iter(self.samples)
-
-    def digest(self) -> str:
-        """SHA-256 over names, classes and sizes: two datasets with the same one are taken for the same."""
-        total = hashlib.sha256()
-        for one in self.samples:
-            size = one.size if one.size >= 0 or not os.path.exists(one.path) else os.path.getsize(one.path)
-            total.update(f"{one.name}\0{one.target}\0{size}\n".encode(errors="surrogateescape"))
-        return total.hexdigest()
+def unlabelled(place: str | Path) -> Dataset:
+    """The images at a place, without classes; names are relative to it. Raises as `find` does."""
+    path = stores.normalised(place)
+    return Dataset(str(place), _found(path, _base(path)))
 
 
 def open(place: str | Path, classes: int = 1000, labels: Labels | None = None) -> Dataset:
-    """The labelled pictures at a place.
+    """The labelled images at a place.
 
     Args:
-        place: a folder with a folder of pictures for each class, named by WordNet id or by the class's name; a text file with
-            a picture and its class on each line; a `.tar` shard, or a folder of them; a `.bin` file of CIFAR-10, or the
-            folder cifar-10-batches-bin, which stands for its training files.
-        classes: how many the network has.
-        labels: their names. Without them, class folders stand for 0, 1, 2 … in the order of their names, as in torchvision's
-            ImageFolder, and lists and shards must give numbers.
+        place: a folder with a folder of images for each class, named by WordNet id or class name; a list file with an image
+            and its class on each line; a WebDataset shard (.tar), or a folder of them; a file of CIFAR-10 (.bin), or the
+            folder cifar-10-batches-bin, which means its training files; or a URL of one of these.
+        classes: number of classes of the network.
+        labels: their names. Without them, class folders are 0, 1, 2 … in the order of their names, as in torchvision's
+            ImageFolder, and lists and shards must hold numbers.
 
     Raises:
-        Error: there is nothing there, no pictures are in it, or a class is unknown, has two meanings, or is there twice.
+        Error: there are no images, a class is unknown, ambiguous, or repeated, or there is not one label for each class.
     """
-    from . import cifar, folders, shards
-
-    path = Path(place)
     if labels is not None and len(labels) != classes:
         raise Error(f"{len(labels)} labels for a network of {classes} classes")
-    try:
-        if cifar.is_here(path):
-            if classes != len(cifar.NAMES):
-                raise Error(f"{path}: is CIFAR-10, which has 10 classes; the model has {classes}")
-            read = cifar.read(sorted(path.glob(cifar.TRAIN)) if path.is_dir() else [path])
-        elif path.is_dir():
-            tars = sorted(path.glob("*.tar"))
-            read = shards.read(tars, resolver(classes, labels)) if tars else folders.class_folders(path, classes, labels)
-        elif path.suffix == ".tar":
-            read = shards.read([path], resolver(classes, labels))
-        else:
-            read = folders.list_file(path, resolver(classes, labels))
-    except OSError as error:
-        raise Error(f"{error.filename or path}: {reason(error)}") from None
-    if not read:
-        raise Error(f"{path}: has no pictures in it")
-    return Dataset(str(place), read)
+    path = stores.normalised(place)
+    found = list(listing.unpack(listing.labelled(path, classes, labels, _base(path)), resolver(classes, labels)))
+    if not found:
+        raise Error(f"{path}: has no images in it")
+    return Dataset(str(place), found)
 
 
 def classes_of(place: str | Path) -> tuple[int, Labels | None]:
-    """How many classes the pictures at a place have, and their names, for a network that is yet to be made.
+    """The number of classes of the labelled images at a place, and their names, for a new network.
 
-    Class folders are classes in the order of their names, and so are the names that a list or shards give; where these are
-    numbers, the classes have no names. Where all names are WordNet ids of ImageNet's, they get ImageNet's names, too.
+    Class folders are classes in the order of their names, and so are the names in lists and shards. If these hold numbers,
+    the classes have no names. If all names are WordNet ids of ImageNet, the classes get ImageNet's names as well.
 
     Raises:
-        Error: as `open` does; or numbers are left out.
+        Error: as `open`, or if numbers are missing.
     """
-    from . import cifar, folders, shards
-
-    path, found = Path(place), dict[str, int]()
+    path = stores.normalised(place)
+    containers, folders = listing.parts(path)
+    if any(one.path.endswith(listing.CIFAR) for one in containers):
+        return len(cifar.NAMES), Labels(cifar.NAMES)
+    seen = dict.fromkeys(folders, 0)
 
     def collect(name: str) -> int:
-        return found.setdefault(name, len(found))
+        return seen.setdefault(name, len(seen))
 
-    try:
-        if cifar.is_here(path):
-            return len(cifar.NAMES), Labels(cifar.NAMES)
-        tars = sorted(path.glob("*.tar")) if path.is_dir() else [path] if path.suffix == ".tar" else []
-        if path.is_dir() and not tars:
-            return _named(folders.class_names(path))
-        if tars:
-            shards.read(tars, collect)
-        else:
-            folders.list_file(path, collect)
-    except OSError as error:
-        raise Error(f"{error.filename or path}: {reason(error)}") from None
-    if not found:
-        raise Error(f"{path}: has no pictures in it")
-    if not all(name.isdecimal() for name in found):
-        return _named(sorted(found))
-    numbers = set(map(int, found))
-    if len(numbers) <= max(numbers):
-        raise Error(f"{path}: has {len(numbers)} classes, whose numbers go up to {max(numbers)}; they must be 0, 1, 2 …")
-    return len(numbers), None
-
-
-def _named(names: Sequence[str]) -> tuple[int, Labels]:
-    """How many classes of these names there are, with ImageNet's names where these are its WordNet ids."""
+    if not folders:
+        for _ in listing.unpack(containers or listing.list_file(path, collect), collect):
+            pass
+    names = sorted(seen)
+    if not names:
+        raise Error(f"{path}: has no images in it")
+    if not folders and all(name.isdecimal() for name in names):
+        numbers = set(map(int, names))
+        if len(numbers) <= max(numbers):
+            raise Error(f"{path}: has {len(numbers)} classes with numbers up to {max(numbers)}; they must be 0, 1, 2 …")
+        return len(numbers), None
     known = dict(zip(imagenet_labels().wnids or (), imagenet_labels().names, strict=True))
     if all(name in known for name in names):
         return len(names), Labels(tuple(known[name] for name in names), tuple(names))
     return len(names), Labels(tuple(names))
+
+
+def splits(place: str | Path) -> tuple[str, str | None]:
+    """The places of the training and the validation images of a dataset; the latter is None if it is not separate.
+
+    They are the folders train, and val or test, in a folder; of CIFAR-10 the folder and its file test_batch.bin.
+    """
+    path = stores.normalised(place)
+    inside = {one.name: one for one in stores.entries(path)} if listing.is_folder(path) else {}
+    folders = {name: inside[name].place for name in ("train", "val", "test") if name in inside and inside[name].is_folder}
+    if "train" in folders:
+        return folders.pop("train"), next(iter(folders.values()), None)
+    return path, inside[cifar.TEST].place if cifar.TEST in inside else None
+
+
+def is_cifar(place: str | Path) -> bool:
+    """Whether a place is the folder of CIFAR-10, or one of its files."""
+    path = stores.normalised(place)
+    inside = stores.entries(path) if listing.is_folder(path) else []
+    return path.endswith(listing.CIFAR) or any(fnmatch(one.name, cifar.TRAIN) for one in inside)
+
+
+def _found(place: str, base: str | None = None) -> list[Sample]:
+    found = list(listing.unpack(listing.images(place, base, check=False)))
+    if not found:
+        raise ImageError(f"{place}: has no images in it")
+    return found
+
+
+def _base(place: str) -> str:
+    """The folder that names of a dataset's images are relative to."""
+    return place if listing.is_folder(place) else stores.parent(place)

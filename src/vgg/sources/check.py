@@ -1,72 +1,82 @@
-"""What is missing or broken in a prepared ImageNet."""
+"""Check of a prepared ImageNet: missing and damaged images."""
 
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import Error, ImageError
 from ..labels import imagenet, resolver
 from ..parallel import ahead
-from . import Dataset, Sample, shards
-from .imagenet import PICTURES, validation_targets
+from ..progress import Progress, silent
+from .imagenet import IMAGES, validation_targets
+from .listing import unpack
+from .samples import Dataset, Sample
 
 _NAME = {"train": re.compile(r"(n\d{8})_\d+"), "val": re.compile(r"ILSVRC2012_val_(\d{8})")}
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Something that is wrong with a prepared ImageNet."""
+    """A defect of a prepared ImageNet."""
 
     path: str  # relative to its folder
     problem: str
 
 
-def check(
-    root: Path, *, workers: int | None = None, progress: Callable[[str, int, int], object] = lambda what, done, total: None
-) -> tuple[dict[str, int], list[Problem]]:
-    """Look at every class and decode every picture below `root`/train and `root`/val, as folders or shards.
+def check(root: Path, *, workers: int | None = None, progress: Progress = silent) -> tuple[dict[str, int], list[Problem]]:
+    """Check all classes and decode all images in `root`/train and `root`/val, which are class folders or shards.
 
-    Returns the number of pictures of each split that is there, and what is wrong. Raises Error where neither is there.
+    Args:
+        root: folder that `prepare` has filled.
+        workers: number of threads; the number of cores by default.
+        progress: called as work advances.
+
+    Returns:
+        The number of images of each split that is present, and the problems.
+
+    Raises:
+        Error: neither split is present.
     """
     counts: dict[str, int] = {}
     problems: list[Problem] = []
-    for split in PICTURES:
+    for split in IMAGES:
         if not (root / split).is_dir():
             continue
         dataset = _layout(root, split, problems)
         counts[split] = len(dataset)
-        decoded = ahead(_broken, dataset, workers or os.cpu_count() or 1, 64)
-        for done, found in enumerate(decoded, 1):
-            problems += [] if found is None else [Problem(f"{split}/{dataset.samples[done - 1].name}", found)]
+        decoded = ahead(_defect, dataset, workers or os.cpu_count() or 1, 64)
+        for done, defect in enumerate(decoded, 1):
+            problems += [] if defect is None else [Problem(f"{split}/{dataset.samples[done - 1].name}", defect)]
             progress(f"Checking {split}", done, len(dataset))
     if not counts:
-        raise Error(f"{root}: has neither train nor val in it; `vgg prepare imagenet` makes them")
+        raise Error(f"{root}: has neither train nor val in it; create them with `vgg prepare imagenet`")
     return counts, problems
 
 
-def _broken(sample: Sample) -> str | None:
+def _defect(sample: Sample) -> str | None:
     try:
-        sample.picture()
+        sample.image()
     except ImageError as error:
         return str(error).removeprefix(f"{sample.name}: ")
     return None
 
 
 def _layout(root: Path, split: str, problems: list[Problem]) -> Dataset:
-    """The pictures of a split. What is missing, left over, or elsewhere than it should be becomes a problem."""
-    folder, samples = root / split, []
+    """The images of a split. Files that are missing, unexpected or misplaced are appended to the problems."""
+    folder = root / split
+    samples: list[Sample] = []
     tars = sorted(folder.glob("*.tar"))
     for path in tars:
         try:
-            samples += shards.read([path], resolver(1000, imagenet()))
+            samples += unpack([Sample(path.name, -1, str(path))], resolver(1000, imagenet()))
         except Error as error:
             problems.append(Problem(f"{split}/{path.name}", str(error).removeprefix(f"{path}: ")))
     if not tars:
         samples = list(_folders(folder, problems))
-    problems += [Problem(f"{split}/{path.name}", "is left over from a run that was cut") for path in folder.glob(".*.part")]
+    problems += [Problem(f"{split}/{path.name}", "is left over from an interrupted run") for path in folder.glob(".*.part")]
     problems += _val(samples) if split == "val" else _train(samples)
     return Dataset(str(folder), samples)
 
@@ -77,7 +87,7 @@ def _folders(folder: Path, problems: list[Problem]) -> Iterator[Sample]:
         if entry.name.startswith("."):
             continue
         if entry.name not in targets or not entry.is_dir():
-            problems.append(Problem(f"{folder.name}/{entry.name}", "is no class of ImageNet's"))
+            problems.append(Problem(f"{folder.name}/{entry.name}", "is not a class of ImageNet"))
             continue
         for file in sorted(os.listdir(entry.path)):
             yield Sample(f"{entry.name}/{file}", targets[entry.name], os.path.join(entry.path, file))
@@ -90,9 +100,9 @@ def _train(samples: list[Sample]) -> Iterator[Problem]:
     for sample in samples:
         match = _NAME["train"].match(Path(sample.name).stem)
         if not match or match[1] != wnids[sample.target]:
-            yield Problem(f"train/{sample.name}", f"is no picture of {wnids[sample.target]}")
-    if len(samples) != PICTURES["train"]:
-        yield Problem("train", f"has {len(samples):,} pictures; published are {PICTURES['train']:,}")
+            yield Problem(f"train/{sample.name}", f"is not an image of {wnids[sample.target]}")
+    if len(samples) != IMAGES["train"]:
+        yield Problem("train", f"has {len(samples):,} images; the published archive has {IMAGES['train']:,}")
 
 
 def _val(samples: list[Sample]) -> Iterator[Problem]:
@@ -102,11 +112,11 @@ def _val(samples: list[Sample]) -> Iterator[Problem]:
         match = _NAME["val"].match(Path(sample.name).stem)
         number = int(match[1]) if match else 0
         if not 1 <= number <= len(targets):
-            yield Problem(f"val/{sample.name}", "is no validation picture")
+            yield Problem(f"val/{sample.name}", "is not a validation image")
         elif targets[number - 1] != sample.target:
-            yield Problem(f"val/{sample.name}", f"belongs into {wnids[targets[number - 1]]}")
+            yield Problem(f"val/{sample.name}", f"belongs to {wnids[targets[number - 1]]}")
         elif number not in missing:
-            yield Problem(f"val/{sample.name}", "is there twice")
+            yield Problem(f"val/{sample.name}", "is repeated")
         missing.discard(number)
     absent: dict[int, list[int]] = {}
     for number in sorted(missing):

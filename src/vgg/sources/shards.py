@@ -1,35 +1,30 @@
-"""WebDataset shards: tar files in which a picture, `KEY.jpg`, and its class, `KEY.cls`, stand beside each other.
+"""WebDataset shards: tar files in which each image, `KEY.jpg`, is next to its class, `KEY.cls`.
 
-The layout is that of the webdataset package: members with the same path up to the first dot of the file's name are one sample.
+The layout is that of the webdataset package: members whose paths agree up to the first dot of the file name are one sample.
 """
 
 import io
 import tarfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from ..errors import Error
+from ..files import reason
 from ..images import SUFFIXES
 from ..labels import Resolve
-from . import Sample
-from .tars import members
+from .samples import UNLABELLED, Sample
 
 LONGEST_LABEL = 256  # bytes
+BLOCK = 512  # bytes; the unit of a tar file
 
 
-def read(paths: Sequence[Path], resolve: Resolve | None) -> list[Sample]:
-    """The samples in shards, with the places of the pictures in the tar files, which are not read.
+def read(path: Path, resolve: Resolve | None = None) -> list[Sample]:
+    """The images in a shard, which are located and not read. Without `resolve`, classes are ignored.
 
-    Without `resolve`, classes are passed over, and every sample's is -1.
-
-    Raises Error where a shard is damaged, a picture has no class, or a class is unknown.
+    Raises Error if the shard is damaged, an image has no class, or a class is unknown.
     """
-    return [sample for path in paths for sample in _samples(path, resolve)]
-
-
-def _samples(path: Path, resolve: Resolve | None) -> Iterable[Sample]:
-    pictures: dict[str, tuple[str, int, int]] = {}
+    images: dict[str, tuple[str, int, int]] = {}
     targets: dict[str, int] = {}
     for member, shard in members(path):
         folder, slash, file = member.name.rpartition("/")
@@ -37,8 +32,8 @@ def _samples(path: Path, resolve: Resolve | None) -> Iterable[Sample]:
         key, suffix = folder + slash + stem, suffix.lower()
         if not member.isreg() or (f".{suffix}" not in SUFFIXES and (suffix != "cls" or resolve is None)):
             continue
-        if key in (targets if suffix == "cls" else pictures):
-            raise Error(f"{path}: {key} has two {'classes' if suffix == 'cls' else 'pictures'}, the second as {member.name}")
+        if key in (targets if suffix == "cls" else images):
+            raise Error(f"{path}: {key} has two {'classes' if suffix == 'cls' else 'images'}, the second in {member.name}")
         if suffix == "cls" and resolve:
             shard.seek(member.offset_data)
             try:
@@ -46,19 +41,49 @@ def _samples(path: Path, resolve: Resolve | None) -> Iterable[Sample]:
             except ValueError as error:
                 raise Error(f"{path}: {member.name}: {error}") from None
         else:
-            pictures[key] = member.name, member.offset_data, member.size
-    for key, (name, offset, size) in pictures.items():
+            images[key] = member.name, member.offset_data, member.size
+    for key, (name, _, _) in images.items():
         if resolve and key not in targets:
-            raise Error(f"{path}: {name} has no class beside it ({key}.cls)")
-        yield Sample(f"{path.name}/{name}", targets.get(key, -1), str(path), offset, size)
+            raise Error(f"{path}: {name} has no class; {key}.cls is missing")
+    return [Sample(name, targets.get(key, UNLABELLED), str(path), *part) for key, (name, *part) in images.items()]
 
 
 def write(file: BinaryIO, samples: Iterable[tuple[str, bytes, int]]) -> None:
-    """Write a shard: each sample's key, its picture as a JPEG file, and its class's index. The same samples, the same bytes."""
+    """Write a shard of samples: key, JPEG file, class index. Equal samples give equal bytes."""
     with tarfile.open(fileobj=file, mode="w:", format=tarfile.USTAR_FORMAT) as tar:
-        for key, picture, target in samples:
-            for name, content in ((f"{key}.jpg", picture), (f"{key}.cls", str(target).encode())):
+        for key, image, target in samples:
+            for name, content in ((f"{key}.jpg", image), (f"{key}.cls", str(target).encode())):
                 member = tarfile.TarInfo(name)
                 member.size = len(content)
                 tar.addfile(member, io.BytesIO(content))
             tar.members = []  # type: ignore[attr-defined]
+
+
+def members(path: Path, start: int = 0, size: int | None = None) -> Iterator[tuple[tarfile.TarInfo, BinaryIO]]:
+    """The members of a tar file, with the open file in which a member's bytes begin at `offset_data`. Only headers are read.
+
+    Args:
+        path: a tar file, not compressed.
+        start, size: position in bytes of a tar file inside it, to be read instead.
+
+    Raises:
+        Error: it is not a tar file, truncated, or damaged. tarfile itself takes a damaged header for the end.
+    """
+    try:
+        with path.open("rb") as file:
+            end = file.seek(0, 2) if size is None else start + size
+            file.seek(start)
+            with tarfile.open(fileobj=file, mode="r:") as tar:
+                for member in tar:
+                    if member.offset_data + member.size > end:
+                        raise tarfile.ReadError(f"{member.name!r} exceeds the file")
+                    yield member, file
+                    tar.members = []  # type: ignore[attr-defined]  # tarfile would keep all of them
+                stopped: int = tar.offset
+                file.seek(stopped)
+                if file.read(min(BLOCK, max(end - stopped, 0))).strip(b"\0"):
+                    raise tarfile.ReadError(f"invalid header at byte {stopped:,}")
+    except (tarfile.TarError, EOFError) as error:
+        raise Error(f"{path}: is damaged, truncated, or not a tar file ({error})") from None
+    except OSError as error:
+        raise Error(f"{path}: {reason(error)}") from None

@@ -1,7 +1,11 @@
-"""Training, fine-tuning and distillation in torch; the result is a Network in an ONNX file. docs/training.md tells how."""
+"""Training, fine-tuning and distillation in torch; the result is a Network in an ONNX file. See docs/training.md."""
 
-from .loop import Outcome, train
-from .recipes import RECIPES, Recipe
-from .task import Options
+from ..extras import require
+
+require("training", "train", "torch", "kornia", "tensorboardX", "matplotlib")
+
+from .loop import Outcome, train  # noqa: E402
+from .recipes import RECIPES, Recipe  # noqa: E402
+from .setup import Options  # noqa: E402
 
 __all__ = ["RECIPES", "Options", "Outcome", "Recipe", "train"]

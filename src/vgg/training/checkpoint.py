@@ -1,77 +1,62 @@
-"""Checkpoints: all that a training needs to go on as if it had never been cut, as plain tensors, numbers and text."""
+"""The run's folder and its checkpoints: everything that a training needs to resume, as plain tensors, numbers and text."""
 
-from collections.abc import Sequence
+import io
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from ..errors import Error
 from ..files import reason, replacing
-from .pictures import Batch
-from .task import Task
+from ..store import refuse_other_work
+
+LAST, BEST, NAN, CACHE = "last.pt", "model.onnx", "nan.pt", "cache"  # in the run's folder
 
 
-def save(path: Path, state: dict[str, Any]) -> None:
-    """Write a checkpoint, whole or not at all. Raises Error where that fails; what was there before then still is."""
-    with replacing(path) as file:
-        guarded = _Guarded(file)
-        try:
-            torch.save(state, guarded)  # type: ignore[arg-type]  # it asks for no more of a file than this
-        except RuntimeError:  # torch's own words for it say nothing
-            if guarded.error:
-                raise guarded.error from None
-            raise
+def create(folder: Path, *, fresh: bool) -> None:
+    """Create the run's folder; with `fresh`, delete what an earlier run wrote there. Raises Error if that fails."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in (LAST, BEST, NAN, "log.csv", "curves.png") if fresh else ():
+            (folder / name).unlink(missing_ok=True)
+        for name in ("tensorboard", CACHE) if fresh else ():
+            if (folder / name).exists():
+                shutil.rmtree(folder / name)
+    except OSError as error:
+        raise Error(f"{error.filename or folder}: can't be written: {reason(error)}") from None
 
 
-def keep_step(path: Path, epoch: int, step: int, lr: float, used: Sequence[Batch], task: Task) -> None:
-    """Write down what a step that went wrong was given."""
-    names = [task.train.dataset.samples[place].name for batch in used for place in batch.places]
-    state = {"epoch": epoch, "step": step, "lr": lr, "names": names, "config": task.config}
-    state |= {"pixels": [torch.from_numpy(np.ascontiguousarray(batch.pixels)) for batch in used]}
-    state |= {"targets": [torch.from_numpy(batch.targets) for batch in used]}
-    save(path, state)
+def resume(folder: Path, key: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The state of the last checkpoint; None if there is none. Raises Error if it is damaged, or of another run."""
+    if not (folder / LAST).exists():
+        return None
+    state = load(folder / LAST)
+    refuse_other_work(folder, key, state["key"])
+    return state
 
 
 def load(path: Path) -> dict[str, Any]:
-    """A checkpoint's content, on the CPU. Nothing in the file is run. Raises Error where it can't be read."""
+    """The content of a checkpoint, on the CPU. Nothing in the file is executed. Raises Error if it can't be read."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise Error(f"{path}: {reason(error)}") from None
     except Exception as error:  # a damaged zip file, a pickle of something else: torch raises nearly anything
-        raise Error(f"{path}: is damaged, or no checkpoint of `vgg train` ({type(error).__name__})") from None
-    if not isinstance(state, dict) or "config" not in state:
-        raise Error(f"{path}: is no checkpoint of `vgg train`")
+        raise Error(
+            f"{path}: damaged, or not a checkpoint of `vgg train` ({type(error).__name__}); use --fresh to start over"
+        ) from None
+    if isinstance(state, dict) and "config" in state:
+        raise Error(f"{path}: checkpoint of an earlier version of vgg; use --fresh to start over, or another folder")
+    if not isinstance(state, dict) or "key" not in state:
+        raise Error(f"{path}: not a checkpoint of `vgg train`; use --fresh to start over, or another folder")
     return state
 
 
-def differences(config: dict[str, Any], other: dict[str, Any], before: str = "") -> list[str]:
-    """What two runs' configurations have otherwise: `recipe.lr: 0.1, not 0.05`."""
-    found = []
-    for key in dict.fromkeys([*config, *other]):
-        one, two = config.get(key), other.get(key)
-        if isinstance(one, dict) and isinstance(two, dict):
-            found += differences(one, two, f"{before}{key}.")
-        elif one != two:
-            found.append(f"{before}{key} {one}, not {two}")
-    return found
-
-
-class _Guarded:
-    """A file that remembers why a write failed, which torch forgets."""
-
-    def __init__(self, file: Any) -> None:
-        self._file = file
-        self.error: OSError | None = None
-
-    def write(self, content: Any) -> int:
-        try:
-            return int(self._file.write(content))
-        except OSError as error:
-            self.error = error
-            raise
-
-    def flush(self) -> None:
-        self._file.flush()
+def save(path: Path, state: Mapping[str, Any]) -> None:
+    """Write a checkpoint. Raises Error if that fails; the file that was there before then stays."""
+    content = io.BytesIO()  # torch, writing to the file itself, would not give the reason of an error
+    torch.save(state, content)
+    with replacing(path) as file:
+        file.write(content.getbuffer())

@@ -1,12 +1,10 @@
-"""The training loop, from top to bottom: `train`."""
+"""The training loop: `train`, and the `Trainer` whose state it advances."""
 
 import math
-import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from datetime import timedelta
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,271 +16,285 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..errors import Error
-from ..module import Module, results
-from ..network import Network, Provenance
-from . import checkpoint, log
-from .cache import Progress
-from .pictures import Batch, Colours, mixing, normalised
-from .recipes import rate
-from .task import Options, Task, prepare
-from .teachers import Teachers
+from ..formats import write
+from ..module import Module, Normalisation
+from ..network import Provenance
+from ..progress import Progress, silent
+from . import checkpoint
+from .augmentation import Colours, mixup
+from .cache import Cache
+from .checkpoint import BEST, LAST, NAN
+from .history import COLUMNS, Row, draw_curves, epoch_line, has_stalled, is_better, write_log
+from .loader import Batch, Loader
+from .optimizer import make_optimizer, rate, set_rate
+from .processes import Process, processes
+from .setup import Options, Setup, cache_values, prepare
+from .targets import Teachers
 
-LAST, BEST, NAN = "last.pt", "model.onnx", "nan.pt"  # in the run's folder
-EVALUATED = 256  # pictures at once
+EVALUATED = 256  # validation images computed at once
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a training."""
+    """The result of a training."""
 
     path: Path  # of the best network, an ONNX file
-    history: list[dict[str, float]]  # a row for each epoch, as in log.csv
-    errors: dict[str, str]  # pictures that couldn't be read, by name: why
+    history: list[Row]  # one for each epoch, as in log.csv
+    errors: dict[str, str]  # images that couldn't be read: the reason by name
 
 
-def train(
-    options: Options,
-    progress: Progress = lambda what, done, total: None,
-    told: Callable[[str], object] = lambda line: None,
-) -> Outcome:
-    """Train a network, fine-tune one, or distil one from others; see `Options`.
+def train(options: Options, progress: Progress = silent, log: Callable[[str], object] = lambda line: None) -> Outcome:
+    """Train a network, fine-tune one, or distil one from others. The same options resume an interrupted training.
 
-    Run by torchrun, each process takes its part of every batch.
+    Under torchrun, each process computes its part of every batch.
 
     Args:
-        options: what is trained on what, and how.
-        progress: called with what is being done, how much of it is done, and how much there is.
-        told: called with a line on each epoch, and on what happens before.
+        options: see `Options`.
+        progress: see `vgg.progress`.
+        log: called with a line for each epoch, and for what happens before.
 
     Returns:
-        The best network so far, in the run's folder, beside the log and the last checkpoint.
+        The best network, with the history of the training. The run's folder also has the log and the last checkpoint.
 
     Raises:
-        Error: the pictures or the options don't fit, nothing can be written, or the loss is no number any more.
+        Error: the images don't fit the options, the folder has another run, a file can't be written, or the loss is not
+            finite.
     """
-    with _processes(options.device) as (device, rank, world):
-        if rank:
-            progress, told = (lambda what, done, total: None), (lambda line: None)
-        if (options.to / LAST).exists() and not options.resume:
-            raise Error(f"{options.to}: has a run in it already; --resume goes on with it, another folder begins anew")
-        task = prepare(options, progress, told)
-        recipe, folder = task.recipe, options.to
-        layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
-        module: Module = task.module.to(device, memory_format=layout)  # type: ignore[call-overload]
-        optimizer = _optimizer(task)
-        average = _average(module, recipe.ema) if recipe.ema else None
-        judged: Any = average.module if average else module
-        parallel: Any = DistributedDataParallel(module) if world > 1 else module
-        autocast = torch.autocast("cuda", torch.bfloat16) if recipe.bf16 and device.type == "cuda" else nullcontext()
-
-        colours = Colours(recipe, device)
-        teachers = Teachers(task.teachers, task.matched, device, layout) if task.teachers else None
-
-        def prepared(pictures: torch.Tensor) -> torch.Tensor:
-            """Pictures as the module takes them."""
-            return normalised(pictures, task.preprocessing).contiguous(memory_format=layout)
-
-        def judged_inputs(batch: Batch) -> torch.Tensor:
-            """Pictures, or what frozen layers made of them, as the module takes them."""
-            return torch.from_numpy(batch.pixels).to(device) if task.start else prepared(colours(batch.pixels))
-
-        def given(batch: Batch, look: int) -> tuple[torch.Tensor, torch.Tensor, Sequence[torch.Tensor]]:
-            """What a step is given: inputs, the scores that are to come of them, and the teacher's values to be matched."""
-            if task.start:
-                return judged_inputs(batch), task.targets(batch, look).to(device), task.match(batch, look, device)
-            pictures = colours(batch.pixels, training=True)
-            mix = mixing(len(pictures), recipe.mixup) if recipe.mixup else lambda values: values
-            pictures = mix(pictures)
-            if teachers:
-                with autocast:
-                    return prepared(pictures), *teachers(pictures, recipe.temperature)
-            return prepared(pictures), mix(task.targets(batch, look).to(device)), task.match(batch, look, device)
-
-        steps = len(task.places) // recipe.batch  # the last, incomplete batch is left out
-        parts = world * math.ceil(recipe.batch / world / (options.micro_batch or recipe.batch))  # of a batch
-        history: list[dict[str, float]] = []
-        first_epoch, first_step, loss_sum = 0, 0, 0.0
-        if (folder / LAST).exists():
-            state = checkpoint.load(folder / LAST)
-            if unlike := checkpoint.differences(state["config"], task.config):
-                raise Error(f"{folder / LAST}: is of a run with other options: {'; '.join(unlike)}")
-            module.load_state_dict(state["module"])
-            optimizer.load_state_dict(state["optimizer"])
-            if average:
-                average.load_state_dict(state["average"])
-            history, first_epoch, first_step, loss_sum = (state[key] for key in ("history", "epoch", "step", "loss_sum"))
-            loss_sum *= world if rank == 0 else 0  # it was the first process's
-            told(f"going on in epoch {first_epoch + 1}, step {first_step + 1}")
-
-        def save(epoch: int, step: int, loss_sum: float) -> None:
-            """Keep the state in which this step of this epoch is about to begin."""
-            if rank == 0:
-                state = {"config": task.config, "epoch": epoch, "step": step, "loss_sum": loss_sum, "history": history}
-                state |= {"module": module.state_dict(), "optimizer": optimizer.state_dict()}
-                state |= {"average": average.state_dict()} if average else {}
-                checkpoint.save(folder / LAST, state)
-
-        begun, done, saved = time.perf_counter(), 0, time.monotonic()
-        for epoch in range(first_epoch, recipe.epochs):
-            if log.tired(recipe.patience, history):
-                break
-            module.train()
-            order = np.random.default_rng([options.seed, epoch]).permutation(task.places)
-            batches = [np.array_split(order[step * recipe.batch :][: recipe.batch], parts) for step in range(first_step, steps)]
-            look = epoch % recipe.views if recipe.views else epoch
-            mine = task.train.batches((part for batch in batches for part in batch[rank::world]), look)
-            started, waited = time.perf_counter(), task.train.waited
-            for step in range(first_step, steps):
-                lr = rate(recipe, epoch + step / steps, [row["val_top1"] for row in history])
-                for group in optimizer.param_groups:
-                    group["lr"] = lr / recipe.rate_decay ** group["depth"] if epoch >= group["depth"] * recipe.thaw else 0.0
-                optimizer.zero_grad()
-                used: list[Batch] = []
-                loss = torch.zeros((), device=device)
-                for part in range(rank, parts, world):
-                    batch = next(mine)
-                    used.append(batch)
-                    if not len(batch.places):
-                        if world > 1:  # the other processes would wait for ever
-                            raise Error(f"{task.dataset}: of a whole part of a batch, no picture can be read")
-                        continue
-                    # Seeded by the part, so that dropout, colours and mixup are the same wherever it is computed.
-                    torch.manual_seed(((options.seed * recipe.epochs + epoch) * steps + step) * parts + part)
-                    inputs, targets, theirs = given(batch, look)
-                    synchronised = part + world >= parts or world == 1
-                    with nullcontext() if synchronised else parallel.no_sync():
-                        with autocast:
-                            logits, *values = results(parallel, inputs, task.matched, task.start)
-                        one = _loss(logits.float(), targets, recipe.temperature, recipe.smoothing)
-                        for value, wanted in zip(values, theirs, strict=True):
-                            one = one + recipe.match_weight * functional.mse_loss(value.float(), wanted)
-                        one = one * (len(batch.places) / recipe.batch)
-                        torch.autograd.backward(one * world)  # DistributedDataParallel takes the mean over the processes
-                    loss += one.detach()
-                step_loss = float(loss)
-                if not math.isfinite(step_loss):
-                    checkpoint.keep_step(folder / NAN, epoch, step, lr, used, task)
-                    raise Error(
-                        f"the loss is {step_loss} in epoch {epoch + 1}, step {step + 1}; {folder / NAN} has the step's "
-                        f"pictures, {LAST} an earlier state; a lower --lr often helps"
-                    )
-                optimizer.step()
-                if average:
-                    average.update_parameters(module)
-                loss_sum, done = loss_sum + step_loss, done + 1
-                speed = done * recipe.batch / (time.perf_counter() - begun)
-                doing = f"epoch {epoch + 1} of {recipe.epochs}, loss {step_loss:.4f}, lr {lr:.2g}, {speed:,.0f} images/s"
-                progress(doing, epoch * steps + step + 1, recipe.epochs * steps)
-                if time.monotonic() - saved > options.save_seconds and step + 1 < steps:
-                    save(epoch, step + 1, loss_sum)
-                    saved = time.monotonic()
-            seconds = time.perf_counter() - started
-            waited = (task.train.waited - waited) / seconds
-            row = {"epoch": epoch + 1, "lr": lr, "loss": _total(loss_sum, device, world) / steps}
-            row |= _evaluated(judged, task, judged_inputs, device, rank, world)
-            speed = (steps - first_step) * recipe.batch / seconds
-            row |= {"seconds": seconds, "images_per_second": speed, "waited": waited, "time": time.time()}
-            best = not len(task.judges) or all(log.better(row, one) for one in history)
-            history.append(row)
-            if rank == 0:
-                told(log.line(row, recipe.epochs))
-                log.write(folder, history)
-                if best:
-                    _network(judged, task, row).write(folder / BEST)
-                save(epoch + 1, 0, 0.0)
-            first_step, loss_sum, saved = 0, 0.0, time.monotonic()
-        if rank == 0:
-            log.curves(folder, history)
-        return Outcome(folder / BEST, history, task.errors)
+    with processes(options.device) as process:
+        if process.rank:
+            progress, log = silent, lambda line: None
+        setup = prepare(options, log)
+        with process.first_alone():
+            checkpoint.create(options.output, fresh=options.fresh and process.rank == 0)
+        state = checkpoint.resume(options.output, setup.key)
+        cache_values(setup, options, process, progress)
+        trainer = Trainer(options, setup, process, progress, log)
+        if state:
+            trainer.restore(state)
+        while trainer.epoch < setup.recipe.epochs and not has_stalled(setup.recipe.patience, trainer.history):
+            row = trainer.train_epoch()
+            trainer.end_epoch({**row, **trainer.evaluate()})
+        if process.rank == 0:
+            draw_curves(options.output, trainer.history)
+        return Outcome(options.output / BEST, trainer.history, {**setup.train.errors, **setup.val.errors})
 
 
-@contextmanager
-def _processes(device: str) -> Iterator[tuple[torch.device, int, int]]:
-    """This process's device and number, and how many there are: one, or those that torchrun has started."""
-    if device == "cuda" and not torch.cuda.is_available():
-        raise Error(f"torch {torch.__version__} finds no GPU that it can use; the device cpu needs none")
-    world, local = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0))
-    if device == "cuda":
-        torch.cuda.set_device(local)
-        torch.backends.cudnn.benchmark = True
-    if world > 1:
-        # The first process may take hours to compute what is computed once, while the others wait.
-        distributed.init_process_group("nccl" if device == "cuda" else "gloo", timeout=timedelta(days=2))
-    try:
-        yield torch.device(device, local) if device == "cuda" else torch.device(device), int(os.environ.get("RANK", 0)), world
-    finally:
-        if world > 1:
-            distributed.destroy_process_group()
+@dataclass
+class Trainer:
+    """A training in progress: the state that a checkpoint keeps, and the steps that change it."""
 
+    options: Options
+    setup: Setup
+    process: Process
+    progress: Progress
+    log: Callable[[str], object]
+    history: list[Row] = field(default_factory=list)
+    epoch: int = 0
+    step: int = 0  # the next one in the epoch
+    loss_sum: float = 0.0  # of the epoch's steps so far, in this process
 
-def _optimizer(task: Task) -> torch.optim.Optimizer:
-    """The recipe's optimiser, with a group of parameters for each block, counted from the last, and for what isn't decayed."""
-    recipe = task.recipe
-    blocks = list(dict.fromkeys(block for block, _ in task.module.groups()))[::-1]
-    groups: dict[tuple[int, bool], list[torch.Tensor]] = {}
-    for block, layer in task.module.groups():
-        for parameter in layer.parameters():
-            decayed = recipe.decay_all or parameter.ndim > 1
-            groups.setdefault((blocks.index(block), decayed), []).append(parameter)
-    listed = [
-        {"params": parameters, "depth": depth, "weight_decay": recipe.weight_decay if decayed else 0.0}
-        for (depth, decayed), parameters in groups.items()
-    ]
-    if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(listed, recipe.lr)
-    return torch.optim.SGD(listed, recipe.lr, recipe.momentum, nesterov=recipe.nesterov)
+    def __post_init__(self) -> None:
+        recipe, device, world = self.setup.recipe, self.process.device, self.process.world
+        self.recipe, self.matched = recipe, self.options.matched
+        self.layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
+        self.module: Module = self.setup.module.to(device, memory_format=self.layout)  # type: ignore[call-overload]
+        self.optimizer = make_optimizer(self.module, recipe)
+        self.average: Any = None
+        if recipe.ema:  # also of batch normalisation's means and variances
+            decay = get_ema_multi_avg_fn(recipe.ema)  # type: ignore[no-untyped-call]
+            self.average = AveragedModel(self.module, multi_avg_fn=decay, use_buffers=True)
+        self.steps = len(self.setup.indices) // recipe.batch  # in an epoch; the last, incomplete batch is dropped
+        micro_batch = self.options.micro_batch or recipe.batch
+        self.parts = world * math.ceil(recipe.batch / world / micro_batch)  # of a batch
+        self.parallel: Any = DistributedDataParallel(self.module) if world > 1 else self.module
+        self.autocast: Any = torch.autocast("cuda", torch.bfloat16) if recipe.bf16 and device.type == "cuda" else nullcontext()
+        self.colours = Colours(recipe, device)
+        self.normalise = Normalisation(self.setup.preprocessing).to(device)
+        self.teachers = Teachers(self.setup.teachers, self.matched, device, self.layout) if self.setup.teachers else None
+        self.train: Loader | Cache
+        self.val: Loader | Cache
+        self.train, self.val = self.setup.frozen or (self.setup.train, self.setup.val)
+        self.saved, self.waited = time.monotonic(), 0.0  # seconds: of the last checkpoint, and of waiting for images
 
+    @property
+    def result(self) -> Module:
+        """The module to evaluate and to write: the moving average if the recipe has one."""
+        result: Module = self.average.module if self.average else self.module
+        return result
 
-def _average(module: Module, decay: float) -> AveragedModel:
-    """The moving average of a module's parameters and of its batch normalisation's means and variances."""
-    every: Any = get_ema_multi_avg_fn  # torch doesn't say its types
-    return AveragedModel(module, multi_avg_fn=every(decay), use_buffers=True)
+    def train_epoch(self) -> Row:
+        """Train for the rest of the epoch; returns the epoch's row without its validation."""
+        self.module.train()
+        view = self.epoch % self.recipe.views if self.recipe.views else self.epoch
+        batches = self.batches(view)
+        started, first, self.waited = time.perf_counter(), self.step, 0.0
+        while self.step < self.steps:
+            lr = rate(self.recipe, self.epoch + self.step / self.steps, [row["val_top1"] for row in self.history])
+            set_rate(self.optimizer, lr, self.epoch, self.recipe)
+            loss, used = self.gradients(batches, view)
+            if not math.isfinite(loss):
+                self.fail(loss, lr, used)
+            self.optimizer.step()
+            if self.average:
+                self.average.update_parameters(self.module)
+            self.step, self.loss_sum = self.step + 1, self.loss_sum + loss
+            self.progress("Training", self.epoch * self.steps + self.step, self.recipe.epochs * self.steps)
+            if time.monotonic() - self.saved > self.options.save_seconds and self.step < self.steps:
+                self.save()
+                self.log(f"epoch {self.epoch + 1}, step {self.step} of {self.steps}: loss {loss:.4f}, lr {lr:.2g}")
+        seconds = time.perf_counter() - started
+        speed, loss = (self.steps - first) * self.recipe.batch / seconds, self.process.total(self.loss_sum) / self.steps
+        row = {"epoch": self.epoch + 1, "lr": lr, "loss": loss, "seconds": seconds, "images_per_second": speed}
+        return row | {"waited": self.waited / seconds, "time": time.time()}
 
+    def batches(self, view: int) -> Iterator[Batch]:
+        """This process's parts of the batches in the rest of the epoch."""
+        order = np.random.default_rng([self.options.seed, self.epoch]).permutation(self.setup.indices)
+        size = self.recipe.batch
+        split = [np.array_split(order[step * size :][:size], self.parts) for step in range(self.step, self.steps)]
+        return self.train.batches((part for parts in split for part in parts[self.process.rank :: self.process.world]), view)
 
-def _loss(logits: torch.Tensor, targets: torch.Tensor, temperature: float, smoothing: float) -> torch.Tensor:
-    """Cross-entropy with scores [batch, classes]; softened ones are scaled as Hinton et al. do."""
-    return functional.cross_entropy(logits / temperature, targets, label_smoothing=smoothing) * temperature**2
+    def next_batch(self, batches: Iterator[Batch]) -> Batch:
+        started = time.perf_counter()
+        batch = next(batches)
+        self.waited += time.perf_counter() - started
+        if self.process.world > 1 and not len(batch.indices):  # the other processes would wait for ever
+            raise Error(f"{self.setup.name}: no image can be read of a whole part of a batch")
+        return batch
 
-
-def _total(value: float, device: torch.device, world: int) -> float:
-    """The sum of a value over all processes."""
-    if world == 1:
-        return value
-    total = torch.tensor(value, dtype=torch.float64, device=device)
-    distributed.all_reduce(total)
-    return float(total)
-
-
-def _evaluated(
-    module: Any, task: Task, inputs_of: Callable[[Batch], torch.Tensor], device: torch.device, rank: int, world: int
-) -> dict[str, float]:
-    """Loss and accuracies in percent on the pictures that judge; each process takes its share of them."""
-    if world > 1:
-        for buffer in module.buffers():  # every process has means and variances of its own pictures
-            distributed.broadcast(buffer, 0)
-    module.eval()
-    sums = np.zeros(4)  # loss, right, among the best five, pictures
-    places = task.judges[rank::world]
-    parts = [places[start : start + EVALUATED] for start in range(0, len(places), EVALUATED)]
-    with torch.inference_mode():
-        for batch in task.val.batches(parts):
-            if not len(batch.places):
+    def gradients(self, batches: Iterator[Batch], view: int) -> tuple[float, list[Batch]]:
+        """Compute the gradients of a step; returns this process's share of the loss, and its parts of the batch."""
+        rank, world = self.process.rank, self.process.world
+        self.optimizer.zero_grad()
+        total, used = torch.zeros((), device=self.process.device), []
+        for part in range(rank, self.parts, world):
+            batch = self.next_batch(batches)
+            used.append(batch)
+            if not len(batch.indices):
                 continue
-            targets = torch.from_numpy(task.answers(batch)).to(device)
-            logits = module(inputs_of(batch), start=task.start).float()
-            best = logits.topk(min(5, logits.shape[1])).indices == targets[:, None]
-            lost = functional.cross_entropy(logits, targets, reduction="sum")
-            sums += [float(lost), float(best[:, 0].sum()), float(best.sum()), len(batch.places)]
-    loss, top1, top5, count = (_total(value, device, world) for value in sums.tolist())
-    if not count:
-        return {"val_loss": math.nan, "val_top1": 0.0, "val_top5": 0.0}
-    return {"val_loss": loss / count, "val_top1": 100 * top1 / count, "val_top5": 100 * top5 / count}
+            # Seeded by the part, so that dropout, colours and mixup are the same in whichever process computes it.
+            seed = (self.options.seed * self.recipe.epochs + self.epoch) * self.steps + self.step
+            torch.manual_seed(seed * self.parts + part)
+            inputs, scores, matched = self.inputs_and_targets(batch, view)
+            last = part + world >= self.parts or world == 1  # processes exchange their gradients once for each step
+            with nullcontext() if last else self.parallel.no_sync():
+                with self.autocast:
+                    values = self.parallel(inputs, ("logits", *self.matched), self.setup.start)
+                loss = self.loss(values, scores, matched) * (len(batch.indices) / self.recipe.batch)
+                torch.autograd.backward(loss * world)  # DistributedDataParallel averages over the processes
+            total += loss.detach()
+        return float(total), used
 
+    def inputs_and_targets(self, batch: Batch, view: int) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+        """A part of a batch as the module takes it, the target scores, and the teacher's matched values, on the device."""
+        device, mix = self.process.device, None
+        if self.setup.start:
+            inputs = self.inputs(batch)
+        else:
+            images = self.colours(batch.inputs, training=True)
+            mix = mixup(len(images), self.recipe.mixup)
+            images = mix(images)
+            inputs = self.normalised(images)
+            if self.teachers:
+                with self.autocast:
+                    return inputs, *self.teachers(images, self.recipe.temperature)
+        scores, matched = self.setup.targets(batch, view)
+        scores = scores.to(device)
+        return inputs, mix(scores) if mix else scores, [value.to(device) for value in matched]
 
-def _network(module: Any, task: Task, row: dict[str, float]) -> Network:
-    origin = Provenance(
-        source=f"vgg train, recipe {task.recipe.name}, {task.dataset}, epoch {row['epoch']}: {row['val_top1']:.2f}% right",
-        format="trained", preprocessing="given", labels="given", licence=task.licence,
-    )  # fmt: skip
-    learnt: Module = module
-    return learnt.network(task.preprocessing, task.labels, origin)
+    def inputs(self, batch: Batch) -> torch.Tensor:
+        """Images as in evaluation, or values of frozen layers, as the module takes them."""
+        if self.setup.start:
+            return torch.from_numpy(batch.inputs).to(self.process.device)
+        return self.normalised(self.colours(batch.inputs))
+
+    def normalised(self, images: torch.Tensor) -> torch.Tensor:
+        normalised: torch.Tensor = self.normalise(images)
+        return normalised.contiguous(memory_format=self.layout)
+
+    def loss(self, values: dict[str, torch.Tensor], scores: torch.Tensor, matched: list[torch.Tensor]) -> torch.Tensor:
+        """Cross-entropy with the target scores, and the mean square error of the matched values.
+
+        With a temperature, the cross-entropy is multiplied by its square, as in Hinton et al., arXiv 1503.02531.
+        """
+        temperature = self.recipe.temperature
+        logits = values["logits"].float() / temperature
+        loss = functional.cross_entropy(logits, scores, label_smoothing=self.recipe.smoothing) * temperature**2
+        for name, wanted in zip(self.matched, matched, strict=True):
+            loss = loss + self.recipe.match_weight * functional.mse_loss(values[name].float(), wanted)
+        return loss
+
+    def evaluate(self) -> Row:
+        """Validation loss, and top-1 and top-5 accuracy in percent; each process evaluates its share of the images."""
+        module, setup = self.result.eval(), self.setup
+        for buffer in module.buffers() if self.process.world > 1 else ():
+            distributed.broadcast(buffer, 0)  # batch normalisation: each process has the statistics of its own images
+        sums = np.zeros(4)  # loss, correct, among the best five, images
+        indices = setup.val_indices[self.process.rank :: self.process.world]
+        parts = [indices[start : start + EVALUATED] for start in range(0, len(indices), EVALUATED)]
+        for batch in self.val.batches(parts):
+            if not len(batch.indices):
+                continue
+            targets = torch.from_numpy(setup.targets.val(batch)).to(self.process.device)
+            with torch.inference_mode():
+                logits = module(self.inputs(batch), start=setup.start).float()
+            correct = logits.topk(min(5, logits.shape[1])).indices == targets[:, None]
+            loss = functional.cross_entropy(logits, targets, reduction="sum")
+            sums += [float(loss), float(correct[:, 0].sum()), float(correct.sum()), len(batch.indices)]
+        total, top1, top5, count = (self.process.total(value) for value in sums.tolist())
+        if not count:
+            return {"val_loss": math.nan, "val_top1": 0.0, "val_top5": 0.0}
+        return {"val_loss": total / count, "val_top1": 100 * top1 / count, "val_top5": 100 * top5 / count}
+
+    def end_epoch(self, row: Row) -> None:
+        """Log the epoch, write the network if it is the best so far, and save a checkpoint."""
+        best = not len(self.setup.val_indices) or all(is_better(row, earlier) for earlier in self.history)
+        self.history.append({name: row[name] for name in COLUMNS})
+        self.epoch, self.step, self.loss_sum = self.epoch + 1, 0, 0.0
+        if self.process.rank == 0:
+            self.log(epoch_line(row, self.recipe.epochs))
+            write_log(self.options.output, self.history)
+            if best:
+                self.write_network(row)
+        self.save()
+
+    def write_network(self, row: Row) -> None:
+        """Write the network of an epoch as the best one."""
+        recipe, setup = self.recipe, self.setup
+        origin = Provenance(
+            source=f"vgg train, recipe {recipe.name}, {setup.name}, epoch {row['epoch']}: top-1 {row['val_top1']:.2f}%",
+            format="trained", preprocessing="given", labels="given", licence=setup.licence,
+        )  # fmt: skip
+        write(self.result.network(setup.preprocessing, setup.labels, origin), self.options.output / BEST)
+
+    def save(self) -> None:
+        """Save a checkpoint, in the first process."""
+        self.saved = time.monotonic()
+        if self.process.rank == 0:
+            state = {"key": self.setup.key, "epoch": self.epoch, "step": self.step, "loss_sum": self.loss_sum}
+            state |= {"history": self.history, "module": self.module.state_dict(), "optimizer": self.optimizer.state_dict()}
+            state |= {"average": self.average.state_dict()} if self.average else {}
+            checkpoint.save(self.options.output / LAST, state)
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue from a checkpoint's state."""
+        self.module.load_state_dict(state["module"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.average:
+            self.average.load_state_dict(state["average"])
+        self.history, self.epoch, self.step = state["history"], state["epoch"], state["step"]
+        self.loss_sum = 0.0 if self.process.rank else state["loss_sum"] * self.process.world  # it is the first process's
+        if self.epoch < self.recipe.epochs:
+            self.log(f"resuming in epoch {self.epoch + 1}, step {self.step + 1}")
+
+    def fail(self, loss: float, lr: float, used: list[Batch]) -> None:
+        """Save the step that led to a loss that is not finite, and raise Error."""
+        samples, path = self.setup.train.dataset.samples, self.options.output / NAN
+        state = {"key": self.setup.key, "epoch": self.epoch, "step": self.step, "lr": lr}
+        state |= {"names": [samples[index].name for batch in used for index in batch.indices]}
+        state |= {"inputs": [torch.from_numpy(np.ascontiguousarray(batch.inputs)) for batch in used]}
+        checkpoint.save(path, state | {"targets": [torch.from_numpy(batch.targets) for batch in used]})
+        raise Error(
+            f"the loss is {loss} in epoch {self.epoch + 1}, step {self.step + 1}; try a lower --lr. {path} has the step's "
+            f"images, {LAST} an earlier state"
+        )

@@ -1,6 +1,5 @@
-"""Recipes: how networks are trained, as data. Each says whose it is and what it is known to give."""
+"""Recipes: the settings of a training as data, each with its source and the accuracy that it is known to reach."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
@@ -10,47 +9,47 @@ from ..errors import Error
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides a training but the network, the pictures and the seed."""
+    """Everything that decides a training except the network, the images and the seed."""
 
     name: str
     source: str
-    accuracy: str  # what it is known to give
+    accuracy: str  # known results
     epochs: int
-    batch: int = 256  # pictures behind each step, however many of them a device takes at once
+    batch: int = 256  # images in a step, on all devices together
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    lr: float = 0.01  # learning rate of the last layers, once warmed up
-    plain_lr: float = 0.0  # the same for networks without batch normalisation; 0: no other
+    lr: float = 0.01  # learning rate of the last block, after the warm-up
+    plain_lr: float = 0.0  # the same for networks without batch normalisation; 0: `lr`
     schedule: Literal["steps", "plateau", "cosine"] = "steps"
-    drops: tuple[float, ...] = ()  # steps: after which shares of the epochs the rate falls to a tenth
-    plateau: int = 5  # plateau: after so many epochs without a better validation the rate falls to a tenth, three times
+    drops: tuple[float, ...] = ()  # steps: the rate is divided by 10 after these shares of the epochs
+    plateau: int = 5  # plateau: after this many epochs without a better validation it is divided by 10, three times at most
     warm_up: float = 0.0  # epochs in which the rate rises linearly
     momentum: float = 0.9
     nesterov: bool = False
     weight_decay: float = 1e-4
-    decay_all: bool = True  # also biases and batch normalisation
-    dropout: float = 0.5  # after fc6 and fc7, or before the only linear layer
-    # area: a random part of the picture's area and aspect (torchvision's RandomResizedCrop). side: the short side is resized to
-    # a random number of pixels and the input cropped from there (the paper's S). pad: a frame of that many pixels is put
-    # around the picture and the input cropped from there (the CIFAR convention).
+    decay_all: bool = True  # weight decay also of biases and batch normalisation
+    dropout: float = 0.5  # probability, after fc6 and fc7; with the `gap` head, before fc8
+    # Random crops. area: a random part of the image's area and aspect (torchvision's RandomResizedCrop). side: the short side
+    # is resized to a random number of pixels and the input cropped from there (the paper's S). pad: the image is padded by
+    # that many pixels on each side and the input cropped from there (as is usual on CIFAR).
     crop: Literal["area", "side", "pad"] = "area"
     crop_range: tuple[float, ...] = (0.08, 1.0)  # area: shares; side: pixels, for an input of 224; pad: pixels
-    flip: bool = True  # mirror half of the pictures
-    jitter: float = 0.0  # brightness, contrast and saturation vary by this share
+    flip: bool = True  # mirror half of the images
+    jitter: float = 0.0  # largest relative change of brightness, contrast and saturation
     lighting: float = 0.0  # standard deviation of the RGB shift along ImageNet's principal components
-    mixup: float = 0.0  # the beta distribution's parameter; 0: no mixup
-    smoothing: float = 0.0  # of the labels
-    ema: float = 0.0  # decay a step of the weights' moving average, which then is what counts; 0: none
-    bf16: bool = False  # on a GPU: convolutions and products in bfloat16
+    mixup: float = 0.0  # parameter of the beta distribution; 0: no mixup
+    smoothing: float = 0.0  # label smoothing
+    ema: float = 0.0  # decay for each step of the moving average of the weights, which is the result; 0: none
+    bf16: bool = False  # on a GPU: convolutions and matrix products in bfloat16
     channels_last: bool = False
-    patience: int = 0  # stop after so many epochs without a better validation; 0: never
+    patience: int = 0  # stop after this many epochs without a better validation; 0: never
     thaw: int = 0  # epochs until the next block of layers, from the last one down, learns too; 0: all from the start
-    rate_decay: float = 1.0  # by how much each block learns more slowly than the one after it
-    views: int = 0  # looks at each picture, which take turns, for what is computed once; 0: a new look each epoch
-    temperature: float = 1.0  # of the teachers' and the student's scores
-    match_weight: float = 1.0  # of the mean square error between matched layers
+    rate_decay: float = 1.0  # ratio of the learning rates of a block and the one before it
+    views: int = 0  # random crops of each image, used in turn, for what is computed once; 0: a new crop each epoch
+    temperature: float = 1.0  # divides the logits of teachers and student
+    match_weight: float = 1.0  # of the mean square error of matched layers
 
     def for_input(self, pixels: int, batch_norm: bool) -> "Recipe":
-        """The recipe for a network's input: small ones are framed by an eighth and cropped, as all do on CIFAR."""
+        """The recipe for a network's input: up to 64 pixels, images are padded by an eighth, as is usual on CIFAR."""
         small = pixels <= 64 and self.crop != "pad"
         lr = self.lr if batch_norm or not self.plain_lr else self.plain_lr
         cropped = {"crop": "pad", "crop_range": (pixels / 8,)} if small else {}
@@ -87,7 +86,7 @@ RECIPES = {
         ),
         Recipe(
             "finetune",
-            "Howard & Ruder, arXiv 1801.06146: thawing from the last layer down, each block 2.6 times slower than the next",
+            "Howard & Ruder, arXiv 1801.06146: blocks thaw from the last one down, each 2.6 times slower than the next",
             "docs/training.md",
             epochs=30, batch=32, lr=0.01, schedule="cosine", warm_up=1, nesterov=True, decay_all=False, crop_range=(0.35, 1.0),
             smoothing=0.1, bf16=True, channels_last=True, patience=6, thaw=2, rate_decay=2.6, views=4,
@@ -104,27 +103,28 @@ RECIPES = {
 
 
 def named(name: str) -> Recipe:
-    """The recipe of that name. Raises Error when there is none."""
+    """The recipe of that name. Raises Error if it is unknown."""
     if name not in RECIPES:
-        raise Error(f"no recipe is called {name!r}; there are {', '.join(RECIPES)}")
+        raise Error(f"unknown recipe {name!r}; choose from {', '.join(RECIPES)}")
     return RECIPES[name]
 
 
 def changed(recipe: Recipe, settings: Sequence[str]) -> Recipe:
-    """The recipe with single fields set anew, each by `FIELD=VALUE`: `mixup=0`, `crop_range=256,512`, `nesterov=no`.
+    """The recipe with other values of single fields, each as `FIELD=VALUE`: `mixup=0`, `crop_range=256,512`, `nesterov=no`.
 
-    Raises Error when there is no such field, or the value is no such value.
+    Raises:
+        Error: a field is unknown, or its value invalid.
     """
     known = {field.name: field for field in fields(Recipe) if field.name not in ("name", "source", "accuracy")}
     values: dict[str, Any] = {}
     for setting in settings:
         name, _, text = setting.partition("=")
         if name not in known:
-            raise Error(f"recipes have no {name!r}; they have {', '.join(known)}")
+            raise Error(f"unknown field {name!r} of a recipe; choose from {', '.join(known)}")
         try:
             values[name] = _value(known[name].type, text)
         except (ValueError, KeyError):
-            raise Error(f"{name} of a recipe can't be {text!r}; the recipe {recipe.name} has {getattr(recipe, name)}") from None
+            raise Error(f"invalid value {text!r} of {name}; the recipe {recipe.name} has {getattr(recipe, name)}") from None
     return checked(replace(recipe, **values))
 
 
@@ -133,7 +133,7 @@ def _value(kind: Any, text: str) -> Any:
         return {"yes": True, "no": False}[text]
     if choices := get_args(kind):
         if choices[-1] is Ellipsis:
-            return tuple(float(one) for one in text.split(","))
+            return tuple(float(number) for number in text.split(","))
         if text not in choices:
             raise ValueError
         return text
@@ -141,37 +141,15 @@ def _value(kind: Any, text: str) -> Any:
 
 
 def checked(recipe: Recipe) -> Recipe:
-    """The recipe, when one can train by it; else Error."""
-    shares = (recipe.dropout, recipe.momentum, recipe.smoothing, recipe.ema)
-    length = 1 if recipe.crop == "pad" else 2
-    right = (
-        recipe.epochs >= 1 and recipe.batch >= 1 and recipe.lr >= 0 and recipe.temperature > 0 and recipe.rate_decay > 0
-        and all(0 <= share < 1 for share in shares) and min(recipe.views, recipe.mixup, recipe.warm_up, recipe.jitter) >= 0
-        and len(recipe.crop_range) == length and 0 <= recipe.crop_range[0] <= recipe.crop_range[-1]
-        and (recipe.crop != "area" or 0 < recipe.crop_range[0] <= recipe.crop_range[1] <= 1)
-    )  # fmt: skip
-    if not right:
-        raise Error(f"no training can work like this: {recipe!r}")
+    """The recipe. Raises Error if a value is out of range."""
+    crop, shares = recipe.crop_range, ("dropout", "momentum", "smoothing", "ema")
+    rules = {name: 0 <= getattr(recipe, name) < 1 for name in shares}
+    rules |= {name: getattr(recipe, name) >= 1 for name in ("epochs", "batch")}
+    rules |= {name: getattr(recipe, name) >= 0 for name in ("lr", "views", "mixup", "warm_up", "jitter")}
+    rules |= {name: getattr(recipe, name) > 0 for name in ("temperature", "rate_decay")}
+    rules["crop_range"] = len(crop) == (1 if recipe.crop == "pad" else 2) and 0 <= crop[0] <= crop[-1]
+    if recipe.crop == "area":
+        rules["crop_range"] &= 0 < crop[0] <= crop[-1] <= 1
+    if wrong := [f"{name}={getattr(recipe, name)}" for name, fits in rules.items() if not fits]:
+        raise Error(f"recipe {recipe.name} with values out of range: {', '.join(wrong)}")
     return recipe
-
-
-def rate(recipe: Recipe, epoch: float, validations: Sequence[float]) -> float:
-    """The learning rate at a moment of the training.
-
-    Args:
-        recipe: whose schedule it is.
-        epoch: how many epochs have passed, with the fraction of the present one.
-        validations: the accuracy after each epoch so far.
-    """
-    if epoch < recipe.warm_up:
-        return recipe.lr * epoch / recipe.warm_up if epoch else recipe.lr / 1000
-    if recipe.schedule == "cosine":
-        return recipe.lr * (1 + math.cos(math.pi * (epoch - recipe.warm_up) / max(recipe.epochs - recipe.warm_up, 1e-9))) / 2
-    if recipe.schedule == "steps":
-        return recipe.lr / 10.0 ** sum(int(epoch) >= round(share * recipe.epochs) for share in recipe.drops)
-    drops, waited, best = 0, 0, float("-inf")
-    for accuracy in validations:
-        waited, best = (0, accuracy) if accuracy > best else (waited + 1, best)
-        if waited == recipe.plateau and drops < 3:
-            drops, waited = drops + 1, 0
-    return recipe.lr / 10.0**drops

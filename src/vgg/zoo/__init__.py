@@ -1,74 +1,74 @@
-"""The zoo: which model files are published where, brought to this machine, verified, and kept.
+"""The zoo: published model files, downloaded, verified and cached.
 
-Files are kept below `$VGG_HOME`, else below the platform's cache folder, as `publisher/model.suffix`. `$VGG_MIRROR` is where
-they come from instead of their publishers: an address, http(s):// or file://, or a folder, laid out as the cache is; so
-somebody's cache is a mirror.
+Files are cached as `publisher/model.suffix` in `$VGG_HOME`, by default in the platform's cache folder. If `$VGG_MIRROR` is set,
+they are downloaded from there instead of from their publishers: a folder, or an http://, https:// or file:// address, with the
+layout of the cache, so that a copy of a cache is a mirror.
 """
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import warnings
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from ..errors import Error, Notice
 from ..files import cache_folder, digest
+from ..progress import Progress, silent
 from .manifest import BARE, PUBLISHED, Published
-
-if TYPE_CHECKING:
-    from .download import Progress
 
 __all__ = ["EMBEDDED", "EMBEDDED_FILE", "Published", "cached", "info", "list", "locate", "pull", "recognise"]
 
-EMBEDDED = "vgg16-gap"  # the network inside the package; see docs/embedded-model.md
+EMBEDDED = "vgg16-gap"  # the network in the package; see docs/embedded-model.md
 EMBEDDED_FILE = Path(__file__).parent.parent / "embedded.onnx"
 
 
 def list() -> tuple[Published, ...]:
-    """Every published file that is known, the zoo's first."""
+    """All published files, those of the ONNX Model Zoo first."""
     return PUBLISHED
 
 
 def info(name: str) -> Published:
-    """What is known of a published file.
+    """The published file with a name.
 
     Args:
-        name: publisher and model, such as `torchvision/vgg16`; the zoo's may do without publisher (`vgg16-12-int8`). A bare
-            `vgg16` is the zoo's newest float32 file of that name, else torchvision's.
+        name: publisher and model, such as `torchvision/vgg16`. The publisher can be left out for files of the ONNX Model Zoo
+            (`vgg16-12-int8`). A bare `vgg16` is the newest float32 file of that name in the ONNX Model Zoo, otherwise
+            torchvision's.
 
     Raises:
-        Error: nothing is published under that name.
+        Error: the name is unknown.
     """
     plain = name.replace("_", "-")
     wanted = {BARE.get(plain, plain), f"zoo/{plain}"}
     for known in PUBLISHED:
         if known.name.replace("_", "-") in wanted:
             return known
-    names = [*BARE, *(known.name for known in PUBLISHED)]
-    near = "".join(f"; did you mean {close}?" for close in get_close_matches(name, names, 1))
-    raise Error(f"no published model is called {name!r}{near or ';'} `vgg models` lists them")
+    similar = "".join(f"; did you mean {near}?" for near in get_close_matches(name, [*BARE, *(k.name for k in PUBLISHED)], 1))
+    raise Error(f"unknown published model {name!r}{similar or ';'} `vgg models` lists all")
 
 
 def cached(known: Published) -> Path | None:
-    """Where a published file lies on this machine; None when it does not, or not whole."""
+    """The path of a published file in the cache; None if it is missing or has another size than the published one."""
     path = cache_folder() / known.file
-    whole = path.is_file() and known.bytes in (None, path.stat().st_size)
-    return path if whole else None
+    complete = path.is_file() and known.bytes in (None, path.stat().st_size)
+    return path if complete else None
 
 
-def pull(name: str) -> Path:
-    """A published file on this machine, verified: the one that is there, else downloaded, going on after a cut.
+def pull(name: str, progress: Progress = silent) -> Path:
+    """Download a published file, or verify the cached one.
 
-    A bar on standard error shows the progress when that is a terminal. Proxies are those of the environment.
+    An interrupted download resumes. Proxies are those of the environment.
 
     Args:
-        name: as `info` takes it; or `vgg16-gap`, which is there already.
+        name: a name that `info` accepts, or `vgg16-gap`, which is part of the package.
+        progress: called with the name, the bytes downloaded so far, their total if known, and `bytes`.
+
+    Returns:
+        The path of the file in the cache.
 
     Raises:
-        Error: nothing is published under that name; or it can't be downloaded, the message says why.
+        Error: the name is unknown, or the file can't be downloaded.
     """
     if name == EMBEDDED:
         return EMBEDDED_FILE
@@ -78,27 +78,25 @@ def pull(name: str) -> Path:
     path = cache_folder() / known.file
     if verified(path, known):
         return path
-    address = _mirrored(known)
     try:
-        with _bar(known) as progress:
-            download(replace(known, address=address), path, progress)
+        download(replace(known, address=_mirrored(known)), path, progress)
     except Unreachable as error:
-        at_hand = [EMBEDDED, *(other.name for other in PUBLISHED if cached(other))]
-        raise Error(f"{known.name} is not on this machine, and {error}; here there is {', '.join(at_hand)}") from None
+        available = ", ".join([EMBEDDED, *(other.name for other in PUBLISHED if cached(other))])
+        raise Error(f"{known.name}: not downloaded yet, and {error}; available offline: {available}") from None
     return path
 
 
-def locate(model: str | Path | None) -> Path:
-    """The file that a model's name means.
+def locate(model: str | Path | None, progress: Progress = silent) -> Path:
+    """The file of a model.
 
-    Nothing, or the embedded network's name, means the one inside the package; a published name a file that is kept here,
-    or is downloaded now; anything else is a path.
+    Args:
+        model: a path; a published name, which is downloaded if it is not cached; `vgg16-gap` or None, the network in the
+            package. An existing file has priority over a published name.
+        progress: see `pull`.
 
     Raises:
-        Error: it is neither a published name nor looks like a path; or it can't be downloaded.
+        Error: the model is neither a file nor a published name, or can't be downloaded.
     """
-    import warnings
-
     if model is None or str(model) == EMBEDDED:
         return EMBEDDED_FILE
     path = Path(model)
@@ -109,48 +107,32 @@ def locate(model: str | Path | None) -> Path:
     except Error as error:
         if path.suffix or path.exists() or isinstance(model, Path):
             return path
-        raise Error(f"{model}: there is no such file, and {error}") from None
-    if found := cached(known):
-        return found
-    size = f", {known.bytes / 1e6:,.1f} MB" if known.bytes else ""
-    warnings.warn(Notice(f"{known.name} is not on this machine yet; downloading {_mirrored(known)}{size}"), stacklevel=3)
-    return pull(known.name)
+        raise Error(f"{model}: file not found; {error}") from None
+    if file := cached(known):
+        return file
+    size = f" ({known.bytes / 1e6:,.1f} MB)" if known.bytes else ""
+    warnings.warn(Notice(f"downloading {known.name} from {_mirrored(known)}{size}"), stacklevel=3)
+    return pull(known.name, progress)
 
 
 def recognise(path: Path, sha256: str) -> Published | None:
-    """The published file that this one is, byte for byte, by its hash; None when it is none of them."""
+    """The published file with the content of a file, whose SHA-256 is given; None if there is none."""
     size = path.stat().st_size
     for known in PUBLISHED:
         if known.digest and known.bytes in (None, size):
             algorithm, expected = known.digest
-            found = sha256 if algorithm == "sha256" else digest(path, algorithm)
-            if found.startswith(expected):
+            if (sha256 if algorithm == "sha256" else digest(path, algorithm)).startswith(expected):
                 return known
     return None
 
 
 def _mirrored(known: Published) -> str:
-    """The address to download from."""
+    """The address to download from: the publisher's, or the mirror's."""
     mirror = os.environ.get("VGG_MIRROR")
     if not mirror:
         return known.address
     if "://" not in mirror:
         mirror = Path(mirror).expanduser().absolute().as_uri()
     if not mirror.startswith(("http://", "https://", "file://")):
-        raise Error(f"VGG_MIRROR={mirror}: a mirror is a folder, or an address of http://, https:// or file://")
+        raise Error(f"VGG_MIRROR={mirror}: invalid mirror; use a folder, or an http://, https:// or file:// address")
     return f"{mirror.rstrip('/')}/{quote(known.file)}"
-
-
-@contextmanager
-def _bar(known: Published) -> Iterator["Progress"]:
-    """Shows on a terminal how far a download is: call it with the bytes that are there, and their total if that is known."""
-    import sys
-
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
-    columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
-    shown = sys.stderr.isatty()
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not shown) as bar:
-        task = bar.add_task(known.name, total=known.bytes)
-        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -1,7 +1,7 @@
-"""A published file, over the network or from a folder: resumed after a cut, verified, put in its place whole.
+"""Download of a published file: resumed after an interruption, verified, and put in place as a whole.
 
-This is urllib and a loop, because no well-kept downloader does all of it: pooch starts again after a cut, huggingface_hub
-and torch.hub know their own servers or files only, and none reads `file://`. urllib honours the environment's proxies.
+urllib and a loop do this, since none of the maintained downloaders does all of it: pooch does not resume, huggingface_hub and
+torch.hub support their own servers or files only, and none reads `file://`. urllib uses the proxies of the environment.
 """
 
 import http.client
@@ -11,7 +11,6 @@ import shutil
 import ssl
 import time
 import warnings
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
@@ -20,42 +19,41 @@ from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from ..errors import Error, Notice, one_line
 from ..files import digest, reason
+from ..progress import Progress
 from .manifest import Published
 
-BLOCK = 2**20  # bytes that are read at once at most
-TIMEOUT = 30  # seconds without a byte
-FAILURES = 4  # attempts in a row that may bring nothing
-ATTEMPTS = 500  # for one file, so that no server can keep us busy forever
-RETRIED = (408, 416, 429)  # answers after which another attempt may do better, besides 500 and above
-PAUSE = 0.5  # seconds before the next attempt after one that brought nothing; doubled each time
-
-Progress = Callable[[int, int | None], None]  # bytes that are there, and their total
+BLOCK = 2**20  # bytes per read at most
+TIMEOUT = 30  # seconds without data
+FAILURES = 4  # attempts in a row without progress
+ATTEMPTS = 500  # per file, so that a server can't keep the client busy forever
+RETRIED = (408, 416, 429)  # status codes that are retried, besides 500 and above
+PAUSE = 0.5  # seconds before an attempt that follows one without progress; doubled each time
 
 
 class Unreachable(Error):
-    """The server can't be reached at all; most often, there is no network."""
+    """No connection to the server; usually, there is no network."""
 
 
-class Cut(Exception):
-    """An attempt ended before the file did; the next one may do better."""
+class Incomplete(Exception):
+    """An attempt ended before the end of the file; another one may succeed."""
 
 
 def verified(path: Path, known: Published) -> bool:
-    """Whether a file is there and is the published one, as far as its publisher lets us tell."""
+    """Whether a file exists and has the published size and hash, as far as they are published."""
     if not path.is_file() or known.bytes not in (None, path.stat().st_size):
         return False
     return known.digest is None or digest(path, known.digest[0]).startswith(known.digest[1])
 
 
 def download(known: Published, to: Path, progress: Progress) -> None:
-    """Bring a published file from its address to a path, whole and verified, or not at all.
+    """Download a published file from its address to a path. The path gets the whole, verified file or nothing.
 
-    What has come before a cut is kept beside it as `.NAME.part`, and the next call goes on from there. Where another process
-    is bringing the same file, this one waits and uses that.
+    An interrupted download is kept as `.NAME.part` in the same folder, and the next call resumes it. If another process
+    downloads the same file, this one waits and uses the result.
 
     Raises:
-        Unreachable: there is no way to the server.
-        Error: what the server has is not the published file, it keeps failing, or the file can't be written.
+        Unreachable: no connection to the server.
+        Error: the content is not the published file, the server keeps failing, or the file can't be written.
     """
     from filelock import FileLock, Timeout
 
@@ -66,12 +64,12 @@ def download(known: Published, to: Path, progress: Progress) -> None:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            warnings.warn(Notice(f"another process is downloading {known.name}; waiting for it"), stacklevel=4)
+            warnings.warn(Notice(f"waiting for another process that downloads {known.name}"), stacklevel=3)
             lock.acquire()
         try:
             if not verified(to, known):
-                _bring(known, to, part, progress)
-            with suppress(OSError):  # whoever still waits for it finds the file, and so does who makes a new one
+                _download(known, to, part, progress)
+            with suppress(OSError):  # a process that still waits, or comes later, finds the file
                 locked.unlink()
         finally:
             lock.release()
@@ -79,39 +77,38 @@ def download(known: Published, to: Path, progress: Progress) -> None:
         raise Error(f"{to}: can't be written: {reason(error)}") from None
 
 
-def _bring(known: Published, to: Path, part: Path, progress: Progress) -> None:
-    resumed = Transfer(known, part, progress).run()
-    fine = verified(part, known)
-    if resumed and not fine:  # the file on the server may be another than the one that was begun
-        part.unlink()
-        Transfer(known, part, progress).run()
-        fine = verified(part, known)
-    if not fine:
-        found, wanted = f"{part.stat().st_size:,} bytes", f"{known.bytes or 0:,} bytes"
+def _download(known: Published, to: Path, part: Path, progress: Progress) -> None:
+    for _ in range(2):
+        resumed = Transfer(known, part, progress).run()
+        if verified(part, known):
+            os.replace(part, to)
+            if not known.digest:
+                warnings.warn(Notice(f"no hash of {known.name} is published; downloaded sha256 {digest(to)}"), stacklevel=4)
+            return
+        actual, expected = f"{part.stat().st_size:,} bytes", f"{known.bytes or 0:,} bytes"
         if known.digest:
-            algorithm, wanted = known.digest
-            found = f"{algorithm} {digest(part, algorithm)}"
+            algorithm, expected = known.digest
+            actual = f"{algorithm} {digest(part, algorithm)}"
         part.unlink()
-        raise Error(f"{known.address}: is not the file that was published: {found}, not {wanted}; it was not kept")
-    os.replace(part, to)
-    if not known.digest:
-        warnings.warn(Notice(f"nobody publishes a hash of {known.name}; the sha256 of what came is {digest(to)}"), stacklevel=6)
+        if not resumed:  # otherwise, the file on the server may have changed since the first part
+            break
+    raise Error(f"{known.address}: not the published file: {actual}, expected {expected}; deleted")
 
 
 class Transfer:
-    """The bytes of one address, appended to a file in as many attempts as it takes."""
+    """The bytes of one address, appended to a file in as many attempts as necessary."""
 
     def __init__(self, known: Published, part: Path, progress: Progress) -> None:
         self.known, self.progress = known, progress
         self.file = open(part, "ab")  # noqa: SIM115 (closed by `run`)
         self.done = self.file.tell()
-        self.resumed = self.done > 0  # whether what is there may be of two versions of the file
-        self.reached = False  # whether the server has answered at all
-        self.validator = ""  # what the server calls its version of the file
+        self.resumed = self.done > 0  # whether the file may mix two versions
+        self.reached = False  # whether the server has responded at all
+        self.validator = ""  # the server's identifier of its version of the file
         self.opener = build_opener(_SafeRedirects)
 
     def run(self) -> bool:
-        """Ask until everything is there; whether it may be of two versions. Raises Error when it won't come."""
+        """Try until the file is complete; whether it may mix two versions. Raises Error if all attempts fail."""
         with self.file:
             if self.done > self.known.max_bytes:
                 self.restart()
@@ -122,20 +119,20 @@ class Transfer:
                     if self.done != self.known.bytes:
                         self.attempt()
                     return self.resumed
-                except Cut as cut:
+                except Incomplete as error:
                     failures = failures + 1 if self.done <= before else 0
-                    why = cut
+                    cause = error
                 if failures >= FAILURES:
                     break
                 if failures:
                     time.sleep(PAUSE * 2**failures)
-        raise Error(f"{self.known.address}: {why}; what came is kept, and the next attempt goes on from there")
+        raise Error(f"{self.known.address}: {cause}; the same command resumes the download")
 
     def attempt(self) -> None:
-        """Ask for what is missing, once. Raises Cut when not all of it came."""
+        """Request the rest of the file once. Raises Incomplete if it does not arrive completely."""
         headers = {"User-Agent": "vgg", "Accept-Encoding": "identity"}
         if self.done and not self.known.digest and not self.validator:
-            self.restart()  # nothing would tell if the server had another version by now
+            self.restart()  # a changed file on the server would not be noticed
         if self.done:
             headers["Range"] = f"bytes={self.done}-"
             if self.validator:
@@ -143,10 +140,13 @@ class Transfer:
         with self.open(Request(self.known.address, headers=headers)) as response:
             total = self.begin(response)
             while block := self.read(response):
-                self.write(block)
-                self.progress(self.done, total)
+                if self.done + len(block) > self.known.max_bytes:
+                    raise Error(f"{self.known.address}: not the published file: more than {self.known.max_bytes:,} bytes")
+                self.file.write(block)
+                self.done += len(block)
+                self.progress(self.known.name, self.done, total, "bytes")
         if total is not None and self.done < total:
-            raise Cut(f"the connection was cut after {self.done:,} of {total:,} bytes")
+            raise Incomplete(f"connection closed after {self.done:,} of {total:,} bytes")
 
     def open(self, request: Request) -> Any:
         try:
@@ -154,26 +154,26 @@ class Transfer:
         except HTTPError as error:
             error.close()
             self.reached = True
-            answer = one_line(f"the server answers {error.code} {error.reason}")
-            if error.code == 416:  # what we have is longer than what there is: begin again
+            status = one_line(f"the server responded {error.code} {error.reason}")
+            if error.code == 416:  # the local part is longer than the file
                 self.restart()
             if error.code in RETRIED or error.code >= 500:
-                raise Cut(answer) from None
-            raise Error(f"{self.known.address}: {answer}") from None
-        except (OSError, http.client.HTTPException, ValueError) as error:  # urllib lets ValueError through on a bad address
+                raise Incomplete(status) from None
+            raise Error(f"{self.known.address}: {status}") from None
+        except (OSError, http.client.HTTPException, ValueError) as error:  # urllib raises ValueError for an invalid address
             cause = error.reason if isinstance(error, URLError) else error
             if isinstance(cause, FileNotFoundError | IsADirectoryError | PermissionError):
                 raise Error(f"{self.known.address}: {reason(cause)}") from None
             if isinstance(cause, ssl.SSLError):
-                raise Error(f"{self.known.address}: there is no safe connection ({cause})") from None
+                raise Error(f"{self.known.address}: no secure connection ({cause})") from None
             if self.reached or isinstance(cause, TimeoutError | ConnectionResetError | http.client.BadStatusLine):
-                raise Cut(_why(cause)) from None
-            raise Unreachable(f"there is no connection to {self.known.address} ({_why(cause)})") from None
+                raise Incomplete(_describe(cause)) from None
+            raise Unreachable(f"can't connect to {self.known.address} ({_describe(cause)})") from None
         self.reached = True
         return response
 
     def begin(self, response: Any) -> int | None:
-        """Get ready for the body of an answer; the file's whole length, where the server gives one."""
+        """Prepare for the body of a response. Returns the length of the whole file, if known."""
         length = re.fullmatch(r"\d{1,18}", response.headers.get("Content-Length", ""))
         remaining = int(length[0]) if length else None
         validator = _validator(response.headers)
@@ -181,36 +181,30 @@ class Transfer:
             place = re.fullmatch(r"bytes (\d{1,18})-\d+/(?:\d+|\*)", response.headers.get("Content-Range", ""))
             if not place or int(place[1]) != self.done or (self.validator and validator != self.validator):
                 self.restart()
-                raise Cut("the server sends another part than it was asked for")
+                raise Incomplete("the server sent another range than requested")
             self.resumed = True
         elif self.done:
-            self.restart()  # the server doesn't do ranges, or has another version
+            self.restart()  # the server doesn't support ranges, or has another version
         self.validator = validator
         total = None if remaining is None else self.done + remaining
         if None not in (total, self.known.bytes) and total != self.known.bytes:
-            raise Error(f"{self.known.address}: is not the file that was published: {total:,} bytes, not {self.known.bytes:,}")
-        self.room((self.known.bytes or total or 0) - self.done)
+            raise Error(f"{self.known.address}: not the published file: {total:,} bytes, expected {self.known.bytes:,}")
+        self.reserve((self.known.bytes or total or 0) - self.done)
         return total or self.known.bytes
 
     def read(self, response: IO[bytes]) -> bytes:
         try:
             return response.read1(BLOCK)  # type: ignore[attr-defined, no-any-return]
         except (OSError, http.client.HTTPException) as error:
-            raise Cut(f"the connection was cut after {self.done:,} bytes ({_why(error)})") from None
+            raise Incomplete(f"connection closed after {self.done:,} bytes ({_describe(error)})") from None
 
-    def write(self, block: bytes) -> None:
-        if self.done + len(block) > self.known.max_bytes:
-            raise Error(f"{self.known.address}: is not the file that was published: more than {self.known.max_bytes:,} bytes")
-        self.file.write(block)
-        self.done += len(block)
-
-    def room(self, needed: int) -> None:
-        free = shutil.disk_usage(os.path.dirname(self.file.name)).free
+    def reserve(self, needed: int) -> None:
+        """Raises Error if the disk has not enough space for so many bytes."""
+        folder = os.path.dirname(self.file.name)
+        free = shutil.disk_usage(folder).free
         if needed > free:
-            raise Error(
-                f"{self.known.name}: the disk is full: {needed / 1e6:,.1f} MB more are needed in "
-                f"{os.path.dirname(self.file.name)}, {free / 1e6:,.1f} are free; VGG_HOME names another folder"
-            )
+            sizes = f"{needed / 1e6:,.1f} MB needed in {folder}, {free / 1e6:,.1f} MB free"
+            raise Error(f"{self.known.name}: the disk is full: {sizes}; set VGG_HOME to another folder")
 
     def restart(self) -> None:
         self.file.truncate(0)
@@ -218,23 +212,23 @@ class Transfer:
 
 
 class _SafeRedirects(HTTPRedirectHandler):
-    """Follows a redirect from https to https only: not every publisher gives a hash that would notice a forgery."""
+    """Follows redirects from https to https only: without a published hash, a forgery would not be noticed."""
 
     def redirect_request(self, req: Request, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Request | None:
         if req.type == "https" and not newurl.startswith("https:"):
-            raise HTTPError(req.full_url, code, f"and redirects to {newurl}, which is not safe", headers, fp)
+            raise HTTPError(req.full_url, code, f"insecure redirect to {newurl}", headers, fp)
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
 def _validator(headers: Any) -> str:
-    """What `If-Range` may say of this version of a file: a strong ETag, else its date."""
+    """The value of `If-Range` for this version of a file: a strong ETag, otherwise its date."""
     etag: str = headers.get("ETag") or ""
     return headers.get("Last-Modified") or "" if not etag or etag.startswith("W/") else etag
 
 
-def _why(error: object) -> str:
+def _describe(error: object) -> str:
     if isinstance(error, TimeoutError):
-        return f"nothing came for {TIMEOUT} seconds"
+        return f"no data for {TIMEOUT} seconds"
     if isinstance(error, OSError):
         return reason(error)
     return one_line(error) or type(error).__name__

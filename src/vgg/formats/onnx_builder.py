@@ -1,14 +1,14 @@
-"""The ONNX graph that computes a network, without its numbers, at any opset from 3 on.
+"""The ONNX model of a network, without its parameters, at any opset from 3 on. All ONNX models of the package come from here.
 
-What changed between the opsets, from onnx/docs/Changelog.md: Gemm's C is only broadcast when `broadcast` says so (below 7);
-BatchNormalization's `consumed_inputs` (below 6) and `is_test` (below 7) are needed for inference; Cast's `to` is a word
-(below 6); Softmax takes everything from its axis on as one (below 13).
+What changed between the opsets, from onnx/docs/Changelog.md: Gemm's C is only broadcast when `broadcast` is set (below 7);
+BatchNormalization needs `consumed_inputs` (below 6) and `is_test` (below 7) for inference; Cast's `to` is a string (below 6);
+Softmax flattens all dimensions from its axis on (below 13).
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -19,16 +19,45 @@ from ..architectures import Architecture, Layer, Shape
 from ..errors import ModelError
 from ..network import Network
 from ..parameters import LowRank, Part, Quantized, is_int4
-from . import onnx_preprocessing
-from .onnx_options import OnnxOptions
+from . import onnx_names, onnx_preprocessing
+from .onnx_names import PROBABILITIES
 
-PER_AXIS, BLOCKED = 13, 21  # the opsets in which DequantizeLinear learned scales along an axis; 4-bit numbers and groups
-PROBABILITIES = "probabilities"
+OLDEST, DEFAULT, NEWEST = 3, 17, onnx.defs.onnx_opset_version()
+PER_AXIS, BLOCKED = 13, 21  # DequantizeLinear with scales along an axis; with 4-bit integers and groups
+PREPROCESSING = 18  # Resize with antialiasing
+
+
+@dataclass(frozen=True)
+class OnnxOptions:
+    """The form of an ONNX model; see `vgg.formats.write`.
+
+    Raises:
+        ModelError: an option is invalid, or two contradict each other.
+    """
+
+    opset: int | None = None  # DEFAULT, or PREPROCESSING where that is needed
+    outputs: tuple[str, ...] = ("logits",)  # names as in `Architecture.values`
+    softmax: bool = False
+    batch: int | None = None
+    dense: bool = False
+    bits: int = 32
+    names: Literal["paper", "zoo"] = "paper"
+    preprocessing: bool = False
+
+    def __post_init__(self) -> None:
+        if self.bits not in (16, 32):
+            raise ModelError(f"invalid bits {self.bits}; the floats of an ONNX file have 16 or 32")
+        if self.batch is not None and self.batch < 1:
+            raise ModelError(f"invalid batch {self.batch}; it must be 1 or more")
+        if self.names not in ("paper", "zoo"):
+            raise ModelError(f"unknown names {self.names!r}; choose from paper, zoo")
+        if self.dense and self.preprocessing:
+            raise ModelError("dense and preprocessing exclude each other: preprocessing crops every image to one size")
 
 
 @dataclass(frozen=True)
 class Initializer:
-    """A tensor of the file: the parameter `name`, called `title` there, written as `dtype` with the shape `dims`."""
+    """A tensor of the model: the parameter `name`, called `title` in the file, written as `dtype` with the shape `dims`."""
 
     name: str
     title: str
@@ -46,37 +75,42 @@ class Initializer:
         return int(helper.np_dtype_to_tensor_dtype(np.dtype(self.dtype)))
 
 
-def build(
-    network: Network, opset: int, values: Sequence[str], options: OnnxOptions
-) -> tuple[onnx.GraphProto, list[Initializer]]:
-    """The graph that computes `values` of a network from `data`, without its initializers, and those it needs.
+def build(network: Network, options: OnnxOptions) -> tuple[onnx.ModelProto, list[Initializer]]:
+    """The model that computes `options.outputs` of a network from `data`, without its initializers, and the initializers.
 
     Raises:
-        ModelError: there is no such value, or the options don't fit the network.
+        ModelError: the opset or an output is unknown, or the options don't fit the network.
     """
     architecture = network.architecture
-    architecture.check_values(values)
+    oldest = PREPROCESSING if options.preprocessing else OLDEST
+    opset = max(DEFAULT, oldest) if options.opset is None else options.opset
+    if not oldest <= opset <= NEWEST:
+        what = " with preprocessing" if options.preprocessing else ""
+        raise ModelError(f"unsupported opset {opset}{what}; onnx {onnx.__version__} supports {oldest} to {NEWEST}")
+    architecture.check_values(options.outputs)
     if options.dense and architecture.head != "fc":
-        raise ModelError("the dense form turns fc6, fc7 and fc8 into convolutions, and this network has no fc6")
-    wanted = [name for name in architecture.values if name in values]
-    made = _Graph(network, opset, options, wanted)
+        raise ModelError("the dense form turns fc6, fc7 and fc8 into convolutions; this network has no fc6")
+    outputs = [name for name in architecture.values if name in options.outputs]
+    builder = _Builder(network, opset, options, outputs)
     for layer in architecture.layers:
         if not (options.dense and layer.operation == "flatten"):
-            made.add(layer)
-        if layer.value == wanted[-1]:
+            builder.add(layer)
+        if layer.value == outputs[-1]:
             break
-    return made.finish()
+    opsets = [helper.make_opsetid("", opset)]
+    ir_version = 3 if opset < 7 else max(4, helper.find_min_ir_version_for(opsets))
+    return onnx.ModelProto(ir_version=ir_version, graph=builder.finish(), opset_import=opsets), builder.initializers
 
 
-class _Graph:
-    """A graph in the making; `value` names what the next layer reads."""
+class _Builder:
+    """A graph under construction; `value` is the name of the value that the next layer reads."""
 
-    def __init__(self, network: Network, opset: int, options: OnnxOptions, wanted: list[str]) -> None:
-        self.network, self.opset, self.options, self.wanted = network, opset, options, wanted
+    def __init__(self, network: Network, opset: int, options: OnnxOptions, outputs: list[str]) -> None:
+        self.network, self.opset, self.options, self.outputs = network, opset, options, outputs
         self.dtype: Any = np.float16 if options.bits == 16 else np.float32
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[Initializer] = []
-        self.types: list[onnx.ValueInfoProto] = []  # of values whose type the old Cast doesn't tell
+        self.types: list[onnx.ValueInfoProto] = []  # of the old Cast's outputs, which shape inference can't find
         self.value = "data"
         if options.preprocessing:
             self.nodes += onnx_preprocessing.nodes(network.preprocessing)
@@ -93,11 +127,11 @@ class _Graph:
             self.types.append(_port(output, to, None))
 
     def add(self, layer: Layer) -> None:
-        """A layer's operator, with its parameters."""
+        """Add a layer's operator and parameters."""
         weight = self.network.parameters[f"{layer.name}.weight"] if "weight" in layer.parameters else None
         operator, attributes = self.operator(layer)
         inputs = [self.value]
-        if isinstance(weight, LowRank):  # two of the layer's operators, the first without bias
+        if isinstance(weight, LowRank):  # two operators, the first one without bias
             right = self.parameter(f"{layer.name}.weight.right", weight.right, self.dims(layer, weight.right.shape))
             self.node(operator, [self.value, right], f"{layer.name}.low", **attributes)
             inputs = [f"{layer.name}.low"]
@@ -108,26 +142,24 @@ class _Graph:
             value = self.network.parameters[name]
             if not isinstance(value, LowRank):
                 inputs.append(self.parameter(name, value, self.dims(layer, shape) if role == "weight" else shape))
-        self.value = layer.value
-        if self.options.bits == 16 and layer.value in self.wanted:
-            self.value = f"{layer.value}.half"
-            self.node(operator, inputs, self.value, **attributes)
+        half = self.options.bits == 16 and layer.value in self.outputs
+        self.value = f"{layer.value}.half" if half else layer.value
+        self.node(operator, inputs, self.value, **attributes)
+        if half:
             self.cast(self.value, layer.value, TensorProto.FLOAT)
-        else:
-            self.node(operator, inputs, self.value, **attributes)
 
     def dims(self, layer: Layer, shape: Shape) -> Shape:
-        """A weight's shape as the layer's operator wants it."""
+        """A weight's shape in the layer's operator."""
         if layer.operation != "linear":
             return shape
         return (*shape, 1, 1)[:4] if self.options.dense else (shape[0], math.prod(shape[1:]))
 
     def parameter(self, name: str, value: Part, dims: Shape) -> str:
-        """Add a parameter's tensors; the name of what a node reads."""
-        if self.options.bits == 16 or not isinstance(value, Quantized) or not _kept(value, dims, self.opset):
+        """Add a parameter's tensors; return the name that a node reads."""
+        if self.options.bits == 16 or not isinstance(value, Quantized) or not _keeps(value, dims, self.opset):
             self.initializers.append(Initializer(name, name, value, self.dtype, dims))
             return name
-        rows = (dims[0], math.prod(dims[1:])) if value.group else dims  # groups run along rows of a matrix
+        rows = (dims[0], math.prod(dims[1:])) if value.group else dims  # groups run along the rows of a matrix
         inputs = []
         parts = {"": value.values, ".scale": value.scale, ".zero_point": value.zero_point}
         for suffix, array in parts.items():
@@ -171,53 +203,52 @@ class _Graph:
         return operators[layer.operation]
 
     def softmax(self) -> None:
-        """Probabilities from the logits, over the classes, which stand in the second dimension."""
+        """Add probabilities over the classes, which are the second dimension of the logits."""
         if self.opset >= 13 or not self.options.dense:
             self.node("Softmax", ["logits"], PROBABILITIES, axis=1)
             return
         self.node("Transpose", ["logits"], "logits.last", perm=[0, 2, 3, 1])
-        self.node("Softmax", ["logits.last"], "probabilities.last", axis=3)  # below 13: of rows, which end at this axis
+        self.node("Softmax", ["logits.last"], "probabilities.last", axis=3)  # flattens from this axis on: the classes only
         self.node("Transpose", ["probabilities.last"], PROBABILITIES, perm=[0, 3, 1, 2])
 
-    def finish(self) -> tuple[onnx.GraphProto, list[Initializer]]:
+    def finish(self) -> onnx.GraphProto:
         architecture, options = self.network.architecture, self.options
-        outputs = {name: _shape(architecture, name, options) for name in self.wanted}
+        outputs = {name: _shape(architecture, name, options) for name in self.outputs}
         if options.softmax:
             self.softmax()
             outputs = {PROBABILITIES if name == "logits" else name: shape for name, shape in outputs.items()}
-        free = architecture.head == "gap" or options.dense
-        side = architecture.input_size
         batch: int | str = options.batch or "batch"
         if options.preprocessing:
             port = _port("image", TensorProto.UINT8, [batch, "height", "width", 3], "BFFC")
         else:
-            shape = [batch, 3, "height" if free else side, "width" if free else side]
-            port = _port("data", TensorProto.FLOAT, shape, "BCFF")
-        titles = _titles(architecture, options) if options.names == "zoo" else {}
+            side = architecture.input_size
+            sides = ["height", "width"] if architecture.head == "gap" or options.dense else [side, side]
+            port = _port("data", TensorProto.FLOAT, [batch, 3, *sides], "BCFF")
+        titles = onnx_names.zoo_names(architecture, options.softmax) if options.names == "zoo" else {}
         self.initializers = [replace(one, title=titles.get(one.title, one.title)) for one in self.initializers]
         inputs = [port]
-        if self.opset < 7:  # IR 3 knows no initializer that is not an input
+        if self.opset < 7:  # in IR version 3, every initializer is an input
             inputs += [_port(one.title, one.data_type, one.dims) for one in self.initializers]
         ports = [_port(name, TensorProto.FLOAT, shape) for name, shape in outputs.items()]
-        made = helper.make_graph(self.nodes, architecture.name, inputs, ports, value_info=self.types)
-        for one in (*made.input, *made.output, *made.value_info):
+        graph = helper.make_graph(self.nodes, architecture.name, inputs, ports, value_info=self.types)
+        for one in (*graph.input, *graph.output, *graph.value_info):
             one.name = titles.get(one.name, one.name)
-        for node in made.node:
+        for node in graph.node:
             node.name = titles.get(node.name, node.name)
             node.input[:] = [titles.get(name, name) for name in node.input]
             node.output[:] = [titles.get(name, name) for name in node.output]
-        return made, self.initializers
+        return graph
 
 
-def _kept(value: Quantized, dims: Shape, opset: int) -> bool:
-    """Whether DequantizeLinear can say what a quantized parameter says, in this opset and with these dimensions."""
-    needed = BLOCKED if value.group or is_int4(value.values) else PER_AXIS
-    flattens = dims != value.shape and value.axis != 0 and not value.group  # scales within a map don't outlive that
-    return opset >= needed and not flattens and value.values.dtype.name in ("int8", "uint8", "int4", "uint4")
+def _keeps(value: Quantized, dims: Shape, opset: int) -> bool:
+    """Whether DequantizeLinear at this opset can express a quantized parameter of these dimensions."""
+    oldest = BLOCKED if value.group or is_int4(value.values) else PER_AXIS
+    flattens = dims != value.shape and value.axis != 0 and not value.group  # merges the axis that the scales run along
+    return opset >= oldest and not flattens and value.values.dtype.name in ("int8", "uint8", "int4", "uint4")
 
 
 def _port(name: str, data_type: int, shape: Sequence[int | str] | None, axes: str = "") -> onnx.ValueInfoProto:
-    """An input or output; `axes` says of an image what its axes are: batch, channel, feature."""
+    """An input or output; `axes` names the axes of an image: B for batch, C for channel, F for height or width."""
     words = {"B": "DATA_BATCH", "C": "DATA_CHANNEL", "F": "DATA_FEATURE"}
     denotation = [words[axis] for axis in axes] if axes else None
     port = helper.make_tensor_value_info(name, data_type, shape, shape_denotation=denotation)
@@ -227,51 +258,10 @@ def _port(name: str, data_type: int, shape: Sequence[int | str] | None, axes: st
 
 
 def _shape(architecture: Architecture, value: str, options: OnnxOptions) -> list[int | str]:
-    """The shape of a named value, as far as it is fixed."""
+    """The shape of a named value; sides that depend on the input's size are names."""
     side = architecture.input_size
-    shape: list[int | str] = [options.batch or "batch", 3, side, side]
-    free = architecture.head == "gap" or options.dense
-    for layer in architecture.layers:
-        if layer.operation == "convolution":
-            shape[1] = layer.parameters["weight"][0]
-        elif layer.operation == "max_pool":
-            shape[2:] = [side // 2 for side in shape[2:] if isinstance(side, int)]
-        elif layer.operation == "average_pool":
-            shape[2:], free = [1, 1], False
-        elif layer.operation == "linear":
-            shape[1] = layer.parameters["weight"][0]
-            shape[2:] = shape[2:] if options.dense else []
-        if layer.value == value:
-            break
-    fixed = not free or len(shape) == 2 or options.preprocessing
-    return shape if fixed else [*shape[:2], f"{value}_height", f"{value}_width"]
-
-
-# What MXNet's exporter called the value of fc7 in the zoo's files.
-_FEATURES = {"vgg16": "flatten_70", "vgg16-bn": "flatten_135", "vgg19": "flatten_82", "vgg19-bn": "flatten_162"}
-_GLUON = {"scale": "gamma", "bias": "beta", "mean": "running_mean", "variance": "running_var"}
-
-
-def _titles(architecture: Architecture, options: OnnxOptions) -> dict[str, str]:
-    """The zoo's names of parameters and values: those of its MXNet files, or, with a softmax, of its Caffe2 files."""
-    convolutions = [layer for layer in architecture.layers if layer.operation == "convolution"]
-    linear = [layer for layer in architecture.layers if layer.operation == "linear"]
-    titles: dict[str, str] = {}
-    for layer in (*convolutions, *linear):
-        if options.softmax:
-            titles |= {f"{layer.name}.weight": f"{layer.name}_w_0", f"{layer.name}.bias": f"{layer.name}_b_0"}
-    if options.softmax:
-        return {**titles, "data": "data_0", PROBABILITIES: "prob_1"}
-    for kind, layers in (("conv", convolutions), ("dense", linear)):
-        for index, layer in enumerate(layers):
-            title = f"vgg0_{kind}{index}"
-            relu = f"vgg0_relu{index}_fwd" if kind == "conv" else f"{title}_relu_fwd"
-            titles |= {f"{layer.name}.weight": f"{title}_weight", f"{layer.name}.bias": f"{title}_bias"}
-            titles |= {layer.value: f"{title}_fwd", layer.name: relu}
-            norm = layer.name.replace("conv", "bn")
-            titles |= {f"{norm}.{ours}": f"vgg0_batchnorm{index}_{theirs}" for ours, theirs in _GLUON.items() if kind == "conv"}
-            titles[norm] = titles.get(norm, f"vgg0_batchnorm{index}_fwd")
-    titles |= {f"pool{index}": f"vgg0_pool{index - 1}_fwd" for index in range(1, 6)}
-    if architecture.name in _FEATURES:
-        titles["fc7"] = _FEATURES[architecture.name]
-    return titles
+    _, channels, *sides = architecture.shape(value, 1, side, side)
+    free = (architecture.head == "gap" or options.dense) and not options.preprocessing
+    if free and (options.dense or sides) and value != "pool6":
+        return [options.batch or "batch", channels, f"{value}_height", f"{value}_width"]
+    return [options.batch or "batch", channels, *sides]

@@ -11,16 +11,18 @@ import vgg.sources.shards
 from training_helpers import cifar_folder, class_folders
 from vgg import Error
 from vgg.labels import imagenet
+from vgg.module import Normalisation
 from vgg.preprocessing import PRESETS
 from vgg.sources import cifar, classes_of
 from vgg.training import RECIPES
-from vgg.training.pictures import COMPONENTS, DEVIATIONS, Colours, Pictures, draws, glimpse, mixing, normalised
+from vgg.training.augmentation import COMPONENTS, DEVIATIONS, Colours, draws, mixup, random_crop
+from vgg.training.loader import Loader
 
 SMALL = replace(PRESETS["torchvision"], size=32, crop=32)
 
 
 def ramp(height, width):
-    """A picture whose red is the row's and whose green is the column's share."""
+    """An image whose red is the row's and whose green is the column's share."""
     pixels = np.zeros((height, width, 3), np.uint8)
     pixels[..., 0] = np.linspace(0, 255, height)[:, None]
     pixels[..., 1] = np.linspace(0, 255, width)
@@ -30,7 +32,7 @@ def ramp(height, width):
 def test_areas_are_as_large_and_as_wide_as_the_recipe_says():
     recipe, shares, aspects = replace(RECIPES["zoo"], flip=False), [], []
     for seed in range(400):
-        seen = glimpse(ramp(300, 400), recipe, 32, draws(0, seed, [0])[0]).astype(float)
+        seen = random_crop(ramp(300, 400), recipe, 32, draws(0, seed, [0])[0]).astype(float)
         high = (seen[-1, :, 0].mean() - seen[0, :, 0].mean()) / 255 * 300 * 32 / 31
         wide = (seen[:, -1, 1].mean() - seen[:, 0, 1].mean()) / 255 * 400 * 32 / 31
         shares.append(high * wide / (300 * 400))
@@ -43,47 +45,47 @@ def test_areas_are_as_large_and_as_wide_as_the_recipe_says():
 def test_the_papers_scales_are_jittered():
     recipe, shorts = replace(RECIPES["paper"], flip=False), []
     for seed in range(200):
-        seen = glimpse(ramp(300, 400), recipe, 224, draws(0, seed, [0])[0]).astype(float)
-        slope = (seen[-1, :, 0].mean() - seen[0, :, 0].mean()) / 223  # of the picture's 255 levels a row
+        seen = random_crop(ramp(300, 400), recipe, 224, draws(0, seed, [0])[0]).astype(float)
+        slope = (seen[-1, :, 0].mean() - seen[0, :, 0].mean()) / 223  # of the image's 255 levels a row
         shorts.append(255 / slope)
     assert 250 < min(shorts) < 270
     assert 490 < max(shorts) < 520
 
 
-def test_small_pictures_are_framed_and_cropped():
+def test_small_images_are_padded_and_cropped():
     recipe = replace(RECIPES["modern"].for_input(32, True), flip=False)
-    picture = np.full((32, 32, 3), 200, np.uint8)
-    seen = [glimpse(picture, recipe, 32, draws(0, seed, [0])[0]) for seed in range(300)]
+    image = np.full((32, 32, 3), 200, np.uint8)
+    seen = [random_crop(image, recipe, 32, draws(0, seed, [0])[0]) for seed in range(300)]
     rows = {int((one[:, 16, 0] > 0).sum()) for one in seen}
     assert rows == {28, 29, 30, 31, 32}
     assert any((one == 200).all() for one in seen)
 
 
-def test_half_of_the_looks_are_mirrored():
+def test_half_of_the_crops_are_mirrored():
     recipe = replace(RECIPES["modern"].for_input(32, True), crop_range=(0,))
-    mirrored = sum(int(glimpse(ramp(32, 32), recipe, 32, draws(0, seed, [0])[0])[0, 0, 1] > 128) for seed in range(400))
+    mirrored = sum(int(random_crop(ramp(32, 32), recipe, 32, draws(0, seed, [0])[0])[0, 0, 1] > 128) for seed in range(400))
     assert 150 < mirrored < 250
 
 
-def test_a_look_depends_on_the_seed_the_picture_and_the_epoch_only(tmp_path):
+def test_a_crop_depends_on_the_seed_the_image_and_the_epoch_only(tmp_path):
     dataset = vgg.sources.open(class_folders(tmp_path / "data"), 3)
     recipe = replace(RECIPES["modern"].for_input(32, True))
-    one, two = (Pictures(dataset, recipe, SMALL, 0, workers) for workers in (1, 3))
+    one, two = (Loader(dataset, recipe, SMALL, 0, workers) for workers in (1, 3))
     [whole] = one.batches([range(6)], 4)
     parts = list(two.batches([[5, 4], [3], [0, 1, 2]], 4))
     for part in parts:
-        for place, pixels, target in zip(part.places, part.pixels, part.targets, strict=True):
-            np.testing.assert_array_equal(pixels, whole.pixels[place])
-            assert target == whole.targets[place]
+        for index, pixels, target in zip(part.indices, part.inputs, part.targets, strict=True):
+            np.testing.assert_array_equal(pixels, whole.inputs[index])
+            assert target == whole.targets[index]
     [other] = one.batches([range(6)], 5)
-    assert not np.array_equal(other.pixels, whole.pixels)
+    assert not np.array_equal(other.inputs, whole.inputs)
     [as_evaluated] = one.batches([[0]])
     expected = SMALL.place(Image.open(dataset.samples[0].path))
-    np.testing.assert_array_equal(as_evaluated.pixels[0], expected)
+    np.testing.assert_array_equal(as_evaluated.inputs[0], expected)
 
 
-def test_what_is_drawn_is_even_and_its_own_for_each_seed_look_and_picture():
-    drawn = np.array([[draws(seed, look, range(50)) for look in range(10)] for seed in range(10)])
+def test_what_is_drawn_is_even_and_different_for_each_seed_view_and_image():
+    drawn = np.array([[draws(seed, view, range(50)) for view in range(10)] for seed in range(10)])
     assert len(np.unique(drawn)) == drawn.size
     assert 0 <= drawn.min() < 0.001
     assert 0.999 < drawn.max() < 1
@@ -95,7 +97,7 @@ def test_what_is_drawn_is_even_and_its_own_for_each_seed_look_and_picture():
 def test_batches_are_normalised_as_the_preprocessing_says(preset):
     pixels = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
     recipe = replace(RECIPES["modern"])
-    found = normalised(Colours(recipe, torch.device("cpu"))(pixels, training=True), PRESETS[preset])
+    found = Normalisation(PRESETS[preset])(Colours(recipe, torch.device("cpu"))(pixels, training=True))
     expected = np.stack([PRESETS[preset].normalise(one) for one in pixels])
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-5, atol=1e-4)
 
@@ -113,7 +115,7 @@ def test_colours_are_jittered_as_torchvision_does_it():
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-3)
 
 
-def test_jitter_varies_between_the_pictures_of_a_batch_within_its_range():
+def test_jitter_varies_between_the_images_of_a_batch_within_its_range():
     recipe = replace(RECIPES["modern"], jitter=0.4)
     torch.manual_seed(0)
     colours = Colours(recipe, torch.device("cpu"))(np.full((64, 4, 4, 3), 100, np.uint8), training=True)
@@ -130,12 +132,12 @@ def test_lighting_shifts_along_the_principal_components():
     torch.testing.assert_close(torch.cov(shifts.T), expected.double(), rtol=0.15, atol=1e-5)
 
 
-def test_mixup_blends_pictures_as_it_blends_their_scores():
+def test_mixup_blends_images_as_it_blends_their_scores():
     torch.manual_seed(0)
     scores = torch.eye(8)
     batch = scores[:, :, None, None].repeat(1, 1, 2, 2)
     for _ in range(5):
-        mix = mixing(8, 0.2)
+        mix = mixup(8, 0.2)
         pixels, targets = mix(batch), mix(scores)
         torch.testing.assert_close(pixels[..., 0, 0], targets)
         torch.testing.assert_close(targets.sum(1), torch.ones(8))
@@ -149,11 +151,11 @@ def test_cifar10_is_read_as_published(tmp_path):
     pixels = np.asarray(vgg.images.open_image(dataset.samples[3].read()))
     np.testing.assert_array_equal(pixels[0, :32, 0], np.frombuffer(raw, np.uint8)[3 * cifar.RECORD + 1 :][:32])
     np.testing.assert_array_equal(pixels[31, :, 2], np.frombuffer(raw, np.uint8)[3 * cifar.RECORD + 1 + 3072 - 32 :][:32])
-    np.testing.assert_array_equal(np.asarray(dataset.samples[3].picture()), pixels)
+    np.testing.assert_array_equal(np.asarray(dataset.samples[3].image()), pixels)
     assert len(vgg.sources.open(folder / "test_batch.bin", 10)) == 16
     assert classes_of(folder)[1].names == cifar.NAMES
     (folder / "data_batch_2.bin").write_bytes(raw[:-1])
-    with pytest.raises(Error, match=r"data_batch_2.bin: is cut short, or no file of CIFAR-10"):
+    with pytest.raises(Error, match=r"data_batch_2.bin: is truncated, or not in CIFAR-10's binary format"):
         vgg.sources.open(folder, 10)
     with pytest.raises(Error, match="is CIFAR-10, which has 10 classes; the model has 1000"):
         vgg.sources.open(folder / "test_batch.bin", 1000)
@@ -164,7 +166,7 @@ def test_classes_are_found_in_folders_lists_and_shards(tmp_path):
     (tmp_path / "numbers.txt").write_text("a.png 0\nb.png 1\nc.png 0\n")
     assert classes_of(tmp_path / "numbers.txt") == (2, None)
     (tmp_path / "gaps.txt").write_text("a.png 0\nb.png 4\n")
-    with pytest.raises(Error, match="has 2 classes, whose numbers go up to 4"):
+    with pytest.raises(Error, match="has 2 classes with numbers up to 4"):
         classes_of(tmp_path / "gaps.txt")
     (tmp_path / "names.txt").write_text("a.png cat\nb.png ant\nc.png cat\n")
     assert classes_of(tmp_path / "names.txt")[1].names == ("ant", "cat")

@@ -1,4 +1,4 @@
-"""What a training tells: a line an epoch, log.csv, TensorBoard's events, and curves.png."""
+"""The history of a training: a line for each epoch, log.csv, TensorBoard's events, and curves.png."""
 
 import csv
 import io
@@ -8,30 +8,31 @@ from pathlib import Path
 from ..errors import Error
 from ..files import reason, replacing
 
-Row = dict[str, float]  # of one epoch, by the names of log.csv's columns
+Row = dict[str, float]  # an epoch, by these names, which are the columns of log.csv
+COLUMNS = ("epoch", "lr", "loss", "val_loss", "val_top1", "val_top5", "seconds", "images_per_second", "waited", "time")
 
 
-def line(row: Row, epochs: int) -> str:
+def epoch_line(row: Row, epochs: int) -> str:
     """An epoch in one line."""
     return (
-        f"epoch {row['epoch']:>{len(str(epochs))}} of {epochs}: loss {row['loss']:.4f}, right {row['val_top1']:.2f}%, "
-        f"lr {row['lr']:.2g}, {row['images_per_second']:,.0f} images/s, waited {row['waited']:.1%} of the time for pictures"
+        f"epoch {row['epoch']:>{len(str(epochs))}} of {epochs}: loss {row['loss']:.4f}, top-1 {row['val_top1']:.2f}%, "
+        f"lr {row['lr']:.2g}, {row['images_per_second']:,.0f} images/s, {row['waited']:.1%} of the time waiting for images"
     )
 
 
-def write(folder: Path, history: Sequence[Row]) -> None:
-    """Write log.csv, and the same for TensorBoard. Raises Error where that fails."""
+def write_log(folder: Path, history: Sequence[Row]) -> None:
+    """Write log.csv, and the same for TensorBoard. Raises Error if they can't be written."""
     from tensorboardX.proto.event_pb2 import Event
     from tensorboardX.proto.summary_pb2 import Summary
     from tensorboardX.record_writer import RecordWriter
 
     with replacing(folder / "log.csv") as file:
         text = io.TextIOWrapper(file, "utf-8", newline="")
-        table = csv.DictWriter(text, list(history[0]), lineterminator="\n")
+        table = csv.DictWriter(text, COLUMNS, lineterminator="\n")
         table.writeheader()
         table.writerows(history)
         text.detach()
-    path = folder / "tensorboard" / "events.out.tfevents.vgg"  # one file, so that it has each epoch once, however often cut
+    path = folder / "tensorboard" / "events.out.tfevents.vgg"  # one file, so that a resumed run has each epoch once
     try:
         path.parent.mkdir(exist_ok=True)
         writer = RecordWriter(str(path))  # SummaryWriter's own thread would hang on a full disk
@@ -45,20 +46,20 @@ def write(folder: Path, history: Sequence[Row]) -> None:
         raise Error(f"{path}: can't be written: {reason(error)}") from None
 
 
-def better(row: Row, other: Row) -> bool:
-    """Whether an epoch's validation is better than another's; of the same accuracy, the lower loss."""
+def is_better(row: Row, other: Row) -> bool:
+    """Whether an epoch's validation accuracy is higher than another's or, if they are equal, its loss is lower."""
     return (row["val_top1"], -row["val_loss"]) > (other["val_top1"], -other["val_loss"])
 
 
-def tired(patience: int, history: Sequence[Row]) -> bool:
-    """Whether so many epochs have passed without a better validation."""
+def has_stalled(patience: int, history: Sequence[Row]) -> bool:
+    """Whether the validation accuracy has not risen for `patience` epochs; with 0, never."""
     if not patience or not history:
         return False
     best = max(range(len(history)), key=lambda index: history[index]["val_top1"])
     return len(history) - 1 - best >= patience
 
 
-def curves(folder: Path, history: Sequence[Row]) -> None:
+def draw_curves(folder: Path, history: Sequence[Row]) -> None:
     """Draw curves.png: losses and accuracies by epoch."""
     from matplotlib.figure import Figure
 
@@ -69,7 +70,7 @@ def curves(folder: Path, history: Sequence[Row]) -> None:
     losses.plot(epochs, [row["val_loss"] for row in history], label="validation")
     losses.set(xlabel="epoch", ylabel="loss")
     accuracies.plot(epochs, [row["val_top1"] for row in history], color="C1", label="top-1")
-    accuracies.set(xlabel="epoch", ylabel="right, %")
+    accuracies.set(xlabel="epoch", ylabel="top-1, %")
     best = max(history, key=lambda row: row["val_top1"])
     place = {"xytext": (0, -6), "textcoords": "offset points", "ha": "right", "va": "top"}
     accuracies.annotate(f"{best['val_top1']:.2f}%", (best["epoch"], best["val_top1"]), **place)

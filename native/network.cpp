@@ -1,0 +1,175 @@
+// The plan of a network, and the order in which its layers run.
+#include "network.hpp"
+
+#include <algorithm>
+#include <chrono>
+
+#if !defined(_WIN32)
+#include <unistd.h>
+#endif
+
+namespace vgg {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr int LARGE = 32;     // maps of this side and more use F(8x8); smaller ones F(4x4), which has a third of the weights
+constexpr int TOGETHER = 16;  // images that share a pass over the weights of the deep layers and of the head
+
+// `count` floats at any alignment, padded with zeros to `size`.
+std::vector<float> copied(const float *from, std::size_t count, std::size_t size) {
+    std::vector<float> values(size);
+    std::memcpy(values.data(), from, count * sizeof(float));
+    return values;
+}
+
+// An image of a map as [channels, height, width].
+void copy_planes(const Map &map, int image, int channels, float *to) {
+    for (int c = 0; c < channels; ++c)
+        for (int y = 0; y < map.height; ++y)
+            for (int x = 0; x < map.width; ++x) *to++ = map.pixel(image, y, x)[c];
+}
+
+long process_id() {
+#if defined(_WIN32)
+    return 0;  // there is no fork
+#else
+    return getpid();
+#endif
+}
+
+}  // namespace
+
+void Plan::add(const vgg_layer &what, Pool &pool) {
+    if (what.operation == VGG_CONVOLUTION || what.operation == VGG_LINEAR) channels = what.out;
+    Layer layer{what, up_to_multiple(channels, kernels.panel), 0, {}, {}, {}};
+    layer.what.out = channels;
+    if (what.operation == VGG_AVERAGE_POOL) layer.what.in = channels;
+    if (what.operation == VGG_CONVOLUTION) {
+        layer.bias = copied(what.bias, what.out, layer.channels);
+        const Filters from{what.weight, what.scale};
+        if (what.kernel == 3 && !layers.empty()) {
+            layer.tile = side >= LARGE ? 8 : 4;
+            const int positions = (layer.tile + 2) * (layer.tile + 2);
+            layer.weight = Memory(std::size_t(positions) * layer.channels * what.in, false);
+            pool.run(layer.channels / kernels.panel, [&](int panel, int) {
+                kernels.winograd_weights(layer.tile, from, what.out, what.in, panel, panel + 1, layer.weight.get());
+            });
+        } else {
+            const int k = what.in * what.kernel * what.kernel;
+            layer.weight = Memory(std::size_t(k) * layer.channels);
+            kernels.plain_weights(from, what.out, k, layer.weight.get());
+        }
+    } else if (what.operation == VGG_LINEAR) {
+        layer.bias = copied(what.bias, what.out, what.out);
+        if (what.scale) {
+            const std::size_t inputs = std::size_t(what.in) * what.kernel * what.kernel;
+            const std::size_t scales = what.out * ((inputs + what.group - 1) / what.group);
+            layer.scale = copied(what.scale, scales, scales);
+        }
+    } else if (what.operation == VGG_MAX_POOL) {
+        side /= 2;
+    }
+    const int place = int(layers.size());
+    const bool in_head = what.operation == VGG_LINEAR || what.operation == VGG_AVERAGE_POOL;
+    if (deep == place && layer.tile != 4 && !in_head) ++deep;
+    if (head == place && !in_head) ++head;
+    layers.push_back(std::move(layer));
+}
+
+void Executor::prepare(int some_images, int some_height, int some_width) {
+    if (some_images <= images && some_height == height && some_width == width) return;
+    images = 0;  // if memory runs out here, the next run starts over
+    maps.clear();
+    maps.resize(layers.size());
+    line = some_width + 2;
+    plane = line * (some_height + 2);
+    planes = Memory(std::size_t(plane) * 3);
+    images = some_images, height = some_height, width = some_width;
+}
+
+Map &Executor::map(int step) {
+    Map &output = maps[step];
+    if (!output.memory.get()) {
+        int pools = 0;
+        for (int i = 0; i <= step; ++i) pools += layers[i].what.operation == VGG_MAX_POOL;
+        // Layers before the deep ones process one image at a time; the output of the last of them has all images.
+        output = Map(step >= plan.deep - 1 ? images : 1, height >> pools, width >> pools, layers[step].channels);
+    }
+    return output;
+}
+
+void Executor::run(const float *data, int batch, int some_height, int some_width, const vgg_output *outputs, int count) {
+    prepare(std::min(batch, TOGETHER), some_height, some_width);
+    seconds.assign(layers.size(), 0.0);
+    int end = 0;  // of the layers that the outputs need
+    for (int i = 0; i < count; ++i) end = std::max(end, outputs[i].step + 1);
+    const auto wanted = [&](int step) {
+        return std::any_of(outputs, outputs + count, [&](const vgg_output &output) { return output.step == step; });
+    };
+    // Runs layers for `number` images of the batch from `first` on; `slot` is the index of the first in a map of several
+    // images.
+    const auto stretch = [&](int begin, int stop, int first, int slot, int number) {
+        for (int step = begin; step < std::min(stop, end); ++step) {
+            const int source = step - 1;
+            const bool pooled =
+                layers[step].tile && step + 1 < plan.head && layers[step + 1].what.operation == VGG_MAX_POOL && !wanted(step);
+            const auto start = Clock::now();
+            const int result = step + pooled;
+            const int from = source >= plan.deep - 1 ? slot : 0, to = result >= plan.deep - 1 ? slot : 0;
+            layer(step, pooled, {source < 0 ? maps[0] : map(source), from, number}, {map(result), to, number});
+            seconds[step] += std::chrono::duration<double>(Clock::now() - start).count();
+            for (int i = 0; i < count; ++i)
+                if (outputs[i].step == result) {
+                    const Map &values = map(result);
+                    const std::ptrdiff_t size = std::ptrdiff_t(layers[result].what.out) * values.height * values.width;
+                    pool.run(number, [&](int n, int) {
+                        copy_planes(values, to + n, layers[result].what.out, outputs[i].values + (first + n) * size);
+                    });
+                }
+            step = result;
+        }
+    };
+    for (int first = 0; first < batch; first += images) {
+        const int number = std::min(images, batch - first);
+        for (int n = 0; n < number; ++n) {
+            for (int c = 0; c < 3; ++c)
+                for (int y = 0; y < height; ++y)
+                    std::memcpy(planes.get() + c * plane + (y + 1) * line + 1,
+                                data + ((std::ptrdiff_t(first + n) * 3 + c) * height + y) * width, width * sizeof(float));
+            stretch(0, plan.deep, first + n, n, 1);
+        }
+        stretch(plan.deep, plan.head, first, 0, number);
+        if (end > plan.head) classify(end, {map(plan.head - 1), 0, number}, first, outputs, count);
+    }
+}
+
+void Executor::layer(int step, bool pooled, Images from, Images to) {
+    const Layer &layer = layers[step];
+    switch (layer.what.operation) {
+        case VGG_CONVOLUTION:
+            if (layer.tile) return winograd(layer, pooled, from, to);
+            return step == 0 ? first_convolution(layer, to) : pointwise(layer, from, to);
+        case VGG_LRN: return normalise(layer, from, to);
+        default: return max_pool(from, to);
+    }
+}
+
+}  // namespace vgg
+
+vgg_network::vgg_network(const vgg::Kernels &kernels, int threads, int size)
+    : plan{kernels, threads, size}, current_(new Owned{vgg::process_id(), vgg::Executor(plan)}) {}
+
+vgg_network::~vgg_network() {
+    Owned *owned = current_.load();
+    if (owned->process == vgg::process_id()) delete owned;
+}
+
+vgg::Executor &vgg_network::executor() {
+    Owned *owned = current_.load(std::memory_order_acquire);
+    if (owned->process != vgg::process_id()) {
+        auto fresh = std::unique_ptr<Owned>(new Owned{vgg::process_id(), vgg::Executor(plan)});
+        if (current_.compare_exchange_strong(owned, fresh.get(), std::memory_order_acq_rel)) owned = fresh.release();
+    }
+    return owned->executor;
+}

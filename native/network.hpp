@@ -1,0 +1,163 @@
+// A network: the plan of its layers, and an executor with the threads and the memory that run it.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <mutex>
+#include <new>
+#include <vector>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+#include "kernels.hpp"
+#include "pool.hpp"
+#include "vgg.h"
+
+namespace vgg {
+
+inline int up_to_multiple(int value, int of) { return (value + of - 1) / of * of; }
+
+// Floats, on huge pages if there are many: the transformed weights take hundreds of megabytes.
+class Memory {
+  public:
+    Memory() = default;
+    explicit Memory(std::size_t count, bool zeroed = true) : count_(count) {
+        if (count == 0) return;
+        constexpr std::size_t CACHE_LINE = 64, HUGE_PAGE = 2 << 20;  // bytes
+        const std::size_t page = count * sizeof(float) < HUGE_PAGE ? CACHE_LINE : HUGE_PAGE;
+        const std::size_t bytes = (count * sizeof(float) + page - 1) / page * page;
+#if defined(_WIN32)
+        data_.reset(static_cast<float *>(_aligned_malloc(bytes, page)));
+#else
+        data_.reset(static_cast<float *>(std::aligned_alloc(page, bytes)));
+#endif
+        if (!data_) throw std::bad_alloc();
+#if defined(__linux__)
+        if (page == HUGE_PAGE) madvise(data_.get(), bytes, MADV_HUGEPAGE);
+#endif
+        if (zeroed) std::memset(data_.get(), 0, count * sizeof(float));
+    }
+    float *get() const { return data_.get(); }
+    void reserve(std::size_t count) {
+        if (count > count_) *this = Memory(), *this = Memory(count);
+    }
+
+  private:
+    struct Free {
+#if defined(_WIN32)
+        void operator()(float *memory) const { _aligned_free(memory); }
+#else
+        void operator()(float *memory) const { std::free(memory); }
+#endif
+    };
+    std::unique_ptr<float, Free> data_;
+    std::size_t count_ = 0;
+};
+
+// The output of a layer for some images, [image, height, width, channels], each image with a border of zeros, so that no loop
+// has to handle the edges.
+struct Map {
+    int height = 0, width = 0, channels = 0;
+    std::ptrdiff_t row = 0, image = 0;  // floats from one to the next
+    Memory memory;
+
+    Map() = default;
+    Map(int images, int height, int width, int channels)
+        : height(height),
+          width(width),
+          channels(channels),
+          row(std::ptrdiff_t(up_to_multiple(width, 8) + 2) * channels),
+          image(row * (up_to_multiple(height, 8) + 2)),
+          memory(std::size_t(image) * images) {}
+    // The pixel above and left of the first.
+    float *corner(int n) const { return memory.get() + n * image; }
+    float *pixel(int n, int y, int x) const { return corner(n) + (y + 1) * row + std::ptrdiff_t(x + 1) * channels; }
+};
+
+struct Layer {
+    vgg_layer what;
+    int channels;  // of its output in memory: `out`, padded
+    int tile = 0;  // of Winograd's transform: 8, 4, or 0 for a plain matrix product
+    Memory weight;
+    std::vector<float> bias, scale;
+};
+
+struct Plan {
+    const Kernels &kernels;
+    int threads;
+    int side;          // of the next layer's input map, for images of the intended size
+    int channels = 3;  // of that map
+    std::vector<Layer> layers = {};
+    int deep = 0;  // the first layer that processes several images together
+    int head = 0;  // the first layer of the head
+
+    // Appends a layer, and transforms its weights if it is a convolution.
+    void add(const vgg_layer &what, Pool &pool);
+};
+
+class Executor {
+  public:
+    explicit Executor(const Plan &plan) : plan(plan), kernels(plan.kernels), layers(plan.layers), pool(plan.threads) {}
+
+    void run(const float *data, int batch, int height, int width, const vgg_output *outputs, int count);
+
+    const Plan &plan;
+    const Kernels &kernels;
+    const std::vector<Layer> &layers;
+    Pool pool;
+    std::mutex mutex;             // held while anything below is in use
+    std::vector<double> seconds;  // of each layer in the last run
+
+  private:
+    struct Images {  // some images of a map
+        const Map &map;
+        int first, count;
+    };
+
+    // network.cpp
+    void prepare(int images, int height, int width);
+    Map &map(int step);
+    void layer(int step, bool pooled, Images from, Images to);
+    // convolution.cpp
+    void first_convolution(const Layer &layer, Images to);
+    void pointwise(const Layer &layer, Images from, Images to);
+    void winograd(const Layer &layer, bool pooled, Images from, Images to);
+    void normalise(const Layer &layer, Images from, Images to);
+    void max_pool(Images from, Images to);
+    // head.cpp
+    void classify(int end, Images from, int first, const vgg_output *outputs, int count);
+
+    // Memory for images of one size, kept for the next run.
+    int images = 0, height = 0, width = 0;
+    std::vector<Map> maps;  // the output of each layer, allocated on first use
+    Memory planes;          // the channels of an input image, with a border of zeros
+    int plane = 0, line = 0;
+    Memory transformed;   // Winograd's inputs and products
+    Memory panels, sums;  // a linear layer's inputs and outputs
+};
+
+}  // namespace vgg
+
+struct vgg_network {
+    vgg_network(const vgg::Kernels &kernels, int threads, int size);
+    ~vgg_network();
+
+    // The executor of this process. A forked process gets a new one: the threads of the parent's don't exist in it, and its
+    // mutex and memory may be in any state, so it is left as it is.
+    vgg::Executor &executor();
+
+    vgg::Plan plan;
+
+  private:
+    struct Owned {
+        long process;
+        vgg::Executor executor;
+    };
+    std::atomic<Owned *> current_;
+};

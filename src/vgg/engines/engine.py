@@ -1,0 +1,124 @@
+"""What all engines share: their protocol, the checks of their input, and the base of those that run quantized graphs."""
+
+import platform
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from ..architectures import STRIDE, Architecture
+from ..arrays import Array
+from ..errors import Error, ModelError
+from ..formats import QuantizedGraph
+from ..network import Network
+
+DENSE = ("native", "torch")  # engines that take images larger than a network's crop
+
+
+class Engine(Protocol):
+    """A network ready to run. Safe to use from several threads at once."""
+
+    name: str
+
+    def run(self, batch: Array, outputs: Sequence[str] = ("logits",)) -> Mapping[str, Array]:
+        """Compute named values for a batch.
+
+        Args:
+            batch: float32 [batch, 3, height, width], preprocessed.
+            outputs: names as in `Architecture.values`: `conv1_1` … `pool5`, `fc6`, `fc7` (after the ReLU), `logits`.
+
+        Returns:
+            float32 arrays by name; `logits` is [batch, classes].
+
+        Raises:
+            ModelError: an output is unknown, or the network doesn't take a batch of this shape.
+        """
+        ...
+
+    def logits(self, batch: Array) -> Array:
+        """float32 [batch, classes] for float32 [batch, 3, height, width]."""
+        ...
+
+
+class Model(Protocol):
+    """A network on an engine, such as a `vgg.Classifier`."""
+
+    network: Network
+    engine: Engine
+    name: str
+
+
+class GraphEngine(ABC):
+    """A graph with quantized activations, run as it is; see `Engine`. `logits` is its only value."""
+
+    name: str
+
+    def __init__(self, graph: QuantizedGraph) -> None:
+        self.graph, self._architecture = graph, graph.network.architecture
+        self._count: int | None = None  # images in a batch, if the file fixes it
+
+    @abstractmethod
+    def _infer(self, batch: Array) -> Array:
+        """The file's output for a batch of the size that it takes."""
+
+    def run(self, batch: Array, outputs: Sequence[str] = ("logits",)) -> dict[str, Array]:
+        self._architecture.check_values(outputs)
+        if set(outputs) - {"logits"}:
+            raise ModelError("a graph with quantized activations gives only its logits; use the engine native for other values")
+        return {"logits": self.logits(batch)}
+
+    def logits(self, batch: Array) -> Array:
+        check_batch(self._architecture, batch)
+        step = self._count or max(1, len(batch))
+        rows = [np.empty((0, self._architecture.classes), np.float32)]
+        for start in range(0, len(batch), step):
+            part = batch[start : start + step]
+            filled = np.concatenate([part, np.zeros((step - len(part), *part.shape[1:]), np.float32)])
+            rows.append(self._infer(filled).reshape(step, -1)[: len(part)])
+        output = np.concatenate(rows)
+        # The logarithms of probabilities are logits up to a constant, which softmax ignores.
+        return np.log(output.clip(np.finfo(np.float32).tiny)) if self.graph.softmax else output
+
+
+def check_dense(engine: Engine, architecture: Architecture) -> None:
+    """Raises Error unless an engine takes images larger than a network's crop."""
+    if architecture.head == "fc" and engine.name not in DENSE:
+        raise Error(f"{engine.name} takes only crops of the network's input size; for whole images use {' or '.join(DENSE)}")
+
+
+def check_batch(architecture: Architecture, batch: Array, *, dense: bool = False) -> None:
+    """Check the shape and dtype of a batch.
+
+    Args:
+        architecture: of the network that takes it.
+        batch: the input.
+        dense: whether the engine takes images larger than `Architecture.input_size` with the head `fc`.
+
+    Raises:
+        ModelError: the network doesn't take it.
+    """
+    side = architecture.input_size if architecture.head == "fc" else STRIDE
+    fits = batch.ndim == 4 and batch.shape[1] == 3 and batch.dtype == np.float32 and min(batch.shape[2:]) >= side
+    fixed = architecture.head == "fc" and not dense
+    if not fits or (fixed and batch.shape[2:] != (side, side)):
+        size = f"{side}, {side}]" if fixed else f"height, width] of {side} pixels or more"
+        raise ModelError(f"{architecture.name} takes float32 [batch, 3, {size}, not {batch.dtype} {list(batch.shape)}")
+
+
+def native_library() -> Path | None:
+    """The file of the compiled native engine; None if this installation has none."""
+    folders = sys.modules[__package__].__path__  # two of them in an editable installation
+    return next((path for folder in folders if (path := Path(folder, "libvgg.so")).exists()), None)
+
+
+def instruction_set() -> str:
+    """The newest of this processor's instruction sets that matter to engines; elsewhere than on Linux its architecture."""
+    try:
+        flags = set(Path("/proc/cpuinfo").read_text().split())
+    except OSError:
+        flags = set()
+    known = ("amx_int8", "avx512_vnni", "avx512f", "avx_vnni", "avx2", "asimddp", "asimd")
+    return next((name for name in known if name in flags), platform.machine())

@@ -1,0 +1,188 @@
+"""The content of ONNX files, without the tensors' numbers, which are mapped on demand.
+
+Fields by number, from onnx.proto. ModelProto: ir_version 1, producer_name 2, producer_version 3, graph 7, opset_import 8,
+metadata_props 14. GraphProto: node 1, initializer 5, input 11, output 12. NodeProto: input 1, output 2, name 3, op_type 4,
+attribute 5, domain 7. AttributeProto: name 1, f 2, i 3, s 4, t 5, floats 7, ints 8. TensorProto: dims 1, data_type 2,
+float_data 4, int32_data 5, int64_data 7, name 8, raw_data 9, double_data 10, external_data 13.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from ..arrays import Array
+from ..errors import ModelError
+from ..files import map_file
+from ..parameters import from_int4
+from .layouts import reading
+from .nodes import Node
+from .protobuf import Buffer, Value, floats, integers, last, lenient_text, message, number, numbers, span, text
+
+# TensorProto.DataType
+DTYPES: Mapping[int, Any] = {
+    1: np.float32, 2: np.uint8, 3: np.int8, 6: np.int32, 7: np.int64, 9: np.bool_, 10: np.float16, 11: np.float64,
+    16: ml_dtypes.bfloat16, 21: ml_dtypes.uint4, 22: ml_dtypes.int4,
+}  # fmt: skip
+_INT4 = (21, 22)
+_INT32S, _INT64S = 5, 7
+_DATA = (4, _INT32S, _INT64S, 9, 10)  # the fields of a TensorProto that can contain its numbers
+_DOMAINS = ("", "ai.onnx", "com.microsoft")  # of operators that are known without their domain
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A TensorProto: its numbers are at `begin`..`end` of the file, unless they are in another file."""
+
+    name: str
+    data_type: int
+    dims: tuple[int, ...]
+    begin: int
+    end: int
+    kind: int  # the field that contains the numbers
+    external: dict[str, str]  # of another file: location, offset, length
+
+
+@dataclass(frozen=True)
+class Port:
+    """An input or output of a graph."""
+
+    name: str
+    data_type: int
+    shape: list[int | str]
+
+
+@dataclass(frozen=True)
+class OnnxFile:
+    """The content of an ONNX file, without its numbers."""
+
+    path: Path
+    mapped: Buffer
+    ir_version: int
+    opset: int
+    producer: str
+    producer_version: str
+    metadata: dict[str, str]
+    nodes: list[Node]
+    tensors: dict[str, Tensor]
+    inputs: list[Port]
+    outputs: list[Port]
+    outside: dict[Path, Buffer] = field(default_factory=dict)  # other files with numbers, mapped
+
+    def array(self, tensor: str | Tensor) -> Array:
+        """A tensor as a view of the file. Raises ValueError if its length doesn't fit its shape."""
+        tensor = self.tensors[tensor] if isinstance(tensor, str) else tensor
+        if tensor.data_type not in DTYPES:
+            raise ValueError(f"tensor {tensor.name} has the unknown type {tensor.data_type}")
+        dtype, count = np.dtype(DTYPES[tensor.data_type]), math.prod(tensor.dims)
+        buffer, begin, end = self._outside(tensor) if tensor.external else (self.mapped, tensor.begin, tensor.end)
+        if tensor.data_type in _INT4 and end - begin == (count + 1) // 2 and tensor.kind != _INT32S:
+            packed = np.frombuffer(buffer, np.uint8, end - begin, begin)
+            return from_int4(packed, dtype, count).reshape(tensor.dims)
+        if tensor.kind in (_INT32S, _INT64S):
+            halves = dtype.itemsize == 2  # 16-bit floats are stored as integers with the same bits
+            decoded = integers(buffer, begin, end, np.uint16 if halves else dtype, count)
+            return np.asarray(decoded.view(dtype).reshape(tensor.dims))
+        if end - begin != count * dtype.itemsize:
+            raise ValueError(f"tensor {tensor.name} has {end - begin} bytes, not {count * dtype.itemsize}")
+        return np.frombuffer(buffer, dtype, count, begin).reshape(tensor.dims)
+
+    def _outside(self, tensor: Tensor) -> tuple[Buffer, int, int]:
+        """The place of a tensor's numbers in another file, which must be in the same folder or below it."""
+        folder, location = self.path.parent.resolve(), tensor.external.get("location", "")
+        file = (folder / location).resolve()
+        if not file.is_relative_to(folder) or not file.is_file():
+            raise ModelError(f"{self.path}: its external data {location!r} is no file in its folder or below")
+        if file not in self.outside:
+            self.outside[file] = map_file(file)
+        buffer = self.outside[file]
+        begin = int(tensor.external.get("offset", 0))
+        end = begin + int(tensor.external["length"]) if "length" in tensor.external else len(buffer)
+        if not 0 <= begin <= end <= len(buffer):
+            raise ValueError(f"tensor {tensor.name} extends beyond {file.name}")
+        return buffer, begin, end
+
+
+def scan(path: Path) -> OnnxFile:
+    """The content of an ONNX file; its numbers are not read.
+
+    Raises:
+        ModelError: the file can't be read or is no ONNX file.
+    """
+    mapped = map_file(path)
+    with reading(path, "ONNX"):
+        model = message(mapped, (0, len(mapped)), {1: number, 2: text, 3: text, 7: _graph, 8: _opset, 14: _entry})
+        graph = last(model[7], {part: [] for part in (1, 5, 11, 12)})
+        opset = last([version for domain, version in model[8] if domain in ("", "ai.onnx")], 0)
+        tensors = {tensor.name: tensor for tensor in graph[5]}
+        inputs = [port for port in graph[11] if port.name not in tensors]
+        if not (model[1] and opset and graph[12]):
+            raise ValueError("no version, opset or output")
+        return OnnxFile(
+            path, mapped, model[1][-1], opset, last(model[2], ""), last(model[3], ""), dict(model[14]), graph[1], tensors,
+            inputs, graph[12],
+        )  # fmt: skip
+
+
+def _graph(buffer: Buffer, value: Value) -> dict[int, list[Any]]:
+    return message(buffer, value, {1: _node, 5: _tensor, 11: _port, 12: _port})
+
+
+def _opset(buffer: Buffer, value: Value) -> tuple[str, int]:
+    """OperatorSetIdProto: domain 1, version 2."""
+    content = message(buffer, value, {1: text, 2: number})
+    return last(content[1], ""), last(content[2], 0)
+
+
+def _entry(buffer: Buffer, value: Value) -> tuple[str, str]:
+    """StringStringEntryProto: key 1, value 2."""
+    content = message(buffer, value, {1: text, 2: text})
+    return last(content[1], ""), last(content[2], "")
+
+
+def _node(buffer: Buffer, value: Value) -> Node:
+    content = message(buffer, value, {1: text, 2: text, 4: text, 5: _attribute, 7: text})
+    operator, domain = last(content[4], ""), last(content[7], "")
+    known = operator if domain in _DOMAINS else f"{domain}.{operator}"
+    return Node(known, tuple(content[1]), tuple(content[2]), dict(content[5]))
+
+
+def _attribute(buffer: Buffer, value: Value) -> tuple[str, Any]:
+    """An attribute's name and content: a number, text, a Tensor or a list of numbers; None for any other kind."""
+    decoders = {1: text, 2: floats, 3: number, 4: lenient_text, 5: _tensor, 7: floats, 8: numbers}
+    content = message(buffer, value, decoders)
+    several = [one for part in content[7] for one in part.tolist()] + [one for part in content[8] for one in part]
+    single = [one for part in content[2] for one in part.tolist()] + content[3] + content[4] + content[5]
+    return last(content[1], ""), several or last(single, None)
+
+
+def _tensor(buffer: Buffer, value: Value) -> Tensor:
+    content = message(buffer, value, {1: numbers, 2: number, 8: text, 13: _entry, **dict.fromkeys(_DATA, span)})
+    name, dims = last(content[8], ""), tuple(side for part in content[1] for side in part)
+    if min(dims, default=0) < 0:
+        raise ValueError(f"tensor {name} has a negative dimension")
+    begin, end, kind = last([(*content[kind][-1], kind) for kind in _DATA if content[kind]], (0, 0, 0))
+    return Tensor(name, last(content[2], 0), dims, begin, end, kind, dict(content[13]))
+
+
+def _port(buffer: Buffer, value: Value) -> Port:
+    """ValueInfoProto: name 1, type 2; TypeProto: tensor_type 1."""
+    content = message(buffer, value, {1: text, 2: lambda buffer, value: message(buffer, value, {1: _tensor_type})[1]})
+    return Port(last(content[1], ""), *last(last(content[2], []), (0, [])))
+
+
+def _tensor_type(buffer: Buffer, value: Value) -> tuple[int, list[int | str]]:
+    """TypeProto.Tensor: elem_type 1, shape 2; TensorShapeProto: dim 1."""
+    content = message(buffer, value, {1: number, 2: lambda buffer, value: message(buffer, value, {1: _dimension})[1]})
+    return last(content[1], 0), last(content[2], [])
+
+
+def _dimension(buffer: Buffer, value: Value) -> int | str:
+    """Dimension: dim_value 1, dim_param 2."""
+    content = message(buffer, value, {1: number, 2: text})
+    side: int | str = (*content[1], *content[2], "?")[0]
+    return side

@@ -1,0 +1,198 @@
+"""Lists of the images at a place, made lazily and in a fixed order.
+
+A place is an image, a folder, which is walked, a glob, a list file (.txt), a WebDataset shard (.tar), a file of CIFAR-10
+(.bin), or a URL of one of these. Shards and files of CIFAR-10 are containers: they are listed as one sample, which `unpack`
+replaces by the images in it. So a list is short, and bulk work can open containers where it reads them.
+"""
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from fnmatch import fnmatch
+from glob import has_magic
+from pathlib import Path
+
+from ..errors import Error, ImageError
+from ..images import SUFFIXES
+from ..labels import Labels, Resolve, resolver
+from . import cifar, stores
+from .samples import UNLABELLED, Sample
+
+SHARD, CIFAR, LIST = ".tar", ".bin", ".txt"
+
+
+def is_container(sample: Sample) -> bool:
+    return sample.path.endswith((SHARD, CIFAR))
+
+
+def is_image(place: str) -> bool:
+    """Whether a place has the suffix of an image."""
+    return os.path.splitext(place)[1].lower() in SUFFIXES
+
+
+def is_collection(place: str) -> bool:
+    """Whether a place has the suffix of a list file or a container."""
+    return place.endswith((SHARD, CIFAR, LIST))
+
+
+def is_folder(place: str) -> bool:
+    """Whether a place is a folder. A URL with the suffix of a file is not: a web server would have to send the file."""
+    return not (stores.is_url(place) and (is_image(place) or is_collection(place))) and stores.is_folder(place)
+
+
+def images(place: str, base: str | None = None, *, check: bool = True) -> Iterator[Sample]:
+    """The images and containers at a place, without classes.
+
+    Args:
+        place: as `stores.normalised` returns it.
+        base: a folder that names are relative to; by default they are paths or URLs.
+        check: whether a missing file is an error at once; otherwise, it is listed, and reading it fails.
+
+    Raises:
+        ImageError: there is no such file, or no match.
+        Error: a folder or store can't be listed.
+    """
+    if is_folder(place):
+        yield from _walk(place, base)
+    elif has_magic(place) and not stores.exists(place):
+        found = stores.matches(place)
+        if not found:
+            raise ImageError(f"{place}: matches no file")
+        for match in found:
+            yield from _walk(match, base) if is_folder(match) else _file(match, base)
+    elif check and not stores.exists(place):
+        raise ImageError(f"{place}: file or folder not found")
+    else:
+        yield from _file(place, base)
+
+
+def labelled(place: str, classes: int, labels: Labels | None, base: str | None = None) -> Iterator[Sample]:
+    """The images of class folders or a list file, with their classes; or containers, which hold the classes.
+
+    Args:
+        place: as `stores.normalised` returns it.
+        classes, labels: see `vgg.sources.open`.
+        base: as for `images`.
+
+    Raises:
+        Error: there is nothing, or a class is unknown; see `vgg.sources.open`.
+    """
+    containers, folders = parts(place)
+    if any(one.path.endswith(CIFAR) for one in containers) and classes != len(cifar.NAMES):
+        raise Error(f"{place}: is CIFAR-10, which has 10 classes; the model has {classes}")
+    yield from (_sample(one.path, base, size=one.size) for one in containers)
+    if folders:
+        for name, target in _targets(place, list(folders), classes, labels).items():
+            yield from (one for one in _walk(folders[name], base, target) if not is_container(one))
+    elif not containers:
+        yield from list_file(place, resolver(classes, labels), base)
+
+
+def parts(place: str) -> tuple[list[Sample], dict[str, str]]:
+    """The containers at a place, or if there are none the class folders by name; neither if it is a list file.
+
+    A folder of CIFAR-10 means its training files.
+    """
+    if not is_folder(place):
+        return [_sample(place)] if place.endswith((SHARD, CIFAR)) else [], {}
+    found = stores.entries(place)
+    batches = [one for one in found if fnmatch(one.name, cifar.TRAIN)]
+    containers = batches or [one for one in found if one.name.endswith(SHARD) and not one.is_folder]
+    folders = {one.name: one.place for one in found if one.is_folder and not one.name.startswith(".")}
+    if not containers and not folders:
+        raise Error(f"{place}: has no class folders in it, nor .tar shards")
+    return [_sample(one.place, size=one.size) for one in containers], {} if containers else folders
+
+
+def unpack(samples: Iterable[Sample], resolve: Resolve | None = None) -> Iterator[Sample]:
+    """The samples, with the images in a container instead of it. A container at a URL is copied to a temporary file.
+
+    Args:
+        samples: as listed.
+        resolve: the index of a class in a shard; without it, classes are ignored.
+
+    Raises:
+        ImageError: a container is missing or damaged, or a class in it is missing or unknown.
+        Error: a store keeps failing.
+    """
+    for one in samples:
+        if not is_container(one):
+            yield one
+            continue
+        from . import shards  # late, since other images don't need tarfile
+
+        copy = stores.Copy(one.path) if stores.is_url(one.path) else None
+        path = copy.path if copy else one.path
+        try:
+            found = cifar.read(Path(path)) if path.endswith(CIFAR) else shards.read(Path(path), resolve)
+        except Error as error:
+            raise ImageError(str(error).replace(path, one.path)) from None
+        for each in found:
+            yield replace(each, name=f"{one.name}/{each.name}", held=copy)
+
+
+def list_file(path: str, resolve: Resolve | None, base: str | None = None) -> Iterator[Sample]:
+    """The images of a list file.
+
+    A line is a path, relative to the file's folder, or a URL, then a tab, comma or space, and a class. Without `resolve`, a
+    line may have no class. With `base`, names are as in the list.
+    """
+    folder, seen = stores.parent(path), dict[str, int]()
+    try:
+        with stores.opened(path) as lines:
+            for number, line in enumerate(map(str.strip, lines), 1):
+                if not line:
+                    continue
+                separator = next((one for one in "\t, " if one in line), None)
+                name, label, target = line, "", UNLABELLED
+                if separator and not (resolve is None and is_image(line)):
+                    name, _, label = (part.strip() for part in line.rpartition(separator))
+                if resolve:
+                    try:
+                        if not label:
+                            raise ValueError("has no class; a line is an image's path and its class")
+                        if name in seen:
+                            raise ValueError(f"{name} is already in the list, as class {seen[name]}")
+                        seen[name] = target = resolve(label)
+                    except ValueError as error:
+                        raise Error(f"{path}, line {number}: {error}") from None
+                place = stores.join(folder, name)
+                yield Sample(place if base is None else name, target, place)
+    except UnicodeDecodeError:
+        raise Error(f"{path}: a list of images must be UTF-8 text, with an image and its class on each line") from None
+
+
+def _sample(place: str, base: str | None = None, target: int = UNLABELLED, size: int = stores.UNKNOWN) -> Sample:
+    return Sample(place.removeprefix(stores.join(base, "")) if base else place, target, place, size=size)
+
+
+def _file(place: str, base: str | None) -> Iterator[Sample]:
+    return list_file(place, None, base) if place.endswith(LIST) else iter([_sample(place, base)])
+
+
+def _walk(folder: str, base: str | None, target: int = UNLABELLED) -> Iterator[Sample]:
+    """The images and containers in a folder and below; links to folders below are not followed."""
+    for one in stores.entries(folder):
+        if one.is_folder:
+            if not Path(one.place).is_symlink():
+                yield from _walk(one.place, base, target)
+        elif is_image(one.name) or one.name.endswith(SHARD) or fnmatch(one.name, cifar.TRAIN):
+            yield _sample(one.place, base, target, one.size)
+
+
+def _targets(root: str, folders: Sequence[str], classes: int, labels: Labels | None) -> Mapping[str, int]:
+    """The classes of folders with these names, sorted. Raises Error if one is unknown or repeated."""
+    if labels is None and len(folders) != classes:
+        raise Error(f"{root}: has {len(folders)} class folders; the model has {classes} classes and no labels to identify them")
+    resolve = resolver(classes, labels) if labels is not None else folders.index
+    owners: dict[int, str] = {}
+    for name in folders:
+        try:
+            target = resolve(name)
+        except ValueError as error:
+            inside = next((f"; did you mean {root}/{one}?" for one in ("val", "train") if one in folders), "")
+            raise Error(f"{root}/{name}: {error}{inside}") from None
+        if target in owners:
+            raise Error(f"{root}/{name}: is class {target}, as is {root}/{owners[target]}")
+        owners[target] = name
+    return {name: target for target, name in owners.items()}

@@ -1,0 +1,92 @@
+"""The data loader: threads decode and crop images ahead of their use."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ..arrays import Array
+from ..errors import ImageError
+from ..parallel import ahead
+from ..preprocessing import Preprocessing
+from ..sources import Dataset
+from .augmentation import draws, random_crop
+from .recipes import Recipe
+
+MEMORY = 2**30  # bytes of decoded images kept in memory, so that a small dataset is decoded once
+
+Indices = Sequence[int] | Array  # of images in a dataset
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images of a dataset, ready for the device."""
+
+    indices: Array  # int64 [batch], in the dataset; images that can't be read are left out
+    targets: Array  # int64 [batch], classes; -1 if unlabelled
+    inputs: Array  # pixels [batch, side, side, 3], RGB, 0..255, mostly uint8; of a `Cache`, values float32 [batch, …]
+
+
+class Loader:
+    """Loads batches of a dataset's images. `errors` has the images that can't be read, by name.
+
+    Args:
+        dataset: the images.
+        recipe: random crops.
+        preprocessing: size of the input, and the crop for evaluation.
+        seed: random seed of the crops.
+        workers: number of threads.
+    """
+
+    def __init__(self, dataset: Dataset, recipe: Recipe, preprocessing: Preprocessing, seed: int, workers: int) -> None:
+        self.dataset = dataset
+        self.errors: dict[str, str] = {}
+        self.side = preprocessing.crop
+        self._recipe, self._preprocessing, self._seed, self._workers = recipe, preprocessing, seed, workers
+        self._decoded: dict[int, Array] = {}
+        self._room = MEMORY
+
+    def key(self) -> dict[str, Any]:
+        """Everything that decides the crops, as JSON."""
+        recipe, preprocessing = self._recipe, asdict(self._preprocessing)
+        crop = {"crop": recipe.crop, "crop_range": recipe.crop_range, "flip": recipe.flip, "seed": self._seed}
+        return {"images": self.dataset.digest(), "preprocessing": preprocessing, **crop}
+
+    def batches(self, parts: Iterable[Indices], view: int | None = None) -> Iterator[Batch]:
+        """A batch for each sequence of indices, in order.
+
+        Args:
+            parts: indices in the dataset.
+            view: number of the random crop of each image; None for the crop of evaluation.
+        """
+        return ahead(lambda indices: self._batch(indices, view), parts, self._workers, self._workers + 1)
+
+    def _batch(self, indices: Indices, view: int | None) -> Batch:
+        readable, pixels = [], []
+        drawn = None if view is None else draws(self._seed, view, indices)
+        for position, index in enumerate(map(int, indices)):
+            try:
+                image = self._image(index)
+            except ImageError as error:
+                self.errors[self.dataset.samples[index].name] = str(error)
+                continue
+            readable.append(index)
+            if drawn is None:
+                pixels.append(self._preprocessing.place(Image.fromarray(image)))
+            else:
+                pixels.append(random_crop(image, self._recipe, self.side, drawn[position]))
+        targets = np.array([self.dataset.samples[index].target for index in readable], np.int64)
+        inputs = np.stack(pixels) if pixels else np.zeros((0, self.side, self.side, 3), np.uint8)
+        return Batch(np.array(readable, np.int64), targets, inputs)
+
+    def _image(self, index: int) -> Array:
+        """uint8 [height, width, 3]."""
+        image = self._decoded.get(index)
+        if image is None:
+            image = np.asarray(self.dataset.samples[index].image())
+            if image.nbytes <= self._room:
+                self._room -= image.nbytes
+                self._decoded[index] = image
+        return image

@@ -1,0 +1,231 @@
+"""From a user's options to loaders, a module and its targets, ready to train."""
+
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from .. import engines, sources
+from ..architectures import Architecture
+from ..arrays import Array
+from ..errors import Error
+from ..labels import Labels
+from ..module import Module
+from ..network import Network
+from ..preprocessing import PRESETS, Preprocessing
+from ..progress import Progress
+from ..sources import Dataset, cifar
+from ..store import key_of
+from .cache import Cache
+from .checkpoint import CACHE
+from .loader import Loader
+from .processes import Process
+from .recipes import Recipe, checked
+from .targets import Targets
+
+SMALL = 64  # pixels of an input up to which a network gets the `gap` head, and images are resized to just its size
+HELD_OUT = 10  # one in this many images is for validation if there are no others
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of a training."""
+
+    # Labelled images as for `vgg.sources.open`, or a folder with such in `train` and `val`; with teachers, any images.
+    data: str | Path
+    output: Path  # folder of the run
+    recipe: Recipe
+    val: str | Path | None = None  # labelled validation images; by default `val` or `test` of data, else a tenth of the images
+    labels: Labels | None = None  # names of the classes, for lists and shards with numbers
+    arch: str = "vgg16-bn"  # architecture of a new network
+    width: float = 1.0  # its width, as a multiple of the paper's
+    size: int | None = None  # its input in pixels; by default 224, for CIFAR-10 32
+    head: str | None = None  # by default `gap` for inputs of 64 pixels or less, else `fc`
+    init: Network | None = None  # initialise a new network with the parameters of this one that fit
+    start: Network | None = None  # fine-tune this network instead of a new one
+    freeze: str = ""  # freeze its layers up to this block or layer, such as conv4
+    teachers: Sequence[Network] = ()  # train on the scores of these networks instead of labels
+    matched: tuple[str, ...] = ()  # values in which the student is trained to equal the first teacher
+    cache: Path | None = None  # folder for values of frozen layers and teachers; by default in the run's folder
+    micro_batch: int = 0  # largest number of images that a device computes at once; 0: its whole part of a batch
+    seed: int = 0
+    device: str = "cpu"
+    workers: int | None = None  # number of threads that load images; by default one for each core
+    fresh: bool = False  # delete the run in the folder instead of resuming it
+    save_seconds: float = 600.0  # between checkpoints within an epoch; each epoch ends with one
+
+
+@dataclass
+class Setup:
+    """A training ready to begin."""
+
+    recipe: Recipe
+    module: Module
+    preprocessing: Preprocessing
+    labels: Labels | None
+    name: str  # of the dataset
+    train: Loader
+    indices: Array  # of the training images
+    val: Loader  # is `train` if a part of its images is held out
+    val_indices: Array
+    targets: Targets
+    key: dict[str, Any]  # everything that decides the result
+    licence: str
+    start: int  # index of the module's first layer that computes; the values of those before it are in `frozen`
+    frozen: tuple[Cache, Cache] | None = None  # for training and validation
+    teachers: Sequence[Network] = ()  # that compute in each step; the values of others are in `targets`
+
+
+def prepare(options: Options, log: Callable[[str], object]) -> Setup:
+    """Open the images and create the network. Raises Error if the options don't fit together, or the images don't fit them."""
+    _check_options(options)
+    data, beside = sources.splits(options.data)
+    val = options.val or beside
+    classes, labels = _classes(data, options)
+    module, preprocessing = _module(options, data, classes, labels)
+    recipe = checked(options.recipe.for_input(preprocessing.crop, module.architecture.configuration.batch_norm))
+
+    def loader(dataset: Dataset) -> Loader:
+        return Loader(dataset, recipe, preprocessing, options.seed, options.workers or os.cpu_count() or 1)
+
+    train = loader(sources.unlabelled(data) if options.teachers else sources.open(data, classes, labels))
+    order = np.random.default_rng(options.seed).permutation(len(train.dataset))
+    held_out = 0 if val else len(order) // HELD_OUT
+    indices, val_indices, val_loader = np.sort(order[held_out:]), np.sort(order[:held_out]), train
+    if val:
+        val_loader = loader(sources.open(val, classes, labels))
+        val_indices = np.arange(len(val_loader.dataset))
+    if not options.teachers:
+        _check_classes(train.dataset, classes, labels)
+    _check_sizes(options, module, train, len(indices), recipe)
+    end = module.end_of(options.freeze)[0] if options.freeze else 0
+    module.freeze(end)
+    if early := [value for value in options.matched if module.index_of(value) < end and recipe.views]:
+        raise Error(f"{early[0]} is frozen by --freeze {options.freeze}, so it can't be trained with --match")
+    networks = {"from": options.start, "init": options.init}
+    networks |= {f"teacher {number}": teacher for number, teacher in enumerate(options.teachers, 1)}
+    known = {name: network for name, network in networks.items() if network}
+    log(
+        f"{len(indices):,} training images of {classes:,} classes, {len(val_indices):,} validation images; "
+        f"{module.architecture.name}, {module.architecture.parameter_count:,} parameters; recipe {recipe.name}"
+    )
+    key = key_of(
+        torch=torch.__version__,
+        recipe=asdict(recipe),
+        architecture=asdict(module.architecture),
+        preprocessing=asdict(preprocessing),
+        seed=options.seed,
+        freeze=options.freeze,
+        matched=options.matched,
+        images=train.dataset.digest(),
+        val_images=val_loader.dataset.digest(),
+        networks={name: network.sha256() for name, network in known.items()},
+    )
+    licences = dict.fromkeys(network.provenance.licence for network in known.values() if network.provenance.licence)
+    return Setup(
+        recipe, module, preprocessing, labels, Path(options.data).resolve().name, train, indices, val_loader, val_indices,
+        Targets(classes, recipe.temperature), key, "; ".join(licences), end if recipe.views else 0,
+    )  # fmt: skip
+
+
+def cache_values(setup: Setup, options: Options, process: Process, progress: Progress) -> None:
+    """Compute once, for each view, the values of frozen layers and of teachers."""
+    views, folder = tuple(range(setup.recipe.views)), options.cache or options.output / CACHE
+
+    def cached(network: Network, engine: engines.Engine, value: str, *, training: bool = True) -> Cache:
+        with process.first_alone():
+            if training:
+                cache = Cache(folder, setup.train, setup.indices, views, network, engine, value)
+            else:
+                cache = Cache(folder, setup.val, setup.val_indices, (None,), network, engine, value)
+            cache.fill(engine, progress)
+        return cache
+
+    if setup.start and options.start:
+        engine, value = engines.open(options.start, device=options.device), setup.module.end_of(options.freeze)[1]
+        setup.frozen = cached(options.start, engine, value), cached(options.start, engine, value, training=False)
+    if not views:
+        setup.teachers = options.teachers
+    unlabelled = setup.val is setup.train
+    for number, teacher in enumerate(options.teachers if views or unlabelled else ()):
+        engine = engines.open(teacher, device=options.device)
+        if views:
+            setup.targets.logits.append(cached(teacher, engine, "logits"))
+        if unlabelled:
+            setup.targets.val_logits.append(cached(teacher, engine, "logits", training=False))
+        for value in options.matched if views and number == 0 else ():
+            setup.targets.matched.append(cached(teacher, engine, value))
+
+
+def _check_options(options: Options) -> None:
+    if options.freeze and not options.start:
+        raise Error("--freeze needs --from: a new network has no trained layers to freeze")
+    if options.matched and not options.teachers:
+        raise Error("--match needs --teacher: the network whose layers to match")
+    if len({teacher.architecture.classes for teacher in options.teachers}) > 1:
+        raise Error("the teachers have different numbers of classes")
+
+
+def _classes(data: str, options: Options) -> tuple[int, Labels | None]:
+    if options.teachers:
+        return options.teachers[0].architecture.classes, options.teachers[0].labels
+    if options.labels:
+        return len(options.labels), options.labels
+    return sources.classes_of(data)
+
+
+def _module(options: Options, data: str, classes: int, labels: Labels | None) -> tuple[Module, Preprocessing]:
+    """The network to train, with its initial parameters."""
+    torch.manual_seed(options.seed)
+    if options.start:
+        network = options.start
+        module = Module(replace(network.architecture, classes=classes), options.recipe.dropout)
+        module.initialise()
+        same = classes == network.architecture.classes and (labels == network.labels or labels is None)
+        module.load(network, {layer.name for layer in network.architecture.layers if same or layer.name != "fc8"})
+        return module, network.preprocessing
+    size = options.size or (cifar.SIDE if sources.is_cifar(data) else Architecture.input_size)
+    head: Any = options.head or ("gap" if size <= SMALL else "fc")
+    module = Module(Architecture(options.arch, classes, options.width, size, head), options.recipe.dropout)
+    module.initialise()
+    if options.init:
+        module.load_matching(options.init)
+    preset = PRESETS["torchvision"]
+    if size == preset.crop:
+        return module, preset
+    return module, replace(preset, size=size if size <= SMALL else round(size * preset.size / preset.crop), crop=size)
+
+
+def _check_classes(dataset: Dataset, classes: int, labels: Labels | None) -> None:
+    if classes < 2:
+        raise Error(f"{dataset.name}: has one class only; training needs two or more")
+    counts = Counter(sample.target for sample in dataset)
+    for target in range(classes):
+        if not counts[target]:
+            name = (labels.wnids or labels.names)[target] if labels else target
+            raise Error(f"{dataset.name}: class {name} has no images")
+
+
+def _check_sizes(options: Options, module: Module, train: Loader, count: int, recipe: Recipe) -> None:
+    """Raise Error if there are too few images, or teachers take other inputs or have other shapes than the student."""
+    if count < recipe.batch:
+        raise Error(
+            f"{train.dataset.name}: has {count} training images, fewer than a batch of {recipe.batch}; "
+            f"use --batch-size {max(count, 1)}"
+        )
+    for teacher in options.teachers:
+        architecture = teacher.architecture
+        if architecture.head == "fc" and architecture.input_size != train.side:
+            raise Error(f"{architecture.name} takes {architecture.input_size} pixels, not {train.side}; use --input-size")
+    for value in options.matched:
+        theirs, ours = (
+            architecture.shape(value, 1, train.side, train.side)[1:]
+            for architecture in (options.teachers[0].architecture, module.architecture)
+        )
+        if theirs != ours:
+            raise Error(f"{value} is {list(theirs)} in the teacher, {list(ours)} in the student; --match needs equal shapes")
