@@ -15,7 +15,8 @@ def serve(
         list[str] | None,
         typer.Option(
             "--model", "-m", metavar="[NAME[:VERSION]=]M",
-            help=f"Model to serve, with an optional name; may be repeated, the first is the default.  [default: {EMBEDDED}]",
+            help=f"Model file or name, optionally with a name to serve it as; may be repeated, the first is the default.  "
+            f"[default: {EMBEDDED}]",
         ),
     ] = None,
     host: Annotated[
@@ -43,7 +44,7 @@ def serve(
         typer.Option("--allow-origin", metavar="ORIGIN", help="Origin whose web pages may call the server; may be repeated."),
     ] = None,
     batch_size: Annotated[
-        int, typer.Option("--batch-size", "-b", min=1, metavar="N", help="Maximum number of images per batch.")
+        int, typer.Option("--batch-size", "-b", min=1, metavar="N", help="Number of images per batch, at most.")
     ] = 8,
     queue: Annotated[
         int, typer.Option("--queue", min=1, metavar="N", help="Maximum number of images that wait for one model.")
