@@ -1,4 +1,4 @@
-"""Print a table of architectures and opsets as Markdown. Each file passes onnx's checker and is compared with torch's modules."""
+"""Print a table of architectures and opsets as Markdown. Files pass onnx's checker and are compared with torch's modules."""
 
 import sys
 import tempfile

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..zoo import EMBEDDED
-from .common import Format, FormatOption, print_records, progress
+from . import common
 
 if TYPE_CHECKING:
     from ..benchmark import Comparison
@@ -47,7 +47,7 @@ def bench(
     plot: Annotated[
         Path | None, typer.Option("--plot", metavar="FILE", help="Output file (.png, .svg) for a plot; requires vgg[plot].")
     ] = None,
-    format: FormatOption = Format.table,
+    format: common.FormatOption = common.Format.table,
 ) -> None:
     """Measure the speed of engines, side by side, and in relation to the limit of this machine.
 
@@ -59,7 +59,6 @@ def bench(
     from ..benchmark import compare, processor
     from ..errors import Error, Notice
     from ..formats import load, network_of
-    from ..zoo import locate
 
     names = tuple(dict.fromkeys(engine or engines.installed()))
     if layers and engine and "native" not in names:
@@ -68,17 +67,17 @@ def bench(
         check_plot(plot)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Notice)  # assumptions about preprocessing and labels don't affect the speed
-        network, *others = [load(locate(one)) for one in model or (None,)]
+        network, *others = [load(common.locate(one)) for one in model or (None,)]
     batch_sizes, counts = (tuple(dict.fromkeys(given or ())) for given in (batch_size, threads))
     title, *titles = [Path(one).name for one in model or [EMBEDDED]]
     beside = dict(zip(titles, others, strict=True))
     if len(beside) < len(others) or len({network_of(one).architecture.input_size for one in (network, *others)}) > 1:
         raise Error("models side by side require different names and the same input size")
-    with progress() as show:
+    with common.progress() as show:
         options: dict[str, Any] = {"threads": counts, "rounds": rounds, "beside": beside, "progress": show}
         found = list(compare(network, names, batch_sizes=batch_sizes or (1,), **options))
     heading = {"model": title, "processor": processor()}
-    if format is Format.table:
+    if format is common.Format.table:
         _print_tables(found, " on ".join(heading.values()), layers)
     else:
         _print_records(found, heading, layers, format)
@@ -101,21 +100,23 @@ def _print_tables(found: "Sequence[Comparison]", title: str, layers: bool) -> No
                 f"{first['gflops']:,} GFLOP/s and {work.weight_bytes / 1e6:,.1f} MB at {first['gb_per_s']:,} GB/s"
             )
         kept = {name: heading for name, heading in COLUMNS.items() if first[name] is not None}
-        print_records([{heading: row[name] for name, heading in kept.items()} for row in rows], Format.table)
+        common.print_records([{heading: row[name] for name, heading in kept.items()} for row in rows], common.Format.table)
         for parts in filter(None, map(one.layers, one.timings)) if layers else ():
             print()
-            print_records([{"layer": name, "ms": ms, "of limit": share} for name, (ms, share) in parts.items()], Format.table)
+            common.print_records(
+                [{"layer": name, "ms": ms, "of limit": share} for name, (ms, share) in parts.items()], common.Format.table
+            )
 
 
-def _print_records(found: "Sequence[Comparison]", heading: dict[str, str], layers: bool, format: Format) -> None:
+def _print_records(found: "Sequence[Comparison]", heading: dict[str, str], layers: bool, format: common.Format) -> None:
     rows = []
     for one in found:
         for timing in one.timings:
             parts: dict[str, Any] = {name: ms for name, (ms, _) in one.layers(timing).items()} if layers else {}
-            if layers and format is Format.json:
+            if layers and format is common.Format.json:
                 parts = {"layers": parts}
             rows.append({**heading, **one.record(timing), **parts})
-    print_records(rows, format, list(dict.fromkeys(name for row in rows for name in row)))
+    common.print_records(rows, format, list(dict.fromkeys(name for row in rows for name in row)))
 
 
 def _case(one: "Comparison") -> str:

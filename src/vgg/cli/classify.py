@@ -10,23 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..zoo import EMBEDDED
-from .common import (
-    DeviceOption,
-    EngineOption,
-    FreshOption,
-    ImagesArgument,
-    LabelsOption,
-    ModelOption,
-    PartsOption,
-    PresetOption,
-    RunnerOption,
-    ThreadsOption,
-    exit_after,
-    find_images,
-    reporting,
-    run_in_parts,
-    tracked,
-)  # fmt: skip
+from . import common
 
 if TYPE_CHECKING:
     from ..predictions import Result
@@ -42,18 +26,18 @@ class Format(StrEnum):
 
 
 def classify(
-    images: ImagesArgument,
-    model: ModelOption = None,
+    images: common.ImagesArgument,
+    model: common.ModelOption = None,
     top: Annotated[int, typer.Option("--top", "-k", min=1, metavar="K", help="Number of predictions per image.")] = 5,
     format: Annotated[Format, typer.Option("--format", help="Format of the printed result.")] = Format.table,
-    output: PartsOption = None,
-    runner: RunnerOption = None,
-    fresh: FreshOption = False,
-    labels: LabelsOption = None,
-    preset: PresetOption = None,
-    engine: EngineOption = "auto",
-    threads: ThreadsOption = None,
-    device: DeviceOption = "cpu",
+    output: common.PartsOption = None,
+    runner: common.RunnerOption = None,
+    fresh: common.FreshOption = False,
+    labels: common.LabelsOption = None,
+    preset: common.PresetOption = None,
+    engine: common.EngineOption = "auto",
+    threads: common.ThreadsOption = None,
+    device: common.DeviceOption = "cpu",
 ) -> None:
     """Classify images.
 
@@ -68,16 +52,17 @@ def classify(
     if output or runner or fresh:
         from ..runs import Classify
 
-        network, name = library.read(model)
+        network, name = library.read(common.locate(model))
         models = [(name, library.described(network, preset, labels))]
         options = {"engine": engine, "threads": threads, "device": device, "fresh": fresh}
         unsupported = {"--format": format is not Format.table}
-        exit_after(run_in_parts(Classify(top), models, images, output, runner, unsupported=unsupported, **options))
+        run = common.run_in_parts(Classify(top), models, images, output, runner, unsupported=unsupported, **options)
+        common.exit_after(run)
         return
-    found, failures = find_images(images)
-    classifier = library.load(model, engine, threads=threads, device=device, labels=labels, preprocessing=preset)
-    results = tracked(classifier.results(found, top), len(found), failures, "Classifying") if found else []
-    with reporting(failures):
+    found, failures = common.find_images(images)
+    classifier = library.load(common.locate(model), engine, threads=threads, device=device, labels=labels, preprocessing=preset)
+    results = common.tracked(classifier.results(found, top), len(found), failures, "Classifying") if found else []
+    with common.reporting(failures):
         {"table": _table, "json": _json, "jsonl": _jsonl, "csv": _csv}[format](results, classifier.name)
         if model is None and format is Format.table:
             _dim(f"Model: {EMBEDDED}, included in the package. For a full VGG-16, use `--model torchvision/vgg16`.")

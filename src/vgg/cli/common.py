@@ -4,7 +4,7 @@ import csv
 import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -120,7 +120,6 @@ def _cell(value: Any) -> str:
 
 def find_images(arguments: Sequence[str]) -> tuple[list[Any], list[str]]:
     """The images that a verb's arguments name, and the errors of arguments that name none."""
-    from ..errors import ImageError
     from ..sources import find
 
     images: list[Any] = []
@@ -128,7 +127,7 @@ def find_images(arguments: Sequence[str]) -> tuple[list[Any], list[str]]:
     for argument in arguments:
         try:
             images += [("standard input", sys.stdin.buffer.read())] if argument == "-" else find(argument)
-        except ImageError as error:
+        except Error as error:
             failures.append(str(error))
     return images, failures
 
@@ -159,6 +158,20 @@ def progress() -> Iterator[Progress]:
     if not sys.stderr.isatty():
         yield silent
         return
+    tasks: dict[str, Any] = {}
+    with ExitStack() as stack:
+
+        def show(task: str, done: int, total: int | None, unit: str = "", /) -> None:
+            if not tasks:  # rich is loaded for the first task
+                tasks[""] = stack.enter_context(_bars())
+            if task not in tasks:
+                tasks[task] = tasks[""].add_task(task, unit=unit)
+            tasks[""].update(tasks[task], completed=done, total=total)
+
+        yield show
+
+
+def _bars() -> Any:
     from rich import progress as rich
     from rich.console import Console
 
@@ -171,16 +184,16 @@ def progress() -> Iterator[Progress]:
     columns = (
         rich.TextColumn("{task.description}"), rich.BarColumn(), rich.TaskProgressColumn(), Amount(), rich.TimeRemainingColumn()
     )  # fmt: skip
-    tasks: dict[str, rich.TaskID] = {}
     # Results that are printed to the same terminal are redirected, so that the bars stay below them.
-    with rich.Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=sys.stdout.isatty()) as bars:
+    return rich.Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=sys.stdout.isatty())
 
-        def show(task: str, done: int, total: int | None, unit: str = "", /) -> None:
-            if task not in tasks:
-                tasks[task] = bars.add_task(task, unit=unit)
-            bars.update(tasks[task], completed=done, total=total)
 
-        yield show
+def locate(model: str | Path | None) -> Path:
+    """The file of a model, with a progress bar if it is downloaded; see `vgg.zoo.locate`."""
+    from .. import zoo
+
+    with progress() as show:
+        return zoo.locate(model, show)
 
 
 @contextmanager
@@ -218,7 +231,7 @@ def run_in_parts(
     from ..runs import run
 
     if output is None:
-        raise Error("--runner and --fresh require --output, the folder or URL to write to")
+        raise Error(f"{'--runner' if runner else '--fresh'} requires --output, the folder or URL to write to")
     for option in (name for name, value in (unsupported or {}).items() if value):
         raise Error(f"{option} can't be combined with --output")
     with resumable() as show:

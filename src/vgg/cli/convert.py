@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .common import LabelsOption, PresetOption
+from . import common
 
 
 class Bits(Enum):
@@ -60,8 +60,8 @@ def convert(
     layout: Annotated[
         Layout, typer.Option("--layout", help="One file, or a model repository for Triton and OpenVINO Model Server.")
     ] = Layout.file,
-    preset: PresetOption = None,
-    labels: LabelsOption = None,
+    preset: common.PresetOption = None,
+    labels: common.LabelsOption = None,
 ) -> None:
     """Convert a model file to ONNX or safetensors.
 
@@ -74,12 +74,11 @@ def convert(
 
     from ..classifier import described
     from ..formats import read, write
-    from ..zoo import locate
 
     with warnings.catch_warnings():
         if preset is not None and labels is not None:  # then nothing is guessed
             warnings.filterwarnings("ignore", ".*no preprocessing or labels in the file")
-        network = described(read(locate(source)), preset, labels)
+        network = described(read(common.locate(source)), preset, labels)
     if fold_batch_norm:
         network = network.fold_batch_norm()
     write(

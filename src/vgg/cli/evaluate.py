@@ -9,29 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..zoo import EMBEDDED
-from .common import (
-    BatchOption,
-    DeviceOption,
-    EngineOption,
-    FlipOption,
-    Format,
-    FormatOption,
-    FreshOption,
-    LabelsOption,
-    PartsOption,
-    PresetOption,
-    ProtocolOption,
-    RunnerOption,
-    SizesOption,
-    ThreadsOption,
-    WorkersOption,
-    exit_after,
-    numbers,
-    print_records,
-    reporting,
-    resumable,
-    run_in_parts,
-)  # fmt: skip
+from . import common
 
 if TYPE_CHECKING:
     from ..evaluation import Evaluation
@@ -45,9 +23,9 @@ def evaluate(
         list[str] | None,
         typer.Option("--model", "-m", metavar="M", help=f"Model file or name; may be repeated.  [default: {EMBEDDED}]"),
     ] = None,
-    protocol: ProtocolOption = "center",
-    sizes: SizesOption = None,
-    flip: FlipOption = False,
+    protocol: common.ProtocolOption = "center",
+    sizes: common.SizesOption = None,
+    flip: common.FlipOption = False,
     fuse: Annotated[bool, typer.Option("--fuse", help="Score the mean of the models' probabilities as well.")] = False,
     no_resize: Annotated[bool, typer.Option("--no-resize", help="Crop the images without resizing them.")] = False,
     real: Annotated[
@@ -60,17 +38,17 @@ def evaluate(
         Path | None, typer.Option("--predictions", metavar="FILE", help="Output file (.csv) for every prediction.")
     ] = None,
     report: Annotated[Path | None, typer.Option("--report", metavar="FILE", help="Output file (.html) for a report.")] = None,
-    output: PartsOption = None,
-    runner: RunnerOption = None,
-    fresh: FreshOption = False,
-    format: FormatOption = Format.table,
-    labels: LabelsOption = None,
-    preset: PresetOption = None,
-    engine: EngineOption = "auto",
-    batch_size: BatchOption = 16,
-    workers: WorkersOption = None,
-    threads: ThreadsOption = None,
-    device: DeviceOption = "cpu",
+    output: common.PartsOption = None,
+    runner: common.RunnerOption = None,
+    fresh: common.FreshOption = False,
+    format: common.FormatOption = common.Format.table,
+    labels: common.LabelsOption = None,
+    preset: common.PresetOption = None,
+    engine: common.EngineOption = "auto",
+    batch_size: common.BatchOption = 16,
+    workers: common.WorkersOption = None,
+    threads: common.ThreadsOption = None,
+    device: common.DeviceOption = "cpu",
 ) -> None:
     """Evaluate models on labelled images.
 
@@ -91,7 +69,7 @@ def evaluate(
     for path in filter(None, (predictions, report)):
         if not path.parent.is_dir():
             raise Error(f"{path}: can't be written: folder {path.parent} not found")
-    views = Views(protocol, numbers(sizes, "--sizes"), flip)
+    views = Views(protocol, common.numbers(sizes, "--sizes"), flip)
     if fuse and len(model or ()) < 2:
         raise Error("--fuse requires several models; repeat --model")
     files: list[str | None] = list(model) if model else [None]
@@ -99,31 +77,33 @@ def evaluate(
         from ..runs import Score
         from ..runs import records as summed
 
-        networks = [(name, described(network, preset, labels)) for network, name in map(read, files)]
+        networks = [(name, described(network, preset, labels)) for network, name in (read(common.locate(one)) for one in files)]
         if no_resize:
             networks = [(name, described(one, replace(network_of(one).preprocessing, resize="none"))) for name, one in networks]
         task, unsupported = (
             Score(views, fuse),
             {"--real": real, "--boxes": boxes, "--predictions": predictions, "--report": report},
         )
-        run = run_in_parts(
+        run = common.run_in_parts(
             task, networks, [data], output, runner, unsupported=unsupported, engine=engine, threads=threads, device=device,
             batch_size=batch_size, workers=workers, fresh=fresh,
         )  # fmt: skip
         _print(summed(run, task, networks), format)
-        exit_after(run)
+        common.exit_after(run)
         return
-    models = [load(one, engine, threads=threads, device=device, labels=labels, preprocessing=preset) for one in files]
+    models = [
+        load(common.locate(one), engine, threads=threads, device=device, labels=labels, preprocessing=preset) for one in files
+    ]
     for one in models if no_resize else ():
         one.network = described(one.network, replace(one.network.preprocessing, resize="none"))
     network = models[0].network
     dataset = sources.open(data, network.architecture.classes, network.labels)
     relabelled = read_real(real, dataset, network.architecture.classes) if real else None
     options: dict[str, Any] = {"fuse": fuse, "boxes": boxes, "batch_size": batch_size, "workers": workers, "fresh": fresh}
-    with resumable() as show:
+    with common.resumable() as show:
         evaluation = evaluate(models, dataset, views, progress=show, **options)
     found = records(evaluation, relabelled)
-    with reporting(list(evaluation.errors.values())):
+    with common.reporting(list(evaluation.errors.values())):
         _print(found, format)
         if predictions:
             _write_predictions(evaluation, predictions)
@@ -133,10 +113,10 @@ def evaluate(
             write(evaluation, found, report)
 
 
-def _print(found: Sequence[dict[str, Any]], format: Format) -> None:
+def _print(found: Sequence[dict[str, Any]], format: common.Format) -> None:
     """Print records; as a table, only the main figures, with intervals."""
-    if format is not Format.table:
-        print_records(found, format)
+    if format is not common.Format.table:
+        common.print_records(found, format)
         return
 
     def within(one: dict[str, Any], name: str) -> str | None:
@@ -164,7 +144,7 @@ def _print(found: Sequence[dict[str, Any]], format: Format) -> None:
         for one in found
     ]
     kept = [name for name in rows[0] if any(row[name] is not None for row in rows)]
-    print_records([{name: row[name] for name in kept} for row in rows], Format.table)
+    common.print_records([{name: row[name] for name in kept} for row in rows], common.Format.table)
 
 
 def _write_predictions(evaluation: "Evaluation", path: Path) -> None:

@@ -7,17 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .common import (
-    DeviceOption,
-    EngineOption,
-    Format,
-    FormatOption,
-    LabelsOption,
-    ModelOption,
-    PresetOption,
-    ThreadsOption,
-    print_records,
-)  # fmt: skip
+from . import common
 
 METHODS = ("grad-cam", "class-map")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -32,18 +22,18 @@ def explain(
             "--class", "-c", metavar="C", help="Class index, WordNet id or name; repeatable.  [default: the predicted class]"
         ),
     ] = None,
-    model: ModelOption = None,
+    model: common.ModelOption = None,
     method: Annotated[
         str, typer.Option("--method", metavar="M", help=f"Method of explanation: {', '.join(METHODS)}.")
     ] = "grad-cam",
     size: Annotated[int, typer.Option("--size", metavar="N", help="Short side of the image in pixels for a class map.")] = 512,
     box: Annotated[bool, typer.Option("--box", help="Draw and print a box around the evidence for each class.")] = False,
-    format: FormatOption = Format.table,
-    labels: LabelsOption = None,
-    preset: PresetOption = None,
-    engine: EngineOption = "auto",
-    threads: ThreadsOption = None,
-    device: DeviceOption = "cpu",
+    format: common.FormatOption = common.Format.table,
+    labels: common.LabelsOption = None,
+    preset: common.PresetOption = None,
+    engine: common.EngineOption = "auto",
+    threads: common.ThreadsOption = None,
+    device: common.DeviceOption = "cpu",
 ) -> None:
     """Show the evidence for a class in an image, as a heat map.
 
@@ -64,7 +54,7 @@ def explain(
     if len(found) > 1:
         raise Error(f"{image}: has {len(found)} images; choose one")
     [(name, data)] = found
-    classifier = load(model, engine, threads=threads, device=device, labels=labels, preprocessing=preset)
+    classifier = load(common.locate(model), engine, threads=threads, device=device, labels=labels, preprocessing=preset)
     explanation = library(classifier, data, tuple(classes or ()), method=method, size=size, name=name)
     encoded = io.BytesIO()
     kind = {".jpg": "JPEG"}.get(output.suffix.lower(), output.suffix[1:].upper())
@@ -76,4 +66,4 @@ def explain(
         record = {"label": one.label, "score": round(one.score, 6), "index": one.index, "wnid": one.wnid}
         sides = ("left", "top", "right", "bottom")
         records.append(record | (dict(zip(sides, explanation.box(index), strict=True)) if box else {}))
-    print_records(records, format)
+    common.print_records(records, format)

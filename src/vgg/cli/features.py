@@ -5,31 +5,11 @@ from typing import Annotated, Any
 
 import typer
 
-from .common import (
-    BatchOption,
-    DeviceOption,
-    EngineOption,
-    FlipOption,
-    FreshOption,
-    ImagesArgument,
-    ModelOption,
-    PresetOption,
-    ProtocolOption,
-    RunnerOption,
-    SizesOption,
-    ThreadsOption,
-    WorkersOption,
-    exit_after,
-    find_images,
-    numbers,
-    reporting,
-    run_in_parts,
-    tracked,
-)  # fmt: skip
+from . import common
 
 
 def features(
-    images: ImagesArgument,
+    images: common.ImagesArgument,
     output: Annotated[
         str,
         typer.Option("--output", "-o", metavar="OUT", help="Output file (.npz, .parquet), or a folder or URL for bulk work."),
@@ -38,21 +18,21 @@ def features(
         list[str] | None,
         typer.Option("--layer", "-l", metavar="L", help="Layer, such as fc7 or conv5_3; repeatable.  [default: last but one]"),
     ] = None,
-    model: ModelOption = None,
-    protocol: ProtocolOption = "center",
-    sizes: SizesOption = None,
-    flip: FlipOption = False,
+    model: common.ModelOption = None,
+    protocol: common.ProtocolOption = "center",
+    sizes: common.SizesOption = None,
+    flip: common.FlipOption = False,
     stack: Annotated[bool, typer.Option("--stack", help="Concatenate the sizes' vectors instead of averaging.")] = False,
     normalize: Annotated[bool, typer.Option("--normalize", help="Scale each vector to length 1 (L2).")] = False,
     maps: Annotated[bool, typer.Option("--maps", help="Keep feature maps instead of averaging over positions.")] = False,
-    runner: RunnerOption = None,
-    fresh: FreshOption = False,
-    preset: PresetOption = None,
-    engine: EngineOption = "auto",
-    batch_size: BatchOption = 16,
-    workers: WorkersOption = None,
-    threads: ThreadsOption = None,
-    device: DeviceOption = "cpu",
+    runner: common.RunnerOption = None,
+    fresh: common.FreshOption = False,
+    preset: common.PresetOption = None,
+    engine: common.EngineOption = "auto",
+    batch_size: common.BatchOption = 16,
+    workers: common.WorkersOption = None,
+    threads: common.ThreadsOption = None,
+    device: common.DeviceOption = "cpu",
 ) -> None:
     """Extract feature vectors, for other classifiers, search and comparison.
 
@@ -67,24 +47,24 @@ def features(
     from ..features import SUFFIXES, Descriptor, extract, write
     from ..views import Views
 
-    views = Views(protocol, numbers(sizes, "--sizes"), flip)
+    views = Views(protocol, common.numbers(sizes, "--sizes"), flip)
     descriptor = Descriptor(tuple(layer or ()), views, stack, normalize, maps)
     path = Path(output)
     if path.suffix not in SUFFIXES and (not path.suffix or path.is_dir() or "://" in output):
         from ..runs import Describe
 
-        network, name = library.read(model)
+        network, name = library.read(common.locate(model))
         models = [(name, library.described(network, preset))]
         options: dict[str, Any] = {"engine": engine, "threads": threads, "device": device}
         options |= {"batch_size": batch_size, "workers": workers, "fresh": fresh}
-        exit_after(run_in_parts(Describe(descriptor), models, images, output, runner, **options))
+        common.exit_after(common.run_in_parts(Describe(descriptor), models, images, output, runner, **options))
         return
     if runner or fresh:
         raise Error(f"--runner and --fresh require a folder or URL as --output, not the file {output}")
-    found, failures = find_images(images)
-    classifier = library.load(model, engine, threads=threads, device=device, preprocessing=preset)
+    found, failures = common.find_images(images)
+    classifier = library.load(common.locate(model), engine, threads=threads, device=device, preprocessing=preset)
     results = extract(classifier, found, descriptor, batch_size=batch_size, workers=workers)
-    with reporting(failures):
+    with common.reporting(failures):
         if found:
-            shapes = write(tracked(results, len(found), failures, "Extracting"), path)
+            shapes = write(common.tracked(results, len(found), failures, "Extracting"), path)
             typer.echo(f"{path}: {', '.join(f'{name} {list(shape)}' for name, shape in shapes.items())}", err=True)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from . import common
+
 if TYPE_CHECKING:
     from ..network import Network
 
@@ -19,7 +21,7 @@ class Format(StrEnum):
 
 def inspect(
     file: Annotated[Path, typer.Argument(help="Model file of any supported format, or published name.")],
-    format: Annotated[Format, typer.Option("--format", help="Output format.")] = Format.table,
+    format: Annotated[Format, typer.Option("--format", help="Format of the printed result.")] = Format.table,
 ) -> None:
     """Describe a model file: format, architecture, preprocessing, labels, origin.
 
@@ -32,9 +34,8 @@ def inspect(
     from ..errors import ModelError, Notice
     from ..formats import detect, metadata, read
     from ..formats.onnx_file import scan
-    from ..zoo import locate
 
-    file = locate(file)
+    file = common.locate(file)
     kind = detect(file)
     facts: dict[str, Any] = {"file": str(file), "bytes": file.stat().st_size, "format": kind}
     written: dict[str, str] = {}

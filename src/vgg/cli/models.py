@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from .common import Format, FormatOption, print_records
+from . import common
 
 if TYPE_CHECKING:
     from ..zoo import Published
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 FACTS = ("bytes", "sha256", "md5", "data_bytes", "data_sha256", "onnx", "opset", "top1", "top5")  # of Published
 
 
-def models(format: FormatOption = Format.table) -> None:
+def models(format: common.FormatOption = common.Format.table) -> None:
     """List the network in the package and the published models that can be downloaded.
 
     Example: `vgg models --format json`
@@ -25,9 +25,9 @@ def models(format: FormatOption = Format.table) -> None:
     embedded = {"model": zoo.EMBEDDED, "bytes": size, "address": "in this package", "path": str(zoo.EMBEDDED_FILE)}
     records = [_record(known) for known in zoo.list()]
     records.insert(0, {**dict.fromkeys(records[0]), "architecture": "vgg16", "preprocessing": "torchvision", **embedded})
-    if format is Format.table:
+    if format is common.Format.table:
         records = [_row(record) for record in records]
-    print_records(records, format)
+    common.print_records(records, format)
 
 
 def _record(known: "Published") -> dict[str, Any]:

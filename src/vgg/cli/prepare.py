@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .common import Format, FormatOption, FreshOption, WorkersOption, print_records, progress, reporting
+from . import common
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -36,8 +36,8 @@ def imagenet(
         bool, typer.Option("--shards", help="Write shuffled WebDataset shards instead of class folders.")
     ] = False,
     no_verify: Annotated[bool, typer.Option("--no-verify", help="Accept archives without the published SHA1.")] = False,
-    fresh: FreshOption = False,
-    workers: WorkersOption = None,
+    fresh: common.FreshOption = False,
+    workers: common.WorkersOption = None,
 ) -> None:
     """Unpack ImageNet (ILSVRC-2012) from its published archives: DIR/train/n01440764/… and DIR/val/n01440764/….
 
@@ -52,7 +52,7 @@ def imagenet(
     if not archives:
         raise Error("nothing to prepare; set --train, --val, or both")
     problems: list[str] = []
-    with reporting(problems), progress() as show:
+    with common.reporting(problems), common.progress() as show:
         problems += library(
             output, archives, short_side=short_side, as_shards=shards, verify=not no_verify, fresh=fresh, workers=workers,
             progress=show,
@@ -62,8 +62,8 @@ def imagenet(
 @app.command()
 def check(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder filled by `vgg prepare imagenet`.")],
-    format: FormatOption = Format.table,
-    workers: WorkersOption = None,
+    format: common.FormatOption = common.Format.table,
+    workers: common.WorkersOption = None,
 ) -> None:
     """List missing and damaged images of a prepared ImageNet. All images are decoded.
 
@@ -75,9 +75,9 @@ def check(
 
     from ..sources.check import check as library
 
-    with progress() as show:
+    with common.progress() as show:
         counts, problems = library(folder, workers=workers, progress=show)
-    print_records([asdict(problem) for problem in problems], format, ("path", "problem"))
+    common.print_records([asdict(problem) for problem in problems], format, ("path", "problem"))
     splits = ", ".join(f"{split} {count:,} images" for split, count in counts.items())
     print(f"vgg: {splits}; {len(problems):,} problems" if problems else f"vgg: {splits}; no problems", file=sys.stderr)
     if problems:

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from .common import progress
+from . import common
 
 
 def pull(
@@ -19,6 +19,6 @@ def pull(
     """
     from .. import zoo
 
-    with progress() as show:
+    with common.progress() as show:
         for name in names:
             typer.echo(zoo.pull(name, show))

@@ -6,18 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from . import common
 from .bench import OURS, QUIET, bars, check_plot
-from .common import (
-    EngineOption,
-    Format,
-    FormatOption,
-    FreshOption,
-    PresetOption,
-    ThreadsOption,
-    print_records,
-    progress,
-    resumable,
-)
 
 if TYPE_CHECKING:
     from ..network import Network
@@ -76,11 +66,11 @@ def quantize(
     no_resize: Annotated[
         bool, typer.Option("--no-resize", help="Crop the images without resizing them; labelled ones only.")
     ] = False,
-    fresh: FreshOption = False,
-    preset: PresetOption = None,
-    engine: EngineOption = "auto",
-    threads: ThreadsOption = None,
-    format: FormatOption = Format.table,
+    fresh: common.FreshOption = False,
+    preset: common.PresetOption = None,
+    engine: common.EngineOption = "auto",
+    threads: common.ThreadsOption = None,
+    format: common.FormatOption = common.Format.table,
 ) -> None:
     """Quantize a model, and measure the loss of accuracy.
 
@@ -95,7 +85,6 @@ def quantize(
     from ..classifier import described
     from ..errors import Error
     from ..formats import read
-    from ..zoo import locate
 
     if output is None and not per_layer:
         raise typer.BadParameter("required without --per-layer", param_hint="--output")
@@ -106,9 +95,9 @@ def quantize(
     if plot:
         check_plot(plot)
     scheme = quantization.Scheme(method, int(bits), rank=rank, calibration=calibration, activations=activations)
-    network = described(read(locate(model)), preset)
+    network = described(read(common.locate(model)), preset)
     images = sources.unlabelled(calibrate) if calibrate else None
-    with resumable() if evaluate or calibrate else progress() as show:
+    with common.resumable() if evaluate or calibrate else common.progress() as show:
         evaluator = None
         if evaluate:
             recipe = replace(network.preprocessing, resize="none") if no_resize else None
@@ -117,7 +106,7 @@ def quantize(
         quantizer = quantization.Quantizer(network, images, fresh=fresh, progress=show)
         if per_layer:
             layers = list(quantization.per_layer(network, scheme, evaluator, images))
-            print_records(list(_layer_rows(layers)), format)
+            common.print_records(list(_layer_rows(layers)), format)
             if plot:
                 _plot(layers, str(scheme), plot)
         if output is None:
@@ -131,7 +120,7 @@ def quantize(
                 trials.extend(quantization.tune(quantizer, evaluator, schemes, output, tolerance, agreement))
             finally:
                 if trials:
-                    print_records(list(_rows(network, trials)), format)
+                    common.print_records(list(_rows(network, trials)), format)
     typer.echo(f"{output}: {network.architecture.name}, {output.stat().st_size / 1e6:,.1f} MB", err=True)
     if evaluate:
         typer.echo(f"{output}: {quantization.speed(network, output, engine, threads)}", err=True)

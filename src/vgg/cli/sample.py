@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .common import DeviceOption, EngineOption, Format, FormatOption, ThreadsOption, print_records, progress
+from . import common
 
 app = typer.Typer(
     help="""Make or check sample data: inputs with the outputs that a model must produce.
@@ -34,10 +34,8 @@ def make(
     from rich.console import Console
 
     from .. import samples
-    from ..zoo import locate
 
-    with progress() as show:
-        path = locate(model, show)
+    path = common.locate(model)
     with Console(stderr=True).status("Writing"):
         count = samples.make(path, output, images or None, sets=sets, seed=seed)
     typer.echo(f"{output}: {count} set{'s' * (count > 1)}, {output.stat().st_size / 1e6:,.1f} MB", err=True)
@@ -50,10 +48,10 @@ def check(
         str | None,
         typer.Option("--model", "-m", metavar="M", help="Model file, or published name; by default the model in the data."),
     ] = None,
-    engine: EngineOption = "auto",
-    threads: ThreadsOption = None,
-    device: DeviceOption = "cpu",
-    format: FormatOption = Format.table,
+    engine: common.EngineOption = "auto",
+    threads: common.ThreadsOption = None,
+    device: common.DeviceOption = "cpu",
+    format: common.FormatOption = common.Format.table,
 ) -> None:
     """Compare a model's outputs with the expected outputs of sample data.
 
@@ -68,20 +66,18 @@ def check(
 
     from .. import samples
     from ..errors import Notice
-    from ..zoo import locate
 
-    with progress() as show:
-        path = locate(model, show) if model else None
+    path = common.locate(model) if model else None
     with warnings.catch_warnings(), Console(stderr=True).status("Checking"):
         warnings.simplefilter("ignore", Notice)  # guesses of preprocessing and labels don't matter here
         results = samples.check(data, path, engine, threads=threads, device=device)
     records = [asdict(result) for result in results]
-    if format is Format.table:
+    if format is common.Format.table:
         names = ("set", "error", "of allowed", "passed")
         rows = [(one.set, f"{one.error:.1e}", f"{one.share:.1%}", "yes" if one.passed else "NO") for one in results]
         records = [dict(zip(names, row, strict=True)) for row in rows]
     for record in records:  # JSON can't hold NaN and infinity
         record.update({name: None for name, value in record.items() if isinstance(value, float) and not math.isfinite(value)})
-    print_records(records, format)
+    common.print_records(records, format)
     if not all(result.passed for result in results):
         raise typer.Exit(1)

@@ -7,7 +7,7 @@ import typer
 
 from ..extras import require
 from ..zoo import EMBEDDED
-from .common import DeviceOption, EngineOption, ThreadsOption
+from . import common
 
 
 def serve(
@@ -15,8 +15,7 @@ def serve(
         list[str] | None,
         typer.Option(
             "--model", "-m", metavar="[NAME[:VERSION]=]M",
-            help=f"Model file or name, optionally with a name to serve it as; may be repeated, the first is the default.  "
-            f"[default: {EMBEDDED}]",
+            help=f"Model file or published name; may have a name and be repeated.  [default: {EMBEDDED}]",
         ),
     ] = None,
     host: Annotated[
@@ -58,9 +57,9 @@ def serve(
     max_body_mib: Annotated[
         int, typer.Option("--max-body-mib", min=1, metavar="N", help="Maximum size of a request body, in MiB.")
     ] = 32,
-    engine: EngineOption = "auto",
-    threads: ThreadsOption = None,
-    device: DeviceOption = "cpu",
+    engine: common.EngineOption = "auto",
+    threads: common.ThreadsOption = None,
+    device: common.DeviceOption = "cpu",
 ) -> None:  # fmt: skip
     """Serve models over HTTP, with a web page at /.
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ..architectures import CONFIGURATIONS
-from .common import DeviceOption, FreshOption, LabelsOption, WorkersOption, completion, progress
+from . import common
 
 RECIPES = ("zoo", "paper", "torchvision", "modern", "finetune", "distil")
 BY_RECIPE = "[default: the recipe's]"
@@ -29,7 +29,7 @@ def train(
     recipe: Annotated[
         str | None,
         typer.Option(
-            "--recipe", "-r", metavar="R", autocompletion=completion(*RECIPES),
+            "--recipe", "-r", metavar="R", autocompletion=common.completion(*RECIPES),
             help=f"Recipe: {', '.join(RECIPES)}.  [default: modern; with --from finetune, with --teacher distil]",
         ),
     ] = None,
@@ -45,7 +45,7 @@ def train(
     arch: Annotated[
         str,
         typer.Option(
-            "--arch", "-a", metavar="A", autocompletion=completion(*CONFIGURATIONS), help="Architecture of a new network."
+            "--arch", "-a", metavar="A", autocompletion=common.completion(*CONFIGURATIONS), help="New network's architecture."
         ),
     ] = "vgg16-bn",
     width: Annotated[float, typer.Option("--width", metavar="X", help="Width of a new network; the paper's is 1.")] = 1.0,
@@ -81,11 +81,11 @@ def train(
     micro_batch: Annotated[
         int, typer.Option("--micro-batch", min=0, metavar="N", help="Largest number of images computed at once; 0: no limit.")
     ] = 0,
-    fresh: FreshOption = False,
+    fresh: common.FreshOption = False,
     seed: Annotated[int, typer.Option("--seed", min=0, metavar="N", help="Random seed.")] = 0,
-    labels: LabelsOption = None,
-    workers: WorkersOption = None,
-    device: DeviceOption = "cpu",
+    labels: common.LabelsOption = None,
+    workers: common.WorkersOption = None,
+    device: common.DeviceOption = "cpu",
 ) -> None:  # fmt: skip
     """Train a network, fine-tune one, or distil one from others; the result is an ONNX file. Needs `vgg[train]`.
 
@@ -102,7 +102,6 @@ def train(
     from ..network import Network
     from ..training import Options, recipes
     from ..training import train as run
-    from ..zoo import locate
 
     chosen = recipes.named(recipe or ("distil" if teacher else "finetune" if start else "modern"))
     given: dict[str, Any] = {"epochs": epochs, "batch": batch_size, "lr": lr}
@@ -110,15 +109,15 @@ def train(
     chosen = replace(chosen, plain_lr=0.0) if lr is not None else chosen
 
     def network(name: str | None) -> Network | None:
-        return read(locate(name)) if name else None
+        return read(common.locate(name)) if name else None
 
     options = Options(
         data, output, recipes.changed(chosen, setting or []), val, Labels.read(labels) if labels else None, arch, width, size,
-        head, network(init_from), network(start), freeze, [read(locate(name)) for name in teacher or ()],
+        head, network(init_from), network(start), freeze, [read(common.locate(name)) for name in teacher or ()],
         tuple(match or ()), cache, micro_batch, seed, device, workers, fresh,
     )  # fmt: skip
     try:
-        with progress() as show:
+        with common.progress() as show:
             outcome = run(options, show, log=lambda line: print(line, file=sys.stderr, flush=True))
     except KeyboardInterrupt:
         print("vgg: interrupted; the same command resumes from the last checkpoint", file=sys.stderr)

@@ -16,8 +16,7 @@ import numpy as np
 from ..classifier import Classifier
 from ..errors import Error, ModelError, Notice
 from ..files import reason
-from ..formats import detect, load, metadata, network_of
-from ..formats.onnx_file import scan
+from ..formats import detect, load, metadata, network_of, onnx_file
 from ..network import Network
 from ..zoo import EMBEDDED, EMBEDDED_FILE, locate
 from . import Settings
@@ -258,6 +257,6 @@ def private_copy(path: Path) -> Iterator[Path]:
 def _check_weights(path: Path, network: Network) -> None:
     """Raise ModelError if the weights of an ONNX file don't match the checksum in its metadata."""
     if detect(path) == "onnx":
-        expected = scan(path).metadata.get(metadata.SHA256)
+        expected = onnx_file.scan(path).metadata.get(metadata.SHA256)
         if expected and expected != network.sha256():
             raise ModelError(f"{path}: damaged: the weights don't match the checksum in the file")

@@ -49,7 +49,7 @@ def images(place: str, base: str | None = None, *, check: bool = True) -> Iterat
         check: whether a missing file is an error at once; otherwise, it is listed, and reading it fails.
 
     Raises:
-        ImageError: there is no such file, or no match.
+        ImageError: the file does not exist, or nothing matches.
         Error: a folder or store can't be listed.
     """
     if is_folder(place):
