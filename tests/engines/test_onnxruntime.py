@@ -57,7 +57,7 @@ def test_it_runs_as_it_is(quantized):
     assert opened.logits(IMAGES[:0]).shape == (0, 7)
     with pytest.raises(ModelError, match="gives only its logits"):
         opened.run(IMAGES, ["fc7"])
-    with pytest.raises(ModelError, match="no value of vgg16 is called 'fc9'"):
+    with pytest.raises(ModelError, match="vgg16 has no layer output 'fc9'; choose from conv1_1, conv1_2"):
         opened.run(IMAGES, ["fc9"])
 
 
