@@ -30,7 +30,9 @@ def batches(images: Dataset, network: Network, size: int = BATCH, progress: Prog
 
     Raises ImageError at the first image that can't be read.
     """
-    prepared = ahead(lambda one: network.preprocessing(one, one.name if one.size >= 0 else one.path), images, os.cpu_count() or 1, 2 * size)
+    prepared = ahead(
+        lambda one: network.preprocessing(one, one.name if one.size >= 0 else one.path), images, os.cpu_count() or 1, 2 * size
+    )
     done = 0
     while batch := list(islice(prepared, size)):
         yield np.stack(batch)

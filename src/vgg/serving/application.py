@@ -12,10 +12,11 @@ import numpy as np
 from starlette.routing import Router
 from starlette.types import Receive, Scope, Send
 
+from .. import __version__
 from ..arrays import Array
 from ..errors import ImageError
 from ..images import open_image
-from . import Settings, model_server, open_inference_rest, site, v1
+from . import Settings, model_server, open_inference_rest, openapi, site, v1
 from .admission import Admission
 from .batcher import Batcher, Place
 from .bodies import EncodedImage, check_size
@@ -44,6 +45,7 @@ class Application:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self.description = openapi.document(__version__)
         self.admission = Admission(settings)
         self.metrics = Metrics()
         self.repository = Repository(settings, self.metrics)

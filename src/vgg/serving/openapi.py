@@ -1,11 +1,6 @@
-"""The OpenAPI document, generated from the routes and their types.
+"""The OpenAPI document, generated from the routes and their types. docs/openapi.json is a copy of it."""
 
-`python -m vgg.serving.openapi` writes openapi.json, which the server sends; a test compares the two.
-"""
-
-import json
 import types
-from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired, Union, get_args, get_origin, get_type_hints, is_typeddict
 
 from . import model_server, open_inference_rest, site, v1
@@ -14,11 +9,8 @@ from .exchange import ErrorBody, error_body
 from .operations import Content, Operation
 from .refusals import Busy, Forbidden, Late, NotFound, Refusal, TooLarge, TooSlow, Unauthorized, Unsupported
 
-WIDTH = 128  # of the lines of the file
-FILE = Path(__file__).with_name("openapi.json")
 INFO = {
     "title": "vgg",
-    "version": "@VERSION@",
     "summary": "VGG networks as a service",
     "description": "Send images, get labels; or send tensors, with clients of the Open Inference Protocol.",
 }
@@ -174,8 +166,8 @@ def refusals(route: Operation, method: str) -> set[type[Refusal]]:
     return kinds
 
 
-def document() -> dict[str, Any]:
-    """The OpenAPI document, with a placeholder for the version."""
+def document(version: str) -> dict[str, Any]:
+    """The OpenAPI document of a version of vgg."""
     under = Document()
     for tag, _, routes in GROUPS:
         for route in routes:
@@ -183,31 +175,10 @@ def document() -> dict[str, Any]:
                 under.add(tag, route)
     return {
         "openapi": "3.1.0",
-        "info": INFO,
+        "info": {**INFO, "version": version},
         "servers": [{"url": "/"}],
         "tags": [{"name": tag, "description": text} for tag, text, _ in GROUPS],
         "security": [{}, {"bearer": []}, {"apiKey": []}],
         "paths": under.paths,
         "components": {section: dict(sorted(records.items())) for section, records in under.components.items()},
     }
-
-
-def text() -> str:
-    """The content of openapi.json."""
-    return _render(document(), 0) + "\n"
-
-
-def _render(value: Any, indent: int) -> str:
-    """JSON in which each object and list is on one line if it fits."""
-    line = json.dumps(value, ensure_ascii=False)
-    if not isinstance(value, dict | list) or indent + len(line) <= WIDTH:
-        return line
-    space = "\n" + " " * (indent + 1)
-    if isinstance(value, list):
-        return "[" + space + f",{space}".join(_render(one, indent + 1) for one in value) + space[:-1] + "]"
-    entries = (f"{json.dumps(key)}: {_render(one, indent + 1)}" for key, one in value.items())
-    return "{" + space + f",{space}".join(entries) + space[:-1] + "}"
-
-
-if __name__ == "__main__":
-    FILE.write_text(text(), "utf-8")

@@ -1,18 +1,16 @@
 """The web page, the OpenAPI description, health checks and metrics."""
 
 import gzip
-import json
 from functools import cache
 from importlib.resources import files
 from pathlib import PurePath
-from typing import Any, TypedDict
+from typing import TypedDict
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from .. import __version__
 from .metrics import CONTENT_TYPE
 from .operations import Content, Operation
 
@@ -45,13 +43,6 @@ def _files() -> dict[str, tuple[bytes, bytes]]:
     return contents
 
 
-@cache
-def description() -> Any:
-    """The OpenAPI document, which openapi.py generates."""
-    text = files(__package__).joinpath("openapi.json").read_text("utf-8")
-    return json.loads(text.replace("@VERSION@", __version__))
-
-
 async def page(request: Request) -> Response:
     """A file of the web page, compressed if the client accepts gzip."""
     name = PAGES.get(request.url.path) or request.path_params.get("name", "")
@@ -65,7 +56,7 @@ async def page(request: Request) -> Response:
 
 
 async def openapi(request: Request) -> Response:
-    return JSONResponse(description())
+    return JSONResponse(request.app.description)
 
 
 async def alive(request: Request) -> Response:
