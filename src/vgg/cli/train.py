@@ -19,7 +19,7 @@ def train(
         str,
         typer.Argument(metavar="DIR", help="Class folders, a list, shards or CIFAR-10; or a folder of such, train and val."),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder of the run: model.onnx, last.pt, log.csv.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder of model.onnx, last.pt and log.csv.")],
     val: Annotated[
         str | None,
         typer.Option("--val", metavar="DIR", help="Validation images.  [default: DIR/val, or else a tenth of the images]"),
