@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hypothesis import settings
+from hypothesis import strategies as st
 
-from vgg import Architecture, Labels, Network, engines
+from vgg import Architecture, Labels, ModelError, Network, engines
 from vgg.preprocessing import PRESETS
 
 # A process in the background doesn't hear an interrupt, and neither do those that it starts.
@@ -109,3 +110,20 @@ def read_terminal(ours: int) -> bytes:
             said += part
     os.close(ours)
     return said
+
+
+def read_damaged(data, whole: Path, reach: int) -> None:
+    """Read a model file with up to 8 changed bytes among the first `reach`, truncated: an error is one line with its name.
+
+    `data` is hypothesis's `st.data()`.
+    """
+    content = bytearray(whole.read_bytes())
+    for place in data.draw(st.lists(st.integers(0, min(reach, len(content)) - 1), max_size=8)):
+        content[place] = data.draw(st.integers(0, 255))
+    broken = whole.with_name(f"broken{whole.suffix}")
+    broken.write_bytes(content[: data.draw(st.integers(1, len(content)))])
+    try:
+        Network.read(broken)
+    except ModelError as error:
+        assert broken.name in str(error)  # noqa: PT017
+        assert "\n" not in str(error)  # noqa: PT017

@@ -23,6 +23,13 @@ def engine(request):
     return request.param
 
 
+@pytest.fixture(params=[pytest.param("native", marks=needs_native), "onnxruntime", "openvino", "torch"])
+def any_engine(request):
+    if request.param not in engines.installed():
+        pytest.skip(f"{request.param} isn't installed; `scripts/setup test` installs it")
+    return request.param
+
+
 def test_named_values_come_in_any_combination(engine):
     opened = engines.open(random_network("vgg16-bn"), engine)
     found = opened.run(images(), ("fc7", "logits", "conv5_3", "pool1"))
@@ -40,14 +47,20 @@ def test_the_gap_head_takes_any_size(engine):
 
 
 @pytest.mark.parametrize("batch", [images()[0], images().astype(np.float64), images()[:, :1], images(size=16)])
-def test_what_a_network_does_not_take_is_refused(engine, batch):
+def test_unsupported_inputs_are_refused(any_engine, batch):
     with pytest.raises(ModelError, match=r"vgg11 takes float32 \[batch, 3, "):
-        engines.open(random_network(), engine).logits(batch)
+        engines.open(random_network(), any_engine).logits(batch)
 
 
-def test_an_unknown_output_is_said(engine):
+@pytest.mark.parametrize("name", [name for name in ("onnxruntime", "openvino") if name in engines.installed()])
+def test_engines_without_the_dense_form_refuse_larger_images(name):
+    with pytest.raises(ModelError, match=r"vgg11 takes float32 \[batch, 3, 32, 32\], not "):
+        engines.open(random_network(), name).logits(images(size=64))
+
+
+def test_an_unknown_output_is_refused(any_engine):
     with pytest.raises(ModelError, match="vgg11 has no layer output 'fc9'"):
-        engines.open(random_network(), engine).run(images(), ["fc9"])
+        engines.open(random_network(), any_engine).run(images(), ["fc9"])
 
 
 def test_several_threads_share_an_engine(engine):

@@ -10,7 +10,7 @@ import safetensors.torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import random_network
+from conftest import random_network, read_damaged
 from reference import timm_state, torchvision_like
 from vgg import ModelError, Network
 
@@ -71,12 +71,4 @@ def test_a_broken_file_is_one_clear_line(tmp_path_factory, data):
     whole = folder / "whole.safetensors"
     if not whole.exists():
         random_network(width=1 / 64).write(whole)
-    content = bytearray(whole.read_bytes())
-    for place in data.draw(st.lists(st.integers(0, 4000), max_size=8)):
-        content[place] = data.draw(st.integers(0, 255))
-    (folder / "broken.safetensors").write_bytes(content[: data.draw(st.integers(1, len(content)))])
-    try:
-        Network.read(folder / "broken.safetensors")
-    except ModelError as error:
-        assert "broken.safetensors" in str(error)  # noqa: PT017
-        assert "\n" not in str(error)  # noqa: PT017
+    read_damaged(data, whole, 4001)

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from conftest import read_damaged
 from reference import save_tiny, timm_state, torchvision_like
 from vgg import ModelError, Network
 from vgg.architectures import CONFIGURATIONS
@@ -166,13 +167,5 @@ def test_a_broken_file_is_one_clear_line(tmp_path_factory, zipped, data):
     if not whole.exists():
         state = torchvision_like("vgg11", 1 / 64, 3, 32).state_dict()
         torch.save(state, whole, _use_new_zipfile_serialization=zipped)
-    content = bytearray(whole.read_bytes())
-    # The pickle, where damage matters most, stands in the first kilobytes.
-    for place in data.draw(st.lists(st.integers(0, 6000), max_size=8)):
-        content[place] = data.draw(st.integers(0, 255))
-    (folder / "broken.pth").write_bytes(content[: data.draw(st.integers(1, len(content)))])
-    try:
-        Network.read(folder / "broken.pth")
-    except ModelError as error:
-        assert "broken.pth" in str(error)  # noqa: PT017
-        assert "\n" not in str(error)  # noqa: PT017
+    # The pickle, where damage matters most, is in the first kilobytes.
+    read_damaged(data, whole, 6001)
