@@ -1,8 +1,8 @@
 """Resumable work: its state is kept in a folder, under a key with everything that decides the result.
 
 The same command resumes. Other inputs, options, engines, instruction sets or versions have another key, and are other work.
-`fresh` starts over. State that only vgg reads is below the cache folder, in a folder named by the key. Work with a folder of its
-own has the key in its files: a training run in its checkpoint, bulk work in `_run.json`.
+`fresh` starts over. State that only vgg reads is below the cache folder, in a folder named by the key. Work with its own folder
+has the key in its files: a training run in its checkpoint, bulk work in `_run.json`.
 """
 
 import hashlib
