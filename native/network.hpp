@@ -4,7 +4,6 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
-#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <mutex>
@@ -32,12 +31,7 @@ class Memory {
         constexpr std::size_t CACHE_LINE = 64, HUGE_PAGE = 2 << 20;  // bytes
         const std::size_t page = count * sizeof(float) < HUGE_PAGE ? CACHE_LINE : HUGE_PAGE;
         const std::size_t bytes = (count * sizeof(float) + page - 1) / page * page;
-#if defined(_WIN32)
-        data_.reset(static_cast<float *>(_aligned_malloc(bytes, page)));
-#else
-        data_.reset(static_cast<float *>(std::aligned_alloc(page, bytes)));
-#endif
-        if (!data_) throw std::bad_alloc();
+        data_ = {static_cast<float *>(operator new(bytes, std::align_val_t(page))), Free{page}};
 #if defined(__linux__)
         if (page == HUGE_PAGE) madvise(data_.get(), bytes, MADV_HUGEPAGE);
 #endif
@@ -50,11 +44,8 @@ class Memory {
 
   private:
     struct Free {
-#if defined(_WIN32)
-        void operator()(float *memory) const { _aligned_free(memory); }
-#else
-        void operator()(float *memory) const { std::free(memory); }
-#endif
+        std::size_t page;
+        void operator()(float *memory) const { operator delete(memory, std::align_val_t(page)); }
     };
     std::unique_ptr<float, Free> data_;
     std::size_t count_ = 0;

@@ -2,14 +2,37 @@
 // `scripts/sanitize` runs it. Exits with 1 if a check fails. The tests in Python compare with ONNX Runtime and torch.
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cmath>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
+#include <new>
 #include <random>
 #include <thread>
 #include <vector>
 
 #include "vgg.h"
+
+namespace {
+
+std::atomic<long> allocations{-1};  // that succeed before one fails; all if negative
+
+void *allocate(std::size_t bytes, std::size_t alignment) {
+    void *memory = nullptr;
+    if (allocations >= 0 && allocations-- == 0) throw std::bad_alloc();
+    if (posix_memalign(&memory, alignment, bytes)) throw std::bad_alloc();
+    return memory;
+}
+
+}  // namespace
+
+void *operator new(std::size_t bytes) { return allocate(bytes, sizeof(void *)); }
+void *operator new(std::size_t bytes, std::align_val_t alignment) { return allocate(bytes, std::size_t(alignment)); }
+void operator delete(void *memory) noexcept { std::free(memory); }
+void operator delete(void *memory, std::size_t) noexcept { std::free(memory); }
+void operator delete(void *memory, std::align_val_t) noexcept { std::free(memory); }
+void operator delete(void *memory, std::size_t, std::align_val_t) noexcept { std::free(memory); }
 
 namespace {
 
@@ -84,10 +107,9 @@ Layer made(int operation, int in, int out, int kernel, std::mt19937 &random, boo
     return layer;
 }
 
-// Whether each layer's output is as expected, for a network with every kind of layer.
-bool agrees(const char *instructions, int threads, int batch, int height, int width, bool average, unsigned seed) {
+// A network's layers, one of every kind.
+std::vector<Layer> some_layers(int side, bool average, unsigned seed) {
     std::mt19937 random(seed);
-    const int side = std::min(height, width) / 8;
     std::vector<Layer> layers;
     layers.push_back(made(VGG_CONVOLUTION, 3, 6, 3, random));
     layers.push_back(made(VGG_LRN, 0, 0, 0, random));
@@ -99,20 +121,32 @@ bool agrees(const char *instructions, int threads, int batch, int height, int wi
     layers.push_back(made(VGG_CONVOLUTION, 33, 18, 3, random));
     layers.push_back(made(VGG_MAX_POOL, 0, 0, 0, random));
     if (average) layers.push_back(made(VGG_AVERAGE_POOL, 0, 0, 0, random));
-    layers.push_back(made(VGG_LINEAR, 18, 29, average ? 1 : side, random, true, seed % 2));
+    layers.push_back(made(VGG_LINEAR, 18, 29, average ? 1 : side / 8, random, true, seed % 2));
     layers.push_back(made(VGG_LINEAR, 29, 11, 1, random, false));
-
-    vgg_network *network = nullptr;
-    if (vgg_open(instructions, threads, std::min(height, width), &network)) return false;
     for (Layer &layer : layers) {
         layer.what.weight = layer.integers.empty() ? (const void *)layer.weight.data() : layer.integers.data();
         layer.what.bias = layer.bias.data();
         layer.what.scale = layer.scale.empty() ? nullptr : layer.scale.data();
-        if (vgg_add(network, &layer.what)) return false;
     }
+    return layers;
+}
+
+std::vector<float> some_images(int batch, int height, int width, unsigned seed) {
+    std::mt19937 random(seed);
     std::normal_distribution<float> normal;
     std::vector<float> data(std::size_t(batch) * 3 * height * width);
     for (float &value : data) value = normal(random);
+    return data;
+}
+
+// Whether each layer's output is as expected.
+bool agrees(const char *instructions, int threads, int batch, int height, int width, bool average, unsigned seed) {
+    const std::vector<Layer> layers = some_layers(std::min(height, width), average, seed);
+    const std::vector<float> data = some_images(batch, height, width, seed);
+    vgg_network *network = nullptr;
+    if (vgg_open(instructions, threads, std::min(height, width), &network)) return false;
+    for (const Layer &layer : layers)
+        if (vgg_add(network, &layer.what)) return false;
 
     std::vector<std::vector<float>> found(layers.size());
     std::vector<std::vector<double>> wanted(layers.size());
@@ -153,6 +187,35 @@ bool agrees(const char *instructions, int threads, int batch, int height, int wi
     return fine;
 }
 
+// Whether each failed allocation is an error code, after which the same call succeeds with the same result.
+bool survives_failed_allocations() {
+    const std::vector<Layer> layers = some_layers(32, true, 1);
+    const std::vector<float> data = some_images(3, 32, 32, 1);
+    std::array<float, 33> found{}, wanted{};
+    const vgg_output output{std::int32_t(layers.size()) - 1, found.data()};
+    int failures = 0;
+    for (bool failing : {false, true}) {
+        const auto succeeds = [&](const auto &call) {
+            for (long count = 0; failing; ++count, ++failures) {
+                allocations = count;
+                const int code = call();
+                allocations = -1;
+                if (code == VGG_OK) return true;
+                if (code != VGG_NO_MEMORY) return false;
+            }
+            return call() == VGG_OK;
+        };
+        vgg_network *network = nullptr;
+        bool fine = succeeds([&] { return vgg_open("auto", 3, 32, &network); });
+        for (const Layer &layer : layers) fine = fine && succeeds([&] { return vgg_add(network, &layer.what); });
+        fine = fine && succeeds([&] { return vgg_run(network, data.data(), 3, 32, 32, &output, 1); });
+        if (!fine) return false;
+        vgg_close(network);
+        if (!failing) wanted = found;
+    }
+    return failures > 30 && found == wanted;
+}
+
 // Whether errors are codes with messages.
 bool reports_errors() {
     const char *chosen = nullptr;
@@ -171,6 +234,7 @@ bool reports_errors() {
 int main() {
     int passed = 0, failed = 0;
     reports_errors() ? ++passed : ++failed;
+    survives_failed_allocations() ? ++passed : ++failed;
     for (const char *instructions : {"portable", "avx2", "avx512"}) {
         const char *chosen = nullptr;
         if (vgg_instructions(instructions, &chosen)) continue;

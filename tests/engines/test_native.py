@@ -132,11 +132,13 @@ def test_half_precision_is_exact_for_every_number(instructions, monkeypatch):
         features = network.parameters["fc8.weight"].shape[1]
         weight = np.zeros((len(numbers), features), dtype)
         weight[:, -1] = numbers
-        parameters = {**network.parameters, "fc8.weight": weight, "fc8.bias": np.zeros(len(numbers), np.float32)}
-        found = NativeEngine(replace(network, parameters=parameters)).run(images(1), ["pool6", "logits"])
-        # The other inputs are multiplied by 0, so the last one is alone, but for infinity times 0.
-        with np.errstate(invalid="ignore"):
-            expected = numbers.astype(np.float32) * found["pool6"][0, -1, 0, 0]
+        biases = {"fc8.bias": np.zeros(len(numbers), np.float32), "conv5_2.bias": np.full(features, 100, np.float32)}
+        changed = replace(network, parameters={**network.parameters, **biases, "fc8.weight": weight})
+        found = NativeEngine(changed).run(images(1), ["pool6", "logits"])
+        feature = found["pool6"][0, -1, 0, 0]  # the others are multiplied by 0
+        assert feature > 0
+        with np.errstate(over="ignore", invalid="ignore"):
+            expected = numbers.astype(np.float32) * feature
         np.testing.assert_array_equal(found["logits"][0], expected)
 
 

@@ -82,7 +82,19 @@ def test_a_broken_file_is_one_clear_line(tmp_path_factory, kind, data):
     except ModelError as error:
         assert name in str(error)  # noqa: PT017
         assert "\n" not in str(error)  # noqa: PT017
+        assert len(str(error)) < 1000  # noqa: PT017
     finally:
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
     assert peak < 2 * len(content) + 2_000_000, peak  # what Python itself needs comes on top
+
+
+def test_a_message_does_not_quote_the_broken_file(tmp_path):
+    name, content = whole("keras", tmp_path)
+    content = bytearray(content)
+    place = content.index(b"config.json") - 4  # the length of the name, which zipfile's message quotes
+    content[place : place + 2] = b"\xff\xff"
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ModelError, match=r"\.keras: damaged or truncated Keras file") as caught:
+        Network.read(tmp_path / name)
+    assert len(str(caught.value)) < 500

@@ -71,7 +71,8 @@ def run(
         runner: `local`, in this process; or `ray`, through Ray Data, on the cluster of RAY_ADDRESS, or else on a temporary
             one on this machine.
         fresh: delete earlier work in the folder, and start over.
-        engine, device: of each worker, see `vgg.load`.
+        engine: of each worker, as for `vgg.load`.
+        device: of each worker's engine, as for `vgg.load`.
         threads: number of threads of each worker's engine; the number of cores by default, with Ray at most 8.
         batch_size: number of views in an engine's batch.
         workers: number of threads of each worker that read and decode; by default that of the engine, 16 for URLs.

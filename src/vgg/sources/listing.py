@@ -71,7 +71,8 @@ def labelled(place: str, classes: int, labels: Labels | None, base: str | None =
 
     Args:
         place: as `stores.normalised` returns it.
-        classes, labels: see `vgg.sources.open`.
+        classes: as for `vgg.sources.open`.
+        labels: as for `vgg.sources.open`.
         base: as for `images`.
 
     Raises:

@@ -64,7 +64,8 @@ def members(path: Path, start: int = 0, size: int | None = None) -> Iterator[tup
 
     Args:
         path: a tar file, not compressed.
-        start, size: position in bytes of a tar file inside it, to be read instead.
+        start: position of a tar file inside it, in bytes, to be read instead.
+        size: size of that tar file in bytes; by default all that follows.
 
     Raises:
         Error: it is not a tar file, truncated, or damaged. tarfile itself takes a damaged header for the end.
