@@ -85,4 +85,4 @@ def test_style_is_the_difference_of_gram_matrices():
 def test_without_torch_the_error_names_the_extra():
     code = "import sys; sys.modules['torch'] = None; import vgg; vgg.torch"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stderr
-    assert said.endswith("vgg.errors.Error: vgg.torch needs torch; install with `pip install 'vgg[torch]'`\n")
+    assert said.endswith("vgg.errors.Error: vgg.torch requires torch; install with `pip install 'vgg[torch]'`\n")

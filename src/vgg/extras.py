@@ -15,4 +15,4 @@ def require(feature: str, extra: str, *packages: str) -> None:
     """
     missing = [package for package in packages if find_spec(package) is None]
     if missing:
-        raise Error(f"{feature} needs {', '.join(missing)}; install with `pip install 'vgg[{extra}]'`")
+        raise Error(f"{feature} requires {', '.join(missing)}; install with `pip install 'vgg[{extra}]'`")

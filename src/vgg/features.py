@@ -50,7 +50,7 @@ class Descriptor:
 
 @dataclass(frozen=True)
 class Features:
-    """The outcome for one image: a vector for each layer, or an error."""
+    """The result for one image: a vector for each layer, or an error."""
 
     image: str
     values: Mapping[str, Array]  # float32 [length]; with `maps`, [channels, rows, columns]

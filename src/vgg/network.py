@@ -90,7 +90,7 @@ class Network:
     def fold_batch_norm(self) -> "Network":
         """The same function without batch normalisation: `vgg16-bn` becomes `vgg16`, in float32.
 
-        Computed in float64: the weight is multiplied by scale / sqrt(variance + epsilon), the bias follows.
+        Computed in float64: the weight is multiplied by scale / sqrt(variance + epsilon), and the bias is adjusted to match.
         """
         plain = self.architecture.without_batch_norm()
         parameters = {name: self.parameters[name] for name in plain.parameters}

@@ -22,7 +22,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Result:
-    """The outcome for one image: predictions, best first, or an error."""
+    """The result for one image: predictions, best first, or an error."""
 
     image: str
     predictions: list[Prediction]

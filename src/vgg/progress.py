@@ -1,4 +1,4 @@
-"""How long work reports its progress. The library only calls a `Progress`; the command line draws it."""
+"""Progress reports of long work. The library only calls a `Progress`; the command line draws it."""
 
 from typing import Protocol
 

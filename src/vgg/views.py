@@ -1,6 +1,6 @@
 """Views of an image: one crop or many, or the whole image, at one size or several.
 
-Sections 3.2 and 4 of the paper (arXiv 1409.1556). `Views` says which views of an image the network gets; the image's class
+Sections 3.2 and 4 of the paper (arXiv 1409.1556). `Views` defines which views of an image the network gets; the image's class
 probabilities are the mean of the views' softmax. A dense view is the whole image, for which the network returns a map of
 class scores; the map's mean over its positions is taken first.
 """

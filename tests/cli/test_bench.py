@@ -136,7 +136,7 @@ def test_a_users_mistake_is_one_line_and_exit_1(bench, arguments, line):
 def test_a_plot_without_matplotlib_names_the_extra(bench, monkeypatch):
     monkeypatch.setattr("vgg.extras.find_spec", lambda name: None)
     assert bench("--engine", "onnxruntime", "--plot", "x.svg") == (
-        1, "", ["vgg: --plot needs matplotlib; install with `pip install 'vgg[plot]'`"],
+        1, "", ["vgg: --plot requires matplotlib; install with `pip install 'vgg[plot]'`"],
     )  # fmt: skip
 
 

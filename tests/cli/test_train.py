@@ -66,7 +66,7 @@ def test_a_run_from_start_to_end(place):
         (("data", "-o", "new", "-r", "best"), "vgg: unknown recipe 'best'; choose from zoo, paper, torchvision, modern, "),
         (
             ("data", "-o", "new", "--freeze", "conv4"),
-            "vgg: --freeze needs --from: a new network has no trained layers",
+            "vgg: --freeze requires --from: a new network has no trained layers",
         ),
     ],
 )

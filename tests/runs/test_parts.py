@@ -161,5 +161,5 @@ def test_lists_and_cifar10_in_parts(photos, tmp_path):
 @pytest.mark.parametrize(("module", "option"), [("fsspec", "local"), ("pyarrow", "local"), ("ray", "ray")])
 def test_a_missing_package_is_named(photos, tmp_path, monkeypatch, module, option):
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(Error, match=rf"needs {module}; install with `pip install 'vgg\[scale\]'`"):
+    with pytest.raises(Error, match=rf"requires {module}; install with `pip install 'vgg\[scale\]'`"):
         classify(photos, tmp_path / "out", runner=option)

@@ -76,7 +76,7 @@ def test_every_status_that_is_sent_is_described():
 
 
 def test_every_promise_names_an_existing_test():
-    text = (ROOT / "docs/server-behavior.md").read_text()
+    text = (ROOT / "docs/server-behaviour.md").read_text()
     promises = re.split(r"\n- ", text)[1:]
     for promise in promises:
         named = re.findall(r"`(tests/serving/\w+\.py)::(\w+)`", promise)

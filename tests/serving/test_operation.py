@@ -278,4 +278,4 @@ def test_a_missing_package_is_reported_with_its_extra():
     code = "import sys; sys.modules['uvicorn'] = None; from vgg.cli import main; main()"
     result = subprocess.run([sys.executable, "-c", code, "serve"], capture_output=True, text=True, timeout=60)
     assert (result.returncode, result.stdout) == (1, "")
-    assert result.stderr == "vgg: serving needs uvicorn; install with `pip install 'vgg[serve]'`\n"
+    assert result.stderr == "vgg: serving requires uvicorn; install with `pip install 'vgg[serve]'`\n"

@@ -181,5 +181,5 @@ except Error as error:
     print(error)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    error = "access to URLs needs fsspec; install with `pip install 'vgg[scale]'`"
+    error = "access to URLs requires fsspec; install with `pip install 'vgg[scale]'`"
     assert done.stdout == f"{len(list(EXAMPLES.glob('*.*g')))} set()\n{error}\n"

@@ -129,8 +129,8 @@ def test_shards_without_classes_are_unlabelled_images(tmp_path):
 @pytest.mark.parametrize(
     ("others", "message"),
     [
-        ({"freeze": "conv4"}, "--freeze needs --from: a new network has no trained layers"),
-        ({"matched": ("pool5",)}, "--match needs --teacher"),
+        ({"freeze": "conv4"}, "--freeze requires --from: a new network has no trained layers"),
+        ({"matched": ("pool5",)}, "--match requires --teacher"),
         ({"start": parent(), "freeze": "conv9"}, "unknown layer 'conv9' of vgg11"),
         ({"teachers": [parent(), parent(classes=3)]}, "the teachers have different numbers of classes"),
         ({"teachers": [parent(input_size=64)]}, "takes 64 pixels, not 32"),

@@ -37,7 +37,7 @@ def convert(
     with_preprocessing: Annotated[
         bool,
         typer.Option(
-            "--with-preprocessing", help="Preprocessing in the graph: input uint8 [batch, height, width, 3]; needs opset 18."
+            "--with-preprocessing", help="Preprocessing in the graph: input uint8 [batch, height, width, 3]; requires opset 18."
         ),
     ] = False,
     fold_batch_norm: Annotated[

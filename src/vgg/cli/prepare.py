@@ -69,7 +69,7 @@ def check(
 
     Example: `vgg prepare check imagenet --format csv`
 
-    The exit code is 1 if there are any.
+    The exit code is 1 if any are found.
     """
     from dataclasses import asdict
 

@@ -19,7 +19,7 @@ def quantize(
     output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="Output file (.onnx).")] = None,
     method: Annotated[
         Literal["weights", "qdq", "qoperator"],
-        typer.Option("--method", help="Method of quantization: integer weights; or activations too, as QDQ or integers."),
+        typer.Option("--method", help="Method of quantization: weights alone; or activations too, as QDQ or QOperator."),
     ] = "weights",
     bits: Annotated[
         Literal["4", "8"], typer.Option("--bits", help="Bits of the linear layers' weights; those of convolutions have 8.")

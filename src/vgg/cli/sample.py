@@ -57,7 +57,7 @@ def check(
 
     Example: `vgg sample check vgg16.tar.gz --engine onnxruntime`
 
-    The allowed difference is 1e-7 + 1e-3 of the value + 2e-5 of the largest value. If one is larger, the exit code is 1.
+    The allowed difference is 1e-7 + 1e-3 of the value + 2e-5 of the largest value. If it is exceeded, the exit code is 1.
     """
     import warnings
     from dataclasses import asdict

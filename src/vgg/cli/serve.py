@@ -26,7 +26,9 @@ def serve(
     ] = 8080,
     grpc_port: Annotated[
         int | None,
-        typer.Option("--grpc-port", min=0, max=65535, metavar="N", help="Port for gRPC; needs vgg[grpc].  [default: no gRPC]"),
+        typer.Option(
+            "--grpc-port", min=0, max=65535, metavar="N", help="Port for gRPC; requires vgg[grpc].  [default: no gRPC]"
+        ),
     ] = None,
     repository: Annotated[
         Path | None,

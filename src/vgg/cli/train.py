@@ -17,7 +17,7 @@ BY_RECIPE = "[default: the recipe's]"
 def train(
     data: Annotated[
         str,
-        typer.Argument(metavar="DIR", help="Class folders, a list, shards or CIFAR-10; or a folder of such, train and val."),
+        typer.Argument(metavar="DIR", help="Class folders, a list, shards or CIFAR-10; or a folder with train and val."),
     ],
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="DIR", help="Output folder of the run (model.onnx, last.pt, log.csv).")
@@ -45,7 +45,8 @@ def train(
     arch: Annotated[
         str,
         typer.Option(
-            "--arch", "-a", metavar="A", autocompletion=common.completion(*CONFIGURATIONS), help="New network's architecture."
+            "--arch", "-a", metavar="A", autocompletion=common.completion(*CONFIGURATIONS),
+            help="Architecture of a new network."
         ),
     ] = "vgg16-bn",
     width: Annotated[float, typer.Option("--width", metavar="X", help="Width of a new network; the paper's is 1.")] = 1.0,
@@ -60,7 +61,8 @@ def train(
         typer.Option("--head", metavar="H", help="Head of a new network.  [default: gap up to 64 pixels of input, else fc]"),
     ] = None,
     init_from: Annotated[
-        str | None, typer.Option("--init-from", metavar="M", help="Network that initialises a new network, where it fits.")
+        str | None,
+        typer.Option("--init-from", metavar="M", help="Network whose parameters initialise a new network, where they fit."),
     ] = None,
     start: Annotated[
         str | None, typer.Option("--from", metavar="M", help="Network to fine-tune; new classes get a new last layer.")
@@ -87,7 +89,7 @@ def train(
     workers: common.WorkersOption = None,
     device: common.DeviceOption = "cpu",
 ) -> None:  # fmt: skip
-    """Train a network, fine-tune one, or distil one from others; the result is an ONNX file. Needs `vgg[train]`.
+    """Train a network, fine-tune one, or distil one from others; the result is an ONNX file. Requires `vgg[train]`.
 
     The same command resumes an interrupted run.
 

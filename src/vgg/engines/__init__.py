@@ -69,7 +69,7 @@ def open(
 
 
 def identity(engine: Engine) -> dict[str, str]:
-    """What decides an engine's results besides the network, as part of the key of resumable work.
+    """The values that determine an engine's results besides the network, as part of the key of resumable work.
 
     Returns:
         `name`; `version`, of the native engine the digest of its library; `instructions`: the instruction set that the

@@ -121,7 +121,7 @@ def check_batch(architecture: Architecture, batch: Array, *, dense: bool = False
     """Check the shape and dtype of a batch.
 
     Args:
-        architecture: of the network that takes it.
+        architecture: of the network that gets the batch.
         batch: the input.
         dense: whether the engine takes images larger than `Architecture.input_size` with the head `fc`.
 

@@ -1,6 +1,6 @@
 """Model files: read from any supported format, written as ONNX or safetensors.
 
-This module attaches `read` and `write` to `Network`, which knows no files itself.
+This module attaches `read` and `write` to `Network`, which itself does not depend on file formats.
 """
 
 import warnings
@@ -68,8 +68,8 @@ def read(path: str | Path) -> Network:
     """Read the network in a file; its parameters are mapped, not copied, where the format allows.
 
     Files written by vgg contain preprocessing and labels. For a published file, recognised by its hash, they are known.
-    Otherwise they are a guess by the format, and a `Notice` warns of it. Of an ONNX file with quantized activations, the
-    network has the weights alone; `load` keeps its graph.
+    Otherwise they are guessed by the format, and a `Notice` warns of it. From an ONNX file with quantized activations, only
+    the weights are read; `load` keeps its graph.
 
     Args:
         path: a file of ONNX, torch (.pth, .pt), safetensors, Keras (.h5, .keras), MXNet (.params), Caffe (.caffemodel) or
@@ -131,7 +131,7 @@ def write(
         names: of the tensors: the paper's, or those in the ONNX Model Zoo's files.
         preprocessing: take `image`, uint8 [batch, height, width, 3], RGB, 0..255, instead of `data`, and resize, crop and
             normalise it in the graph. Needs opset 18, which is then the default.
-        layout: `triton` makes `path` a new folder, the model's in a repository of Triton or OpenVINO Model Server.
+        layout: `triton` writes a new folder `path`, for a model repository of Triton or OpenVINO Model Server.
 
     Raises:
         Error: the result can't be written.

@@ -96,7 +96,7 @@ class OnnxFile:
         folder, location = self.path.parent.resolve(), tensor.external.get("location", "")
         file = (folder / location).resolve()
         if not file.is_relative_to(folder) or not file.is_file():
-            raise ModelError(f"{self.path}: its external data {location!r} is no file in its folder or below")
+            raise ModelError(f"{self.path}: its external data {location!r} is missing, or outside its folder")
         if file not in self.outside:
             self.outside[file] = map_file(file)
         buffer = self.outside[file]
@@ -111,7 +111,7 @@ def scan(path: Path) -> OnnxFile:
     """The content of an ONNX file; its numbers are not read.
 
     Raises:
-        ModelError: the file can't be read or is no ONNX file.
+        ModelError: the file can't be read or is not an ONNX file.
     """
     mapped = map_file(path)
     with reading(path, "ONNX"):

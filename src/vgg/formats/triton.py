@@ -25,7 +25,7 @@ def write(network: Network, folder: Path, options: OnnxOptions) -> None:
         ModelError: see `vgg.formats.write`.
     """
     if folder.exists():
-        raise Error(f"{folder}: exists already; a model repository needs a new folder")
+        raise Error(f"{folder}: exists already; a model repository requires a new folder")
     try:
         made = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent))
         try:

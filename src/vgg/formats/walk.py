@@ -145,7 +145,7 @@ class _Walk(Chain):
     def on_clip(self, node: Node) -> None:
         low = node.attributes.get("min", self.optional(node, 1))
         if low is None or np.any(np.asarray(low) != 0) or "max" in node.attributes or self.optional(node, 2) is not None:
-            raise self.error(f"{node} is no ReLU")
+            raise self.error(f"{node} is not a ReLU: its limits are not 0 and infinity")
         self.relu()
 
     def on_lrn(self, node: Node) -> None:

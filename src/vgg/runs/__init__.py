@@ -60,7 +60,8 @@ def run(
 ) -> Finished:
     """Perform a task on all images at some places, and write its rows to a folder, as Parquet files.
 
-    An interrupted run resumes if the same is requested again, with the images that were present when it began.
+    An interrupted run resumes if the function is called again with the same arguments. It keeps to the images that were present
+    when it began.
 
     Args:
         task: `Classify`, `Describe` or `Score`, which define the rows.

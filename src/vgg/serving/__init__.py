@@ -1,6 +1,6 @@
 """A model server: images and tensors in, predictions out, over HTTP and gRPC, with a web page to try it.
 
-docs/serving.md shows how to run it, docs/server-behavior.md lists what it guarantees.
+docs/serving.md shows how to run it, docs/server-behaviour.md lists what it guarantees.
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The run's folder and its checkpoints: everything that a training needs to resume, as plain tensors, numbers and text."""
+"""The run's folder and its checkpoints: everything that is needed to resume, as plain tensors, numbers and text."""
 
 import io
 import shutil

@@ -1,4 +1,4 @@
-"""The history of a training: a line for each epoch, log.csv, TensorBoard's events, and curves.png."""
+"""The history of a training run: a line for each epoch, log.csv, TensorBoard's events, and curves.png."""
 
 import csv
 import io

@@ -36,7 +36,7 @@ EVALUATED = 256  # validation images computed at once
 
 @dataclass(frozen=True)
 class Outcome:
-    """The result of a training."""
+    """The result of a training run."""
 
     path: Path  # of the best network, an ONNX file
     history: list[Row]  # one for each epoch, as in log.csv

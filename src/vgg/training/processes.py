@@ -1,4 +1,4 @@
-"""The processes of a training: one, or those that torchrun started."""
+"""The processes of a training run: one, or those that torchrun started."""
 
 import os
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from ..engines.torch import check_device
 
 @dataclass(frozen=True)
 class Process:
-    """This process among those of a training."""
+    """This process among those of a training run."""
 
     device: torch.device
     rank: int  # of this process

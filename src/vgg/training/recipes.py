@@ -1,4 +1,4 @@
-"""Recipes: the settings of a training as data, each with its source and the accuracy that it is known to reach."""
+"""Recipes: the settings of a training run as data, each with its source and the accuracy that it is known to reach."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -9,7 +9,7 @@ from ..errors import Error
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides a training except the network, the images and the seed."""
+    """Everything that determines a training run except the network, the images and the seed."""
 
     name: str
     source: str
@@ -21,7 +21,7 @@ class Recipe:
     plain_lr: float = 0.0  # the same for networks without batch normalisation; 0: `lr`
     schedule: Literal["steps", "plateau", "cosine"] = "steps"
     drops: tuple[float, ...] = ()  # steps: the rate is divided by 10 after these shares of the epochs
-    plateau: int = 5  # plateau: after this many epochs without a better validation it is divided by 10, three times at most
+    plateau: int = 5  # plateau: the rate is divided by 10 after this many epochs without improvement, at most three times
     warm_up: float = 0.0  # epochs in which the rate rises linearly
     momentum: float = 0.9
     nesterov: bool = False

@@ -34,7 +34,7 @@ HELD_OUT = 10  # one in this many images is for validation if there are no other
 
 @dataclass(frozen=True)
 class Options:
-    """Options of a training."""
+    """Options of a training run."""
 
     # Labelled images as for `vgg.sources.open`, or a folder with such in `train` and `val`; with teachers, any images.
     data: str | Path
@@ -164,9 +164,9 @@ def cache_values(setup: Setup, options: Options, process: Process, progress: Pro
 
 def _check_options(options: Options) -> None:
     if options.freeze and not options.start:
-        raise Error("--freeze needs --from: a new network has no trained layers to freeze")
+        raise Error("--freeze requires --from: a new network has no trained layers to freeze")
     if options.matched and not options.teachers:
-        raise Error("--match needs --teacher: the network whose layers to match")
+        raise Error("--match requires --teacher, the network whose layers are matched")
     if len({teacher.architecture.classes for teacher in options.teachers}) > 1:
         raise Error("the teachers have different numbers of classes")
 
@@ -203,7 +203,7 @@ def _module(options: Options, data: str, classes: int, labels: Labels | None) ->
 
 def _check_classes(dataset: Dataset, classes: int, labels: Labels | None) -> None:
     if classes < 2:
-        raise Error(f"{dataset.name}: has one class only; training needs two or more")
+        raise Error(f"{dataset.name}: has one class only; training requires two or more")
     counts = Counter(sample.target for sample in dataset)
     for target in range(classes):
         if not counts[target]:
@@ -228,4 +228,4 @@ def _check_sizes(options: Options, module: Module, train: Loader, count: int, re
             for architecture in (options.teachers[0].architecture, module.architecture)
         )
         if theirs != ours:
-            raise Error(f"{value} is {list(theirs)} in the teacher, {list(ours)} in the student; --match needs equal shapes")
+            raise Error(f"{value} is {list(theirs)} in the teacher, {list(ours)} in the student; --match requires equal shapes")
