@@ -44,7 +44,7 @@ class Outcome:
 
 
 def train(options: Options, progress: Progress = silent, log: Callable[[str], object] = lambda line: None) -> Outcome:
-    """Train a network, fine-tune one, or distil one from others. The same options resume an interrupted training.
+    """Train a network, fine-tune one, or distil one from others. The same options resume an interrupted run.
 
     Under torchrun, each process computes its part of every batch.
 
@@ -54,7 +54,7 @@ def train(options: Options, progress: Progress = silent, log: Callable[[str], ob
         log: called with a line for each epoch, and for what happens before.
 
     Returns:
-        The best network, with the history of the training. The run's folder also has the log and the last checkpoint.
+        The best network, with the history of the run. The run's folder also has the log and the last checkpoint.
 
     Raises:
         Error: the images don't fit the options, the folder has another run, a file can't be written, or the loss is not
@@ -81,7 +81,7 @@ def train(options: Options, progress: Progress = silent, log: Callable[[str], ob
 
 @dataclass
 class Trainer:
-    """A training in progress: the state that a checkpoint keeps, and the steps that change it."""
+    """A training run in progress: the state that a checkpoint keeps, and the steps that change it."""
 
     options: Options
     setup: Setup

@@ -62,7 +62,7 @@ class Options:
 
 @dataclass
 class Setup:
-    """A training ready to begin."""
+    """A training run that is ready to begin."""
 
     recipe: Recipe
     module: Module
