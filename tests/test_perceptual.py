@@ -199,7 +199,7 @@ def test_weights_that_do_not_fit_are_refused(judged, tmp_path):
     path, _, weights, linear = judged
     with pytest.raises(ModelError, match="has linear weights only; give their network too, which is torchvision/vgg16"):
         parts(weights=weights)
-    with pytest.raises(ModelError, match="require a vgg16 of full width, not vgg19"):
+    with pytest.raises(ModelError, match="are for a vgg16 of full width, not for vgg19"):
         parts(random_network("vgg19"), weights)
     with pytest.raises(ModelError, match="require a vgg16 of full width"):
         parts(random_network("vgg16", width=1 / 8), weights)
