@@ -201,7 +201,7 @@ def test_weights_that_do_not_fit_are_refused(judged, tmp_path):
         parts(weights=weights)
     with pytest.raises(ModelError, match="are for a vgg16 of full width, not for vgg19"):
         parts(random_network("vgg19"), weights)
-    with pytest.raises(ModelError, match="require a vgg16 of full width"):
+    with pytest.raises(ModelError, match="are for a vgg16 of full width, not for vgg16 with"):
         parts(random_network("vgg16", width=1 / 8), weights)
     torch.save({f"lin{i}.model.1.weight": -one for i, one in enumerate(linear)}, tmp_path / "negative.pth")
     with pytest.raises(ModelError, match="some weights are negative or not finite"):
