@@ -49,7 +49,7 @@ needs_native = pytest.mark.skipif(
 @pytest.fixture(scope="session")
 def shared() -> Path:
     if not SHARED.exists():
-        pytest.skip("needs ../shared with real weights and pictures, which is not there")
+        pytest.skip("needs ../shared with real weights and images, which is not there")
     return SHARED
 
 

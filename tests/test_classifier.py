@@ -65,11 +65,11 @@ def test_batches_do_not_change_the_answers(classifier):
 def test_a_broken_picture_stops_classify_but_not_results(classifier, tmp_path):
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(b"nothing")
-    pictures = [PHOTOS[0], broken, PHOTOS[1], tmp_path / "nowhere.png"]
+    images = [PHOTOS[0], broken, PHOTOS[1], tmp_path / "nowhere.png"]
     with pytest.raises(ImageError, match=r"broken\.jpg: not an image"):
-        classifier.classify(pictures)
-    results = list(classifier.results(pictures))
-    assert [result.image for result in results] == [str(path) for path in pictures]
+        classifier.classify(images)
+    results = list(classifier.results(images))
+    assert [result.image for result in results] == [str(path) for path in images]
     assert [bool(result.error) for result in results] == [False, True, False, True]
     expected = classifier.classify(PHOTOS[1])
     assert [one.label for one in results[2].predictions] == [one.label for one in expected]

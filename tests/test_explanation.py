@@ -156,7 +156,7 @@ def test_a_box_holds_the_largest_region():
     heat[6:11, 7:13] = 5
     left, top, right, bottom = box(heat, (0, 0, 1, 1))
     assert [round(14 * side, 0) for side in (left, top, right, bottom)] == [7, 6, 13, 11]
-    # On a part of the picture, by the same shares; above nearly all, only the peak is left.
+    # On a part of the image, by the same shares; above nearly all, only the peak is left.
     inside = box(heat, (0.5, 0, 1, 0.5))
     assert inside == pytest.approx((0.5 + left / 2, top / 2, 0.5 + right / 2, bottom / 2))
     peak = box(heat, (0, 0, 1, 1), threshold=0.8)
@@ -183,18 +183,18 @@ def explanation() -> Explanation:
 
 def test_an_overlay_leaves_the_rest_of_the_picture_as_it_is(explanation):
     one = replace(explanation, classes=explanation.classes[:1], maps=explanation.maps[:1])
-    drawn, picture = one.overlay(), Image.open(PHOTO).convert("RGB")
-    assert drawn.size == picture.size
-    left, top, right, bottom = ImageChops.difference(drawn, picture).getbbox()
+    drawn, image = one.overlay(), Image.open(PHOTO).convert("RGB")
+    assert drawn.size == image.size
+    left, top, right, bottom = ImageChops.difference(drawn, image).getbbox()
     assert 451 * one.area[0] - 1 <= left
     assert right <= 451 * one.area[2] + 1
     assert 300 * one.area[1] - 1 <= top
     assert bottom <= 300 * one.area[3] + 1
-    # What is brightest in the map is brightest in the glow; the picture is still there below it.
-    change = np.asarray(ImageChops.difference(drawn, picture), np.float64).sum(2)
+    # What is brightest in the map is brightest in the glow; the image is still there below it.
+    change = np.asarray(ImageChops.difference(drawn, image), np.float64).sum(2)
     heat = Image.fromarray(one.maps[0]).resize((right - left, bottom - top), Image.Resampling.BICUBIC)
     assert np.corrcoef(np.asarray(heat).clip(0).ravel(), change[top:bottom, left:right].ravel())[0, 1] > 0.7
-    assert np.corrcoef(np.asarray(drawn.convert("L")).ravel(), np.asarray(picture.convert("L")).ravel())[0, 1] > 0.8
+    assert np.corrcoef(np.asarray(drawn.convert("L")).ravel(), np.asarray(image.convert("L")).ravel())[0, 1] > 0.8
 
 
 def test_a_box_is_drawn_where_it_is(explanation):

@@ -29,7 +29,7 @@ def judged(tmp_path_factory):
 
 
 def pixels(path, side):
-    """A picture with this short side as torchvision makes it, [1, 3, height, width]."""
+    """An image with this short side as torchvision makes it, [1, 3, height, width]."""
     image = Image.open(path).convert("RGB")
     width, height = (int(side * length / min(image.size)) for length in image.size)
     array = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR), np.float32) / 255
@@ -93,11 +93,11 @@ def test_without_a_layer_it_is_the_last_but_one():
 def test_batches_do_not_change_the_features(protocol, tmp_path):
     classifier = vgg.load(replace(random_network(), preprocessing=SMALL), "native")
     (tmp_path / "broken.png").write_bytes(b"nothing")
-    pictures = find([*PHOTOS, tmp_path / "broken.png", *reversed(PHOTOS)] * 3)
+    images = find([*PHOTOS, tmp_path / "broken.png", *reversed(PHOTOS)] * 3)
     descriptor = Descriptor(("fc7", "conv3_1"), Views(protocol, (40, 48), True), stack=True)
-    one = list(extract(classifier, pictures, descriptor, batch_size=1, workers=1))
-    many = list(extract(classifier, pictures, descriptor, batch_size=40, workers=3))
-    assert [each.image for each in one] == [each.image for each in many] == [name for name, _ in pictures]
+    one = list(extract(classifier, images, descriptor, batch_size=1, workers=1))
+    many = list(extract(classifier, images, descriptor, batch_size=40, workers=3))
+    assert [each.image for each in one] == [each.image for each in many] == [name for name, _ in images]
     for first, second in zip(one, many, strict=True):
         assert first.error == second.error
         assert bool(first.error) == first.image.endswith("broken.png")
@@ -109,13 +109,13 @@ def test_pictures_are_drawn_as_they_are_needed():
     classifier = vgg.load(replace(random_network(), preprocessing=SMALL))
     drawn = 0
 
-    def pictures():
+    def images():
         nonlocal drawn
         for index in range(1000):
             drawn += 1
             yield f"{index}", np.zeros((40, 40, 3), np.uint8)
 
-    found = extract(classifier, pictures(), batch_size=4, workers=2)
+    found = extract(classifier, images(), batch_size=4, workers=2)
     assert drawn == 0
     assert next(found).image == "0"
     assert drawn <= 20
@@ -158,9 +158,9 @@ def some(count, lengths):
     rng = np.random.default_rng(0)
     for index in range(count):
         if index % 7 == 3:
-            yield Features(f"picture {index}", {}, "is broken")
+            yield Features(f"image {index}", {}, "is broken")
         else:
-            yield Features(f"picture {index}", {name: rng.random(length, np.float32) for name, length in lengths.items()})
+            yield Features(f"image {index}", {name: rng.random(length, np.float32) for name, length in lengths.items()})
 
 
 @pytest.mark.parametrize("suffix", ["npz", "parquet"])

@@ -21,7 +21,7 @@ def saved(image: Image.Image, format: str, **options) -> bytes:
 
 
 def far(one: Image.Image, other: Image.Image) -> float:
-    """The mean difference of two pictures, in levels of 0..255."""
+    """The mean difference of two images, in levels of 0..255."""
     return np.abs(np.asarray(one, float) - np.asarray(other, float)).mean()
 
 

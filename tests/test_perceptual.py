@@ -35,11 +35,11 @@ def judged(tmp_path_factory):
 
 
 def lpips(module, linear, one, other):
-    """LPIPS's definition in torch: pictures of -1..1, its own constants, its own order."""
+    """LPIPS's definition in torch: images of -1..1, its own constants, its own order."""
     shift, scale = torch.tensor([-0.030, -0.088, -0.188]), torch.tensor([0.458, 0.448, 0.450])
     values = []
-    for picture in (one, other):
-        value = torch.from_numpy(np.array(picture, np.float32)) / 127.5 - 1
+    for image in (one, other):
+        value = torch.from_numpy(np.array(image, np.float32)) / 127.5 - 1
         value, found = ((value - shift) / scale).permute(2, 0, 1)[None], []
         for number, layer in enumerate(module.features):
             value = layer(value)

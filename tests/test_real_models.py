@@ -1,6 +1,6 @@
 """The real ImageNet models: does the whole chain give what they are known to give?
 
-`pytest -m full` runs them over all 1300 pictures of the sample; by default every tenth is looked at.
+`pytest -m full` runs them over all 1300 images of the sample; by default every tenth is looked at.
 """
 
 import json
@@ -28,7 +28,7 @@ EXPECTED = {
     "coffee.png": {"espresso": 0.97},
     "rocket.jpg": {"missile": 0.43, "drilling platform": 0.21, "projectile": 0.19},
 }
-# Right, and right among the first five, of the 1300 pictures.
+# Right, and right among the first five, of the 1300 images.
 ACCURACY = {"vgg19": (1029, 1231), "vgg16": (945, 1193)}
 
 CONVERT = """
@@ -70,12 +70,12 @@ def test_the_command_line_sees_what_the_photos_show(real_onnx):
 @pytest.mark.parametrize("name", ACCURACY)
 @pytest.mark.parametrize("step", [10, pytest.param(1, marks=pytest.mark.full)])
 def test_accuracy_on_the_sample(real_onnx, shared, name, step):
-    pictures = sorted((shared / "images" / "validation").glob("*/*.JPEG"))[::step]
+    images = sorted((shared / "images" / "validation").glob("*/*.JPEG"))[::step]
     preset = "caffe" if name == "vgg19" else "torchvision"
     # The sample was squashed to 227x227 by its source: crop, do not resize.
     classifier = vgg.load(real_onnx[name], preprocessing=replace(PRESETS[preset], resize="none"))
     top1 = top5 = 0
-    for result in classifier.results(pictures):
+    for result in classifier.results(images):
         wnids = [one.wnid for one in result.predictions]
         truth = result.image.split("/")[-2]
         top1 += wnids[0] == truth
@@ -84,7 +84,7 @@ def test_accuracy_on_the_sample(real_onnx, shared, name, step):
         assert (top1, top5) == ACCURACY[name]
     else:
         known = np.array(ACCURACY[name]) / 1300
-        assert np.abs(np.array((top1, top5)) / len(pictures) - known).max() < 0.08
+        assert np.abs(np.array((top1, top5)) / len(images) - known).max() < 0.08
 
 
 @pytest.mark.parametrize("name", ACCURACY)
@@ -153,10 +153,10 @@ def test_loading_the_native_engine_takes_little_time_and_memory(real_onnx):
 @pytest.mark.parametrize("step", [20, pytest.param(1, marks=pytest.mark.full)])
 @pytest.mark.parametrize("name", ACCURACY)
 def test_the_native_engine_says_what_onnx_runtime_says(real_onnx, shared, name, step):
-    pictures = sorted((shared / "images" / "validation").glob("*/*.JPEG"))[::step]
+    images = sorted((shared / "images" / "validation").glob("*/*.JPEG"))[::step]
     network = vgg.Network.read(real_onnx[name])
     network = replace(network, preprocessing=replace(network.preprocessing, resize="none"))
-    native, judge = (vgg.Classifier(network, engine).scores(pictures) for engine in ("native", "onnxruntime"))
+    native, judge = (vgg.Classifier(network, engine).scores(images) for engine in ("native", "onnxruntime"))
     best = np.sort(judge)
     tie = best[:, -1] - best[:, -2] < 1e-4
     assert ((native.argmax(1) == judge.argmax(1)) | tie).all()

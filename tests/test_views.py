@@ -128,7 +128,7 @@ def test_a_scale_below_the_crop_is_refused_before_anything_is_computed(tmp_path)
 
 
 def setting(folder, sizes, engine="onnxruntime", resize="short-floor"):
-    """A narrow network and a dataset of pictures of these sizes."""
+    """A narrow network and a dataset of images of these sizes."""
     for index, size in enumerate(sizes):
         (folder / f"{index % 7}").mkdir(exist_ok=True)
         photo(*size, seed=index).save(folder / f"{index % 7}/{index}.png")

@@ -17,7 +17,7 @@ from vgg.preprocessing import PRESETS
 IMAGES = np.random.default_rng(0).normal(size=(5, 3, 64, 64)).astype(np.float32)
 
 
-class Pictures(CalibrationDataReader):
+class Images(CalibrationDataReader):
     def __init__(self):
         self._left = iter([{"data": image[None]} for image in IMAGES])
 
@@ -33,7 +33,7 @@ def quantized(request, tmp_path):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what the quantizer warns of its own dependencies
             quantize_static(
-                source, path, Pictures(), quant_format=request.param, per_channel=True,
+                source, path, Images(), quant_format=request.param, per_channel=True,
                 activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
             )  # fmt: skip
         return path

@@ -122,7 +122,7 @@ def test_a_batch_normalisation_with_spatial_0_is_repaired(tmp_path):
     onnx.checker.check_model(tmp_path / "new.onnx", full_check=True)
 
 
-class Pictures(CalibrationDataReader):
+class Images(CalibrationDataReader):
     def __init__(self) -> None:
         self._left = iter([{"data": image[None]} for image in IMAGES])
 
@@ -162,7 +162,7 @@ def test_quantized_weights_stay_as_they_are(tmp_path, form, per_channel, activat
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         quantize_static(
-            tmp_path / "float.onnx", tmp_path / "q.onnx", Pictures(), quant_format=form, per_channel=per_channel,
+            tmp_path / "float.onnx", tmp_path / "q.onnx", Images(), quant_format=form, per_channel=per_channel,
             activation_type=activations, weight_type=QuantType.QInt8,
         )  # fmt: skip
     again = Network.read(tmp_path / "q.onnx")

@@ -49,8 +49,8 @@ def test_the_dense_form_scores_each_place_as_the_usual_form_does(tmp_path, netwo
     large = np.random.default_rng(0).normal(size=(1, 3, 96, 128)).astype(np.float32)
     port = scan(tmp_path / "n.onnx").outputs[0]
     assert port.shape == ["batch", 7, "logits_height", "logits_width"]
-    # fc6 sees 2x2 places of pool5, so the map is 2x3; a picture whose pool5 is those places alone has no neighbours beyond its
-    # edge, which the convolutions see. So the judge is the linear layers at each place of the whole picture's pool5.
+    # fc6 sees 2x2 places of pool5, so the map is 2x3; an image whose pool5 is those places alone has no neighbours beyond its
+    # edge, which the convolutions see. So the judge is the linear layers at each place of the whole image's pool5.
     features = torch_pool5(network, large)
     expected = np.stack([[head(network, features[:, :, y : y + 2, x : x + 2]) for x in range(3)] for y in range(2)])
     expected = expected.transpose(2, 3, 0, 1)
@@ -161,7 +161,7 @@ def test_reading_undoes_every_form(tmp_path, options):
 def test_preprocessing_in_the_graph_sees_what_python_sees(tmp_path, recipe, photo):
     from vgg.images import open_image
 
-    picture = np.asarray(open_image(EXAMPLES / photo))
+    image = np.asarray(open_image(EXAMPLES / photo))
     for resize in {PRESETS[recipe].resize, "none"}:
         preprocessing = replace(PRESETS[recipe], resize=resize)
         network = replace(random_network("vgg11", input_size=224), preprocessing=preprocessing)
@@ -172,7 +172,7 @@ def test_preprocessing_in_the_graph_sees_what_python_sees(tmp_path, recipe, phot
             ("image", 2, ["batch", "height", "width", 3])
         ]
         assert model.opset == 18
-        found, seen = session(tmp_path / "n.onnx").run(["logits", "conv1_1"], {"image": picture[None]})
+        found, seen = session(tmp_path / "n.onnx").run(["logits", "conv1_1"], {"image": image[None]})
         data = preprocessing(EXAMPLES / photo)[None]
         expected = engines.open(network, "onnxruntime").run(data, ["logits", "conv1_1"])
         assert np.abs(found - expected["logits"]).max() < 1e-2 * np.abs(expected["logits"]).max()
