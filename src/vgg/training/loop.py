@@ -10,9 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import distributed
 from torch.nn import functional
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..errors import Error
@@ -63,20 +61,25 @@ def train(options: Options, progress: Progress = silent, log: Callable[[str], ob
     with processes(options.device) as process:
         if process.rank:
             progress, log = silent, lambda line: None
-        setup = prepare(options, log)
-        with process.first_alone():
-            checkpoint.create(options.output, fresh=options.fresh and process.rank == 0)
-        state = checkpoint.resume(options.output, setup.key)
-        cache_values(setup, options, process, progress)
-        trainer = Trainer(options, setup, process, progress, log)
-        if state:
-            trainer.restore(state)
-        while trainer.epoch < setup.recipe.epochs and not has_stalled(setup.recipe.patience, trainer.history):
-            row = trainer.train_epoch()
-            trainer.end_epoch({**row, **trainer.evaluate()})
-        if process.rank == 0:
-            draw_curves(options.output, trainer.history)
-        return Outcome(options.output / BEST, trainer.history, {**setup.train.errors, **setup.val.errors})
+        return run(options, process, progress, log)
+
+
+def run(options: Options, process: Process, progress: Progress, log: Callable[[str], object]) -> Outcome:
+    """Train in this process; see `train`."""
+    setup = prepare(options, log)
+    with process.first_alone():
+        checkpoint.create(options.output, fresh=options.fresh and process.rank == 0)
+    state = checkpoint.resume(options.output, setup.key)
+    cache_values(setup, options, process, progress)
+    trainer = Trainer(options, setup, process, progress, log)
+    if state:
+        trainer.restore(state)
+    while trainer.epoch < setup.recipe.epochs and not has_stalled(setup.recipe.patience, trainer.history):
+        row = trainer.train_epoch()
+        trainer.end_epoch({**row, **trainer.evaluate()})
+    if process.rank == 0:
+        draw_curves(options.output, trainer.history)
+    return Outcome(options.output / BEST, trainer.history, {**setup.train.errors, **setup.val.errors})
 
 
 @dataclass
@@ -106,7 +109,7 @@ class Trainer:
         self.steps = len(self.setup.indices) // recipe.batch  # in an epoch; the last, incomplete batch is dropped
         micro_batch = self.options.micro_batch or recipe.batch
         self.parts = world * math.ceil(recipe.batch / world / micro_batch)  # of a batch
-        self.parallel: Any = DistributedDataParallel(self.module) if world > 1 else self.module
+        self.parallel: Any = self.process.parallel(self.module)
         self.autocast: Any = torch.autocast("cuda", torch.bfloat16) if recipe.bf16 and device.type == "cuda" else nullcontext()
         self.colours = Colours(recipe, device)
         self.normalise = Normalisation(self.setup.preprocessing).to(device)
@@ -119,8 +122,7 @@ class Trainer:
     @property
     def result(self) -> Module:
         """The module to evaluate and to write: the moving average if the recipe has one."""
-        result: Module = self.average.module if self.average else self.module
-        return result
+        return self.average.module if self.average else self.module
 
     def train_epoch(self) -> Row:
         """Train for the rest of the epoch; returns the epoch's row without its validation."""
@@ -155,8 +157,7 @@ class Trainer:
         return self.train.batches((part for parts in split for part in parts[self.process.rank :: self.process.world]), view)
 
     def next_batch(self, batches: Iterator[Batch]) -> Batch:
-        started = time.perf_counter()
-        batch = next(batches)
+        started, batch = time.perf_counter(), next(batches)
         self.waited += time.perf_counter() - started
         if self.process.world > 1 and not len(batch.indices):  # the other processes would wait for ever
             raise Error(f"{self.setup.name}: no image can be read of a whole part of a batch")
@@ -227,8 +228,7 @@ class Trainer:
     def evaluate(self) -> Row:
         """Validation loss, and top-1 and top-5 accuracy in percent; each process evaluates its share of the images."""
         module, setup = self.result.eval(), self.setup
-        for buffer in module.buffers() if self.process.world > 1 else ():
-            distributed.broadcast(buffer, 0)  # batch normalisation: each process has the statistics of its own images
+        self.process.share(module.buffers())  # batch normalisation: each process has the statistics of its own images
         sums = np.zeros(4)  # loss, correct, among the best five, images
         indices = setup.val_indices[self.process.rank :: self.process.world]
         parts = [indices[start : start + EVALUATED] for start in range(0, len(indices), EVALUATED)]

@@ -1,13 +1,18 @@
 """The processes of a training run: one, or those that torchrun started."""
 
+import gc
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
+
+# Imported before a process group exists: its functions' default arguments would keep the group, and so its threads, alive.
+import torch.distributed.nn
 from torch import distributed
+from torch.nn.parallel import DistributedDataParallel
 
 from ..engines.torch import check_device
 
@@ -29,6 +34,15 @@ class Process:
         if self.world > 1 and not self.rank:
             distributed.barrier()
 
+    def parallel(self, module: torch.nn.Module) -> torch.nn.Module:
+        """The module, or with more processes one that averages its gradients over all of them."""
+        return DistributedDataParallel(module) if self.world > 1 else module
+
+    def share(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Copy the first process's tensors to all processes."""
+        for tensor in tensors if self.world > 1 else ():
+            distributed.broadcast(tensor, 0)
+
     def total(self, value: float) -> float:
         """The sum of a value over all processes."""
         if self.world == 1:
@@ -40,7 +54,11 @@ class Process:
 
 @contextmanager
 def processes(device: str) -> Iterator[Process]:
-    """This process, joined with the others for the block. Raises Error if torch can't use the device."""
+    """This process, joined with the others for the block. Raises Error if torch can't use the device.
+
+    What the block has made with the group, such as a DistributedDataParallel, must not outlive it: the group's threads end
+    with its last reference, and a process that exits while one of them releases a tensor aborts.
+    """
     check_device(device)
     world, local = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0))
     if device == "cuda":
@@ -52,8 +70,9 @@ def processes(device: str) -> Iterator[Process]:
     try:
         own = torch.device(device, local) if device == "cuda" else torch.device(device)
         yield Process(own, int(os.environ.get("RANK", 0)), world)
-        if world > 1:  # a process that exits while a thread of torch still releases a tensor aborts
+        if world > 1:
             distributed.barrier()
     finally:
         if world > 1:
             distributed.destroy_process_group()
+            gc.collect()
