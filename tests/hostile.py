@@ -80,6 +80,30 @@ def disposition(fields: str) -> str:
     return f"Content-Disposition: form-data; {fields}"
 
 
+def small_bomb() -> bytes:
+    """As much as a body may have."""
+    return gzip.compress(bytes(31 * 2**20))
+
+
+def varint(value: int) -> bytes:
+    parts = []
+    while value > 127:
+        parts.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*parts, value])
+
+
+def proto(number: int, content: bytes) -> bytes:
+    """A field of a protobuf message: text, bytes, a message or packed numbers."""
+    return varint(number << 3 | 2) + varint(len(content)) + content
+
+
+def message(shape: bytes, contents: bytes = b"", more: bytes = b"", name: bytes = b"data") -> bytes:
+    """A ModelInferRequest with one input."""
+    one = proto(1, name) + proto(2, b"FP32") + proto(3, shape) + (proto(5, contents) if contents else b"")
+    return proto(1, b"gap") + proto(5, one) + more
+
+
 EMPTIES = ("[]", "{}", '""', "0", "null")
 GZIP = {"content-encoding": "gzip"}
 FILE = disposition('name="a"; filename="b"')
@@ -144,7 +168,7 @@ FORMS = [
 ]  # fmt: skip
 COMPRESSED = [
     Hostile("a bomb", CLASSIFY, lambda: gzip.compress(bytes(2**28)), (413,), GZIP),
-    Hostile("a small bomb", CLASSIFY, lambda: gzip.compress(bytes(31 * 2**20)), (422,), GZIP),
+    Hostile("a small bomb", CLASSIFY, small_bomb, (422,), GZIP),
     Hostile("compressed data", INFER, lambda: gzip.compress(tensor(data=repeated("[]")), 1), headers={**JSON, **GZIP}),
     Hostile("data after the end", CLASSIFY, lambda: gzip.compress(b"x") + bytes(SIZE), (422,), GZIP),
 ]
@@ -157,3 +181,28 @@ OTHERS = [
     Hostile("a length that is no number", CLASSIFY, bytes, (400,), {"content-length": "9" * 4000}),
 ]
 HOSTILE = [*TENSORS, *IMAGES, *FORMS, *COMPRESSED, *OTHERS]
+
+SMALL = b"\1\3" + varint(32) * 2
+FLOATS = proto(6, bytes(4 * 3072))
+PARAMETER = proto(1, b"timeout") + proto(2, b"\x10" + b"\xff" * 9 + b"\x01")  # -1
+LAYERS = b"".join(proto(6, proto(1, name)) for name in (b"conv1_1", b"pool1", b"conv2_1", b"pool2", b"conv3_1"))
+MODEL_INFER = "/inference.GRPCInferenceService/ModelInfer"
+MESSAGES = [
+    Hostile("shape of 200,000 sides", MODEL_INFER, lambda: message(b"\t" * 200_000)),
+    Hostile("shape of 8,000 sides", MODEL_INFER, lambda: message(b"\t" * 8000)),
+    Hostile("shape of thirty million sides", MODEL_INFER, lambda: message(b"\t" * SIZE)),
+    Hostile("shape of negative sides", MODEL_INFER, lambda: message((b"\xff" * 9 + b"\x01") * 4)),
+    Hostile("empty inputs", MODEL_INFER, lambda: proto(1, b"gap") + proto(5, b"") * (SIZE // 2)),
+    Hostile("empty outputs", MODEL_INFER, lambda: message(SMALL, FLOATS, proto(6, b"") * (SIZE // 2))),
+    Hostile("empty parameters", MODEL_INFER, lambda: message(SMALL, FLOATS, proto(4, b"") * (SIZE // 2))),
+    Hostile("empty contents", MODEL_INFER, lambda: message(SMALL, FLOATS, proto(7, b"") * (SIZE // 2))),
+    Hostile("empty byte strings", MODEL_INFER, lambda: message(SMALL, proto(8, b"") * (SIZE // 2))),
+    Hostile("packed integers", MODEL_INFER, lambda: message(SMALL, proto(3, bytes(SIZE)))),
+    Hostile("ten million floats", MODEL_INFER, lambda: message(SMALL, proto(6, bytes(SIZE)))),
+    Hostile("a negative timeout", MODEL_INFER, lambda: message(SMALL, FLOATS, proto(4, PARAMETER))),
+    Hostile("a long name", MODEL_INFER, lambda: message(SMALL, FLOATS, name=b"a" * SIZE)),
+    Hostile("a truncated message", MODEL_INFER, lambda: b"\x2a\xff\xff\xff\xff\x0f"),
+    Hostile("no message", MODEL_INFER, lambda: b"\xff" * 100),
+    Hostile("groups", MODEL_INFER, lambda: b"\x2b" * SIZE),
+    Hostile("large outputs", MODEL_INFER, lambda: message(b"\2\3" + varint(1024) * 2, proto(6, bytes(4 * 6 * 2**20)), LAYERS)),
+]  # fmt: skip

@@ -1,6 +1,7 @@
 """A real server in its own process, on loopback."""
 
 import contextlib
+import http.client
 import json
 import signal
 import subprocess
@@ -8,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -110,11 +112,42 @@ def serving(*options: object, **more: Any) -> Iterator[Server]:
 
 
 @contextlib.contextmanager
-def gated(*options: object) -> Iterator[Server]:
-    """A server whose engine waits until the test calls `open_gate`."""
-    with serving(*options, run=GATED) as server:
+def gated(*options: object, before: str = "") -> Iterator[Server]:
+    """A server whose engine waits until the test calls `open_gate`. `before` is Python code that runs first."""
+    with serving(*options, run=before + GATED) as server:
         try:
             yield server
         finally:
             if server.process.poll() is None:
                 server.open_gate()
+
+
+def memory(server: Server, key: str) -> int:
+    status = Path(f"/proc/{server.process.pid}/status").read_text()
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith(key)) * 1024
+
+
+@contextlib.contextmanager
+def measured(server: Server) -> Iterator[dict[str, float]]:
+    """The longest health check, in seconds, and the peak memory of the server, in bytes, during a block."""
+    Path(f"/proc/{server.process.pid}/clear_refs").write_text("5")  # start VmHWM anew
+    figures, stop = {"delay": 0.0, "peak": 0.0}, threading.Event()
+    host = server.address.removeprefix("http://")
+
+    def probe() -> None:
+        connection = http.client.HTTPConnection(host, timeout=60)
+        while not stop.wait(0.002):
+            started = time.perf_counter()
+            connection.request("GET", "/healthz")
+            assert connection.getresponse().read()
+            figures["delay"] = max(figures["delay"], time.perf_counter() - started)
+        connection.close()
+
+    thread = threading.Thread(target=probe)
+    thread.start()
+    try:
+        yield figures
+    finally:
+        stop.set()
+        thread.join()
+        figures["peak"] = memory(server, "VmHWM")

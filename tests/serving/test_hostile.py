@@ -1,16 +1,14 @@
 """Hostile requests are refused within bounded memory, while the server responds to others."""
 
 import http.client
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import pytest
 
-from hostile import HOSTILE, Hostile
-from serving_helpers import Server, serving
+from hostile import GZIP, HOSTILE, MESSAGES, Hostile, small_bomb
+from serving_helpers import Server, measured, memory, serving
 
 DELAY = 0.25  # seconds that a health check may take meanwhile
 ATTEMPTS = 3  # other programs may delay a health check as well
@@ -18,39 +16,8 @@ ATTEMPTS = 3  # other programs may delay a health check as well
 
 @pytest.fixture(scope="module")
 def running(models) -> Iterator[Server]:
-    with serving("-m", models["gap"]) as server:
+    with serving("-m", models["gap"], "--grpc-port", 0) as server:
         yield server
-
-
-def memory(server: Server, key: str) -> int:
-    status = Path(f"/proc/{server.process.pid}/status").read_text()
-    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith(key)) * 1024
-
-
-@contextmanager
-def measured(server: Server) -> Iterator[dict[str, float]]:
-    """The longest health check, in seconds, and the peak memory of the server, in bytes, during a block."""
-    Path(f"/proc/{server.process.pid}/clear_refs").write_text("5")  # start VmHWM anew
-    figures, stop = {"delay": 0.0, "peak": 0.0}, threading.Event()
-    host = server.address.removeprefix("http://")
-
-    def probe() -> None:
-        connection = http.client.HTTPConnection(host, timeout=60)
-        while not stop.wait(0.002):
-            started = time.perf_counter()
-            connection.request("GET", "/healthz")
-            assert connection.getresponse().read()
-            figures["delay"] = max(figures["delay"], time.perf_counter() - started)
-        connection.close()
-
-    thread = threading.Thread(target=probe)
-    thread.start()
-    try:
-        yield figures
-    finally:
-        stop.set()
-        thread.join()
-        figures["peak"] = memory(server, "VmHWM")
 
 
 def send(server: Server, hostile: Hostile, body: bytes) -> tuple[int, bytes]:
@@ -68,18 +35,57 @@ def send(server: Server, hostile: Hostile, body: bytes) -> tuple[int, bytes]:
     return result
 
 
+def check(server: Server, name: str, limit: float, attempt: Callable[[], str]) -> None:
+    """Run an attempt until health checks are quick meanwhile; the memory is limited in each."""
+    for _ in range(ATTEMPTS):
+        before = memory(server, "VmRSS")
+        with measured(server) as figures:
+            outcome = attempt()
+        grown = figures["peak"] - before
+        print(f"{name}: {figures['delay'] * 1e3:.0f} ms, +{grown / 1e6:.0f} MB, {outcome[:90]}")
+        assert grown < limit
+        if figures["delay"] < DELAY:
+            return
+    assert figures["delay"] < DELAY
+
+
 @pytest.mark.parametrize("hostile", HOSTILE, ids=lambda one: one.name)
 def test_a_hostile_request_is_refused_at_little_cost(running, hostile):
     body = hostile.body()
-    for attempt in range(ATTEMPTS):
-        before = memory(running, "VmRSS")
-        with measured(running) as figures:
-            status, text = send(running, hostile, body)
-        print(f"{hostile.name}: {len(body):,} bytes, {status}, {figures['delay'] * 1e3:.0f} ms, "
-              f"+{(figures['peak'] - before) / 1e6:.0f} MB, {text[:90]!r}")  # fmt: skip
-        assert status in hostile.statuses, text
+
+    def attempt() -> str:
+        status, text = send(running, hostile, body)
+        assert status in hostile.statuses, text[:1000]
         assert len(text) < 20_000
-        assert figures["peak"] - before < hostile.memory
-        if figures["delay"] < DELAY or attempt == ATTEMPTS - 1:
-            break
-    assert figures["delay"] < DELAY
+        return f"{status} {text}"
+
+    check(running, hostile.name, hostile.memory, attempt)
+
+
+@pytest.mark.parametrize("message", MESSAGES, ids=lambda one: one.name)
+def test_a_hostile_message_is_refused_at_little_cost(running, message):
+    grpc = pytest.importorskip("grpc", reason="needs grpcio")
+    body = message.body()
+    with grpc.insecure_channel(running.log[0]["grpc"]) as channel:
+        call = channel.unary_unary(message.path)
+
+        def attempt() -> str:
+            with pytest.raises(grpc.RpcError) as refused:
+                call(body, timeout=60)
+            assert refused.value.code() in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.RESOURCE_EXHAUSTED)
+            assert len(refused.value.details()) < 2000
+            return str(refused.value.details())
+
+        check(running, message.name, message.memory, attempt)
+
+
+def test_compressed_bodies_need_the_memory_of_their_content(running):
+    bomb, body = Hostile("", "/v1/classify", bytes, headers=GZIP), small_bomb()
+    with ThreadPoolExecutor(60) as pool:
+
+        def attempt() -> str:
+            statuses = [status for status, _ in pool.map(lambda _: send(running, bomb, body), range(60))]
+            assert set(statuses) <= {422, 503}
+            return f"{statuses.count(422)} of 60 bodies were read"
+
+        check(running, "60 compressed bodies", 600e6, attempt)

@@ -14,7 +14,7 @@ PATH = 1000  # characters of a path in a log entry
 MESSAGE = 1000  # characters of an error message
 CONNECTIONS = 1000
 DESCRIPTORS = 128  # that connections leave to the rest of the process
-ACCEPTS = 64  # connections that are accepted before the event loop continues; each needs a descriptor
+ACCEPTS = 16  # connections that are accepted before the event loop continues; each needs a descriptor
 LOG_LINES = 1000  # per second: requests
 LOG_WARNINGS = 10  # per second and logger: warnings and errors, which may have a traceback
 
