@@ -6,7 +6,9 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
+from typing import Any
 
 import uvicorn
 from PIL import Image
@@ -17,13 +19,14 @@ from ..errors import Error
 from ..files import reason
 from . import Settings, limits
 from .application import Application
-from .connections import limited
+from .connections import Connection, limited
 from .logs import logging_to
 
 log = logging.getLogger("vgg.serving")
 
 KEEP_ALIVE = 75  # seconds; longer than load balancers keep idle connections, so that they never reuse a closed one
 BACKLOG = 2048
+SETTLE = 0.02  # seconds in which clients notice that the server accepts no more connections
 LINGER = 1.0  # seconds in which new connections may send a request at the end of a shutdown
 
 
@@ -112,11 +115,27 @@ class _Server(uvicorn.Server):
         log.info("shut down", extra={"unanswered": unanswered, "seconds": round(time.monotonic() - started, 2)})
 
     async def _finish_new_connections(self, listeners: list[socket.socket]) -> None:
-        """Respond to the clients that have connected: closing a listener resets the connections that it has not accepted."""
+        """Close the listeners, and respond to the clients that have connected: closing resets what has not been accepted."""
+        loop, state = asyncio.get_running_loop(), self.server_state
+        protocol: Any = self.config.http_protocol_class
         for listener in listeners:
-            listener.listen(0)
+            loop.remove_reader(listener.fileno())
+            listener.listen(0)  # further clients try again, until they are refused
+        await asyncio.sleep(SETTLE)
+        accepted = [one for listener in listeners for one in _accept_all(listener)]
+        for server in self.servers:
+            server.close()
+        for one in accepted:
+            await loop.connect_accepted_socket(lambda: protocol(config=self.config, server_state=state, app_state={}), one)
         end = time.monotonic() + LINGER
-        while time.monotonic() < end and not self.force_exit:
-            await asyncio.sleep(0.02)
-            if not any(getattr(one, "is_new", False) or getattr(one, "waits", False) for one in self.server_state.connections):
+        while any(isinstance(one, Connection) and (one.is_new or one.waits) for one in state.connections):
+            if time.monotonic() > end or self.force_exit:
                 break
+            await asyncio.sleep(SETTLE)
+
+
+def _accept_all(listener: socket.socket) -> Iterator[socket.socket]:
+    """The connections that a listener has not accepted yet."""
+    with suppress(OSError):  # there are no more
+        while True:
+            yield listener.accept()[0]
