@@ -1,13 +1,21 @@
 """Requests of hostile clients: each is small or at most 30 MB, and would take much memory or time to refuse.
 
-The tests and the fuzzing harness share them.
+The tests and the fuzzing harness share them. `python tests/hostile.py HOST:PORT GRPC_HOST:PORT SECONDS` sends all of them to a
+server, again and again, and prints how often each status was the response.
 """
 
 import gzip
+import http.client
+import itertools
 import json
 import struct
+import sys
+import threading
+import time
 import zlib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -206,3 +214,66 @@ MESSAGES = [
     Hostile("groups", MODEL_INFER, lambda: b"\x2b" * SIZE),
     Hostile("large outputs", MODEL_INFER, lambda: message(b"\2\3" + varint(1024) * 2, proto(6, bytes(4 * 6 * 2**20)), LAYERS)),
 ]  # fmt: skip
+
+
+def send(host: str, hostile: Hostile, body: bytes) -> tuple[int, bytes]:
+    """Send a request, and return the status and the body of the response."""
+    connection = http.client.HTTPConnection(host, timeout=60)
+    try:
+        connection.putrequest(hostile.method, hostile.path)
+        for header in {"content-length": str(len(body)), **hostile.headers}.items():
+            connection.putheader(*header)
+        connection.endheaders()
+        with suppress(OSError):  # refused before the end of the body
+            connection.sock.sendall(body)
+        response = connection.getresponse()
+        return response.status, response.read()
+    finally:
+        connection.close()
+
+
+def send_all(host: str, grpc_host: str, seconds: float, clients: int = 3) -> Counter[str]:
+    """Send all requests from several clients, beside connections that send nothing; how often each status was the response."""
+    import grpc
+
+    end, counts = time.monotonic() + seconds, Counter()
+    requests, messages = itertools.cycle(HOSTILE), itertools.cycle(MESSAGES)
+    lock = threading.Lock()
+
+    def client() -> None:
+        while time.monotonic() < end:
+            with lock:
+                one = next(requests)
+            status, _ = send(host, one, one.body())
+            counts[str(status)] += 1
+            if status not in (*one.statuses, 503):
+                counts[f"unexpected: {one.name}"] += 1
+
+    def call() -> None:
+        with grpc.insecure_channel(grpc_host) as channel:
+            while time.monotonic() < end:
+                one = next(messages)
+                try:
+                    channel.unary_unary(one.path)(one.body(), timeout=60)
+                    counts[f"unexpected: {one.name}"] += 1
+                except grpc.RpcError as refused:
+                    counts[refused.code().name] += 1
+
+    def idle() -> None:
+        while time.monotonic() < end:
+            connection = http.client.HTTPConnection(host, timeout=60)
+            connection.connect()
+            connection.send(b"POST /v1/classify HTTP/1.1\r\ncontent-length: 9\r\n\r\n")
+            time.sleep(1)
+            connection.close()
+
+    threads = [threading.Thread(target=work) for work in (*[client] * clients, call, *[idle] * 20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return counts
+
+
+if __name__ == "__main__":
+    print(json.dumps(send_all(sys.argv[1], sys.argv[2], float(sys.argv[3]))))

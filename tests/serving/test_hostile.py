@@ -1,13 +1,21 @@
 """Hostile requests are refused within bounded memory, while the server responds to others."""
 
-import http.client
+import json
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 
+import httpx
 import pytest
 
-from hostile import GZIP, HOSTILE, MESSAGES, Hostile, small_bomb
+import hostile
+from conftest import EXAMPLES
+from hostile import GZIP, HOSTILE, MESSAGES, Hostile, send, small_bomb
 from serving_helpers import Server, measured, memory, serving
 
 DELAY = 0.25  # seconds that a health check may take meanwhile
@@ -20,19 +28,8 @@ def running(models) -> Iterator[Server]:
         yield server
 
 
-def send(server: Server, hostile: Hostile, body: bytes) -> tuple[int, bytes]:
-    connection = http.client.HTTPConnection(server.address.removeprefix("http://"), timeout=60)
-    headers = {"content-length": str(len(body)), **hostile.headers}
-    connection.putrequest(hostile.method, hostile.path)
-    for header in headers.items():
-        connection.putheader(*header)
-    connection.endheaders()
-    with suppress(OSError):  # refused before the end of the body
-        connection.sock.sendall(body)
-    response = connection.getresponse()
-    result = response.status, response.read()
-    connection.close()
-    return result
+def host_of(server: Server) -> str:
+    return server.address.removeprefix("http://")
 
 
 def check(server: Server, name: str, limit: float, attempt: Callable[[], str]) -> None:
@@ -49,25 +46,25 @@ def check(server: Server, name: str, limit: float, attempt: Callable[[], str]) -
     assert figures["delay"] < DELAY
 
 
-@pytest.mark.parametrize("hostile", HOSTILE, ids=lambda one: one.name)
-def test_a_hostile_request_is_refused_at_little_cost(running, hostile):
-    body = hostile.body()
+@pytest.mark.parametrize("one", HOSTILE, ids=lambda each: each.name)
+def test_a_hostile_request_is_refused_at_little_cost(running, one):
+    body = one.body()
 
     def attempt() -> str:
-        status, text = send(running, hostile, body)
-        assert status in hostile.statuses, text[:1000]
+        status, text = send(host_of(running), one, body)
+        assert status in one.statuses, text[:1000]
         assert len(text) < 20_000
         return f"{status} {text}"
 
-    check(running, hostile.name, hostile.memory, attempt)
+    check(running, one.name, one.memory, attempt)
 
 
-@pytest.mark.parametrize("message", MESSAGES, ids=lambda one: one.name)
-def test_a_hostile_message_is_refused_at_little_cost(running, message):
+@pytest.mark.parametrize("one", MESSAGES, ids=lambda each: each.name)
+def test_a_hostile_message_is_refused_at_little_cost(running, one):
     grpc = pytest.importorskip("grpc", reason="needs grpcio")
-    body = message.body()
+    body = one.body()
     with grpc.insecure_channel(running.log[0]["grpc"]) as channel:
-        call = channel.unary_unary(message.path)
+        call = channel.unary_unary(one.path)
 
         def attempt() -> str:
             with pytest.raises(grpc.RpcError) as refused:
@@ -76,7 +73,7 @@ def test_a_hostile_message_is_refused_at_little_cost(running, message):
             assert len(refused.value.details()) < 2000
             return str(refused.value.details())
 
-        check(running, message.name, message.memory, attempt)
+        check(running, one.name, one.memory, attempt)
 
 
 def test_compressed_bodies_need_the_memory_of_their_content(running):
@@ -84,8 +81,48 @@ def test_compressed_bodies_need_the_memory_of_their_content(running):
     with ThreadPoolExecutor(60) as pool:
 
         def attempt() -> str:
-            statuses = [status for status, _ in pool.map(lambda _: send(running, bomb, body), range(60))]
+            statuses = [status for status, _ in pool.map(lambda _: send(host_of(running), bomb, body), range(60))]
             assert set(statuses) <= {422, 503}
             return f"{statuses.count(422)} of 60 bodies were read"
 
         check(running, "60 compressed bodies", 600e6, attempt)
+
+
+@pytest.mark.parametrize("seconds", [20, pytest.param(300, marks=pytest.mark.full)])
+def test_normal_requests_succeed_beside_hostile_ones(models, seconds):
+    pytest.importorskip("grpc", reason="needs grpcio")
+    photo = (EXAMPLES / "rocket.jpg").read_bytes()
+    with serving("-m", models["gap"], "--grpc-port", 0) as server:
+        command = [sys.executable, hostile.__file__, host_of(server), server.log[0]["grpc"], str(seconds)]
+        delays, outcomes = [], Counter()
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as clients:
+
+            def check_health() -> None:
+                with httpx.Client(base_url=server.address, timeout=60) as client:
+                    while clients.poll() is None:
+                        started = time.perf_counter()
+                        assert client.get("/healthz").status_code == 200
+                        delays.append(time.perf_counter() - started)
+                        time.sleep(0.01)
+
+            def classify() -> None:
+                while clients.poll() is None:
+                    with httpx.Client(base_url=server.address, timeout=60) as client:
+                        for _ in range(10):
+                            outcomes[client.post("/v1/classify", content=photo).status_code] += 1
+
+            threads = [threading.Thread(target=work) for work in (check_health, classify, classify)]
+            for thread in threads:
+                thread.start()
+            counts = json.load(clients.stdout)
+            for thread in threads:
+                thread.join()
+        peak = memory(server, "VmHWM")
+        p99 = statistics.quantiles(delays, n=100)[-1]
+        print(f"normal: {dict(outcomes)}; hostile: {counts}; p99 {p99 * 1e3:.0f} ms of {len(delays)}, "
+              f"max {max(delays) * 1e3:.0f} ms; {peak / 1e6:.0f} MB")  # fmt: skip
+        assert set(outcomes) == {200}
+        assert not [name for name in counts if name.startswith(("unexpected", "5")) and name != "503"]
+        assert p99 < DELAY
+        assert peak < 1e9
+        assert not server.other
