@@ -49,7 +49,7 @@ def tensor(shape: str = "[1,3,32,32]", data: str | bytes = "[0]", more: str = ""
 
 def repeated(text: str, size: int = SIZE) -> bytes:
     """A JSON list that repeats a text."""
-    return b"[%b]" % b",".join([text.encode()] * (size // (len(text) + 1)))
+    return b"[%b%b]" % (f"{text},".encode() * (size // (len(text) + 1) - 1), text.encode())
 
 
 def png(side: int, content: bytes = b"") -> bytes:
@@ -158,7 +158,7 @@ IMAGES = [
     Hostile("a surrogate beside text", CLASSIFY, lambda: rb'{"image":{"name":"\udc80abcdef","data":"AAAA"}}'),
     Hostile("an image of 400 megapixels", CLASSIFY, lambda: png(20_000), (422,), {}),
     Hostile("a black image of 25 megapixels", CLASSIFY, lambda: black_png(5000), (200,), {}, memory=600e6),
-    Hostile("a black image of 144 megapixels", CLASSIFY, lambda: black_png(12_000), (422,), {}),
+    Hostile("an image of 144 megapixels", CLASSIFY, lambda: png(12_000), (422,), {}),
 ]
 FORMS = [
     *(
@@ -175,7 +175,7 @@ FORMS = [
     Hostile("a form of line breaks", CLASSIFY, lambda: form(part(FILE, b"\r" * SIZE)), (422,), FORM),
 ]  # fmt: skip
 COMPRESSED = [
-    Hostile("a bomb", CLASSIFY, lambda: gzip.compress(bytes(2**28)), (413,), GZIP),
+    Hostile("a bomb", CLASSIFY, lambda: gzip.compress(bytes(2**27)), (413,), GZIP),
     Hostile("a small bomb", CLASSIFY, small_bomb, (422,), GZIP),
     Hostile("compressed data", INFER, lambda: gzip.compress(tensor(data=repeated("[]")), 1), headers={**JSON, **GZIP}),
     Hostile("data after the end", CLASSIFY, lambda: gzip.compress(b"x") + bytes(SIZE), (422,), GZIP),

@@ -3,6 +3,7 @@
 import contextlib
 import http.client
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 
 import httpx
 
+TICK = 0.02  # seconds: the resolution of CPU times
 # A server whose engine waits while its gate is closed: SIGUSR1 opens the gate, SIGUSR2 closes it.
 GATED = """
 import signal, threading
@@ -127,27 +129,33 @@ def memory(server: Server, key: str) -> int:
     return next(int(line.split()[1]) for line in status.splitlines() if line.startswith(key)) * 1024
 
 
-@contextlib.contextmanager
-def measured(server: Server) -> Iterator[dict[str, float]]:
-    """The longest health check, in seconds, and the peak memory of the server, in bytes, during a block."""
-    Path(f"/proc/{server.process.pid}/clear_refs").write_text("5")  # start VmHWM anew
-    figures, stop = {"delay": 0.0, "peak": 0.0}, threading.Event()
-    host = server.address.removeprefix("http://")
+def cpu_seconds(server: Server) -> float:
+    """The CPU time of the server so far."""
+    fields = Path(f"/proc/{server.process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
-    def probe() -> None:
-        connection = http.client.HTTPConnection(host, timeout=60)
+
+@contextlib.contextmanager
+def health_checks(server: Server) -> Iterator[list[float]]:
+    """Send health checks during a block; the delay of each in seconds.
+
+    The delay is the CPU time that the server spent meanwhile, if that is shorter: other programs may delay it as well.
+    """
+    delays, stop = [], threading.Event()
+    connection = http.client.HTTPConnection(server.address.removeprefix("http://"), timeout=60)
+
+    def check() -> None:
         while not stop.wait(0.002):
-            started = time.perf_counter()
+            started, spent = time.perf_counter(), cpu_seconds(server)
             connection.request("GET", "/healthz")
             assert connection.getresponse().read()
-            figures["delay"] = max(figures["delay"], time.perf_counter() - started)
-        connection.close()
+            delays.append(min(time.perf_counter() - started, cpu_seconds(server) - spent + TICK))
 
-    thread = threading.Thread(target=probe)
+    thread = threading.Thread(target=check)
     thread.start()
     try:
-        yield figures
+        yield delays
     finally:
         stop.set()
         thread.join()
-        figures["peak"] = memory(server, "VmHWM")
+        connection.close()
