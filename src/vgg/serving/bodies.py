@@ -20,7 +20,7 @@ from .refusals import Refusal, TooLarge, Unsupported
 
 # Content types of raw images besides image/*: `curl --data-binary` sends urlencoded, clients of SageMaker x-image.
 RAW = ("", "application/octet-stream", "application/x-www-form-urlencoded", "application/x-image")
-STEP = 2**18  # bytes that are decompressed before the event loop continues
+STEP = 2**16  # bytes that are decompressed before the event loop continues
 
 
 @dataclass(frozen=True)

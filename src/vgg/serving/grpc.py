@@ -95,10 +95,12 @@ def _guarded(method: Callable[..., Any]) -> Any:
             admission.check_key(headers)
             if admission.draining:
                 raise shutting_down()
-            memory.take(2 * len(content))  # the bytes and the message
+            # The bytes, the message, which may have room for as many again, and the tensor.
+            memory.take(4 * len(content))
             async with asyncio.timeout(None if "Repository" in method.__name__ else app.settings.deadline):
                 parse = functools.partial(protobuf.parse, kind, content)
                 request = parse() if len(content) <= INLINE else await app.in_thread(parse)
+                del content, parse
                 return await method(self, request, memory)
         except (Error, TimeoutError) as error:
             status = _status(error)
@@ -137,10 +139,10 @@ class _Service:
     def __init__(self, application: Application) -> None:
         self.application = application
 
-    async def ServerLive(self, request: Any, context: Any) -> Any:
+    async def ServerLive(self, content: bytes, context: Any) -> Any:
         return messages.ServerLiveResponse(live=True)
 
-    async def ServerReady(self, request: Any, context: Any) -> Any:
+    async def ServerReady(self, content: bytes, context: Any) -> Any:
         return messages.ServerReadyResponse(ready=not self.application.admission.draining)
 
     @_guarded
@@ -198,7 +200,7 @@ class _Service:
             try:
                 model.batcher.check_room()
                 settings, architecture = self.application.settings, model.classifier.network.architecture
-                read = functools.partial(_inference, request, architecture, settings.queue, memory)
+                read = functools.partial(_inference, request, architecture, settings.queue)
                 inference = await self.application.in_thread(read)
                 tensors.check_outputs(inference, architecture, settings.max_body * 2**20, memory)
                 outputs = await open_inference.run(self.application, model, inference)
@@ -222,7 +224,7 @@ class _Service:
         return self.application.repository.get(name or None, version or None)
 
 
-def _inference(request: Any, architecture: Architecture, max_images: int, memory: Reservation) -> tensors.Inference:
+def _inference(request: Any, architecture: Architecture, max_images: int) -> tensors.Inference:
     """The inference request in a message. Raises Refusal."""
     if len(request.inputs) != 1:
         raise Refusal(f"the request must have one input, {tensors.INPUT!r}")
@@ -234,7 +236,6 @@ def _inference(request: Any, architecture: Architecture, max_images: int, memory
     numbers = tensor.contents.fp32_contents
     if not raw and len(numbers) != count:
         raise Refusal(f"shape {shape} needs {count} values, not {len(numbers)}")
-    memory.take(4 * count)
     if raw:
         values = np.frombuffer(raw[0], "<f4")
     else:
