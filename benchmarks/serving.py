@@ -1,4 +1,4 @@
-"""Benchmark of `vgg serve`: throughput beside the same work without a server, Poisson arrivals, overload, and memory.
+"""Benchmark of `vgg serve`: throughput beside the same work without a server, Poisson arrivals, overload, memory, and latency.
 
     .venv/bin/pip install '.[serve]' locust
     .venv/bin/python benchmarks/serving.py vgg16.onnx --images photos/
@@ -8,6 +8,7 @@ throughput measures and `--capacity` sets.
 """
 
 import argparse
+import http.client
 import json
 import os
 import statistics
@@ -26,7 +27,7 @@ import vgg
 
 HERE = Path(__file__).parent
 WARM_UP = 4  # seconds
-PARTS = ("throughput", "poisson", "overload", "memory")
+PARTS = ("throughput", "poisson", "overload", "memory", "latency")
 ROUNDS = 5
 BATCHES = (8, 16)  # of the comparison without a server; the better one counts
 
@@ -109,6 +110,40 @@ def memory(process: int) -> float:
     return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmRSS"))) / 1000
 
 
+def latency(address: str, classifier: vgg.Classifier, images: Path, count: int = 100) -> str:
+    """Medians in milliseconds, in turns: the engine and decoding in this process, and a client with and without keep-alive."""
+    data = min(images.rglob("*.[jJ]*")).read_bytes()
+    kept = http.client.HTTPConnection(address.removeprefix("http://"))
+
+    def ask(connection: http.client.HTTPConnection, method: str, path: str, body: bytes | None) -> None:
+        connection.request(method, path, body)
+        response = connection.getresponse()
+        response.read()
+        assert response.status == 200
+
+    def ask_anew(*request: str | bytes | None) -> None:
+        connection = http.client.HTTPConnection(address.removeprefix("http://"))
+        ask(connection, *request)
+        connection.close()
+
+    health, classify = ("GET", "/healthz", None), ("POST", "/v1/classify", data)
+    work = {
+        "the engine and decoding": lambda: classifier.classify(data),
+        "/v1/classify, new connections": lambda: ask_anew(*classify),
+        "/v1/classify, one connection": lambda: ask(kept, *classify),
+        "/healthz, new connections": lambda: ask_anew(*health),
+        "/healthz, one connection": lambda: ask(kept, *health),
+    }
+    times: dict[str, list[float]] = {name: [] for name in work}
+    for _ in range(count):
+        for name, one in work.items():
+            started = time.perf_counter()
+            one()
+            times[name].append(time.perf_counter() - started)
+    kept.close()
+    return "; ".join(f"{name} {1000 * statistics.median(seconds):.1f} ms" for name, seconds in times.items())
+
+
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("model")
@@ -131,6 +166,8 @@ def main() -> None:
                 print(f"pipeline {alone:.2f}, 32 clients {rates[-1]:.2f} images/s; {summary(accounts)}", flush=True)
             capacity = statistics.median(rates)
             print(f"the server reaches {statistics.median(shares):.1%} of the pipeline, median of {ROUNDS}", flush=True)
+        if "latency" in parts:
+            print(latency(address, classifier, given.images), flush=True)
         if "poisson" in parts:
             accounts = load(address, given.images, 1, given.seconds, 0.8 * capacity)
             print(f"poisson, {0.8 * capacity:.2f}/s: {summary(accounts)}", flush=True)

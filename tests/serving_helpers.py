@@ -1,17 +1,21 @@
 """A real server in its own process, on loopback."""
 
 import contextlib
+import http.client
 import json
+import os
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import httpx
 
+TICK = 0.02  # seconds: the resolution of CPU times
 # A server whose engine waits while its gate is closed: SIGUSR1 opens the gate, SIGUSR2 closes it.
 GATED = """
 import signal, threading
@@ -110,11 +114,48 @@ def serving(*options: object, **more: Any) -> Iterator[Server]:
 
 
 @contextlib.contextmanager
-def gated(*options: object) -> Iterator[Server]:
-    """A server whose engine waits until the test calls `open_gate`."""
-    with serving(*options, run=GATED) as server:
+def gated(*options: object, before: str = "") -> Iterator[Server]:
+    """A server whose engine waits until the test calls `open_gate`. `before` is Python code that runs first."""
+    with serving(*options, run=before + GATED) as server:
         try:
             yield server
         finally:
             if server.process.poll() is None:
                 server.open_gate()
+
+
+def memory(server: Server, key: str) -> int:
+    status = Path(f"/proc/{server.process.pid}/status").read_text()
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith(key)) * 1024
+
+
+def cpu_seconds(server: Server) -> float:
+    """The CPU time of the server so far."""
+    fields = Path(f"/proc/{server.process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+@contextlib.contextmanager
+def health_checks(server: Server) -> Iterator[list[float]]:
+    """Send health checks during a block; the delay of each in seconds.
+
+    The delay is the CPU time that the server spent meanwhile, if that is shorter: other programs may delay it as well.
+    """
+    delays, stop = [], threading.Event()
+    connection = http.client.HTTPConnection(server.address.removeprefix("http://"), timeout=60)
+
+    def check() -> None:
+        while not stop.wait(0.002):
+            started, spent = time.perf_counter(), cpu_seconds(server)
+            connection.request("GET", "/healthz")
+            assert connection.getresponse().read()
+            delays.append(min(time.perf_counter() - started, cpu_seconds(server) - spent + TICK))
+
+    thread = threading.Thread(target=check)
+    thread.start()
+    try:
+        yield delays
+    finally:
+        stop.set()
+        thread.join()
+        connection.close()

@@ -66,6 +66,23 @@ def open_image(source: ImageLike, name: str | None = None) -> "Image.Image":
     return _from_array(source, name or "the array")
 
 
+def decoding_bytes(data: bytes) -> int:
+    """An upper bound of the memory in bytes that `open_image` takes for an image's file, from its header.
+
+    Raises:
+        ImageError: as `open_image`.
+    """
+    from PIL import Image
+
+    try:
+        Image.init()
+        with Image.open(io.BytesIO(data), formats=[one for one in FORMATS if one in Image.OPEN]) as image:
+            # The image, its background and their composite, each at most 4 bytes per pixel, and the result.
+            return image.width * image.height * (16 if image.mode not in ("RGB", "L") else 7)
+    except Exception as error:
+        raise ImageError(f"is damaged or truncated ({error})") from None
+
+
 def _decode(file: BinaryIO, size: int, name: str) -> "Image.Image":
     from PIL import Image, UnidentifiedImageError
 

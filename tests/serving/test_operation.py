@@ -235,7 +235,11 @@ def test_keys_guard_everything_but_health_and_the_page(models, tmp_path):
         for headers in ({}, {"x-api-key": "third-key"}, {"authorization": "Bearer x"}, {"authorization": "Basic first-key"}):
             response = server.ask("POST", CLASSIFY, content=PHOTO, headers=headers)
             assert (response.status_code, response.headers["www-authenticate"]) == (401, "Bearer")
-        for headers in ({"x-api-key": "first-key"}, {"authorization": "Bearer second-key"}):
+        for headers in (
+            {"x-api-key": "first-key"},
+            {"authorization": "Bearer second-key"},
+            {"authorization": "bearer second-key"},
+        ):
             assert server.ask("POST", CLASSIFY, content=PHOTO, headers=headers).status_code == 200
         assert not any("-key" in json.dumps(entry) for entry in server.log)
 

@@ -46,7 +46,7 @@ def folder(models, tmp_path):
 def test_models_are_loaded_and_unloaded(models, folder):
     with serving("-m", models["fc"], "--repository", folder) as server:
         states = {one["name"]: one["state"] for one in post(server, "index").json()}
-        assert states == {"fc": "READY", "plain": "UNAVAILABLE", "deep": "UNAVAILABLE", "link": "UNAVAILABLE"}
+        assert states == {"fc": "READY", "plain": "UNAVAILABLE", "deep": "UNAVAILABLE"}  # what can be loaded
         assert "model_repository" in server.ask("GET", "/v2").json()["extensions"]
         for name, file in (("plain", folder / "plain.onnx"), ("deep", folder / "deep" / "10" / "model.onnx")):
             assert server.ask("GET", f"/v2/models/{name}/ready").status_code == 404
@@ -125,7 +125,7 @@ def test_a_failed_load_keeps_the_old_model(models, folder, tmp_path):
             response = post(server, "models/plain/load")
             assert response.status_code == 400
             assert line in response.json()["error"]
-            assert response.json()["error"].startswith(str(plain))
+            assert response.json()["error"].startswith("plain.onnx: ")  # without the server's folders
             assert score(server, "plain") == before
         plain.unlink()
         assert post(server, "models/plain/load").status_code == 404

@@ -150,12 +150,23 @@ def test_an_invalid_request_gets_a_message(server, options, status, line):
     assert response.json()["error"].startswith(line)
 
 
-def test_an_image_with_too_many_pixels_is_refused_before_decoding(server):
-    # The header of a PNG declares 10,000 x 10,000 pixels.
-    head = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + (10_000).to_bytes(4) * 2 + b"\x08\2\0\0\0"
+@pytest.mark.parametrize(
+    ("side", "options", "line"),
+    [
+        (20_000, (), "has more than 178,956,970 pixels"),
+        (4_000, ("--decode-mib", 16), "memory to be decoded; the maximum is 16 MiB (`vgg serve --decode-mib`)"),
+    ],
+)
+def test_a_large_image_is_refused_before_decoding(models, side, options, line):
+    # The header of a PNG declares the pixels; there are none.
+    head = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + side.to_bytes(4) * 2 + b"\x08\2\0\0\0"
     data = head + zlib.crc32(head[12:]).to_bytes(4) + b"\0\0\0\0IEND\xaeB`\x82"
-    response = server.ask("POST", CLASSIFY, content=data)
-    assert (response.status_code, response.json()["error"]) == (422, "image: 100,000,000 pixels; the maximum is 50,000,000")
+    with serving("-m", models["gap"], *options) as server:
+        response = server.ask("POST", CLASSIFY, content=data)
+        assert response.status_code == 422
+        assert response.json()["error"].startswith("image: ")
+        assert line in response.json()["error"]
+        assert server.ask("POST", CLASSIFY, content=PHOTOS[0].read_bytes()).status_code == 200
 
 
 def test_unknown_paths_and_methods_get_the_same_error_format(server):

@@ -59,6 +59,9 @@ def serve(
     max_body_mib: Annotated[
         int, typer.Option("--max-body-mib", min=1, metavar="N", help="Maximum size of a request body, in MiB.")
     ] = 32,
+    decode_mib: Annotated[
+        int, typer.Option("--decode-mib", min=1, metavar="N", help="Memory for decoding images, in MiB.")
+    ] = 512,
     engine: common.EngineOption = "auto",
     threads: common.ThreadsOption = None,
     device: common.DeviceOption = "cpu",
@@ -69,7 +72,7 @@ def serve(
 
     Supports images at /v1/classify, the Open Inference Protocol, and Multi Model Server's interface; see /docs.
     """
-    require("serving", "serve", "starlette", "uvicorn", "prometheus_client", "python_multipart")
+    require("serving", "serve", "msgspec", "starlette", "uvicorn", "prometheus_client", "python_multipart")
     if grpc_port is not None:
         require("gRPC", "grpc", "grpc", "tritonclient", "google")
     from ..serving import Settings
@@ -78,6 +81,6 @@ def serve(
     run(
         Settings(
             tuple(model or ()), host, port, grpc_port, repository, api_key_file, tuple(allow_origin or ()), batch_size, queue,
-            deadline_seconds, drain_seconds, max_body_mib, engine, threads, device,
+            deadline_seconds, drain_seconds, max_body_mib, decode_mib, engine, threads, device,
         )
     )  # fmt: skip

@@ -23,6 +23,7 @@ class Settings:
     deadline: float = 30  # seconds from a request's first byte to its response
     drain: float = 30  # seconds after SIGTERM in which accepted requests may finish
     max_body: int = 32  # MiB per request body
+    decode: int = 512  # MiB of memory for the images that are decoded at the same time
     engine: str = "auto"
     threads: int | None = None
     device: str = "cpu"

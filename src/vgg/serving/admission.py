@@ -9,13 +9,13 @@ from starlette.types import Scope
 
 from ..errors import Error
 from ..files import reason
-from . import Settings
+from . import Settings, limits
+from .memory import Memory, Reservation
 from .refusals import Busy, Forbidden, TooLarge, Unauthorized
 
 # Health checks and the web page need no key, and work during a shutdown.
 OPEN = ("/healthz", "/readyz", "/ping", "/v2/health/live", "/v2/health/ready", "/", "/docs", "/openapi.json")
 SAFE = ("GET", "HEAD", "OPTIONS")
-BODIES = 8  # number of bodies of the maximum size that fit into memory at the same time
 
 
 class Admission:
@@ -28,7 +28,7 @@ class Admission:
         self._keys = _read_keys(settings.api_key_file) if settings.api_key_file else None
         self._max_body = settings.max_body * 2**20
         self._deadline = settings.deadline
-        self._buffered = 0  # bytes of bodies in memory
+        self._memory = Memory(limits.BODIES * self._max_body)
 
     def deadline(self, path: str) -> float | None:
         """The seconds in which a request must be finished; None if there is no limit."""
@@ -47,35 +47,28 @@ class Admission:
         if self.draining and stops_on_shutdown(path):
             raise shutting_down()
         length = headers.get("content-length", "")
-        if length.isdigit() and int(length) > self._max_body:
-            raise self._too_large()
+        if length.isdigit():
+            self.check_size(int(length))
 
     def check_key(self, headers: Headers) -> None:
         """Raise Unauthorized if the server requires an API key and the headers contain no valid one."""
         if self._keys is None:
             return
-        given = headers.get("x-api-key") or headers.get("authorization", "").removeprefix("Bearer ").strip()
+        scheme, _, credentials = headers.get("authorization", "").partition(" ")
+        given = headers.get("x-api-key") or (credentials.strip() if scheme.lower() == "bearer" else "")
         digest = hashlib.sha256(given.encode()).digest()
         # Compare with every key, each in constant time: the time must not depend on the keys.
         if not sum(hmac.compare_digest(digest, key) for key in self._keys):
             raise Unauthorized(Unauthorized.example, www_authenticate="Bearer")
 
-    def reserve(self, count: int, received: int = 0) -> None:
-        """Reserve memory for `count` more bytes of a body of which `received` bytes are in memory.
+    def reservation(self) -> Reservation:
+        """Memory for a request."""
+        return Reservation(self._memory)
 
-        Raises:
-            TooLarge: the body exceeds the limit.
-            Busy: the bodies of all requests exceed the memory for them.
-        """
-        if received + count > self._max_body:
+    def check_size(self, size: int) -> None:
+        """Raise TooLarge if a body is larger than allowed."""
+        if size > self._max_body:
             raise self._too_large()
-        if self._buffered + count > BODIES * self._max_body:
-            raise Busy("not enough memory for the body; try again later", retry_after="1")
-        self._buffered += count
-
-    def release(self, count: int) -> None:
-        """Give back reserved memory."""
-        self._buffered -= count
 
     def _too_large(self) -> TooLarge:
         return TooLarge(f"the body is larger than {self._max_body >> 20} MiB", connection="close")

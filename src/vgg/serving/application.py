@@ -15,12 +15,13 @@ from starlette.types import Receive, Scope, Send
 from .. import __version__
 from ..arrays import Array
 from ..errors import ImageError
-from ..images import open_image
+from ..images import decoding_bytes, open_image
 from . import Settings, model_server, open_inference_rest, openapi, site, v1
 from .admission import Admission
 from .batcher import Batcher, Place
-from .bodies import EncodedImage, check_size
+from .bodies import EncodedImage
 from .exchange import Exchange
+from .memory import DecodingMemory
 from .metrics import Metrics
 from .repository import Model, Repository
 
@@ -49,6 +50,7 @@ class Application:
         self.admission = Admission(settings)
         self.metrics = Metrics()
         self.repository = Repository(settings, self.metrics)
+        self._decoding = DecodingMemory(settings.decode * 2**20)
         self._pool = ThreadPoolExecutor(os.cpu_count() or 1, "decode")
         self._router = Router(
             [*site.ROUTES, *v1.ROUTES, *open_inference_rest.ROUTES, *model_server.ROUTES], redirect_slashes=False
@@ -70,7 +72,7 @@ class Application:
 
         async def infer_one(image: EncodedImage, place: Place) -> ImageValues | ImageError:
             try:
-                value, size, decoded = await self.in_thread(lambda: _decode(model, image))
+                value, size, decoded = await self.in_thread(lambda: _decode(model, image, self._decoding))
             except ImageError as error:
                 return error
             model.statistics.decoded(decoded)
@@ -113,10 +115,19 @@ async def _concurrently(
     return [task.result() for task in tasks]
 
 
-def _decode(model: Model, image: EncodedImage) -> tuple[Array, tuple[int, int], float]:
+def _decode(model: Model, image: EncodedImage, memory: DecodingMemory) -> tuple[Array, tuple[int, int], float]:
     """In a decoding thread: the network's input, the image's width and height, and the seconds it took."""
-    started = time.perf_counter()
-    check_size(image)
-    opened = open_image(image.data, image.name)
-    value = model.classifier.preprocess(opened, image.name)
-    return value, opened.size, time.perf_counter() - started
+    try:
+        needed = decoding_bytes(image.data)
+    except ImageError:
+        needed = 0  # `open_image` raises it again, with the image's name
+    if needed > memory.size:
+        raise ImageError(
+            f"{image.name}: needs {needed / 2**20:,.0f} MiB of memory to be decoded; the maximum is "
+            f"{memory.size >> 20:,} MiB (`vgg serve --decode-mib`)"
+        )
+    with memory.reserved(needed):
+        started = time.perf_counter()
+        opened = open_image(image.data, image.name)
+        value = model.classifier.preprocess(opened, image.name)
+        return value, opened.size, time.perf_counter() - started

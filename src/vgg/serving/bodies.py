@@ -1,26 +1,26 @@
 """Request bodies with images: raw, as a form, or as base64 in JSON."""
 
+import asyncio
 import base64
 import binascii
-import io
-import json
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from PIL import Image
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
-from ..errors import ImageError
+from . import limits
+from .json_text import parse_object
+from .memory import Reservation
 from .refusals import Refusal, TooLarge, Unsupported
 
 # Content types of raw images besides image/*: `curl --data-binary` sends urlencoded, clients of SageMaker x-image.
 RAW = ("", "application/octet-stream", "application/x-www-form-urlencoded", "application/x-image")
-MAX_FIELDS = 1000  # of a form
-MAX_PIXELS = 50_000_000  # per image: less than the library allows, since a server decodes several untrusted images at once
+STEP = 2**16  # bytes that are decompressed before the event loop continues
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,8 @@ async def read_images(request: Request) -> Body:
     if kind == "multipart/form-data":
         body = await _read_form(request)
     elif kind == "application/json":
-        body = _read_json(await decoded_body(request))
+        content = await decoded_body(request)
+        body = await request.app.in_thread(lambda: _read_json(content, request.scope["memory"]))
     elif kind in RAW or kind.startswith("image/"):
         data = await decoded_body(request)
         body = Body([EncodedImage("image", data)] if data else [])
@@ -74,33 +75,48 @@ async def decoded_body(request: Request) -> bytes:
     Raises:
         Unsupported: the content encoding is neither gzip nor deflate.
         TooLarge: the body exceeds the limit once it is decompressed.
+        Busy: the bodies of all requests exceed the memory for them.
         Refusal: the compressed data is damaged.
     """
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in ("identity", "gzip", "deflate"):
+        raise Unsupported(f"unsupported content encoding {encoding}; use gzip or deflate")
     try:
-        body = await request.body()
+        if encoding == "identity":
+            return b"".join([chunk async for chunk in request.stream()])
+        return await _decompressed(request, encoding)
     except ClientDisconnect:
         raise Refusal("the body is incomplete") from None
-    encoding = request.headers.get("content-encoding", "identity").strip().lower()
-    if encoding == "identity":
-        return body
-    if encoding not in ("gzip", "deflate"):
-        raise Unsupported(f"unsupported content encoding {encoding}; use gzip or deflate")
+
+
+async def _decompressed(request: Request, encoding: str) -> bytes:
     limit = request.app.settings.max_body * 2**20
     decompressor = zlib.decompressobj(wbits=47)  # detects the headers of zlib and gzip
-    try:
-        plain = decompressor.decompress(body, limit)
-    except zlib.error as error:
-        raise Refusal(f"the body is not valid {encoding}: {error}") from None
-    if decompressor.unconsumed_tail:
-        raise TooLarge(f"the body is larger than {limit >> 20} MiB once it is decompressed")
+    parts, size = [], 0
+    async for chunk in request.stream():
+        while chunk and not decompressor.eof:
+            try:
+                parts.append(decompressor.decompress(chunk, STEP))
+            except zlib.error as error:
+                raise Refusal(f"the body is not valid {encoding}: {error}") from None
+            size += len(parts[-1])
+            if size > limit:
+                raise TooLarge(f"the body is larger than {limit >> 20} MiB once it is decompressed", connection="close")
+            request.scope["memory"].take(len(parts[-1]))
+            chunk = decompressor.unconsumed_tail
+            await asyncio.sleep(0)  # a few bytes may become many steps
     if not decompressor.eof:
         raise Refusal(f"the body is not valid {encoding}: it is truncated")
-    return plain
+    return b"".join(parts)
 
 
 async def _read_form(request: Request) -> Body:
     try:
-        parser = _MemoryParser(request.headers, request.stream(), max_files=MAX_FIELDS, max_fields=MAX_FIELDS)
+        _, parameters = parse_options_header(request.headers["content-type"])
+        if parameters.get(b"charset", b"utf-8").lower() not in (b"utf-8", b"utf8"):
+            # Other codecs may be slow, or return text that can't be sent.
+            raise Refusal("unsupported charset of the form; use UTF-8")
+        parser = _MemoryParser(request.headers, request.stream(), max_files=limits.FORM_PARTS, max_fields=limits.FORM_PARTS)
         form = await parser.parse()
     except (MultiPartException, KeyError) as error:
         raise Refusal(f"invalid form: {getattr(error, 'message', 'the content type has no boundary')}") from None
@@ -109,19 +125,22 @@ async def _read_form(request: Request) -> Body:
     images, options = [], {}
     for key, value in form.multi_items():
         if isinstance(value, UploadFile):
-            images.append(EncodedImage(value.filename or key, await value.read()))
+            request.scope["memory"].take(value.size or 0)
+            images.append(_image(value.filename or key, await value.read()))
+            await value.close()
         else:
             options[key] = value
     return Body(images, options)
 
 
-def _read_json(body: bytes) -> Body:
+def _read_json(body: bytes, memory: Reservation) -> Body:
     record = parse_object(body)
     entries = record.pop("images", None)
     if entries is None:
         entries = [record.pop("image")] if "image" in record else []
     if not isinstance(entries, list):
         raise Refusal("`images` must be a list")
+    memory.take(2 * len(body))  # the texts, and what they encode
     images = []
     for index, entry in enumerate(entries):
         name = f"image {index}" if len(entries) > 1 else "image"
@@ -134,37 +153,13 @@ def _read_json(body: bytes) -> Body:
         if entry.startswith("data:"):
             entry = entry.partition(",")[2]
         try:
-            images.append(EncodedImage(name, base64.b64decode(entry, validate=True)))
+            images.append(_image(name, base64.b64decode(entry, validate=True)))
         except (binascii.Error, ValueError):
             raise Refusal(f"{name}: invalid base64; the server does not download images from URLs") from None
     return Body(images, record)
 
 
-def parse_object(body: bytes) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises:
-        Refusal: the body is not JSON, not an object, or contains NaN or Infinity.
-    """
-
-    def refuse_constant(text: str) -> Any:
-        raise ValueError(f"invalid number {text}")
-
-    try:
-        record = json.loads(body, parse_constant=refuse_constant)
-    except (ValueError, RecursionError) as error:
-        raise Refusal(f"the body is not valid JSON: {error or 'nested too deeply'}") from None
-    if not isinstance(record, dict):
-        raise Refusal("the body must be a JSON object")
-    return record
-
-
-def check_size(image: EncodedImage) -> None:
-    """Raise ImageError if the header of an image declares too many pixels."""
-    try:
-        with Image.open(io.BytesIO(image.data)) as opened:
-            width, height = opened.size
-    except Exception:  # the decoder will report what is wrong
-        return
-    if width * height > MAX_PIXELS:
-        raise ImageError(f"{image.name}: {width * height:,} pixels; the maximum is {MAX_PIXELS:,}")
+def _image(name: str, data: bytes) -> EncodedImage:
+    if len(name) > limits.NAME:
+        raise Refusal(f"the name of an image has more than {limits.NAME:,} characters")
+    return EncodedImage(name, data)

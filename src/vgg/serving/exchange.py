@@ -51,6 +51,7 @@ class Exchange:
         self._status = 0
         self._watcher: asyncio.Task[None] | None = None
         self._disconnected = False
+        self._memory = scope["memory"] = admission.reservation()
         scope["facts"] = {}  # handlers add the model and what else to log
 
     async def run(self) -> None:
@@ -71,15 +72,16 @@ class Exchange:
             if self._watcher:
                 self._watcher.cancel()
             self._admission.active -= 1
-            self._admission.release(self._received)
+            self._memory.release()
             self._account()
 
     async def receive(self) -> Message:
         message = await self._receive()
         if message["type"] == "http.request":
             size = len(message.get("body", b""))
-            self._admission.reserve(size, self._received)
             self._received += size
+            self._admission.check_size(self._received)
+            self._memory.take(size)
             self._complete = not message.get("more_body", False)
             if self._complete and not self._watcher and self._deadline is not None:
                 self._watcher = asyncio.create_task(self._cancel_on_disconnect(asyncio.current_task()))

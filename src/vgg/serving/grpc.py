@@ -12,13 +12,14 @@ import numpy as np
 from google.protobuf import json_format
 from starlette.datastructures import Headers
 from tritonclient.grpc import service_pb2 as messages
-from tritonclient.grpc import service_pb2_grpc
 
+from ..architectures import Architecture
 from ..errors import Error
-from . import open_inference, tensors
+from . import limits, open_inference, protobuf, tensors
 from .admission import shutting_down
 from .application import Application
 from .exchange import DISCONNECTED, FAILURES, INTERNAL_ERROR, log_request, request_id
+from .memory import Reservation
 from .refusals import Late, Refusal
 from .repository import Model
 
@@ -29,7 +30,9 @@ CODES = {
     404: grpc.StatusCode.NOT_FOUND, 413: grpc.StatusCode.RESOURCE_EXHAUSTED, 503: grpc.StatusCode.UNAVAILABLE,
     504: grpc.StatusCode.DEADLINE_EXCEEDED,
 }  # fmt: skip
-Method = Callable[[Any, Any], Awaitable[Any]]
+SERVICE = messages.DESCRIPTOR.services_by_name["GRPCInferenceService"]
+INLINE = 2**16  # bytes of a message that is parsed in the event loop's thread
+CHUNK = 2**16  # numbers that are copied at once, so that other threads can run in between
 
 
 async def start(application: Application, host: str, port: int) -> tuple[int, Callable[[float], Awaitable[None]]]:
@@ -41,10 +44,23 @@ async def start(application: Application, host: str, port: int) -> tuple[int, Ca
     Raises:
         Error: the server can't listen on the port.
     """
+    settings = application.settings
     server = grpc.aio.server(
-        options=(("grpc.max_receive_message_length", application.settings.max_body * 2**20), ("grpc.so_reuseport", 0))
+        options=(
+            ("grpc.max_receive_message_length", settings.max_body * 2**20),
+            ("grpc.max_allowed_incoming_connections", limits.connections(2)),
+            ("grpc.so_reuseport", 0),
+        ),
+        maximum_concurrent_rpcs=2 * settings.queue,
     )
-    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(_Service(application), server)
+    service = _Service(application)
+    # Messages are parsed by `_guarded`, not by the library, so that they are counted first.
+    handlers = {
+        method.name: grpc.unary_unary_rpc_method_handler(getattr(service, method.name), None, _serialize)
+        for method in SERVICE.methods
+        if hasattr(service, method.name)
+    }
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE.full_name, handlers),))
     try:
         bound = server.add_insecure_port(f"{f'[{host}]' if ':' in host else host}:{port}")
     except RuntimeError:
@@ -57,13 +73,20 @@ async def start(application: Application, host: str, port: int) -> tuple[int, Ca
     return bound, stop
 
 
-def _guarded(method: Callable[[Any, Any], Any]) -> Any:
+def _serialize(message: Any) -> bytes:
+    content: bytes = message.SerializeToString()
+    return content
+
+
+def _guarded(method: Callable[..., Any]) -> Any:
     """Wrap a method: API keys, limits, the deadline, errors as status codes, and the log."""
+    kind = getattr(messages, SERVICE.methods_by_name[method.__name__].input_type.name)
 
     @functools.wraps(method)
-    async def call(self: "_Service", request: Any, context: Any) -> Any:
-        app, started, status, reserved = self.application, time.perf_counter(), 200, 0
+    async def call(self: "_Service", content: bytes, context: Any) -> Any:
+        app, started, status = self.application, time.perf_counter(), 200
         admission = app.admission
+        memory = admission.reservation()
         headers = Headers({key: str(value) for key, value in context.invocation_metadata()})
         identity = request_id(headers)
         context.set_trailing_metadata((("x-request-id", identity),))
@@ -72,10 +95,13 @@ def _guarded(method: Callable[[Any, Any], Any]) -> Any:
             admission.check_key(headers)
             if admission.draining:
                 raise shutting_down()
-            admission.reserve(size := request.ByteSize())
-            reserved = size
+            # The bytes, the message, which may have room for as many again, and the tensor.
+            memory.take(4 * len(content))
             async with asyncio.timeout(None if "Repository" in method.__name__ else app.settings.deadline):
-                return await method(self, request)
+                parse = functools.partial(protobuf.parse, kind, content)
+                request = parse() if len(content) <= INLINE else await app.in_thread(parse)
+                del content, parse
+                return await method(self, request, memory)
         except (Error, TimeoutError) as error:
             status = _status(error)
             message = Late.example if isinstance(error, TimeoutError) else str(error)
@@ -89,7 +115,7 @@ def _guarded(method: Callable[[Any, Any], Any]) -> Any:
             await context.abort(grpc.StatusCode.INTERNAL, INTERNAL_ERROR)
         finally:
             admission.active -= 1
-            admission.release(reserved)
+            memory.release()
             seconds = time.perf_counter() - started
             log_request("call", identity, context.peer(), method.__name__, status, seconds)
 
@@ -107,20 +133,20 @@ def _status(error: BaseException) -> int:
     return 400 if isinstance(error, Error) else 500
 
 
-class _Service(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
+class _Service:
     """Each method corresponds to a handler in `open_inference`."""
 
     def __init__(self, application: Application) -> None:
         self.application = application
 
-    async def ServerLive(self, request: Any, context: Any) -> Any:
+    async def ServerLive(self, content: bytes, context: Any) -> Any:
         return messages.ServerLiveResponse(live=True)
 
-    async def ServerReady(self, request: Any, context: Any) -> Any:
+    async def ServerReady(self, content: bytes, context: Any) -> Any:
         return messages.ServerReadyResponse(ready=not self.application.admission.draining)
 
     @_guarded
-    async def ModelReady(self, request: Any) -> Any:
+    async def ModelReady(self, request: Any, memory: Reservation) -> Any:
         try:
             self._model(request.name, request.version)
         except Refusal:
@@ -128,52 +154,55 @@ class _Service(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
         return messages.ModelReadyResponse(ready=True)
 
     @_guarded
-    async def ServerMetadata(self, request: Any) -> Any:
+    async def ServerMetadata(self, request: Any, memory: Reservation) -> Any:
         return messages.ServerMetadataResponse(**open_inference.server_metadata(self.application.repository))
 
     @_guarded
-    async def ModelMetadata(self, request: Any) -> Any:
+    async def ModelMetadata(self, request: Any, memory: Reservation) -> Any:
         model = self._model(request.name, request.version)
         return messages.ModelMetadataResponse(**open_inference.model_metadata(self.application.repository, model))
 
     @_guarded
-    async def ModelConfig(self, request: Any) -> Any:
+    async def ModelConfig(self, request: Any, memory: Reservation) -> Any:
         model = self._model(request.name, request.version)
         record = {"config": open_inference.model_config(model, self.application.settings.batch_size)}
         return json_format.ParseDict(record, messages.ModelConfigResponse())
 
     @_guarded
-    async def ModelStatistics(self, request: Any) -> Any:
+    async def ModelStatistics(self, request: Any, memory: Reservation) -> Any:
         chosen = [self._model(request.name, request.version)] if request.name else list(self.application.repository)
         record = {"model_stats": [model.statistics.record() for model in chosen]}
         return json_format.ParseDict(record, messages.ModelStatisticsResponse())
 
     @_guarded
-    async def RepositoryIndex(self, request: Any) -> Any:
+    async def RepositoryIndex(self, request: Any, memory: Reservation) -> Any:
         index = self.application.repository.index()
         entries = [entry for entry in index if not request.ready or entry["state"] == "READY"]
         models = [messages.RepositoryIndexResponse.ModelIndex(**entry) for entry in entries]
         return messages.RepositoryIndexResponse(models=models)
 
     @_guarded
-    async def RepositoryModelLoad(self, request: Any) -> Any:
+    async def RepositoryModelLoad(self, request: Any, memory: Reservation) -> Any:
         if request.parameters:
             raise Refusal(open_inference.NO_PARAMETERS)
         await self.application.repository.load(request.model_name)
         return messages.RepositoryModelLoadResponse()
 
     @_guarded
-    async def RepositoryModelUnload(self, request: Any) -> Any:
+    async def RepositoryModelUnload(self, request: Any, memory: Reservation) -> Any:
         await self.application.repository.unload(request.model_name)
         return messages.RepositoryModelUnloadResponse()
 
     @_guarded
-    async def ModelInfer(self, request: Any) -> Any:
+    async def ModelInfer(self, request: Any, memory: Reservation) -> Any:
         started = time.perf_counter()
         with self._model(request.model_name, request.model_version).in_use() as model:
             try:
                 model.batcher.check_room()
-                inference = _inference(request, model)
+                settings, architecture = self.application.settings, model.classifier.network.architecture
+                read = functools.partial(_inference, request, architecture, settings.queue)
+                inference = await self.application.in_thread(read)
+                tensors.check_outputs(inference, architecture, settings.max_body * 2**20, memory)
                 outputs = await open_inference.run(self.application, model, inference)
             except (Exception, asyncio.CancelledError) as error:
                 reason = FAILURES.get(_status(error), "OTHER")
@@ -195,20 +224,32 @@ class _Service(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
         return self.application.repository.get(name or None, version or None)
 
 
-def _inference(request: Any, model: Model) -> tensors.Inference:
+def _inference(request: Any, architecture: Architecture, max_images: int) -> tensors.Inference:
     """The inference request in a message. Raises Refusal."""
-    architecture = model.classifier.network.architecture
     if len(request.inputs) != 1:
         raise Refusal(f"the request must have one input, {tensors.INPUT!r}")
     tensor, raw = request.inputs[0], request.raw_input_contents
     if len(raw) > 1 or (raw and len(raw[0]) % 4):
         raise Refusal("`raw_input_contents` must be the bytes of one FP32 tensor")
-    values = np.frombuffer(raw[0], "<f4") if raw else np.array(tensor.contents.fp32_contents, np.float32)
-    batch = tensors.make_batch(tensor.name, tensor.datatype, list(tensor.shape), values, architecture)
+    shape = list(tensor.shape)
+    count = tensors.check_input(tensor.name, tensor.datatype, shape, architecture, max_images)
+    numbers = tensor.contents.fp32_contents
+    if not raw and len(numbers) != count:
+        raise Refusal(f"shape {shape} needs {count} values, not {len(numbers)}")
+    if raw:
+        values = np.frombuffer(raw[0], "<f4")
+    else:
+        values = np.empty(count, np.float32)
+        for place in range(0, count, CHUNK):
+            values[place : place + CHUNK] = numbers[place : place + CHUNK]
+    batch = tensors.make_batch(values, shape)
     outputs = [tensors.requested_output(out.name, True, _number(out.parameters, "classification")) for out in request.outputs]
     architecture.check_values(out.name for out in outputs)
-    timeout = _number(request.parameters, "timeout") / 1e6 or None
-    return tensors.Inference(batch, tuple(outputs) or (tensors.RequestedOutput(tensors.OUTPUT),), request.id, timeout)
+    timeout = _number(request.parameters, "timeout")
+    if timeout < 0:
+        raise Refusal("`timeout` must be an integer, in microseconds")
+    outputs = outputs or [tensors.RequestedOutput(tensors.OUTPUT, True)]
+    return tensors.Inference(batch, tuple(outputs), request.id, timeout / 1e6 or None)
 
 
 def _number(parameters: Any, name: str) -> int:

@@ -9,7 +9,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from . import open_inference, tensors
-from .bodies import decoded_body, parse_object
+from .bodies import decoded_body
+from .json_text import parse_object
 from .open_inference import (
     IndexRequest,
     InferRequest,
@@ -66,7 +67,9 @@ async def infer(request: Request) -> Response:
         facts["served"] = model
         architecture = model.classifier.network.architecture
         header_length = request.headers.get(tensors.HEADER)
-        inference = await app.in_thread(lambda: tensors.read_request(body, header_length, architecture))
+        queue, memory = app.settings.queue, request.scope["memory"]
+        inference = await app.in_thread(lambda: tensors.read_request(body, header_length, architecture, queue, memory))
+        tensors.check_outputs(inference, architecture, app.settings.max_body * 2**20, memory)
         facts["images"] = len(inference.batch)
         outputs = await open_inference.run(app, model, inference)
         head = {"model_name": model.name, "model_version": model.version}

@@ -1,6 +1,7 @@
 """Errors of requests, each with its HTTP status. Docstrings and examples appear in the OpenAPI description."""
 
 from ..errors import Error
+from . import limits
 
 
 class Refusal(Error):
@@ -10,7 +11,7 @@ class Refusal(Error):
     example = "top must be an integer of 1 or more"
 
     def __init__(self, message: str, **headers: str) -> None:
-        super().__init__(message)
+        super().__init__(message if len(message) <= limits.MESSAGE else f"{message[: limits.MESSAGE]}…")
         self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
 
 

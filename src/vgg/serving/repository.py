@@ -1,6 +1,7 @@
 """The served models, by name and version. They are loaded from private copies and replaced without interruption."""
 
 import asyncio
+import logging
 import re
 import shutil
 import tempfile
@@ -24,8 +25,11 @@ from .batcher import Batcher
 from .metrics import Metrics, Statistics, TritonCounters
 from .refusals import Forbidden, NotFound
 
+log = logging.getLogger("vgg.serving")
+
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 NAMED = re.compile(rf"({NAME.pattern})(?::([1-9][0-9]{{0,8}}))?=(.+)", re.DOTALL)
+VERSION = re.compile(r"[1-9][0-9]{0,8}")
 SUFFIXES = (".onnx", ".safetensors", ".pth", ".pt", ".h5")
 
 
@@ -141,8 +145,15 @@ class Repository:
             ModelError: the model can't be read.
         """
         async with self._loading:
-            version, path = self._find(name)
-            model = await self._open(name, version, path)
+            if (found := self._loadable().get(name)) is None:
+                raise NotFound(f"the repository has no model {name!r}")
+            version, path = found
+            try:
+                model = await self._open(name, version, path)
+            except ModelError as error:
+                log.warning("the model could not be loaded", extra={"model": name, "error": str(error)})
+                # Clients need not know where the server keeps its files.
+                raise ModelError(str(error).replace(str(path), str(path.relative_to(self._folder())))) from None
             replaced = self._models.get(name, {})
             self._models[name] = {version: model}
             self._close_all(replaced)
@@ -166,8 +177,7 @@ class Repository:
         """The served models, and the models of the repository that are not loaded."""
         entries = [IndexEntry(name=model.name, version=model.version, state="READY", reason="") for model in self]
         if self._settings.repository is not None:
-            names = {path.stem if path.is_file() else path.name for path in self._folder().iterdir() if _may_be(path)}
-            idle = sorted(names - set(self._models))
+            idle = sorted(set(self._loadable()) - set(self._models))
             entries += [IndexEntry(name=name, version="", state="UNAVAILABLE", reason="not loaded") for name in idle]
         return entries
 
@@ -187,20 +197,19 @@ class Repository:
             raise Forbidden("loading and unloading models is disabled; enable it with `vgg serve --repository DIR`")
         return self._settings.repository.resolve()
 
-    def _find(self, name: str) -> tuple[str, Path]:
-        """The version and file of a model in the folder: `NAME.onnx` or `NAME/VERSION/model.onnx`, the newest version."""
+    def _loadable(self) -> dict[str, tuple[str, Path]]:
+        """The version and file of each model in the folder: `NAME.onnx` or `NAME/VERSION/model.onnx`, the newest version."""
         folder = self._folder()
-        places = [("1", path) for path in folder.glob("*") if path.stem == name and path.suffix in SUFFIXES]
-        if NAME.fullmatch(name) and (folder / name).is_dir():
-            versions = sorted(
-                (p for p in (folder / name).iterdir() if re.fullmatch("[1-9][0-9]{0,8}", p.name)), key=lambda p: int(p.name)
-            )
-            places += [(p.name, file) for p in versions for file in sorted(p.glob("*")) if file.suffix in SUFFIXES]
+        places = [(path.stem, "1", path) for path in folder.iterdir()]
+        for versions in folder.glob("*/*/"):
+            if VERSION.fullmatch(versions.name):
+                places += [(versions.parent.name, versions.name, path) for path in versions.iterdir()]
         # Links are resolved, so that no file outside the folder is read.
-        places = [(version, path) for version, path in places if path.resolve().is_relative_to(folder) and path.is_file()]
-        if not places:
-            raise NotFound(f"the repository has no model {name!r}")
-        return places[-1]
+        return {
+            name: (version, path)
+            for name, version, path in sorted(places, key=lambda place: (int(place[1]), place[2]))
+            if NAME.fullmatch(name) and path.suffix in SUFFIXES and path.resolve().is_relative_to(folder) and path.is_file()
+        }
 
     async def _open(self, name: str, version: str, path: Path) -> Model:
         settings = self._settings
@@ -211,10 +220,6 @@ class Repository:
             queue=settings.queue, max_wait=settings.deadline, name=name,
         )  # fmt: skip
         return Model(name, version, path, classifier, batcher, statistics)
-
-
-def _may_be(path: Path) -> bool:
-    return NAME.fullmatch(path.stem if path.is_file() else path.name) is not None and (path.is_dir() or path.suffix in SUFFIXES)
 
 
 def open_model(path: Path, settings: Settings, name: str) -> Classifier:

@@ -1,13 +1,13 @@
 """The server process: sockets, models, logging, and a graceful shutdown."""
 
 import asyncio
-import json
 import logging
 import signal
 import socket
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import uvicorn
@@ -17,14 +17,17 @@ from starlette.types import ASGIApp
 
 from ..errors import Error
 from ..files import reason
-from . import Settings
+from . import Settings, limits
 from .application import Application
+from .connections import Connection, limited
+from .logs import logging_to
 
 log = logging.getLogger("vgg.serving")
 
 KEEP_ALIVE = 75  # seconds; longer than load balancers keep idle connections, so that they never reuse a closed one
 BACKLOG = 2048
-STANDARD = set(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message", "taskName"}
+SETTLE = 0.02  # seconds in which clients notice that the server accepts no more connections
+LINGER = 1.0  # seconds in which new connections may send a request at the end of a shutdown
 
 
 def serve(settings: Settings) -> None:
@@ -33,9 +36,9 @@ def serve(settings: Settings) -> None:
     Raises:
         Error: a model can't be loaded, or the server can't listen on the port.
     """
-    configure_log(sys.stderr.isatty())
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # while the models load, no request is accepted
-    asyncio.run(_serve(settings))
+    with logging_to(sys.stderr):
+        asyncio.run(_serve(settings))
 
 
 async def _serve(settings: Settings) -> None:
@@ -49,9 +52,11 @@ async def _serve(settings: Settings) -> None:
             front = CORSMiddleware(
                 application, settings.allow_origins, ("GET", "POST"), ("*",), expose_headers=("x-request-id", "retry-after")
             )
+        protocols = 1 if settings.grpc_port is None else 2
         config = uvicorn.Config(
-            front, log_config=None, access_log=False, lifespan="off", ws="none", server_header=False, proxy_headers=False,
-            timeout_keep_alive=KEEP_ALIVE, timeout_graceful_shutdown=1, backlog=BACKLOG,
+            front, http=limited(limits.connections(protocols)), log_config=None, access_log=False, lifespan="off", ws="none",
+            server_header=False, proxy_headers=False, timeout_keep_alive=KEEP_ALIVE, timeout_graceful_shutdown=1,
+            backlog=limits.ACCEPTS,
         )  # fmt: skip
         host, port = listener.getsockname()[:2]
         address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
@@ -74,9 +79,11 @@ def listen(host: str, port: int) -> socket.socket:
     """A listening socket. Raises Error if the address is not available."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
-        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+        created = socket.create_server((host, port), family=family, backlog=BACKLOG)
     except OSError as error:
         raise Error(f"can't listen on {host} port {port}: {reason(error).lower()}") from None
+    # asyncio disables Nagle's algorithm, which delays responses by 40 ms, only if the socket names its protocol.
+    return socket.socket(created.family, created.type, socket.IPPROTO_TCP, fileno=created.detach())
 
 
 class _Server(uvicorn.Server):
@@ -88,6 +95,11 @@ class _Server(uvicorn.Server):
         self._application = application
         self.stop_grpc: Callable[[float], Awaitable[None]] | None = None
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for listener in sockets or []:
+            listener.listen(BACKLOG)  # uvicorn's is also the number of connections that it accepts at once
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         admission, settings = self._application.admission, self._application.settings
         started, admission.draining = time.monotonic(), True
@@ -98,35 +110,32 @@ class _Server(uvicorn.Server):
         while admission.active and time.monotonic() < end and not self.force_exit:
             await asyncio.sleep(0.02)
         unanswered = admission.active
+        await self._finish_new_connections(sockets or [])
         await super().shutdown(sockets)
         log.info("shut down", extra={"unanswered": unanswered, "seconds": round(time.monotonic() - started, 2)})
 
-
-def configure_log(terminal: bool) -> None:
-    """Log to standard error: readable lines on a terminal, otherwise one JSON object per line."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Lines() if terminal else _Json())
-    for name, level in (("vgg.serving", logging.INFO), ("uvicorn", logging.WARNING), ("asyncio", logging.ERROR)):
-        logger = logging.getLogger(name)
-        logger.handlers, logger.propagate = [handler], False
-        logger.setLevel(level)
-
-
-def _facts(record: logging.LogRecord) -> dict[str, Any]:
-    return {key: value for key, value in vars(record).items() if key not in STANDARD}
-
-
-class _Json(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z"
-        entry = {"time": moment, "level": record.levelname.lower(), "message": record.getMessage(), **_facts(record)}
-        if record.exc_info:
-            entry["exception"] = self.formatException(record.exc_info)
-        return json.dumps(entry, ensure_ascii=False, default=str)
+    async def _finish_new_connections(self, listeners: list[socket.socket]) -> None:
+        """Close the listeners, and respond to the clients that have connected: closing resets what has not been accepted."""
+        loop, state = asyncio.get_running_loop(), self.server_state
+        protocol: Any = self.config.http_protocol_class
+        for listener in listeners:
+            loop.remove_reader(listener.fileno())
+            listener.listen(0)  # further clients try again, until they are refused
+        await asyncio.sleep(SETTLE)
+        accepted = [one for listener in listeners for one in _accept_all(listener)]
+        for server in self.servers:
+            server.close()
+        for one in accepted:
+            await loop.connect_accepted_socket(lambda: protocol(config=self.config, server_state=state, app_state={}), one)
+        end = time.monotonic() + LINGER
+        while any(isinstance(one, Connection) and (one.is_new or one.waits) for one in state.connections):
+            if time.monotonic() > end or self.force_exit:
+                break
+            await asyncio.sleep(SETTLE)
 
 
-class _Lines(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        facts = " ".join(f"{key}={value}" for key, value in _facts(record).items())
-        line = f"{time.strftime('%H:%M:%S', time.localtime(record.created))} {record.getMessage()} {facts}"
-        return line + (f"\n{self.formatException(record.exc_info)}" if record.exc_info else "")
+def _accept_all(listener: socket.socket) -> Iterator[socket.socket]:
+    """The connections that a listener has not accepted yet."""
+    with suppress(OSError):  # there are no more
+        while True:
+            yield listener.accept()[0]

@@ -15,6 +15,7 @@ from .refusals import NotFound, NotSupported, Refusal, Unreadable
 from .repository import Model
 
 TOP = 5
+FEW = 1000  # predictions that the event loop's thread may format
 OPTIONS = ("top", "explain", "model", "version")
 BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 
@@ -140,7 +141,7 @@ async def classify(request: Request) -> Response:
         layers = outputs(model.classifier.network) if explain else ("logits",)
         inferred = await app.infer_images(model, body.images, layers)
         names = [image.name for image in body.images]
-        if explain:
+        if explain or len(names) * options["top"] > FEW:
             results = await app.in_thread(lambda: _results(model, names, inferred, options))
         else:
             results = _results(model, names, inferred, options)

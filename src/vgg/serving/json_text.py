@@ -1,0 +1,112 @@
+"""JSON of untrusted clients, read within limits: nothing is parsed before its values are counted."""
+
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from ..arrays import Array
+from . import limits
+from .refusals import Refusal
+
+CHUNK = 2**16  # bytes of numbers that are parsed at once, so that other threads can run in between
+COUNTED = 2**20  # bytes in which commas are counted at once
+STRUCTURE = re.compile(rb"[\s,\[\]]*+")
+COMMA, END_OF_ROW = re.compile(rb","), re.compile(rb"\]")
+
+
+def parse(text: bytes | memoryview, kind: Any) -> Any:
+    """JSON as a type that msgspec knows. Raises msgspec.ValidationError for another type, and Refusal for invalid JSON."""
+    try:
+        return msgspec.json.decode(text, type=kind)
+    except msgspec.ValidationError:
+        raise
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise Refusal(f"the body is not valid JSON: {error}") from None
+    except RecursionError:
+        raise Refusal("the body is not valid JSON: nested too deeply") from None
+
+
+def parse_value(text: bytes, name: str = "the body") -> Any:
+    """Any JSON of few values.
+
+    Raises:
+        Refusal: the text is not JSON, contains NaN or Infinity, or has more than `limits.JSON_VALUES` values.
+    """
+    # Every value follows a bracket or a comma; commas in strings are counted too.
+    if sum(text.count(mark) for mark in (b",", b"[", b"{")) > limits.JSON_VALUES:
+        raise Refusal(f"{name} has more than {limits.JSON_VALUES:,} JSON values")
+    try:
+        return parse(text, Any)
+    except msgspec.ValidationError as error:
+        raise Refusal(f"the body is not valid JSON: {error}") from None
+
+
+def parse_object(body: bytes) -> dict[str, Any]:
+    """A JSON object of few values. Raises Refusal as `parse_value`, or if it is not an object."""
+    record = parse_value(body)
+    if not isinstance(record, dict):
+        raise Refusal("the body must be a JSON object")
+    return record
+
+
+def parse_numbers(text: memoryview, shape: Sequence[int]) -> Array:
+    """A float32 array from JSON: a list of numbers, or nested lists whose innermost rows have equal lengths.
+
+    Args:
+        text: valid JSON.
+        shape: the expected shape, of one number at least.
+
+    Raises:
+        Refusal: the text has other values than numbers, or not as many as the shape needs.
+    """
+    size = math.prod(shape)
+    places = range(0, len(text), COUNTED)
+    count = 1 + sum(int(np.count_nonzero(np.frombuffer(text[at : at + COUNTED], np.uint8) == ord(","))) for at in places)
+    if count != size:
+        raise Refusal(f"shape {list(shape)} needs {size} values, not {count}")
+    array = np.empty(size, np.float32)
+    place = done = length = 0
+    while (place := _end(STRUCTURE.match(text, place), place)) < len(text):
+        end = _end(END_OF_ROW.search(text, place), len(text) + 1) - 1
+        start = done
+        while place < end:
+            # A chunk ends at a comma, or at the end of the row.
+            stop = min(end, _end(COMMA.search(text, place + CHUNK), len(text) + 1) - 1) if place + CHUNK < end else end
+            values = _floats(text[place:stop])
+            if done + len(values) > size:
+                raise Refusal(f"shape {list(shape)} needs {size} values, not more")
+            with np.errstate(over="ignore"):
+                array[done : done + len(values)] = values
+            done, place = done + len(values), stop + 1
+        length = length or done - start
+        if done - start != length or length % shape[-1]:
+            raise Refusal(f"`data` must be flat, or have rows of {shape[-1]} values")
+    if done != size:
+        raise Refusal(f"shape {list(shape)} needs {size} values, not {done}")
+    return array.reshape(shape)
+
+
+def _end(found: "re.Match[bytes] | None", otherwise: int) -> int:
+    return found.end() if found else otherwise
+
+
+def _floats(text: memoryview) -> list[float]:
+    if len(text) > CHUNK + limits.DIGITS:
+        raise Refusal(f"`data` has a number of more than {limits.DIGITS:,} digits")
+    try:
+        return msgspec.json.decode(b"[%b]" % bytes(text), type=list[float])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise Refusal("`data` must contain only numbers, flat or in nested lists") from None
+
+
+def format_numbers(values: Array) -> bytes:
+    """A flat JSON list of a float32 array. Raises Refusal for values that JSON can't represent."""
+    if not np.isfinite(values).all():
+        raise Refusal("the output has values that are not finite, which JSON can't represent; request binary data")
+    flat = values.ravel()
+    parts = (msgspec.json.encode(flat[at : at + CHUNK].tolist())[1:-1] for at in range(0, flat.size, CHUNK))
+    return b"[%b]" % b",".join(parts)
