@@ -151,7 +151,8 @@ def test_blocks_give_the_same_pixels(monkeypatch, size):
     contents = [saved(rgba, "PNG"), saved(rgba.convert("LA"), "PNG", exif=turn), saved(sixteen, "PNG"), palette]
     contents += [saved(rgba.convert("CMYK"), "TIFF"), saved(rgba.convert("1"), "PNG"), saved(rgba, "WEBP", lossless=True)]
     whole = [np.asarray(open_image(data)) for data in contents]
-    monkeypatch.setattr("vgg.images.BLOCK", size)
+    for module in ("images", "decoding"):
+        monkeypatch.setattr(f"vgg.{module}.BLOCK", size)
     for data, expected in zip(contents, whole, strict=True):
         assert np.array_equal(open_image(data), expected)
 

@@ -1,17 +1,17 @@
-"""The memory that decoding an image takes, estimated from the header before anything is decoded.
+"""The memory that decoding an image takes, estimated from the header before anything is decoded, and blocks that bound it.
 
 The estimates are upper bounds: bytes per pixel as measured for each of Pillow's decoders, and what a hostile header may add.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from PIL import Image
 
-BLOCK = 2**20  # pixels that are converted to RGB at once, and
+BLOCK = 2**20  # pixels that are converted at once, and
 COPIES = 16  # bytes of a pixel meanwhile
 RGB = 4  # bytes of a pixel in an RGB image
 COMPRESSED_TEXT = 64 * 2**20  # bytes; Pillow's limit for the compressed texts of a PNG file
@@ -45,6 +45,15 @@ def memory(image: "Image.Image", data: bytes, *, turned: bool) -> tuple[int, int
     if turned:
         stored += RGB
     return working, image.width * image.height * stored
+
+
+def blocks(width: int, height: int) -> Iterator[tuple[int, int, int, int]]:
+    """Boxes (left, top, right, bottom) of at most `BLOCK` pixels that cover an image, row by row."""
+    across = min(width, BLOCK)
+    down = BLOCK // across
+    for top in range(0, height, down):
+        for left in range(0, width, across):
+            yield left, top, min(left + across, width), min(top + down, height)
 
 
 def _stored(image: "Image.Image") -> int:

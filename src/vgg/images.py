@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Union
 
-from .decoding import BLOCK, memory
+from .decoding import BLOCK, blocks, memory
 from .errors import ImageError, one_line
 from .files import open_file, reason
 
@@ -47,7 +47,7 @@ ImageLike = Union[str, Path, bytes, Readable, "Image.Image", "np.ndarray[Any, An
 
 
 def open_image(source: ImageLike, name: str | None = None) -> "Image.Image":
-    """An 8-bit RGB image, upright.
+    """An 8-bit RGB image, upright; a PIL image that is both is returned as it is.
 
     Args:
         source: a path; the bytes of a file, or an object to `read()` them from; a PIL image; or an array, uint8 (0..255) or
@@ -64,8 +64,7 @@ def open_image(source: ImageLike, name: str | None = None) -> "Image.Image":
 
     if isinstance(source, Image.Image):
         with _reported(name or "the image"):
-            image = _rgb(source, name or "the image")
-            return image.copy() if image is source else image
+            return _rgb(source, name or "the image")
     if isinstance(source, str | Path):
         name, source = name or str(source), _read(source)
     elif hasattr(source, "read"):
@@ -194,12 +193,8 @@ def _by_blocks(image: "Image.Image") -> "Image.Image":
     from PIL import Image
 
     converted = Image.new("RGB", image.size)
-    across = min(image.width, BLOCK)
-    down = BLOCK // across
-    for top in range(0, image.height, down):
-        for left in range(0, image.width, across):
-            right, bottom = min(left + across, image.width), min(top + down, image.height)
-            converted.paste(_converted(image.crop((left, top, right, bottom))), (left, top))
+    for box in blocks(*image.size):
+        converted.paste(_converted(image.crop(box)), box)
     return converted
 
 
