@@ -10,7 +10,7 @@ from ..network import Network
 from ..parameters import Parameter, Part
 from . import metadata, walk
 from .layouts import Bare
-from .onnx_file import OnnxFile, Tensor, scan
+from .onnx_file import PRODUCER, OnnxFile, Tensor, scan
 
 _QUANTIZING = ("QuantizeLinear", "DynamicQuantizeLinear", "QLinear", "QGemm", "ConvInteger", "MatMulInteger")
 
@@ -22,6 +22,8 @@ def read(path: Path) -> Network | Bare:
     """
     model = scan(path)
     written = metadata.architecture(path, model.metadata) if metadata.ARCHITECTURE in model.metadata else None
+    if not written and model.producer == PRODUCER:  # the metadata is at the end of a file
+        raise ModelError(f"{path}: is truncated: vgg wrote it, but its metadata is missing")
     if written and metadata.is_whole(written, model.tensors.keys()):
         return metadata.build(path, model.metadata, {name: model.array(name) for name in model.tensors})
     architecture, parameters, softmax = _walk(model, written is not None)

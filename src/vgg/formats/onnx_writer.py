@@ -13,6 +13,7 @@ from ..network import Network, ParametersHash
 from ..parameters import Quantized, as_bytes, blocks
 from . import metadata, onnx_builder
 from .onnx_builder import Initializer, OnnxOptions
+from .onnx_file import PRODUCER
 from .protobuf import field, prefix
 
 ALIGNMENT = 64  # bytes; large tensors start at a multiple of it in the file, so that vector loads are aligned
@@ -59,7 +60,7 @@ def _layout(path: Path, model: onnx.ModelProto, initializers: list[Initializer])
         place += len(heads[-1]) + one.nbytes
     if place > MAX_BYTES:
         raise ModelError(f"{path}: {model.graph.name} needs {place / 2**30:.1f} GiB; an ONNX file holds at most 2")
-    outer = onnx.ModelProto(ir_version=model.ir_version, producer_name="vgg", producer_version=version("vgg"))
+    outer = onnx.ModelProto(ir_version=model.ir_version, producer_name=PRODUCER, producer_version=version("vgg"))
     outer.opset_import.extend(model.opset_import)
     before = prefix(7, place)
     start = outer.SerializeToString(deterministic=True)

@@ -14,6 +14,7 @@ import tempfile
 import warnings
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +25,7 @@ from onnx import TensorProto, helper, numpy_helper
 from ..files import replacing
 from ..formats import metadata, onnx_builder
 from ..formats.onnx_builder import OnnxOptions
+from ..formats.onnx_file import PRODUCER
 from ..network import Network
 from ..parameters import Quantized, contiguous
 from .weights import INT8, check_floats, integers
@@ -93,6 +95,7 @@ def quantize_static(
 
 def write(model: onnx.ModelProto, network: Network, path: Path) -> None:
     """Write a model from `quantize_static` with the network's metadata, whole or not at all."""
+    model.producer_name, model.producer_version = PRODUCER, version("vgg")
     del model.metadata_props[:]
     helper.set_model_props(model, dict(sorted(metadata.describe(network).items())))
     with replacing(path) as file:
