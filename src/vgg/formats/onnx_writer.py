@@ -1,6 +1,7 @@
 """ONNX files, written as one stream: the graph by the onnx package, then the parameters block by block."""
 
 import warnings
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 
@@ -47,8 +48,12 @@ def write(network: Network, path: Path, options: OnnxOptions) -> None:
                 total.update(block)
                 file.write(as_bytes(block).data)
         text = {**metadata.describe(network, expanded), **_image(network), metadata.SHA256: total.hexdigest()}
-        for key, value in sorted(text.items()):
-            file.write(field(14, field(1, key.encode()) + field(2, value.encode())))
+        file.write(entries(text))
+
+
+def entries(text: Mapping[str, str]) -> bytes:
+    """The fields of the metadata, which are the last ones of a file."""
+    return b"".join(field(14, field(1, key.encode()) + field(2, value.encode())) for key, value in sorted(text.items()))
 
 
 def _layout(path: Path, model: onnx.ModelProto, initializers: list[Initializer]) -> tuple[bytes, list[bytes]]:

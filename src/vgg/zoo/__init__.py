@@ -51,7 +51,7 @@ def info(name: str) -> Published:
 def cached(known: Published) -> Path | None:
     """The path of a published file in the cache; None if it is missing or has another size than the published one."""
     path = cache_folder() / known.file
-    complete = path.is_file() and known.bytes in (None, path.stat().st_size)
+    complete = os.path.isfile(path) and known.bytes in (None, path.stat().st_size)
     return path if complete else None
 
 
