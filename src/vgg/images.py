@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 MAX_BYTES = 256 * 2**20
 MAX_PIXELS = 178_956_970  # Pillow's own limit: half a gibibyte of RGB
-MAX_MEMORY = 700 * 2**20  # bytes for decoding an image, so that a process needs less than 1 GB
+MAX_MEMORY = 600 * 2**20  # bytes for decoding an image, so that a process needs less than 1 GB
 REDUCTIONS = (1, 2, 4, 8)  # of each side, in which a JPEG file can be decoded
 ORIENTATION = 0x0112  # EXIF's tag
 # Pillow's names of the formats that are read. The others are programs (Ghostscript would run EPS) or not for photographs.
@@ -57,7 +57,7 @@ def open_image(source: ImageLike, name: str | None = None) -> "Image.Image":
 
     Raises:
         ImageError: the image is missing, empty, truncated, not an image, or too large: it exceeds 256 MiB, 179 million pixels,
-            or 700 MiB of memory while it is decoded. A JPEG file that would exceed them is decoded at a half to an eighth of
+            or 600 MiB of memory while it is decoded. A JPEG file that would exceed them is decoded at a half to an eighth of
             its size.
     """
     from PIL import Image

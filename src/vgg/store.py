@@ -83,7 +83,7 @@ class Work:
             np.savez(file, state=np.array(json.dumps(state)), **arrays)  # type: ignore[arg-type]
 
     def save_if_possible(self, state: Mapping[str, Any], arrays: Mapping[str, Array], otherwise: str) -> None:
-        """Replace the saved state. If it can't be written, the work continues, with a Notice of what is `otherwise` the case."""
+        """Replace the saved state. If it can't be written, the work continues, with a Notice of what is then `otherwise`."""
         try:
             self.save(state, arrays)
         except Error as error:
