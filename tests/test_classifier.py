@@ -1,3 +1,4 @@
+import io
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -60,6 +61,20 @@ def test_batches_do_not_change_the_answers(classifier):
     together = classifier.scores(many)
     alone = np.concatenate([classifier.scores(one) for one in many])
     np.testing.assert_allclose(together, alone, atol=1e-6)
+
+
+def test_results_continue_after_damaged_images_of_pillow(classifier):
+    file = io.BytesIO()
+    Image.open(PHOTOS[0]).convert("RGB").save(file, "PNG")
+    damaged = [Image.open(io.BytesIO(file.getvalue()[:5000])), PHOTOS[0], Image.new("F", (40, 40))]
+    results = list(classifier.results(damaged))
+    assert [bool(result.error) for result in results] == [True, False, True]
+    assert "image 0: is damaged or truncated" in (results[0].error or "")
+
+
+def test_an_empty_name_is_not_the_current_folder(classifier):
+    with pytest.raises(ImageError, match="an empty name"):
+        classifier.classify("")
 
 
 def test_a_broken_picture_stops_classify_but_not_results(classifier, tmp_path):

@@ -1,15 +1,20 @@
 import io
+import os
 import random
+import socket
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from conftest import EXAMPLES
-from vgg import ImageError
+from vgg import Error, ImageError, Labels, Network
 from vgg.images import open_image
+from vgg.sources import Sample
+from vgg.sources import open as open_dataset
 
 CAT = Image.open(EXAMPLES / "chelsea.png").convert("RGB")
 
@@ -144,6 +149,71 @@ def test_what_cannot_be_shown_is_one_line_with_the_files_name(tmp_path, content,
         open_image(path)
     assert str(error.value).startswith(f"{path}: {why}")
     assert "\n" not in str(error.value)
+
+
+def damaged_exif() -> list[bytes]:
+    """EXIF blocks that Pillow's reader fails at in each of its ways."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    exif[0x010F] = "a maker"
+    whole = exif.tobytes()
+    rng = random.Random(0)
+    blocks = [whole[:10], whole[:6] + b"XX*\0" + whole[10:], whole[:6] + b"II*\0\xff\xff\xff\xff", b"Exif\0\0" + b"\xff" * 50]
+    for _ in range(60):
+        block = bytearray(whole)
+        for _ in range(rng.randint(1, 4)):
+            block[rng.randrange(6, len(block))] = rng.choice((0, 1, 0x80, 0xFF))
+        blocks.append(bytes(block[: rng.randint(8, len(block))]))
+    return blocks
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+def test_a_damaged_exif_block_only_costs_the_orientation(format):
+    small = CAT.resize((60, 40))
+    plain = sorted(small.size)
+    for block in damaged_exif():
+        opened = open_image(saved(small, format, exif=block))
+        assert sorted(opened.size) == plain
+        assert sorted(open_image(opened).size) == plain  # a second conversion, as by the server
+
+
+def test_an_upright_image_is_not_turned_again():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for format in ("JPEG", "PNG", "TIFF", "WEBP"):
+        opened = open_image(saved(CAT.resize((60, 40)), format, exif=exif))
+        assert opened.size == (40, 60)
+        assert np.array_equal(open_image(opened), opened)
+
+
+def test_a_damaged_image_of_pillow_is_an_image_error():
+    for data in (saved(CAT, "PNG")[:5000], saved(CAT, "JPEG")[:5000], saved(CAT, "WEBP")[:3000]):
+        with pytest.raises(ImageError, match="is damaged or truncated"):
+            open_image(Image.open(io.BytesIO(data)) if data[:4] != b"RIFF" else data, "cat")
+
+
+def special_files(folder: Path) -> list[Path]:
+    """A pipe, a socket and a device, whose reading would not end."""
+    os.mkfifo(folder / "pipe.png")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(folder / "socket.png"))
+    (folder / "device.png").symlink_to("/dev/zero")
+    return [folder / f"{name}.png" for name in ("pipe", "socket", "device")]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes in folders")
+@pytest.mark.parametrize("index", range(3))
+def test_a_pipe_socket_or_device_is_refused_at_once(tmp_path, index):
+    path = special_files(tmp_path)[index]
+    for refuse in (open_image, lambda path: Sample("x", 0, str(path)).read()):
+        with pytest.raises(ImageError, match="is not a regular file"):
+            refuse(path)
+    for refuse in (Network.read, Labels.read, lambda path: open_dataset(str(path) + ".txt", 10)):
+        if refuse not in (Network.read, Labels.read):
+            path.rename(f"{path}.txt")
+        with pytest.raises(Error, match="is not a regular file"):
+            refuse(path)
 
 
 def test_a_missing_file_and_a_folder_are_named(tmp_path):

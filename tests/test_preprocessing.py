@@ -1,5 +1,7 @@
 """Each preset is held to the code of its origin, retold here step by step."""
 
+import tracemalloc
+
 import cv2
 import numpy as np
 import pytest
@@ -128,3 +130,26 @@ def test_impossible_recipes_are_refused(options):
 def test_an_unknown_preset_is_named():
     with pytest.raises(Error, match="unknown preset 'tv'; choose from torchvision"):
         preprocess(EXAMPLES / "chelsea.png", "tv")
+
+
+@pytest.mark.parametrize("size", [(1_000_000, 2), (2, 1_000_000), (3000, 3000)])
+@pytest.mark.parametrize("name", PRESETS)
+def test_memory_does_not_grow_with_the_image(name, size):
+    image = Image.new("RGB", size)
+    tracemalloc.start()
+    try:
+        PRESETS[name](image)
+        assert tracemalloc.get_traced_memory()[1] < 2**26
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("name", ["zoo-squash", "onnxrt", "mms"])
+@pytest.mark.parametrize("size", [(301, 457), (457, 301), (90, 700), (700, 90)])
+def test_an_image_that_is_read_by_blocks_gives_the_same_input(monkeypatch, name, size):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), np.uint8))
+    whole = PRESETS[name](image)
+    for module in ("decoding", "preprocessing"):
+        monkeypatch.setattr(f"vgg.{module}.BLOCK", 2**10)
+    monkeypatch.setattr("vgg.preprocessing.MEANS", 2**12)
+    np.testing.assert_allclose(PRESETS[name](image), whole, atol=1e-6)

@@ -8,8 +8,7 @@ class Error(Exception):
     """
 
     def __str__(self) -> str:
-        # Names from a broken file may hold control characters; the message stays on one line.
-        return "".join(letter if letter.isprintable() else " " for letter in super().__str__())
+        return printable(super().__str__())
 
 
 class ImageError(Error):
@@ -22,6 +21,21 @@ class ModelError(Error):
 
 class Notice(UserWarning):
     """Information about work that succeeded: an assumption, or a format that was expanded."""
+
+
+def printable(text: str) -> str:
+    """Text on one line: control characters, line breaks and bytes that are not UTF-8 are escaped, as in Python's source.
+
+    Names of files and names in broken files may hold any characters.
+    """
+    if text.isprintable():
+        return text
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+
+
+def utf8(text: str) -> str:
+    """Text that any file can hold: a byte of a name that is not UTF-8 becomes `\\udc80` to `\\udcff`."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def one_line(text: object) -> str:

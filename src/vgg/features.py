@@ -20,7 +20,7 @@ import numpy as np
 
 from .arrays import Array
 from .engines import Model
-from .errors import Error, ImageError
+from .errors import Error, ImageError, utf8
 from .extras import require
 from .files import replacing
 from .images import ImageLike, open_image
@@ -193,7 +193,7 @@ def columns(found: Sequence[Features], shapes: Mapping[str, tuple[int, ...]]) ->
     """The columns of a Parquet file: the images' names, and their vectors by layer, null for those with an error."""
     import pyarrow
 
-    made: dict[str, Any] = {"image": pyarrow.array([one.image for one in found], pyarrow.string())}
+    made: dict[str, Any] = {"image": pyarrow.array([utf8(one.image) for one in found], pyarrow.string())}
     broken = np.array([one.error is not None for one in found])
     for layer, shape in shapes.items():
         none = np.zeros(shape, np.float32)

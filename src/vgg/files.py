@@ -4,21 +4,41 @@ import errno
 import hashlib
 import mmap
 import os
+import stat
 import struct
 import tempfile
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
 
 from .errors import Error, ModelError
 
 
+def open_file(path: str | Path) -> BufferedReader:
+    """A file, open for reading.
+
+    Raises OSError if it can't be read. A pipe, socket or device counts as unreadable: opening or reading one can last for ever.
+    """
+    return open(path, "rb", opener=_open_regular)
+
+
+def _open_regular(path: str, flags: int) -> int:
+    # Without O_NONBLOCK, opening a pipe lasts until another process writes to it. It has no effect on files.
+    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+    kind = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):  # `open` itself refuses a folder
+        os.close(descriptor)
+        raise OSError("is not a regular file")
+    return descriptor
+
+
 def map_file(path: Path) -> mmap.mmap:
     """A file's bytes, mapped read-only: pages are read when they are accessed, and nothing is copied."""
     try:
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except ValueError:
         raise ModelError(f"{path}: is empty") from None
@@ -39,7 +59,7 @@ def stored(mapped: mmap.mmap, entry: zipfile.ZipInfo) -> tuple[int, int]:
 
 def digest(path: Path, algorithm: str = "sha256") -> str:
     """The hexadecimal digest of a file's bytes."""
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         return hashlib.file_digest(file, algorithm).hexdigest()
 
 
@@ -70,6 +90,7 @@ def reason(error: OSError) -> str:
         errno.EISDIR: "is a folder",
         errno.EACCES: "permission denied",
         errno.ENOSPC: "the disk is full",
+        errno.ENXIO: "is not a regular file",  # a socket
     }
     return plain.get(error.errno or 0, error.strerror or str(error))
 

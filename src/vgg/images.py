@@ -5,13 +5,17 @@ Images are converted as a viewer shows them: upright, on white where they are tr
 """
 
 import io
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, Union
+from typing import TYPE_CHECKING, Any, Protocol, Union
 
-from .errors import ImageError
-from .files import reason
+from .decoding import BLOCK, blocks, memory
+from .errors import ImageError, one_line
+from .files import open_file, reason
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,8 +23,13 @@ if TYPE_CHECKING:
 
 MAX_BYTES = 256 * 2**20
 MAX_PIXELS = 178_956_970  # Pillow's own limit: half a gibibyte of RGB
+MAX_MEMORY = 600 * 2**20  # bytes for decoding an image, so that a process needs less than 1 GB
+REDUCTIONS = (1, 2, 4, 8)  # of each side, in which a JPEG file can be decoded
+ORIENTATION = 0x0112  # EXIF's tag
 # Pillow's names of the formats that are read. The others are programs (Ghostscript would run EPS) or not for photographs.
-FORMATS = ("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA", "TIFF", "WEBP")
+FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA", "TIFF", "WEBP")
+# Entries of `Image.info` that can hold an orientation.
+METADATA = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
 # Suffixes of images in a folder.
 SUFFIXES = frozenset(
     f".{name}"
@@ -38,7 +47,7 @@ ImageLike = Union[str, Path, bytes, Readable, "Image.Image", "np.ndarray[Any, An
 
 
 def open_image(source: ImageLike, name: str | None = None) -> "Image.Image":
-    """An 8-bit RGB image, upright.
+    """An 8-bit RGB image, upright; a PIL image that is both is returned as it is.
 
     Args:
         source: a path; the bytes of a file, or an object to `read()` them from; a PIL image; or an array, uint8 (0..255) or
@@ -47,57 +56,87 @@ def open_image(source: ImageLike, name: str | None = None) -> "Image.Image":
         name: the image's name in an error; the path by default.
 
     Raises:
-        ImageError: the image is missing, empty, truncated, not an image, or exceeds 256 MiB or 179 million pixels.
+        ImageError: the image is missing, empty, truncated, not an image, or too large: it exceeds 256 MiB, 179 million pixels,
+            or 600 MiB of memory while it is decoded. A JPEG file that would exceed them is decoded at a half to an eighth of
+            its size.
     """
     from PIL import Image
 
     if isinstance(source, Image.Image):
-        return _rgb(source, name or "the image")
-    if hasattr(source, "read"):
+        with _reported(name or "the image"):
+            return _rgb(source, name or "the image")
+    if isinstance(source, str | Path):
+        name, source = name or str(source), _read(source)
+    elif hasattr(source, "read"):
         source = source.read()
     if isinstance(source, bytes | bytearray | memoryview):
-        return _decode(io.BytesIO(source), len(source), name or "the image's bytes")
-    if isinstance(source, str | Path):
-        try:
-            with open(source, "rb") as file:
-                return _decode(file, file.seek(0, io.SEEK_END), name or str(source))
-        except OSError as error:
-            raise ImageError(f"{source}: {reason(error)}") from None
+        name, data = name or "the image's bytes", bytes(source)
+        with _reported(name):
+            image, reduction, fast = _opened(data, name)[:3]
+            if reduction > 1:
+                image.draft(None, (image.width // reduction, image.height // reduction))
+            return _rgb((_fast_jpeg(image, data) if fast else None) or image, name)
     return _from_array(source, name or "the array")
 
 
 def decoding_bytes(data: bytes) -> int:
-    """An upper bound of the memory in bytes that `open_image` takes for an image's file, from its header.
+    """An upper bound of the memory in bytes that `open_image` takes for an image's file, beside the file.
 
-    Raises:
-        ImageError: as `open_image`.
+    Only the header is read. Raises ImageError where `open_image` does for a damaged header and for large images.
     """
+    with _reported("the image's bytes"):
+        return _opened(data, "the image's bytes")[3]
+
+
+def _read(path: str | Path) -> bytes:
+    try:
+        with open_file(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > MAX_BYTES:
+                raise ImageError(f"{path}: is {size / 2**20:.0f} MiB; the limit for images is {MAX_BYTES // 2**20} MiB")
+            return file.read(size)
+    except OSError as error:
+        raise ImageError(f"{path}: {reason(error)}") from None
+
+
+def _opened(data: bytes, name: str) -> tuple["Image.Image", int, bool, int]:
+    """An image whose header was read, the reduction of its sides, whether simplejpeg may decode it, and the memory it takes."""
     from PIL import Image
 
-    try:
-        Image.init()
-        with Image.open(io.BytesIO(data), formats=[one for one in FORMATS if one in Image.OPEN]) as image:
-            # The image, its background and their composite, each at most 4 bytes per pixel, and the result.
-            return image.width * image.height * (16 if image.mode not in ("RGB", "L") else 7)
-    except Exception as error:
-        raise ImageError(f"is damaged or truncated ({error})") from None
+    if not data:
+        raise ImageError(f"{name}: is empty")
+    if len(data) > MAX_BYTES:
+        raise ImageError(f"{name}: is {len(data) / 2**20:.0f} MiB; the limit for images is {MAX_BYTES // 2**20} MiB")
+    Image.init()
+    image = Image.open(io.BytesIO(data), formats=[one for one in FORMATS if one in Image.OPEN])
+    pixels = image.width * image.height
+    if pixels > MAX_PIXELS:
+        raise Image.DecompressionBombError
+    if image.format == "PNG":  # the orientation may follow the pixels
+        turned = any(word in data for word in (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp"))
+    else:
+        turned = _orientation(image) is not None
+    working, stored = memory(image, data, turned=turned)
+    fast = image.format == "JPEG" and image.mode in ("RGB", "L") and _has_simplejpeg()
+    if fast and working + stored + 3 * pixels <= MAX_MEMORY:  # it returns an array
+        return image, 1, True, working + stored + 3 * pixels
+    for reduction in REDUCTIONS if image.format in ("JPEG", "MPO") else (1,):
+        needed = working + stored // reduction**2
+        if needed <= MAX_MEMORY:
+            return image, reduction, False, needed
+    raise ImageError(
+        f"{name}: {image.width}x{image.height} pixels, which take {needed / 2**20:,.0f} MiB to decode; "
+        f"the limit is {MAX_MEMORY // 2**20} MiB; resize it first"
+    )
 
 
-def _decode(file: BinaryIO, size: int, name: str) -> "Image.Image":
+@contextmanager
+def _reported(name: str) -> Iterator[None]:
+    """Raise an ImageError for anything that fails in an image."""
     from PIL import Image, UnidentifiedImageError
 
-    if size == 0:
-        raise ImageError(f"{name}: is empty")
-    if size > MAX_BYTES:
-        raise ImageError(f"{name}: is {size / 2**20:.0f} MiB; the limit for images is {MAX_BYTES // 2**20} MiB")
-    file.seek(0)
     try:
-        Image.init()
-        image = Image.open(file, formats=[one for one in FORMATS if one in Image.OPEN])
-        width, height = image.size
-        if width * height > MAX_PIXELS:
-            raise Image.DecompressionBombError
-        return _rgb(_fast_jpeg(image, file) or image, name)
+        yield
     except UnidentifiedImageError:
         raise ImageError(f"{name}: not an image, or an unsupported format") from None
     except Image.DecompressionBombError:
@@ -107,25 +146,21 @@ def _decode(file: BinaryIO, size: int, name: str) -> "Image.Image":
     except ImageError:
         raise
     except Exception as error:  # Pillow's readers raise nearly anything for a damaged file
-        raise ImageError(f"{name}: is damaged or truncated ({error})") from None
+        raise ImageError(f"{name}: is damaged or truncated ({one_line(error)})") from None
 
 
-def _fast_jpeg(image: "Image.Image", file: BinaryIO) -> "Image.Image | None":
-    """An opened JPEG file decoded by simplejpeg; None if that is not installed or the file needs Pillow.
+def _fast_jpeg(image: "Image.Image", data: bytes) -> "Image.Image | None":
+    """An opened JPEG file decoded by simplejpeg; None if the file needs Pillow.
 
     Both use libjpeg-turbo with the accurate transform and smooth upsampling, so the pixels are equal. Decoding at a reduced
     scale would be faster, but differs by more than any preset's tolerance.
     """
-    if image.format != "JPEG" or image.mode not in ("RGB", "L") or not _has_simplejpeg():
-        return None
     import simplejpeg
     from PIL import Image
 
-    file.seek(0)
     try:
-        fast = Image.fromarray(simplejpeg.decode_jpeg(file.read(), "RGB", fastdct=False, fastupsample=False, strict=True))
+        fast = Image.fromarray(simplejpeg.decode_jpeg(data, "RGB", fastdct=False, fastupsample=False, strict=True))
     except ValueError:  # damaged or unusual: left to Pillow
-        file.seek(0)
         return None
     fast.info = image.info  # with the orientation
     return fast
@@ -137,23 +172,58 @@ def _has_simplejpeg() -> bool:
 
 
 def _rgb(image: "Image.Image", name: str) -> "Image.Image":
-    from PIL import Image, ImageOps
 
     if min(image.size) == 0:
         raise ImageError(f"{name}: has no pixels")
     image.load()
-    image = ImageOps.exif_transpose(image)
+    turn = _orientation(image)
     if image.mode == "F":
         raise ImageError(f"{name}: has floating-point pixels of unknown range; convert it to 8 or 16 bits")
+    if image.mode != "RGB" or image.has_transparency_data:
+        image = _converted(image) if image.width * image.height <= BLOCK else _by_blocks(image)
+        image.info = {}
+    if turn is not None:
+        image = image.transpose(turn)
+        image.info = {key: value for key, value in image.info.items() if key not in METADATA}
+    return image
+
+
+def _by_blocks(image: "Image.Image") -> "Image.Image":
+    """`_converted`, a block at a time, since a conversion makes several copies."""
+    from PIL import Image
+
+    converted = Image.new("RGB", image.size)
+    for box in blocks(*image.size):
+        converted.paste(_converted(image.crop(box)), box)
+    return converted
+
+
+def _converted(image: "Image.Image") -> "Image.Image":
+    from PIL import Image
+
     if image.mode.startswith("I"):  # 16 bits, which Pillow may widen to 32
         import numpy as np
 
-        image = _from_array(np.asarray(image).clip(0, 65535).astype(np.uint16), name)
+        return Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image if image.mode == "RGB" else image.convert("RGB")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _orientation(image: "Image.Image") -> "Image.Transpose | None":
+    """How to turn an image so that it is upright; None if it is, or if its EXIF block is damaged."""
+    from PIL.Image import Transpose
+
+    try:
+        orientation = image.getexif().get(ORIENTATION)
+    except Exception:  # Pillow's reader raises nearly anything
+        return None
+    turns = {
+        2: Transpose.FLIP_LEFT_RIGHT, 3: Transpose.ROTATE_180, 4: Transpose.FLIP_TOP_BOTTOM, 5: Transpose.TRANSPOSE,
+        6: Transpose.ROTATE_270, 7: Transpose.TRANSVERSE, 8: Transpose.ROTATE_90,
+    }  # fmt: skip
+    return turns.get(orientation)  # type: ignore[arg-type]
 
 
 def _from_array(array: Any, name: str) -> "Image.Image":

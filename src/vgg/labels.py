@@ -9,7 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from .errors import Error
-from .files import reason
+from .files import open_file, reason
 
 Resolve = Callable[[str], int]  # a class's number, WordNet id or name -> its index
 
@@ -37,7 +37,8 @@ class Labels:
             Error: the file can't be read, is empty, or has another form.
         """
         try:
-            text = Path(path).read_text("utf-8-sig")
+            with open_file(path) as file:
+                text = file.read().decode("utf-8-sig")
         except OSError as error:
             raise Error(f"{path}: {reason(error)}") from None
         except UnicodeDecodeError:

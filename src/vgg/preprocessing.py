@@ -4,10 +4,12 @@ There is no single preprocessing for VGG, so there are six presets. A network lo
 """
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from .decoding import BLOCK, blocks
 from .errors import Error, ImageError
 from .images import ImageLike, open_image
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 MAX_SIDE = 16_384  # pixels of a resized image
+MEANS = 2**22  # pixels whose means are computed at once
 
 
 @dataclass(frozen=True)
@@ -94,15 +97,12 @@ class Preprocessing:
             # A very thin image would be resized to millions of pixels, of which the box has few: compute only those.
             source = (left * width / across, top * height / down, right * width / across, bottom * height / down)
             return np.asarray(image.resize((right - left, bottom - top), Image.Resampling.BILINEAR, source))
-        pixels = np.asarray(image)
+        rows, columns = np.arange(top, bottom), np.arange(left, right)
         by_area = self.interpolation == "area"
-        shrinks = width >= across and height >= down
-        for axis, (count, start, stop) in enumerate(((down, top, bottom), (across, left, right))):
-            wanted = np.arange(start, stop)
-            if by_area and shrinks:
-                pixels = _area(pixels, axis, count, wanted)
-            else:
-                pixels = _two_taps(pixels, axis, count, wanted, by_area)
+        if by_area and width >= across and height >= down:
+            pixels = _area(image, (down, across), (rows, columns))
+        else:
+            pixels = _two_taps(image, [_taps(height, down, rows, by_area), _taps(width, across, columns, by_area)])
         return pixels if self.interpolation == "float" else np.rint(pixels).astype(np.uint8)
 
     def normalise(self, pixels: "Array") -> "Array":
@@ -180,14 +180,18 @@ def preprocess(image: ImageLike, preprocessing: Preprocessing | str = "torchvisi
     return (preset(preprocessing) if isinstance(preprocessing, str) else preprocessing)(image)[None]
 
 
-def _two_taps(pixels: "Array", axis: int, count: int, wanted: "Array", by_area: bool) -> "Array":
-    """Linear interpolation along an axis to `count` pixels, of which only those `wanted` are computed.
+def _taps(length: int, count: int, wanted: "Array", by_area: bool) -> "tuple[Array, Array, Array]":
+    """Linear interpolation of `length` pixels to `count`, of which only those `wanted` are computed.
 
     With `by_area`, the weights are those of OpenCV's INTER_AREA for enlarging: a pixel's share of each neighbour.
+
+    Returns:
+        The lower and the upper neighbour of each pixel, and the share of the upper one.
     """
     import numpy as np
 
-    inverse = count / pixels.shape[axis]
+    share: Array
+    inverse = count / length
     ratio = 1 / inverse  # OpenCV's steps in its float32: at whole pixels, the last bit matters
     if by_area:
         low = np.floor(wanted * ratio)
@@ -197,23 +201,67 @@ def _two_taps(pixels: "Array", axis: int, count: int, wanted: "Array", by_area: 
         position = (wanted + 0.5) * ratio - 0.5
         low = np.floor(position)
         share = position - low
-    last = pixels.shape[axis] - 1
+    last = length - 1
     share = np.where((low < 0) | (low >= last), 0, share)
     low = low.clip(0, last).astype(np.intp)
-    share = share.reshape([-1 if axis == d else 1 for d in range(pixels.ndim)])
-    return np.asarray(pixels.take(low, axis) * (1 - share) + pixels.take((low + 1).clip(0, last), axis) * share)
+    return low, (low + 1).clip(0, last), share
 
 
-def _area(pixels: "Array", axis: int, count: int, wanted: "Array") -> "Array":
-    """The mean over each pixel's exact share of an axis reduced to `count` pixels; only those `wanted` are computed."""
+def _two_taps(image: "Image.Image", taps: "Sequence[tuple[Array, Array, Array]]") -> "Array":
+    """Linear interpolation along both axes, each with its `_taps`."""
     import numpy as np
 
-    pixels = np.moveaxis(pixels, axis, 0)
-    ratio = len(pixels) / count
-    means = []
+    if image.width * image.height <= BLOCK:
+        pixels = np.asarray(image)
+    else:  # read only the rows and columns that are needed
+        needed = [np.unique(np.concatenate(neighbours)) for *neighbours, _ in taps]
+        pixels = _gathered(image, *needed)
+        taps = [(*np.searchsorted(some, neighbours), share) for some, (*neighbours, share) in zip(needed, taps, strict=True)]
+    for axis, (low, high, share) in enumerate(taps):
+        share = share.reshape([-1 if axis == d else 1 for d in range(pixels.ndim)])
+        pixels = pixels.take(low, axis) * (1 - share) + pixels.take(high, axis) * share
+    return np.asarray(pixels)
+
+
+def _gathered(image: "Image.Image", rows: "Array", columns: "Array") -> "Array":
+    """The pixels in these rows and columns, uint8 [rows, columns, 3], read block by block."""
+    import numpy as np
+
+    gathered = np.empty((len(rows), len(columns), 3), np.uint8)
+    for left, top, right, bottom in blocks(*image.size):
+        begin, end = np.searchsorted(rows, (top, bottom))
+        first, last = np.searchsorted(columns, (left, right))
+        if begin < end and first < last:
+            block = np.asarray(image.crop((left, top, right, bottom)))
+            gathered[begin:end, first:last] = block.take(rows[begin:end] - top, 0).take(columns[first:last] - left, 1)
+    return gathered
+
+
+def _area(image: "Image.Image", counts: tuple[int, int], wanted: "tuple[Array, Array]") -> "Array":
+    """The mean over each pixel's exact share of an image reduced to `counts` rows and columns, of those wanted."""
+    import numpy as np
+
+    width, height = image.size
+    whole = np.asarray(image) if width * height <= MEANS else None
+
+    def rows(first: int, end: int) -> "Array":
+        return np.asarray(image.crop((0, first, width, end))) if whole is None else whole[first:end]
+
+    at_once, found = max(1, MEANS // width), []
+    for start in range(0, len(wanted[0]), at_once):
+        means = np.moveaxis(_means(rows, height, counts[0], wanted[0][start : start + at_once]), 1, 0)
+        found.append(_means(lambda first, end: means[first:end], width, counts[1], wanted[1]))  # noqa: B023
+    return np.moveaxis(np.concatenate(found, 1), 0, 1)
+
+
+def _means(part: Callable[[int, int], "Array"], length: int, count: int, wanted: "Array") -> "Array":
+    """The means of the pixels wanted along the first axis reduced to `count`; `part` returns a range of its `length` pixels."""
+    import numpy as np
+
+    ratio, means = length / count, []
     for low, high in zip(wanted * ratio, (wanted + 1) * ratio, strict=True):
-        first, end = int(low), min(math.ceil(high), len(pixels))
+        first, end = int(low), min(math.ceil(high), length)
         pixel = np.arange(first, end)
         share = (np.minimum(pixel + 1, high) - np.maximum(pixel, low)) / ratio
-        means.append(np.tensordot(share, pixels[first:end], 1))
-    return np.moveaxis(np.stack(means), 0, axis)
+        means.append(np.tensordot(share, part(first, end), 1))
+    return np.stack(means)

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from .arrays import Array
-from .errors import Error
+from .errors import Error, Notice
 from .files import cache_folder, reason, replacing, reserve
 
 KEY = "key.json"
@@ -80,6 +81,13 @@ class Work:
         self._create()
         with replacing(self.folder / STATE) as file:
             np.savez(file, state=np.array(json.dumps(state)), **arrays)  # type: ignore[arg-type]
+
+    def save_if_possible(self, state: Mapping[str, Any], arrays: Mapping[str, Array], otherwise: str) -> None:
+        """Replace the saved state. If it can't be written, the work continues, with a Notice of what is then `otherwise`."""
+        try:
+            self.save(state, arrays)
+        except Error as error:
+            warnings.warn(Notice(f"{otherwise}: {error}"), stacklevel=2)
 
     def array(self, name: str, dtype: Any, shape: tuple[int, ...]) -> Array:
         """A writable array mapped from a file: that of an earlier run, or zeros.

@@ -4,12 +4,12 @@ import csv
 import io
 import json
 import os
+import pty
 import re
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from conftest import random_network
+from conftest import random_network, read_terminal
 from miniature import CLASSES, train_tar, val_tar
 from vgg import Labels
 from vgg.preprocessing import PRESETS
@@ -25,6 +25,7 @@ from vgg.preprocessing import PRESETS
 VGG = [sys.executable, "-m", "vgg"]
 LABELS = Labels(("ant", "bee", "cat", "dog", "eel", "fox", "gnu <& \"'>"))
 COUNT = 20
+SLOW = 12  # images that take a second each
 
 
 @pytest.fixture(scope="module")
@@ -121,27 +122,24 @@ def test_the_report_is_one_page_with_everything_in_it(place):
 
 
 def test_an_interrupted_run_resumes(place):
-    """One of the images is a pipe, for which the command waits until it is interrupted."""
-    pipe = place / "pipe.jpg"
-    os.mkfifo(pipe)
+    """Large images give the time to interrupt the command after its first report of progress."""
+    Image.new("1", (12_000, 12_000)).save(place / "slow.png")
     names = [f"{'./' * copy}data/{LABELS.names[i % 6]}/{i}.png {i % 6}" for copy in range(60) for i in range(COUNT)]
-    (place / "many.txt").write_text("\n".join([*names[:40], "pipe.jpg 0", *names[40:]]))
+    slow = [f"{'./' * copy}slow.png 0" for copy in range(SLOW)]
+    (place / "many.txt").write_text("\n".join([*names[:40], *slow, *names[40:]]))
     arguments = ["evaluate", "many.txt", "-m", "tiny-0.onnx", "-b", "4", "--format", "json"]
-    environment = {**os.environ, "VGG_HOME": str(place / "cache")}
-    with subprocess.Popen([*VGG, *arguments], cwd=place, env=environment, stderr=subprocess.PIPE, text=True) as process:
-        while True:
-            try:
-                os.close(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK))  # there is someone who reads
-                break
-            except OSError:
-                time.sleep(0.01)
+    environment = {**os.environ, "VGG_HOME": str(place / "cache"), "TERM": "xterm"}
+    ours, theirs = pty.openpty()
+    with subprocess.Popen([*VGG, *arguments], cwd=place, env=environment, stderr=theirs, text=True) as process:
+        os.close(theirs)
+        while b"Evaluating" not in os.read(ours, 4096):
+            pass
         process.send_signal(signal.SIGINT)
-        error = process.communicate()[1]
+        error = read_terminal(ours).decode()
     assert process.returncode == 130
-    assert error == "vgg: interrupted; the same command resumes\n"
+    assert error.endswith("vgg: interrupted; the same command resumes\r\n")
     assert "Traceback" not in error
-    pipe.unlink()
-    pipe.touch()
+    (place / "slow.png").write_bytes(bytes((place / "slow.png").stat().st_size))
     [state] = (place / "cache/evaluations").iterdir()
     shutil.copytree(state, place / "state")
     [resumed] = json.loads(vgg(place, *arguments, code=1).stdout)
@@ -149,7 +147,7 @@ def test_an_interrupted_run_resumes(place):
     shutil.move(place / "state", state)
     [whole] = json.loads(vgg(place, *arguments, "--fresh", code=1).stdout)
     assert not state.exists()
-    assert (resumed["images"], resumed["failed"]) == (60 * COUNT, 1)
+    assert (resumed["images"], resumed["failed"]) == (60 * COUNT, SLOW)
     assert {**resumed, "images_per_second": 0} == {**whole, "images_per_second": 0}
 
 

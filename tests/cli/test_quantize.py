@@ -4,17 +4,17 @@ import csv
 import io
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from conftest import random_network
+from conftest import random_network, read_terminal
 from vgg import Labels, Network, Quantized
 
 VGG = [sys.executable, "-m", "vgg"]
@@ -83,21 +83,21 @@ def test_the_same_command_resumes_and_fresh_starts_over(place, tmp_path):
 
 
 def test_an_interrupted_command_says_that_it_resumes(place, tmp_path):
-    """One of the labelled images is a pipe: the command waits for it until it is interrupted."""
-    os.mkfifo(tmp_path / "pipe.jpg")
-    (tmp_path / "list.txt").write_text(f"{place / 'data/ant/0.png'} 0\npipe.jpg 1\n")
+    """Large images give the time to interrupt the command after its first report of progress."""
+    Image.new("1", (12_000, 12_000)).save(tmp_path / "slow.png")
+    slow = [f"{'./' * copy}slow.png 1" for copy in range(20)]
+    (tmp_path / "list.txt").write_text("\n".join([f"{place / 'data/ant/0.png'} 0", *slow]))
     command = [*VGG, "quantize", "n.onnx", "-o", tmp_path / "q.onnx", "--evaluate", tmp_path / "list.txt"]
-    environment = {**os.environ, "VGG_HOME": str(tmp_path / "home")}
-    with subprocess.Popen(command, cwd=place, env=environment, stderr=subprocess.PIPE, text=True) as process:
-        while True:
-            try:
-                os.close(os.open(tmp_path / "pipe.jpg", os.O_WRONLY | os.O_NONBLOCK))  # the command reads
-                break
-            except OSError:
-                time.sleep(0.01)
+    environment = {**os.environ, "VGG_HOME": str(tmp_path / "home"), "TERM": "xterm"}
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(command, cwd=place, env=environment, stderr=theirs, text=True) as process:
+        os.close(theirs)
+        while b"Evaluating" not in os.read(ours, 4096):
+            pass
         process.send_signal(signal.SIGINT)
-        error = process.communicate()[1]
-    assert (process.returncode, error) == (130, "vgg: interrupted; the same command resumes\n")
+        error = read_terminal(ours).decode()
+    assert process.returncode == 130
+    assert error.endswith("vgg: interrupted; the same command resumes\r\n")
     assert not (tmp_path / "q.onnx").exists()
 
 

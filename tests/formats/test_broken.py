@@ -7,13 +7,19 @@ from pathlib import Path
 
 os.environ["KERAS_BACKEND"] = "torch"
 
+import numpy as np
+import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnxruntime.quantization import CalibrationMethod
+from onnxruntime.quantization.calibrate import TensorData, TensorsData
 
 from caffe_files import caffe2_nets, caffe_model
 from conftest import FIXTURES, random_network
-from vgg import ModelError, Network
+from vgg import Labels, ModelError, Network, engines
+from vgg.formats.protobuf import fields
+from vgg.quantization import quantize_weights, static
 
 
 def whole(kind: str, folder: Path) -> tuple[str, bytes]:
@@ -98,3 +104,32 @@ def test_a_message_does_not_quote_the_broken_file(tmp_path):
     with pytest.raises(ModelError, match=r"\.keras: damaged or truncated Keras file") as caught:
         Network.read(tmp_path / name)
     assert len(str(caught.value)) < 500
+
+
+def static_model(network: Network) -> onnx.ModelProto:
+    """The network with quantized activations, of random ranges."""
+    batch = np.random.default_rng(0).normal(size=(2, 3, 32, 32)).astype(np.float32)
+    values = {"data": batch, **engines.open(network).run(batch, network.architecture.values)}
+    ranges = {name: TensorData(lowest=array.min(), highest=array.max()) for name, array in values.items()}
+    return static.quantize_static(network, TensorsData(CalibrationMethod.MinMax, ranges))
+
+
+@pytest.mark.parametrize("kind", ["floats", "zoo", "int8", "old", "static"])
+def test_a_file_that_ends_between_two_fields_is_truncated(tmp_path, kind):
+    """The graph is whole and only entries of the metadata are missing: nothing is guessed."""
+    path, network = tmp_path / "n.onnx", random_network(labels=Labels(tuple("abcdefg")), width=1 / 64)
+    if kind == "static":
+        static.write(static_model(network), network, path)
+    else:
+        written = quantize_weights(network) if kind == "int8" else network
+        written.write(path, names="zoo" if kind == "zoo" else "paper", opset=7 if kind == "old" else 17)
+    content = path.read_bytes()
+    ends = [value[1] for _, value in fields(content, 0, len(content)) if isinstance(value, tuple)]
+    whole = Network.read(path)
+    assert len(ends) > 6
+    for end in ends[:-1]:
+        path.write_bytes(content[:end])
+        with pytest.raises(ModelError, match=r"n\.onnx: (is truncated|missing|damaged or truncated)"):
+            Network.read(path)
+    path.write_bytes(content)
+    assert Network.read(path).preprocessing == whole.preprocessing

@@ -47,6 +47,14 @@ def extremes(one, place):
     return {name: (array.min(), array.max()) for name, array in values.items()}
 
 
+def test_ranges_are_found_without_a_cache(place, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("VGG_HOME", str(tmp_path / "file"))
+    with pytest.warns(vgg.Notice, match=r"the next calibration computes the ranges again: .*file"):
+        found = ranges(network("vgg11"), unlabelled(place))
+    assert "logits" in found.keys()  # noqa: SIM118
+
+
 def test_ranges_are_those_of_all_images_and_are_remembered(place, monkeypatch):
     one = network("vgg11-lrn")
     found = ranges(one, unlabelled(place))

@@ -1,16 +1,17 @@
 """The command line: one module per verb. Results go to stdout, everything else to stderr."""
 
-import os
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from importlib import import_module
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
 
-from ..errors import Error, Notice
+from ..errors import Error, Notice, printable
+from ..files import reason
+from . import streams
 
 VERBS = (
     "classify", "convert", "inspect", "models", "pull", "sample", "evaluate", "prepare", "quantize", "features", "explain",
@@ -75,15 +76,29 @@ def main() -> None:
     warnings.showwarning = _show  # type: ignore[assignment]
     warnings.simplefilter("always", Notice)
     warnings.filterwarnings("ignore", module="PIL")  # our own errors say the same
-    try:
-        app(prog_name="vgg")
-    except Error as error:
-        print(f"vgg: {error}", file=sys.stderr)
-        sys.exit(1)
-    except BrokenPipeError:  # the reader of our output has closed it, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+    with streams.installed():
+        try:
+            try:
+                app(prog_name="vgg")
+            finally:
+                sys.stdout.flush()
+        except BrokenPipeError:  # the reader of our output has closed it, as `head` does
+            _fail("")
+        except Error as error:
+            _fail(str(error))
+        except UnicodeEncodeError as error:
+            _fail(f"{printable(error.object)}: the name is not UTF-8; rename it")
+        except OSError as error:
+            _fail(printable(f"{error.filename}: {reason(error)}" if error.filename is not None else reason(error)))
+
+
+def _fail(message: str) -> NoReturn:
+    if message:
+        print(f"vgg: {message}", file=sys.stderr)
+    streams.discard_output()
+    sys.exit(1)
 
 
 def _show(message: Warning | str, category: type[Warning], *_: Any) -> None:
-    print(f"vgg: {'note' if issubclass(category, Notice) else 'warning'}: {message}", file=sys.stderr)
+    kind = "note" if issubclass(category, Notice) else "warning"
+    print(f"vgg: {kind}: {printable(str(message))}", file=sys.stderr)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..errors import printable
 from ..zoo import EMBEDDED
 from . import common
 
@@ -77,11 +78,11 @@ def _table(results: Iterable["Result"], model: str) -> None:
     for result in results:
         if result.error:
             continue
-        print(result.image)
+        print(printable(result.image))
         for one in result.predictions:
             halves = round(2 * BAR * one.score)
             bar = full * (halves // 2) + half * (halves % 2)
-            print(f"  {one.score:6.1%}  {bar:<{BAR}}  {one.label}", flush=True)
+            print(f"  {one.score:6.1%}  {bar:<{BAR}}  {printable(one.label)}", flush=True)
 
 
 def _record(result: "Result", model: str) -> dict[str, Any]:

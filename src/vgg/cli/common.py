@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from ..engines import DEVICES, ENGINES
-from ..errors import Error
+from ..errors import Error, printable
 from ..preprocessing import PRESETS
 from ..progress import Progress, silent
 from ..zoo import EMBEDDED
+from .streams import standard_input
 
 if TYPE_CHECKING:
     from ..features import Features
@@ -115,7 +116,7 @@ def print_records(records: Sequence[dict[str, Any]], format: Format, keys: Seque
 def _cell(value: Any) -> str:
     if value is None:
         return "-"
-    return f"{value:.2f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+    return f"{value:.2f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else printable(str(value))
 
 
 def find_images(arguments: Sequence[str]) -> tuple[list[Any], list[str]]:
@@ -126,7 +127,7 @@ def find_images(arguments: Sequence[str]) -> tuple[list[Any], list[str]]:
     failures = []
     for argument in arguments:
         try:
-            images += [("standard input", sys.stdin.buffer.read())] if argument == "-" else find(argument)
+            images += [("standard input", standard_input())] if argument == "-" else find(argument)
         except Error as error:
             failures.append(str(error))
     return images, failures
@@ -165,7 +166,7 @@ def progress() -> Iterator[Progress]:
             if not tasks:  # rich is loaded for the first task
                 tasks[""] = stack.enter_context(_bars())
             if task not in tasks:
-                tasks[task] = tasks[""].add_task(task, unit=unit)
+                tasks[task] = tasks[""].add_task(printable(task), unit=unit)
             tasks[""].update(tasks[task], completed=done, total=total)
 
         yield show
@@ -182,7 +183,8 @@ def _bars() -> Any:
             return sizes.render(task) + "  " + speed.render(task) if task.fields["unit"] == "bytes" else counts.render(task)
 
     columns = (
-        rich.TextColumn("{task.description}"), rich.BarColumn(), rich.TaskProgressColumn(), Amount(), rich.TimeRemainingColumn()
+        rich.TextColumn("{task.description}", markup=False), rich.BarColumn(), rich.TaskProgressColumn(), Amount(),
+        rich.TimeRemainingColumn(),
     )  # fmt: skip
     # Results that are printed to the same terminal are redirected, so that the bars stay below them.
     return rich.Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=sys.stdout.isatty())
@@ -241,7 +243,7 @@ def run_in_parts(
 def exit_after(run: "Finished") -> None:
     """Print a summary of bulk work on standard error, and exit with 1 if images failed."""
     parts = f"{run.plan.parts:,} part{'s' * (run.plan.parts != 1)}"
-    print(f"{run.folder.place}: {run.images:,} images in {parts}, {run.failed:,} failed", file=sys.stderr)
+    print(f"{printable(run.folder.place)}: {run.images:,} images in {parts}, {run.failed:,} failed", file=sys.stderr)
     hidden = run.failed - len(run.errors)
     with reporting([*run.errors, *([f"and {hidden:,} more; see the column `error`"] if hidden > 0 else [])]):
         pass

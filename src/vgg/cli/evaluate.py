@@ -154,7 +154,7 @@ def _write_predictions(evaluation: "Evaluation", path: Path) -> None:
     rows = predictions(evaluation)
     first = next(rows)
     with replacing(path) as file:
-        text = io.TextIOWrapper(file, "utf-8", newline="")
+        text = io.TextIOWrapper(file, "utf-8", "backslashreplace", newline="")
         writer = csv.DictWriter(text, list(first), lineterminator="\n")
         writer.writeheader()
         writer.writerow(first)

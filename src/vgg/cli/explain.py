@@ -1,13 +1,13 @@
 """vgg explain"""
 
 import io
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from . import common
+from .streams import standard_input
 
 METHODS = ("grad-cam", "class-map")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -50,7 +50,7 @@ def explain(
 
     if output.suffix.lower() not in SUFFIXES:
         raise Error(f"{output}: unsupported image format; use {', '.join(SUFFIXES)}")
-    found = [("standard input", sys.stdin.buffer.read())] if image == "-" else find(image)
+    found = [("standard input", standard_input())] if image == "-" else find(image)
     if len(found) > 1:
         raise Error(f"{image}: has {len(found)} images; choose one")
     [(name, data)] = found

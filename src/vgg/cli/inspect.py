@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from ..errors import printable
 from . import common
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def inspect(
         print(json.dumps(facts, indent=2, ensure_ascii=False))
     else:
         for name, text in _table(facts):
-            print(f"{name:<14} {text}")
+            print(f"{name:<14} {printable(text)}")
 
 
 def _network(network: "Network", claimed: str | None) -> dict[str, Any]:

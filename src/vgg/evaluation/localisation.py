@@ -16,7 +16,7 @@ import numpy as np
 from ..arrays import Array
 from ..errors import Error
 from ..explanation import box, cropped_area, grad_cam
-from ..files import reason
+from ..files import open_file, reason
 from ..network import Network
 from ..overlay import Box
 from ..sources import Dataset
@@ -56,7 +56,8 @@ class Annotations:
         try:
             if os.path.getsize(path) > MAX_BYTES:
                 raise ValueError
-            root = ElementTree.parse(path).getroot()
+            with open_file(path) as file:
+                root = ElementTree.parse(file).getroot()
             width, height = (float(root.findtext(f"size/{side}") or "") for side in ("width", "height"))
             corners = [
                 [float(one.findtext(corner) or "") for corner in ("xmin", "ymin", "xmax", "ymax")]

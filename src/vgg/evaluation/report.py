@@ -36,7 +36,7 @@ def write(evaluation: Evaluation, records: Sequence[Mapping[str, Any]], path: Pa
     """Write the report of an evaluation and its `vgg.evaluation.records`, whole or not at all."""
     with replacing(path) as file:
         for text in _page(evaluation, records):
-            file.write(text.encode())
+            file.write(text.encode(errors="backslashreplace"))
 
 
 def _page(evaluation: Evaluation, records: Sequence[Mapping[str, Any]]) -> Iterator[str]:

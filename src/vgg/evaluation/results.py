@@ -1,6 +1,5 @@
 """The results of an evaluation, image by image, and the state from which it resumes."""
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -10,7 +9,6 @@ import numpy as np
 from ..arrays import Array
 from ..classifier import Classifier
 from ..engines import GraphEngine, identity
-from ..errors import Error, Notice
 from ..files import digest
 from ..sources import Dataset
 from ..store import Work, key_of
@@ -92,10 +90,8 @@ class Evaluation:
     def save(self, work: Work) -> None:
         """Save the state. If it can't be written, the evaluation continues, with a notice."""
         arrays = {f"{name}_{i}": getattr(one, name) for i, one in enumerate(self.results) for name in ARRAYS}
-        try:
-            work.save({"done": self.done, "errors": self.errors, "seconds": [one.seconds for one in self.results]}, arrays)
-        except Error as error:
-            warnings.warn(Notice(f"the evaluation can't be resumed if it is interrupted: {error}"), stacklevel=2)
+        state = {"done": self.done, "errors": self.errors, "seconds": [one.seconds for one in self.results]}
+        work.save_if_possible(state, arrays, "the evaluation can't be resumed if it is interrupted")
 
     def restore(self, work: Work) -> None:
         """Continue from the saved state if there is one."""

@@ -12,7 +12,7 @@ import numpy as np
 from .. import zoo
 from ..arrays import Array
 from ..errors import Error
-from ..files import reason
+from ..files import open_file, reason
 from ..network import Network
 from ..sources import Dataset
 from ..views import Views
@@ -37,7 +37,8 @@ def read_real(path: str | Path, dataset: Dataset, classes: int) -> Real:
         Error: the file has another format, or has no labels of any of the images.
     """
     try:
-        listed = json.loads(Path(path).read_text())
+        with open_file(path) as file:
+            listed = json.load(file)
     except OSError as error:
         raise Error(f"{path}: {reason(error)}") from None
     except ValueError:

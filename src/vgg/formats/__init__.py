@@ -12,7 +12,7 @@ from typing import Literal, final
 
 from .. import labels, zoo
 from ..errors import ModelError, Notice
-from ..files import digest, map_file, reason
+from ..files import digest, map_file, open_file, reason
 from ..network import Network, Provenance, Source
 from ..preprocessing import preset
 from .layouts import reading
@@ -170,7 +170,7 @@ def detect(path: Path) -> str:
         ModelError: the file can't be read or has none of these formats.
     """
     try:
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             head = file.read(64)
     except OSError as error:
         raise ModelError(f"{path}: {reason(error)}") from None

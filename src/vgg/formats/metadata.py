@@ -60,6 +60,8 @@ def build(path: object, text: Mapping[str, str], tensors: Mapping[str, Array]) -
     def part(name: str, *shape: int) -> Part:
         value = tensors[name].reshape(shape)
         if name not in quantized:
+            if f"{name}.scale" in tensors and name.endswith(".weight"):
+                raise ModelError(f"missing metadata entry {QUANTIZED!r}")
             return value
         return Quantized(value, tensors[f"{name}.scale"], tensors.get(f"{name}.zero_point"), **quantized[name])
 

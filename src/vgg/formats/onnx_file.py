@@ -23,6 +23,7 @@ from .layouts import reading
 from .nodes import Node
 from .protobuf import Buffer, Value, floats, integers, last, lenient_text, message, number, numbers, span, text
 
+PRODUCER = "vgg"  # in the files that vgg writes
 # TensorProto.DataType
 DTYPES: Mapping[int, Any] = {
     1: np.float32, 2: np.uint8, 3: np.int8, 6: np.int32, 7: np.int64, 9: np.bool_, 10: np.float16, 11: np.float64,

@@ -10,7 +10,8 @@ from ..network import Network
 from ..parameters import Parameter, Part
 from . import metadata, walk
 from .layouts import Bare
-from .onnx_file import OnnxFile, Tensor, scan
+from .onnx_file import PRODUCER, OnnxFile, Tensor, scan
+from .protobuf import fields
 
 _QUANTIZING = ("QuantizeLinear", "DynamicQuantizeLinear", "QLinear", "QGemm", "ConvInteger", "MatMulInteger")
 
@@ -22,6 +23,8 @@ def read(path: Path) -> Network | Bare:
     """
     model = scan(path)
     written = metadata.architecture(path, model.metadata) if metadata.ARCHITECTURE in model.metadata else None
+    if not written and _is_streamed(model):
+        raise ModelError(f"{path}: is truncated: vgg wrote it, but its metadata is missing")
     if written and metadata.is_whole(written, model.tensors.keys()):
         return metadata.build(path, model.metadata, {name: model.array(name) for name in model.tensors})
     architecture, parameters, softmax = _walk(model, written is not None)
@@ -31,6 +34,13 @@ def read(path: Path) -> Network | Bare:
     if softmax:
         warnings.warn(Notice(f"{path}: removed the softmax at its end; writing can add it again"), stacklevel=2)
     return architecture, parameters
+
+
+def _is_streamed(model: OnnxFile) -> bool:
+    """Whether vgg wrote the file, in its order: opsets, graph, metadata. Other programs write the graph first."""
+    graph, opsets = 7, 8
+    order = [number for number, _ in fields(model.mapped, 0, len(model.mapped)) if number in (graph, opsets)]
+    return model.producer == PRODUCER and order[0] == opsets
 
 
 def quantized_activations(path: Path) -> tuple[bool, bool] | None:

@@ -1,6 +1,7 @@
 """ONNX files, written as one stream: the graph by the onnx package, then the parameters block by block."""
 
 import warnings
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from ..network import Network, ParametersHash
 from ..parameters import Quantized, as_bytes, blocks
 from . import metadata, onnx_builder
 from .onnx_builder import Initializer, OnnxOptions
+from .onnx_file import PRODUCER
 from .protobuf import field, prefix
 
 ALIGNMENT = 64  # bytes; large tensors start at a multiple of it in the file, so that vector loads are aligned
@@ -46,8 +48,12 @@ def write(network: Network, path: Path, options: OnnxOptions) -> None:
                 total.update(block)
                 file.write(as_bytes(block).data)
         text = {**metadata.describe(network, expanded), **_image(network), metadata.SHA256: total.hexdigest()}
-        for key, value in sorted(text.items()):
-            file.write(field(14, field(1, key.encode()) + field(2, value.encode())))
+        file.write(entries(text))
+
+
+def entries(text: Mapping[str, str]) -> bytes:
+    """The fields of the metadata, which are the last ones of a file."""
+    return b"".join(field(14, field(1, key.encode()) + field(2, value.encode())) for key, value in sorted(text.items()))
 
 
 def _layout(path: Path, model: onnx.ModelProto, initializers: list[Initializer]) -> tuple[bytes, list[bytes]]:
@@ -59,7 +65,7 @@ def _layout(path: Path, model: onnx.ModelProto, initializers: list[Initializer])
         place += len(heads[-1]) + one.nbytes
     if place > MAX_BYTES:
         raise ModelError(f"{path}: {model.graph.name} needs {place / 2**30:.1f} GiB; an ONNX file holds at most 2")
-    outer = onnx.ModelProto(ir_version=model.ir_version, producer_name="vgg", producer_version=version("vgg"))
+    outer = onnx.ModelProto(ir_version=model.ir_version, producer_name=PRODUCER, producer_version=version("vgg"))
     outer.opset_import.extend(model.opset_import)
     before = prefix(7, place)
     start = outer.SerializeToString(deterministic=True)

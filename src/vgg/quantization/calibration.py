@@ -84,7 +84,7 @@ def ranges(
             if method == "percentile":
                 found = {name: pair[:2] for name, pair in histograms.compute_collection_result().items()}
         found = {name: np.array(pair, np.float32) for name, pair in found.items()}
-        work.save({}, found)
+        work.save_if_possible({}, found, "the next calibration computes the ranges again")
     kind = CalibrationMethod.Percentile if method == "percentile" else CalibrationMethod.MinMax
     return TensorsData(kind, {name: TensorData(lowest=low, highest=high) for name, (low, high) in found.items()})
 

@@ -14,6 +14,7 @@ import tempfile
 import warnings
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +25,9 @@ from onnx import TensorProto, helper, numpy_helper
 from ..files import replacing
 from ..formats import metadata, onnx_builder
 from ..formats.onnx_builder import OnnxOptions
+from ..formats.onnx_file import PRODUCER
+from ..formats.onnx_writer import entries
+from ..formats.protobuf import prefix
 from ..network import Network
 from ..parameters import Quantized, contiguous
 from .weights import INT8, check_floats, integers
@@ -93,10 +97,13 @@ def quantize_static(
 
 def write(model: onnx.ModelProto, network: Network, path: Path) -> None:
     """Write a model from `quantize_static` with the network's metadata, whole or not at all."""
-    del model.metadata_props[:]
-    helper.set_model_props(model, dict(sorted(metadata.describe(network).items())))
+    head = onnx.ModelProto(ir_version=model.ir_version, producer_name=PRODUCER, producer_version=version("vgg"))
+    head.opset_import.extend(model.opset_import)
+    graph = model.graph.SerializeToString(deterministic=True)
+    # In the order of vgg's other files, by which the reader recognises a truncated one.
+    parts = head.SerializeToString(deterministic=True), prefix(7, len(graph)), graph, entries(metadata.describe(network))
     with replacing(path) as file:
-        file.write(model.SerializeToString(deterministic=True))
+        file.writelines(parts)
 
 
 def _value_infos(graph: onnx.GraphProto) -> Iterator[onnx.ValueInfoProto]:

@@ -12,6 +12,7 @@ Parquet folders ignore names that begin with an underscore.
 import hashlib
 import io
 import json
+import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -139,7 +140,9 @@ class Folder:
 
         file = parquet.ParquetFile(self.open(plan.inputs))
         return lambda part: [
-            Sample(row["path"], row["class"], row["path"], size=row["size"]) for row in file.read_row_group(part).to_pylist()
+            Sample(path, row["class"], path, size=row["size"])
+            for row in file.read_row_group(part).to_pylist()
+            for path in [os.fsdecode(row["path"])]
         ]
 
     def missing(self, plan: Plan) -> list[int]:
@@ -160,16 +163,13 @@ def _write_list(samples: Iterable[Sample], path: Path, size: int) -> tuple[int, 
     import pyarrow
     from pyarrow import parquet
 
-    schema = pyarrow.schema({"path": pyarrow.string(), "class": pyarrow.int32(), "size": pyarrow.int64()})
+    schema = pyarrow.schema({"path": pyarrow.binary(), "class": pyarrow.int32(), "size": pyarrow.int64()})
     digest, parts = hashlib.sha256(), 0
     with parquet.ParquetWriter(path, schema, compression="zstd") as writer:
         for group in _groups(samples, size):
             for one in group:
-                try:
-                    digest.update(f"{one.path}\0{one.target}\n".encode())
-                except UnicodeEncodeError:
-                    raise Error(f"{one.path}: the name is not UTF-8, as Parquet files require; rename it") from None
-            columns = [[one.path for one in group], [one.target for one in group], [one.size for one in group]]
+                digest.update(f"{one.path}\0{one.target}\n".encode(errors="surrogateescape"))
+            columns = [[os.fsencode(one.path) for one in group], [one.target for one in group], [one.size for one in group]]
             writer.write_table(pyarrow.table(columns, schema))
             parts += 1
     return parts, digest.hexdigest()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from ..classifier import Classifier
+from ..errors import utf8
 from ..evaluation import Evaluation, predictions
 from ..evaluation.run import check_models, score
 from ..features import Descriptor, columns, extract
@@ -46,8 +47,9 @@ class Classify:
         best = {"label": pa.string(), "score": pa.float32(), "index": pa.int32(), "wnid": pa.string()}
         schema = {"image": pa.string(), "predictions": pa.list_(pa.struct(best)), "error": pa.string()}
         rows = [
-            {"image": one.image, "predictions": None if one.error else list(map(asdict, one.predictions)), "error": one.error}
+            {"image": utf8(one.image), "predictions": predicted, "error": one.error}
             for one in models[0].results(samples, self.top, workers=workers)
+            for predicted in [None if one.error else list(map(asdict, one.predictions))]
         ]
         return pa.Table.from_pylist(rows, pa.schema(schema))
 
@@ -90,7 +92,7 @@ class Score:
         run = Evaluation.start(models, Dataset("", samples), self.protocol, self.fuse)
         for _ in score(run, batch_size=batch_size, workers=workers):
             pass
-        rows = list(predictions(run))
+        rows = [{**row, "image": utf8(row["image"])} for row in predictions(run)]
         kinds = {"image": pa.string(), "model": pa.string(), "label": pa.string(), "error": pa.string()}
         kinds |= {"class": pa.int32(), "right": pa.int8(), "cross_entropy": pa.float32()}
         return pa.Table.from_pylist(

@@ -22,7 +22,7 @@ import numpy as np
 
 from ..arrays import Array
 from ..errors import Error, one_line
-from ..files import reason
+from ..files import open_file, reason
 
 # Limits that no real sample data reaches. Weights hardly compress, so a high ratio marks a decompression bomb.
 MAX_MEMBERS = 1000
@@ -74,12 +74,12 @@ def _members(place: Path) -> Iterator[tuple[str, int, io.BufferedReader]]:
         folder = place if place.is_dir() else place.parent
         data = [*folder.glob("test_data_set_*/*.pb"), *folder.glob("test_data_*.npz")] if place.is_dir() else [place]
         for path in [*folder.glob("*.onnx"), *data]:
-            with open(path, "rb") as file:
+            with open_file(path) as file:
                 # A single .npz file can have any name.
                 name = "test_data_0.npz" if path == place else path.relative_to(folder).as_posix()
                 yield name, path.stat().st_size, file
         return
-    with open(place, "rb") as file:
+    with open_file(place) as file:
         compressed = file.read(2) == b"\x1f\x8b"
         file.seek(0)
         stream = _Limited(cast(BinaryIO, gzip.GzipFile(fileobj=file) if compressed else file), place)

@@ -4,6 +4,7 @@ All verbs accept the same places: files, folders, globs, list files (.txt), WebD
 these in object stores and on web servers. `find` returns any images, `open` labelled ones. Images are read when they are used.
 """
 
+import os
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ def is_single(images: Any) -> bool:
 
     if isinstance(images, str | Path):
         place = stores.normalised(images)
-        return listing.is_image(place) if stores.is_url(place) else not listing.is_collection(place) and Path(place).is_file()
+        return listing.is_image(place) if stores.is_url(place) else not listing.is_collection(place) and os.path.isfile(place)
     return isinstance(images, bytes | bytearray | memoryview | Image.Image | Sample) or (
         isinstance(images, np.ndarray) and images.ndim != 4
     )

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import Error
-from ..files import reason
+from ..files import open_file, reason
 from .samples import Sample
 
 SIDE = 32  # pixels
@@ -38,7 +38,8 @@ class Record(Sample):
 def read(path: Path) -> list[Sample]:
     """The images in a file of records. Raises Error if it is truncated or has an unknown class."""
     try:
-        content = np.fromfile(path, np.uint8)
+        with open_file(path) as file:
+            content = np.fromfile(file, np.uint8)
     except OSError as error:
         raise Error(f"{path}: {reason(error)}") from None
     if not len(content) or len(content) % RECORD or content[::RECORD].max() >= len(NAMES):

@@ -21,7 +21,7 @@ from tarfile import TarInfo
 from PIL import Image
 
 from ..errors import Error, ImageError
-from ..files import reason, replacing
+from ..files import open_file, reason, replacing
 from ..images import MAX_BYTES, open_image
 from ..labels import imagenet
 from ..parallel import ahead
@@ -263,7 +263,7 @@ class _Journal:
             if self._verified.get(str(archive.resolve())) == known:
                 return
             total = hashlib.sha1(usedforsecurity=False)
-            with archive.open("rb") as file:
+            with open_file(archive) as file:
                 while piece := file.read(HASHED):
                     total.update(piece)
                     progress(f"Verifying {archive.name}", file.tell(), status.st_size, "bytes")

@@ -4,12 +4,11 @@ import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from PIL import Image
 
 from ..errors import ImageError
-from ..files import reason
+from ..files import open_file, reason
 from ..images import MAX_BYTES, open_image
 from . import stores
 
@@ -39,7 +38,7 @@ class Sample:
             content: bytes = stores.patiently(self.path, lambda system, path: system.cat_file(path))
             return content
         try:
-            with Path(self.path).open("rb") as file:
+            with open_file(self.path) as file:
                 size = os.fstat(file.fileno()).st_size - self.offset if self.size < 0 else self.size
                 self._check(size)
                 file.seek(self.offset)

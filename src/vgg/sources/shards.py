@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ..errors import Error
-from ..files import reason
+from ..files import open_file, reason
 from ..images import SUFFIXES
 from ..labels import Resolve
 from .samples import UNLABELLED, Sample
@@ -71,7 +71,7 @@ def members(path: Path, start: int = 0, size: int | None = None) -> Iterator[tup
         Error: it is not a tar file, truncated, or damaged. tarfile itself takes a damaged header for the end.
     """
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             end = file.seek(0, 2) if size is None else start + size
             file.seek(start)
             with tarfile.open(fileobj=file, mode="r:") as tar:

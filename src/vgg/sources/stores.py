@@ -12,12 +12,13 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import TextIOWrapper
 from pathlib import Path, PurePosixPath
 from typing import Any, TextIO, TypeVar
 
 from ..errors import Error, ImageError, one_line
 from ..extras import require
-from ..files import reason
+from ..files import open_file, reason
 
 Result = TypeVar("Result")
 
@@ -36,8 +37,10 @@ class Entry:
 
 
 def normalised(place: str | Path) -> str:
-    """A place without redundant separators; a file:// URL as a path."""
+    """A place without redundant separators; a file:// URL as a path. Raises ImageError if it is empty."""
     place = str(place)
+    if not place:
+        raise ImageError("an empty name; the current folder is `.`")
     if place.startswith("file://"):
         from urllib.request import url2pathname  # which is slow to import
 
@@ -131,7 +134,7 @@ def opened(place: str) -> Iterator[TextIO]:
     """A UTF-8 text file, open for reading. Raises Error if it can't be read; UnicodeDecodeError if it is not UTF-8."""
     copy = Copy(place) if is_url(place) else None
     try:
-        with open(copy.path if copy else place, encoding="utf-8-sig") as text:
+        with TextIOWrapper(open_file(copy.path if copy else place), "utf-8-sig") as text:
             yield text
     except OSError as error:
         raise Error(f"{place}: {reason(error)}") from None

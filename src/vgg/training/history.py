@@ -27,7 +27,7 @@ def write_log(folder: Path, history: Sequence[Row]) -> None:
     from tensorboardX.record_writer import RecordWriter
 
     with replacing(folder / "log.csv") as file:
-        text = io.TextIOWrapper(file, "utf-8", newline="")
+        text = io.TextIOWrapper(file, "utf-8", "backslashreplace", newline="")
         table = csv.DictWriter(text, COLUMNS, lineterminator="\n")
         table.writeheader()
         table.writerows(history)

@@ -51,7 +51,7 @@ def info(name: str) -> Published:
 def cached(known: Published) -> Path | None:
     """The path of a published file in the cache; None if it is missing or has another size than the published one."""
     path = cache_folder() / known.file
-    complete = path.is_file() and known.bytes in (None, path.stat().st_size)
+    complete = os.path.isfile(path) and known.bytes in (None, path.stat().st_size)
     return path if complete else None
 
 
@@ -100,12 +100,12 @@ def locate(model: str | Path | None, progress: Progress = silent) -> Path:
     if model is None or str(model) == EMBEDDED:
         return EMBEDDED_FILE
     path = Path(model)
-    if path.is_file():
+    if os.path.isfile(path):  # Path.is_file fails for a name that is too long
         return path
     try:
         known = info(str(model))
     except Error as error:
-        if path.suffix or path.exists() or isinstance(model, Path):
+        if path.suffix or os.path.exists(path) or isinstance(model, Path):
             return path
         raise Error(f"{model}: file not found; {error}") from None
     if file := cached(known):
