@@ -188,9 +188,9 @@ def caffe2_nets(network: Network):
             add("MaxPool", [value], layer.name, kernel=2, stride=2, pad=0)
         elif layer.operation == "linear":
             add("FC", [value, *names], layer.name)
-        if layer.operation != "flatten":
+        if layer.operation not in ("flatten", "dropout"):
             value = layer.name
-        if layer.name in ("fc6", "fc7"):
+        if layer.operation == "dropout":
             add("Dropout", [value], value, ratio=0.5, is_test=1)
     add("Softmax", [value], "prob")
     predict.external_output.append("prob")

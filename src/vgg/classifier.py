@@ -19,7 +19,7 @@ from .images import ImageLike
 from .labels import Labels
 from .network import Network
 from .parallel import ahead
-from .predictions import Prediction, Result, rank, softmax
+from .predictions import Prediction, Result, rank, scores
 from .preprocessing import Preprocessing, preset
 from .sources import find, is_single
 from .zoo import EMBEDDED, EMBEDDED_FILE, locate
@@ -74,16 +74,15 @@ class Classifier:
         Raises:
             ImageError: an image can't be read; `results` continues in this case.
         """
-        scores = self.scores(images)
-        found = [rank(row, top, self.network.labels) for row in scores]
+        found = [rank(row, top, self.network.labels) for row in self.scores(images)]
         return found[0] if is_single(images) else found
 
     def scores(self, images: Any) -> Array:
-        """The probabilities of the classes, float32 [images, classes]; `images` as in `classify`."""
-        return softmax(self.logits(images))
+        """The scores of the classes, float32 [images, classes]; `images` as in `classify`. See `vgg.predictions.scores`."""
+        return scores(self.logits(images), self.network.architecture.output)
 
     def logits(self, images: Any) -> Array:
-        """The network's logits, float32 [images, classes]; `images` as in `classify`."""
+        """The network's logits, float32 [images, units]; `images` as in `classify`."""
         rows = []
         for batch in self._batches(find(images)):
             for _, error in batch:
@@ -102,7 +101,7 @@ class Classifier:
         """
         for batch in self._batches(find(images), workers):
             good = [value for _, value in batch if not isinstance(value, ImageError)]
-            rows = iter(softmax(self.engine.logits(np.stack(good))) if good else ())
+            rows = iter(scores(self.engine.logits(np.stack(good)), self.network.architecture.output) if good else ())
             for name, value in batch:
                 if isinstance(value, ImageError):
                     yield Result(name, [], str(value))

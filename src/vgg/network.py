@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from .architectures import Architecture
+from .architectures import NORM_ROLES, Architecture
 from .arrays import Array
 from .errors import ModelError
 from .labels import Labels
@@ -91,21 +91,30 @@ class Network:
         """The same function without batch normalisation: `vgg16-bn` becomes `vgg16`, in float32.
 
         Computed in float64: the weight is multiplied by scale / sqrt(variance + epsilon), and the bias is adjusted to match.
+        A normalisation that follows an activation or the pooling goes into the next linear layer.
         """
         plain = self.architecture.without_batch_norm()
         parameters = {name: self.parameters[name] for name in plain.parameters}
-        for name in self.architecture.parameters:
-            if name.startswith("bn") and name.endswith(".scale"):
-                place = name.removeprefix("bn").removesuffix(".scale")
-                scale, bias, mean, variance = (
-                    expanded(self.parameters[f"bn{place}.{role}"]).astype(np.float64)
-                    for role in ("scale", "bias", "mean", "variance")
-                )
-                factor = scale / np.sqrt(variance + self.architecture.epsilon)
-                weight = expanded(parameters[f"conv{place}.weight"]).astype(np.float64)
-                offset = expanded(parameters[f"conv{place}.bias"]).astype(np.float64)
-                parameters[f"conv{place}.weight"] = (weight * factor[:, None, None, None]).astype(np.float32)
-                parameters[f"conv{place}.bias"] = ((offset - mean) * factor + bias).astype(np.float32)
+        layers = [layer for layer in self.architecture.layers if layer.operation not in ("flatten", "dropout")]
+        for before, layer, after in zip([None, *layers], layers, [*layers[1:], None], strict=False):
+            if layer.operation != "batch_norm":
+                continue
+            scale, bias, mean, variance = (
+                expanded(self.parameters[f"{layer.name}.{role}"]).astype(np.float64) for role in NORM_ROLES
+            )
+            factor = scale / np.sqrt(variance + self.architecture.epsilon)
+            follows = before is not None and before.operation in ("convolution", "linear")
+            target = before if follows else after  # a linear layer can also be after it
+            assert target is not None
+            weight = expanded(parameters[f"{target.name}.weight"])
+            offset = expanded(parameters[f"{target.name}.bias"]).astype(np.float64)
+            matrix = weight.reshape(len(weight), -1).astype(np.float64)
+            if follows:
+                matrix, offset = matrix * factor[:, None], (offset - mean) * factor + bias
+            else:
+                matrix, offset = matrix * factor, offset + matrix @ (bias - mean * factor)
+            parameters[f"{target.name}.weight"] = matrix.reshape(weight.shape).astype(np.float32)
+            parameters[f"{target.name}.bias"] = offset.astype(np.float32)
         return replace(self, architecture=plain, parameters=parameters)
 
     def expanded(self) -> "Network":

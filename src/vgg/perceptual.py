@@ -145,11 +145,10 @@ def parts(model: str | Path | Network | None = None, weights: str | Path | None 
 
 
 def trunk(network: Network) -> Network:
-    """A network's convolutions, without batch normalisation, for images of any size from 32 on; the logits are meaningless."""
+    """A network's convolutions, without batch normalisation, for images of any size from 32 on."""
     folded = network.fold_batch_norm()
-    architecture = replace(folded.architecture, head="gap", classes=1)
-    parameters = {name: value for name, value in folded.parameters.items() if name in architecture.parameters}
-    parameters |= {name: np.zeros(architecture.parameters[name], np.float32) for name in ("fc8.weight", "fc8.bias")}
+    architecture = replace(folded.architecture, head="none", classes=0)
+    parameters = {name: folded.parameters[name] for name in architecture.parameters}
     return replace(folded, architecture=architecture, parameters=parameters, labels=None)
 
 

@@ -1,4 +1,4 @@
-"""From a network's output to predictions: softmax, ranking, labels."""
+"""From a network's output to predictions: scores, ranking, labels."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -7,6 +7,7 @@ import numpy as np
 
 from .arrays import Array
 from .errors import Error
+from .heads import Output
 from .labels import Labels, imagenet
 
 
@@ -15,7 +16,7 @@ class Prediction:
     """A class predicted for an image."""
 
     label: str  # `class 17` if the network has no labels
-    score: float  # probability, 0..1
+    score: float  # 0..1; the probability, unless the classes have sigmoids
     index: int  # of the class, from 0
     wnid: str | None  # WordNet id, such as n02123045
 
@@ -33,6 +34,25 @@ def softmax(logits: Array) -> Array:
     """Probabilities along the last axis, float32; computed in float64."""
     shifted = np.exp(logits.astype(np.float64) - logits.max(-1, keepdims=True))
     return np.asarray(shifted / shifted.sum(-1, keepdims=True), np.float32)
+
+
+def sigmoid(logits: Array) -> Array:
+    """1 / (1 + exp(-logits)), float32; computed in float64."""
+    half = np.tanh(logits.astype(np.float64) / 2) / 2  # which doesn't overflow
+    return np.asarray(0.5 + half, np.float32)
+
+
+def scores(logits: Array, output: Output | None) -> Array:
+    """The scores of the classes, 0..1, float32 [..., classes].
+
+    Args:
+        logits: float [..., units]; see `Architecture.units`.
+        output: `softmax`: the scores' sum is 1; `sigmoid`: each class has a score of its own; `binary`: the one logit's sigmoid
+            is the score of the second of two classes. See `vgg.heads.Head`.
+    """
+    if output == "binary":
+        return sigmoid(np.concatenate([-logits, logits], -1))
+    return sigmoid(logits) if output == "sigmoid" else softmax(logits)
 
 
 def rank(scores: Array, top: int, labels: Labels | None) -> list[Prediction]:

@@ -59,7 +59,7 @@ class BuiltEngine(ABC):
         self._network = network
         self._models: dict[tuple[str, ...], Any] = {}
         self._lock = threading.Lock()
-        self._model(("logits",))
+        self._model(network.architecture.values[-1:])
 
     @abstractmethod
     def _build(self, outputs: tuple[str, ...]) -> Any:
@@ -101,7 +101,7 @@ class GraphEngine(ABC):
     def logits(self, batch: Array) -> Array:
         check_batch(self._architecture, batch)
         step = self._count or max(1, len(batch))
-        rows = [np.empty((0, self._architecture.classes), np.float32)]
+        rows = [np.empty((0, self._architecture.units), np.float32)]
         for start in range(0, len(batch), step):
             part = batch[start : start + step]
             filled = np.concatenate([part, np.zeros((step - len(part), *part.shape[1:]), np.float32)])
@@ -113,7 +113,7 @@ class GraphEngine(ABC):
 
 def check_dense(engine: Engine, architecture: Architecture) -> None:
     """Raises Error unless an engine takes images larger than a network's crop."""
-    if architecture.head == "fc" and engine.name not in DENSE:
+    if architecture.fixed_size and engine.name not in DENSE:
         raise Error(f"{engine.name} takes only crops of the network's input size; for whole images use {' or '.join(DENSE)}")
 
 
@@ -123,14 +123,15 @@ def check_batch(architecture: Architecture, batch: Array, *, dense: bool = False
     Args:
         architecture: of the network that gets the batch.
         batch: the input.
-        dense: whether the engine takes images larger than `Architecture.input_size` with the head `fc`.
+        dense: whether the engine takes images larger than `Architecture.input_size` if the head reads a map.
 
     Raises:
         ModelError: the network doesn't take it.
     """
-    side = architecture.input_size if architecture.head == "fc" else STRIDE
+    side = architecture.input_size if architecture.fixed_size else STRIDE
     fits = batch.ndim == 4 and batch.shape[1] == 3 and batch.dtype == np.float32 and min(batch.shape[2:]) >= side
-    fixed = architecture.head == "fc" and not dense
+    fixed = architecture.fixed_map and not dense
+    side = architecture.input_size if fixed else side
     if not fits or (fixed and batch.shape[2:] != (side, side)):
         size = f"{side}, {side}]" if fixed else f"height, width] of {side} pixels or more"
         raise ModelError(f"{architecture.name} takes float32 [batch, 3, {size}, not {batch.dtype} {list(batch.shape)}")

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Literal, final
 
 from .. import labels, zoo
+from ..architectures import Architecture
 from ..errors import ModelError, Notice
 from ..files import digest, map_file, reason
 from ..network import Network, Provenance, Source
-from ..preprocessing import preset
+from ..preprocessing import Preprocessing, preset
 from .layouts import reading
 
 IMAGENET_CLASSES = 1000
@@ -98,8 +99,15 @@ def read(path: str | Path) -> Network:
         message = f"{path}: no preprocessing or labels in the file; using preprocessing {name!r}{advice}"
         warnings.warn(Notice(message), stacklevel=2)
     origin = Provenance(path.name, format, sha256, known.name if known else "", source, source)
-    preprocessing = replace(preset(name), crop=architecture.input_size) if architecture.head == "fc" else preset(name)
+    preprocessing = _cropped(preset(name), architecture)
     return Network(architecture, parameters, preprocessing, classes, origin)
+
+
+def _cropped(preprocessing: Preprocessing, architecture: Architecture) -> Preprocessing:
+    """A preset for a network whose input may have another size."""
+    if not architecture.fixed_map and architecture.input_size == Architecture.input_size:
+        return preprocessing
+    return replace(preprocessing, crop=architecture.input_size)
 
 
 def write(
@@ -123,7 +131,7 @@ def write(
         path: the file; an existing one is replaced. All further options are for ONNX files only.
         opset: 3 up to the newest of the installed onnx package; 17 by default.
         outputs: named values that the model gives in addition to `logits`, such as `fc7` or `conv5_3`.
-        softmax: give `probabilities` instead of `logits`.
+        softmax: give `probabilities` instead of `logits`, by a sigmoid if the network's output is that.
         batch: a fixed number of images; any number by default.
         dense: take images of any size from `input_size` on, and give `logits` [batch, classes, rows, columns], a score for
             each position of fc6: the linear layers become convolutions.
@@ -140,7 +148,8 @@ def write(
     from .onnx_builder import OnnxOptions
 
     path = Path(path)
-    options = OnnxOptions(opset, ("logits", *outputs), softmax, batch, dense, bits, names, preprocessing)
+    plain = OnnxOptions(outputs=network.architecture.values[-1:])
+    options = OnnxOptions(opset, (*plain.outputs, *outputs), softmax, batch, dense, bits, names, preprocessing)
     if layout == "triton":
         from . import triton
 
@@ -151,7 +160,7 @@ def write(
         onnx_writer.write(network, path, options)
     elif path.suffix != ".safetensors":
         raise ModelError(f"{path}: unsupported suffix; networks are written to .onnx or .safetensors")
-    elif options != OnnxOptions():
+    elif options != plain:
         raise ModelError(f"{path}: only ONNX files have an opset, further outputs and other forms; write to .onnx")
     else:
         from . import safetensors

@@ -12,10 +12,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..architectures import Architecture, recognise
+from ..architectures import Architecture
 from ..arrays import Array
 from ..errors import ModelError, one_line
+from ..heads import Head
 from ..parameters import LowRank, Parameter, expanded, shaped
+from .recognition import Shapes, recognise
 
 Bare = tuple[Architecture, dict[str, Parameter]]  # the content of a file without preprocessing and labels
 
@@ -52,7 +54,15 @@ def reading(path: object, format: str) -> Iterator[None]:
 
 
 def assemble(
-    path: object, layers: Sequence[Layer], *, epsilon: float = 1e-5, channels_last: bool = False, lrn: bool = False
+    path: object,
+    layers: Sequence[Layer],
+    *,
+    epsilon: float = 1e-5,
+    channels_last: bool = False,
+    lrn: bool = False,
+    depths: Sequence[int] = (),
+    head: Head | None = None,
+    input_size: int = 0,
 ) -> Bare:
     """The architecture of a file's layers, and its parameters under the paper's names.
 
@@ -60,8 +70,11 @@ def assemble(
         path: the file, for errors.
         layers: in the order of execution.
         epsilon: of the batch normalisation.
-        channels_last: whether fc6 reads its input flattened as height, width, channels.
+        channels_last: whether the first linear layer reads its input flattened as height, width, channels.
         lrn: whether the first convolution is followed by response normalisation, which has no parameters.
+        depths: see `recognition.Shapes`.
+        head: the head, if the file shows its activations.
+        input_size: side of the input in pixels, if the file shows it.
 
     Raises:
         ModelError: the layers form no VGG network; the message names the first key that doesn't fit and what was expected.
@@ -69,8 +82,16 @@ def assemble(
     weights = [layer["weight"].value.shape for layer in layers if "weight" in layer]
     convolutions = [shape for shape in weights if len(shape) == 4]
     linear = [shape for shape in weights if len(shape) == 2]
-    batch_norm = any("mean" in layer for layer in layers)
-    architecture = recognise(convolutions, linear, batch_norm=batch_norm, epsilon=epsilon, lrn=lrn)
+    kinds = [
+        "norm" if "mean" in layer else len(layer["weight"].value.shape) for layer in layers if {"mean", "weight"} & {*layer}
+    ]
+    norms = [
+        sum(kind == 2 for kind in kinds[:place])
+        for place, kind in enumerate(kinds)
+        if kind == "norm" and (2 in kinds[:place] or kinds[place - 1] == "norm")
+    ]
+    batch_norm = kinds.count("norm") > len(norms)
+    architecture = recognise(Shapes(convolutions, linear, batch_norm, lrn, depths, head, norms, input_size, epsilon))
     wanted = [layer for layer in architecture.layers if layer.parameters]
     parameters: dict[str, Parameter] = {}
     for ours, theirs in zip(wanted, layers, strict=False):
@@ -78,12 +99,13 @@ def assemble(
             name = f"{ours.name}.{role}"
             found = theirs.get(role)
             if found is None:
-                if role == "bias" and batch_norm and ours.operation == "convolution" and "weight" in theirs:
-                    parameters[name] = np.zeros(shape, np.float32)  # which the normalisation would subtract again
-                    continue
-                first = next(iter(theirs.values()))
-                raise misfit(path, first.key, first.value.shape, f"{name} {list(shape)}")
-            parameters[name] = _fitted(path, found, name, shape, channels_last)
+                neutral = _neutral(role, theirs)
+                if neutral is None:
+                    first = next(iter(theirs.values()))
+                    raise misfit(path, first.key, first.value.shape, f"{name} {list(shape)}")
+                parameters[name] = np.full(shape, neutral, np.float32)
+                continue
+            parameters[name] = _fitted(path, found, name, shape, channels_last, architecture)
     if len(layers) < len(wanted):
         name, (role, shape) = wanted[len(layers)].name, next(iter(wanted[len(layers)].parameters.items()))
         count = f"it has {len(layers)} of the {len(wanted)} layers of {architecture.name}"
@@ -94,26 +116,38 @@ def assemble(
     return architecture, parameters
 
 
+def _neutral(role: str, layer: Layer) -> float | None:
+    """The value of a parameter that a layer doesn't have and that then changes nothing; None if it must have it."""
+    if role == "bias" and {"weight", "mean"} & {*layer}:
+        return 0.0
+    return 1.0 if role == "scale" and "mean" in layer else None
+
+
 def misfit(path: object, key: str, shape: Sequence[int], expected: str) -> ModelError:
     """The error for a file that contains no VGG network, by the first key that shows it."""
     return ModelError(f"{path}: not a VGG network: expected {expected}, found {key} {list(shape)}")
 
 
 def _mapped(value: Parameter, shape: tuple[int, ...]) -> Parameter:
-    """fc6's weight, [units, inputs], as [units, channels, height, width]."""
+    """The first linear layer's weight, [units, inputs], as [units, channels, height, width]."""
     if isinstance(value, LowRank):
         return LowRank(value.left, shaped(value.right, (value.right.shape[0], *shape[1:])))
     return shaped(value, shape)
 
 
-def _fitted(path: object, found: Found, name: str, shape: tuple[int, ...], channels_last: bool) -> Parameter:
+def _fitted(
+    path: object, found: Found, name: str, shape: tuple[int, ...], channels_last: bool, architecture: Architecture
+) -> Parameter:
     value = found.value
-    if name == "fc6.weight" and len(value.shape) == 2 and value.shape == (shape[0], math.prod(shape[1:])):
+    if len(shape) == 4 and len(value.shape) == 2 and value.shape == (shape[0], math.prod(shape[1:])):
         units, channels, height, width = shape
         if channels_last:
             value = expanded(value).T.reshape(height, width, channels, units).transpose(3, 2, 0, 1)
         else:
             value = _mapped(value, shape)
+    if channels_last and name.startswith("bn5.") and value.shape == shape:  # of the elements of a map
+        channels = architecture.parameters["fc6.weight"][1]
+        value = expanded(value).reshape(-1, channels).T.reshape(-1)
     if value.shape != shape:
         raise misfit(path, found.key, found.value.shape, f"{name} {list(shape)}")
     if isinstance(value, np.ndarray) and value.dtype.name not in ("float32", "float16", "bfloat16"):

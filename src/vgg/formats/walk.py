@@ -111,27 +111,27 @@ class _Walk(Chain):
         self.expect(node, strides=1, dilations=1, group=1)
         if len(weight.shape) != 4:
             raise self.error(f"{node} has a weight of shape {list(weight.shape)}")
-        head = self.operations.count("max_pool") == BLOCKS
+        head = self.count("max_pool") == BLOCKS
         automatic = node.attributes.get("auto_pad", "NOTSET")
         if automatic not in ("SAME_UPPER", "SAME_LOWER") and not (automatic == "VALID" and weight.shape[2] == 1):
             pads = node.attributes.get("pads") or [0]
             if any(pad != (0 if head else weight.shape[2] // 2) for pad in pads):
                 raise self.error(f"{node} has pads {pads}")
         if head:  # the paper's dense form: linear layers as convolutions, the first one over the whole map
-            self.linear(node, shaped(weight, (weight.shape[0], math.prod(weight.shape[1:]))), bias)
+            self.linear(_key(node), shaped(weight, (weight.shape[0], math.prod(weight.shape[1:]))), bias)
         else:
-            self.convolution(node, weight, bias)
+            self.convolution(_key(node), weight, bias)
 
     def on_gemm(self, node: Node) -> None:
         self.expect(node, alpha=1.0, beta=1.0, transA=0)
         weight = self.constant(node, 1)
-        self.linear(node, weight if node.attributes.get("transB") else transposed(weight), self.optional(node, 2))
+        self.linear(_key(node), weight if node.attributes.get("transB") else transposed(weight), self.optional(node, 2))
 
     def on_matmul(self, node: Node) -> None:
-        self.linear(node, transposed(self.constant(node, 1)), None)
+        self.linear(_key(node), transposed(self.constant(node, 1)), None)
 
     def on_add(self, node: Node) -> None:
-        self.bias(node, self.array(node, 1 if node.inputs[0] == self.value else 0))
+        self.bias(str(node), self.array(node, 1 if node.inputs[0] == self.value else 0))
 
     def on_batchnormalization(self, node: Node) -> None:
         self.expect(node, training_mode=0)
@@ -140,27 +140,27 @@ class _Walk(Chain):
         self.batch_norm(layer, float(np.float32(node.attributes.get("epsilon", 1e-5))))
 
     def on_relu(self, node: Node) -> None:
-        self.relu()
+        self.add("relu")
 
     def on_clip(self, node: Node) -> None:
         low = node.attributes.get("min", self.optional(node, 1))
         if low is None or np.any(np.asarray(low) != 0) or "max" in node.attributes or self.optional(node, 2) is not None:
             raise self.error(f"{node} is not a ReLU: its limits are not 0 and infinity")
-        self.relu()
+        self.add("relu")
 
     def on_lrn(self, node: Node) -> None:
         defaults = {"alpha": 1e-4, "beta": 0.75, "bias": 1.0}  # ONNX's
         complete = replace(node, attributes={**defaults, **node.attributes})
         self.expect(complete, size=LRN_SIZE, alpha=LRN_ALPHA, beta=LRN_BETA, bias=LRN_K)
-        self.operations.append("lrn")
+        self.add("lrn")
 
     def on_maxpool(self, node: Node) -> None:
         self.expect(replace(node, attributes={"strides": 1, **node.attributes}), kernel_shape=2, strides=2, pads=0, dilations=1)
-        self.operations.append("max_pool")
+        self.add("max_pool")
 
     def on_globalaveragepool(self, node: Node) -> None:
         if not self.ends_in("linear"):  # which is the map of a dense form, one position at the usual size
-            self.operations.append("average_pool")
+            self.add("average_pool")
 
     def on_reducemean(self, node: Node) -> None:
         axes = self.optional(node, 1)
@@ -172,13 +172,40 @@ class _Walk(Chain):
     def on_averagepool(self, node: Node) -> None:
         self.expect(node, kernel_shape=1, strides=1)  # torch's export of an adaptive pooling that changes nothing
 
+    def activation(self, node: Node, operation: str, number: float = 0.0) -> None:
+        """An activation of the head; those of the convolutions are ReLUs."""
+        if not self.count("linear"):
+            raise self.error(f"unsupported operator {node}")
+        self.add(operation, round(number, 8))  # of a float32
+
+    def on_leakyrelu(self, node: Node) -> None:
+        self.activation(node, "leaky_relu", node.attributes.get("alpha", 0.01))
+
+    def on_elu(self, node: Node) -> None:
+        self.activation(node, "elu", node.attributes.get("alpha", 1.0))
+
+    def on_gelu(self, node: Node) -> None:
+        self.activation(node, "gelu_tanh" if node.attributes.get("approximate") == "tanh" else "gelu")
+
+    def on_tanh(self, node: Node) -> None:
+        self.activation(node, "tanh")
+
+    def on_sigmoid(self, node: Node) -> None:
+        self.activation(node, "sigmoid")
+
+    def on_logsoftmax(self, node: Node) -> None:
+        self.add("log_softmax")
+
+    def on_globalmaxpool(self, node: Node) -> None:
+        self.add("global_max_pool")
+
     def on_softmax(self, node: Node) -> None:
-        self.operations.append("softmax")
+        self.add("softmax")
 
     on_qlinearsoftmax = on_softmax
 
     def on_transpose(self, node: Node) -> None:
-        if node.attributes.get("perm") == [0, 2, 3, 1] and self.operations and "linear" not in self.operations:
+        if node.attributes.get("perm") == [0, 2, 3, 1] and self.operations and not self.count("linear"):
             self.channels_last = True
 
     def on_quantizelinear(self, node: Node) -> None:
@@ -200,18 +227,24 @@ class _Walk(Chain):
         self.quantize(self.array(node, 7))
 
     def on_qlinearmatmul(self, node: Node) -> None:
-        self.linear(node, transposed(self.weight(node, 3, 1)), None)
+        self.linear(_key(node), transposed(self.weight(node, 3, 1)), None)
         self.quantize(self.array(node, 7))
 
     def on_qlinearadd(self, node: Node) -> None:
-        self.bias(node, expanded(self.weight(node, 3 if node.inputs[0] == self.value else 0, 0)))
+        self.bias(str(node), expanded(self.weight(node, 3 if node.inputs[0] == self.value else 0, 0)))
         self.quantize(self.array(node, 7))
 
     def on_qgemm(self, node: Node) -> None:
         self.expect(node, alpha=1.0, transA=0)
         turned = bool(node.attributes.get("transB"))
         weight = self.weight(node, 3, 0 if turned else 1)
-        self.linear(node, weight if turned else transposed(weight), self.scaled_bias(node, 6))
+        self.linear(_key(node), weight if turned else transposed(weight), self.scaled_bias(node, 6))
         zero_point = self.optional(node, 8)
         if zero_point is not None:
             self.quantize(zero_point)
+
+
+def _key(node: Node) -> str:
+    """The name of the weight of a convolution or linear layer in the file."""
+    place = 3 if node.operator.startswith("Q") else 1
+    return node.inputs[place] if place < len(node.inputs) else node.outputs[0]
