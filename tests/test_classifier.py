@@ -117,7 +117,9 @@ def test_load_takes_a_file_a_recipe_and_labels(tmp_path):
 
 def test_a_guess_is_never_silent(tmp_path):
     save_tiny(str(tmp_path / "n.pth"))
-    message = r"n\.pth: no preprocessing or labels in the file; using preprocessing 'torchvision'\. Set it with --preset, name"
+    message = (
+        r"n\.pth: no preprocessing or labels in the file; using preprocessing 'torchvision'\. Set with --preset and --labels"
+    )
     with pytest.warns(vgg.Notice, match=message):
         vgg.load(tmp_path / "n.pth")
 

@@ -8,7 +8,7 @@ import vgg
 from conftest import ROOT
 
 ORDER = [
-    "errors", "extras", "arrays", "progress", "files", "store", "parallel", "architectures", "labels", "images",
+    "errors", "extras", "arrays", "progress", "files", "store", "parallel", "heads", "architectures", "labels", "images",
     "preprocessing", "parameters", "network", "zoo", "formats", "module", "sources", "engines", "predictions", "views",
     "overlay", "features", "explanation", "perceptual", "torch", "classifier", "samples", "benchmark", "evaluation",
     "quantization", "training", "runs", "serving", "cli",

@@ -36,8 +36,8 @@ def run(path, images=IMAGES, outputs=None):
 def as_network(name: str, module: torch.nn.Module, **options) -> Network:
     """Our network with the parameters of a torch module."""
     state = {key: value.numpy() for key, value in module.state_dict().items()}
-    architecture, parameters = layouts.from_state_dict("module", state)
-    return Network(replace(architecture, name=name, **options), parameters, PRESETS["torchvision"])
+    content = layouts.from_state_dict("module", state)
+    return Network(replace(content.architecture, name=name, **options), content.parameters, PRESETS["torchvision"])
 
 
 @pytest.mark.parametrize("gap", [False, True], ids=["fc", "gap"])

@@ -16,7 +16,7 @@ from ..errors import ModelError, Notice
 from ..files import digest, map_file, reason
 from ..network import Network, Provenance, Source
 from ..preprocessing import Preprocessing, preset
-from .layouts import reading
+from .layouts import Bare, reading
 
 IMAGENET_CLASSES = 1000
 ONNX = b"\x08"  # the first byte of a ModelProto: its field ir_version
@@ -86,21 +86,40 @@ def read(path: str | Path) -> Network:
         content = reader.read(path)
     if isinstance(content, Network):
         return content
-    architecture, parameters = content
+    architecture = content.architecture
     sha256 = digest(path)
     known = zoo.recognise(path, sha256)
     source: Source = "known hash" if known else "guess"
     name = known.preset if known else _USUAL.get(format) or reader.usual_preset(path)
-    classes = labels.imagenet() if architecture.classes == IMAGENET_CLASSES else None
+    classes = content.labels or (labels.imagenet() if architecture.classes == IMAGENET_CLASSES else None)
     if not known:
-        advice = ". Set it with --preset, name the classes with --labels"
-        if classes:
-            advice = " and ImageNet's labels. Set them with --preset and --labels"
-        message = f"{path}: no preprocessing or labels in the file; using preprocessing {name!r}{advice}"
-        warnings.warn(Notice(message), stacklevel=2)
-    origin = Provenance(path.name, format, sha256, known.name if known else "", source, source)
-    preprocessing = _cropped(preset(name), architecture)
-    return Network(architecture, parameters, preprocessing, classes, origin)
+        _warn(path, content, name, classes)
+    described: Source = "metadata"
+    origin = Provenance(
+        path.name, format, sha256, known.name if known else "",
+        described if content.preprocessing else source, described if content.labels else source,
+    )  # fmt: skip
+    preprocessing = _cropped(content.preprocessing or preset(name), architecture)
+    return Network(architecture, content.parameters, preprocessing, classes, origin)
+
+
+def _warn(path: Path, content: Bare, name: str, classes: labels.Labels | None) -> None:
+    """State what is assumed of a file that doesn't describe itself."""
+    missing = [word for word, value in (("preprocessing", content.preprocessing), ("labels", content.labels)) if not value]
+    assumed = ([] if content.preprocessing else [f"preprocessing {name!r}"]) + (
+        ["ImageNet's labels"] if classes and not content.labels else []
+    )
+    if not content.architecture.classes:
+        missing = [word for word in missing if word != "labels"]
+    parts = []
+    if missing:
+        options = [f"--{'preset' if word == 'preprocessing' else word}" for word in missing]
+        using = f"; using {' and '.join(assumed)}" if assumed else ""
+        parts.append(f"no {' or '.join(missing)} in the file{using}. Set with {' and '.join(options)}")
+    if content.assumed:
+        parts.append(f"assumed {content.assumed}. Set with --head and --output-activation")
+    if parts:
+        warnings.warn(Notice(f"{path}: {'; '.join(parts)}"), stacklevel=3)
 
 
 def _cropped(preprocessing: Preprocessing, architecture: Architecture) -> Preprocessing:

@@ -44,7 +44,7 @@ def read(path: Path) -> Bare:
     layers = [_layer(mapped, value, number == 2) for number, value in fields(mapped, 0, len(mapped)) if number in (2, 100)]
     nodes, constants, start = _graph(path, layers)
     architecture, parameters, _ = walk.follow(path, nodes, constants, start, nodes[-1].outputs if nodes else ())
-    return architecture, parameters
+    return Bare(architecture, parameters)
 
 
 def matches(mapped: Buffer) -> bool:

@@ -41,7 +41,7 @@ def read(path: Path) -> Bare:
     nodes = [_node(path, node) for node in computing]
     start = next((name for node in nodes for name in node.inputs[:1] if name not in constants), "")
     architecture, parameters, _ = walk.follow(path, nodes, constants, start, nodes[-1].outputs if nodes else ())
-    return architecture, parameters
+    return Bare(architecture, parameters)
 
 
 def matches(mapped: Buffer) -> bool:

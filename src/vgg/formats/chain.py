@@ -111,7 +111,7 @@ class Chain:
             depths[-1] += one == "convolution"
             depths += [0] * (one == "max_pool")
         epsilon = self._same_epsilon()
-        architecture, parameters = assemble(
+        architecture, parameters, *_ = assemble(
             self.path, self.layers, epsilon=epsilon, channels_last=self.channels_last, lrn="lrn" in trunk,
             depths=depths, head=self._head(rest, output), input_size=self.input_size,
         )  # fmt: skip

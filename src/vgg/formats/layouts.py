@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,10 +17,20 @@ from ..architectures import Architecture
 from ..arrays import Array
 from ..errors import ModelError, one_line
 from ..heads import Head
+from ..labels import Labels
 from ..parameters import LowRank, Parameter, expanded, shaped
+from ..preprocessing import Preprocessing
 from .recognition import Shapes, recognise
 
-Bare = tuple[Architecture, dict[str, Parameter]]  # the content of a file without preprocessing and labels
+
+class Bare(NamedTuple):
+    """The content of a file that vgg did not write."""
+
+    architecture: Architecture
+    parameters: dict[str, Parameter]
+    preprocessing: Preprocessing | None = None  # if the file describes it
+    labels: Labels | None = None  # if the file has them
+    assumed: str = ""  # what the file doesn't say of its head, and the convention that is used: "ReLU between …"
 
 
 @dataclass(frozen=True)
@@ -113,7 +124,7 @@ def assemble(
     if len(layers) > len(wanted):
         extra = next(iter(layers[len(wanted)].values()))
         raise misfit(path, extra.key, extra.value.shape, f"nothing after the last layer of {architecture.name}")
-    return architecture, parameters
+    return Bare(architecture, parameters)
 
 
 def _neutral(role: str, layer: Layer) -> float | None:

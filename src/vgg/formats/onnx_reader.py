@@ -30,7 +30,7 @@ def read(path: Path) -> Network | Bare:
         return metadata.complete(path, model.metadata, written if same else architecture, parameters)
     if softmax:
         warnings.warn(Notice(f"{path}: removed the softmax at its end; writing can add it again"), stacklevel=2)
-    return architecture, parameters
+    return Bare(architecture, parameters)
 
 
 def quantized_activations(path: Path) -> tuple[bool, bool] | None:
