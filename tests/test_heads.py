@@ -80,7 +80,7 @@ def test_engines_and_files_agree_on_any_head(head, channels, bn, size, seed, tmp
     assert logits.shape == (2, network.architecture.units)
     expected = scores(logits, head.output)
     assert expected.shape == (2, classes)
-    for engine in ("native", "onnxruntime"):
+    for engine in ("native", "onnxruntime", "openvino"):
         found = scores(engines.open(network, engine).logits(batch), head.output)
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
     for opset in (7, 13, NEWEST):
@@ -107,7 +107,7 @@ def test_a_backbone_has_features_but_no_logits(last, bn, tmp_path):
     name = last or "pool5"
     batch = np.random.default_rng(0).normal(size=(2, 3, 48, 80)).astype(np.float32)
     expected = engines.open(network, "torch").run(batch, (name,))[name]
-    for engine in ("native", "onnxruntime"):
+    for engine in ("native", "onnxruntime", "openvino"):
         opened = engines.open(network, engine)
         np.testing.assert_allclose(opened.run(batch, (name,))[name], expected, rtol=0, atol=1e-5 * np.abs(expected).max())
         with pytest.raises(ModelError, match=f"has no head, so it can't classify; its features are {name}"):
