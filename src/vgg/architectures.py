@@ -92,12 +92,8 @@ class Architecture:
         if self.name not in CONFIGURATIONS:
             raise ModelError(f"unknown architecture {self.name!r}; choose from {', '.join(CONFIGURATIONS)}")
         sizes = (self.width, *self.channels)
-        headless = self.head == heads.NONE
-        if (
-            not 0 < min(sizes) <= max(sizes) < MOST
-            or not self.epsilon >= 0
-            or not (self.classes == 0 if headless else self.classes > 0)
-        ):
+        consistent = self.classes == 0 if self.head == heads.NONE else self.classes > 0 and not self.last
+        if not consistent or not 0 < min(sizes) <= max(sizes) < MOST or not self.epsilon >= 0:
             raise ModelError(f"invalid architecture: {self!r}")
         if self.input_size < STRIDE:
             raise ModelError(f"input size of {self.input_size} pixels is too small; five poolings need at least {STRIDE}")
@@ -106,6 +102,8 @@ class Architecture:
         for name, head in heads.NAMED.items():  # a text that means one of these becomes its name
             if self.classifier == (head.scaled(self.hidden) if name == "fc" else head):
                 object.__setattr__(self, "head", name)
+        if self.last and self.layers[-1].value != self.last:
+            raise ModelError(f"{self.name} has no layer output {self.last!r}")
 
     @property
     def configuration(self) -> Configuration:
@@ -151,8 +149,6 @@ class Architecture:
             layers.append(layer)
             if layer.value == last:
                 break
-        if last and layers[-1].value != last:
-            raise ModelError(f"{self.name} has no layer output {last!r}")
         return tuple(layers)
 
     @cached_property
