@@ -52,6 +52,9 @@ class Labels:
         return "\n".join(self.names if self.wnids is None else map(" ".join, zip(self.wnids, self.names, strict=True)))
 
 
+BINARY = Labels(("negative", "positive"))  # of two classes with one logit, unless they have other names
+
+
 def parse(text: str) -> Labels:
     """Labels from text with one class per line; see `Labels.read`. Raises ValueError if there are none."""
     lines = [line.strip() for line in text.splitlines()]

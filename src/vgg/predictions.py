@@ -6,9 +6,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from .arrays import Array
-from .errors import Error
+from .errors import Error, ModelError
 from .heads import Output
 from .labels import Labels, imagenet
+from .network import Network
+
+TOP = 5  # predictions per image, unless each class has a score of its own
+THRESHOLD = 0.5  # of the scores of such classes
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,35 @@ def scores(logits: Array, output: Output | None) -> Array:
     if output == "binary":
         return sigmoid(np.concatenate([-logits, logits], -1))
     return sigmoid(logits) if output == "sigmoid" else softmax(logits)
+
+
+def network_scores(network: Network, logits: Array) -> Array:
+    """The scores of a network's logits, see `scores`. Raises ModelError if the logits are not finite numbers."""
+    if not np.isfinite(logits).all():
+        network.check_finite()
+        raise ModelError(f"this {network.architecture.name} gives logits that are not finite numbers")
+    return scores(logits, network.architecture.output)
+
+
+def choose(network: Network, scores: Array, top: int | None = None, threshold: float | None = None) -> list[Prediction]:
+    """The predictions of one image.
+
+    Args:
+        network: the network that the scores are of.
+        scores: [classes].
+        top: maximum number of predictions; by default 5, or all if each class has a score of its own.
+        threshold: predictions have a score above it; by default 0.5 if each class has a score of its own, otherwise none.
+
+    Raises:
+        Error: top is below 1, or the threshold is not 0 to 1.
+    """
+    several = network.architecture.output == "sigmoid"
+    if threshold is None:
+        threshold = THRESHOLD if several else -1
+    elif not 0 <= threshold <= 1:
+        raise Error(f"threshold must be 0 to 1, not {threshold:g}")
+    found = rank(scores, (len(scores) if several else TOP) if top is None else top, network.class_names)
+    return [one for one in found if one.score > threshold]
 
 
 def rank(scores: Array, top: int, labels: Labels | None) -> list[Prediction]:

@@ -97,7 +97,7 @@ def read(path: str | Path) -> Network:
     described: Source = "metadata"
     origin = Provenance(
         path.name, format, sha256, known.name if known else "",
-        described if content.preprocessing else source, described if content.labels else source,
+        described if content.preprocessing else source, described if content.labels else source, assumed=content.assumed,
     )  # fmt: skip
     preprocessing = _cropped(content.preprocessing or preset(name), architecture)
     return Network(architecture, content.parameters, preprocessing, classes, origin)
@@ -126,7 +126,7 @@ def _cropped(preprocessing: Preprocessing, architecture: Architecture) -> Prepro
     """A preset for a network whose input may have another size."""
     if not architecture.fixed_map and architecture.input_size == Architecture.input_size:
         return preprocessing
-    return replace(preprocessing, crop=architecture.input_size)
+    return preprocessing.for_crop(architecture.input_size)
 
 
 def write(

@@ -42,7 +42,7 @@ def describe(network: Network, expanded: Collection[str] = ()) -> dict[str, str]
     text = {
         ARCHITECTURE: _json(described(network.architecture)),
         PREPROCESSING: _json(asdict(network.preprocessing)),
-        PROVENANCE: _json(asdict(network.provenance)),
+        PROVENANCE: _json({name: value for name, value in asdict(network.provenance).items() if value or name != "assumed"}),
     }
     if network.labels is not None:
         text[LABELS] = network.labels.text()
