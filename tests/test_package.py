@@ -10,8 +10,8 @@ from conftest import ROOT
 ORDER = [
     "errors", "extras", "arrays", "progress", "files", "store", "parallel", "heads", "architectures", "labels", "images",
     "preprocessing", "parameters", "network", "zoo", "formats", "module", "sources", "engines", "predictions", "views",
-    "overlay", "features", "explanation", "perceptual", "torch", "classifier", "samples", "benchmark", "evaluation",
-    "quantization", "training", "runs", "serving", "cli",
+    "overlay", "features", "gradients", "explanation", "perceptual", "torch", "classifier", "samples", "benchmark",
+    "evaluation", "quantization", "training", "runs", "serving", "cli",
 ]  # fmt: skip
 
 
