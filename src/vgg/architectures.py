@@ -252,7 +252,10 @@ class Architecture:
         """Raise ModelError if a name is not in `values`."""
         for name in names:
             if name == "logits" and not self.classifier:
-                raise ModelError(f"this {self.name} has no head, so it can't classify; its features are {self.values[-1]}")
+                raise ModelError(
+                    f"this {self.name} has no head, so it can't classify; its features are {self.values[-1]} (`vgg features`), and "
+                    "`vgg train --from` trains a head"
+                )
             if name not in self.values:
                 raise ModelError(f"{self.name} has no layer output {name!r}; choose from {', '.join(self.values)}")
 

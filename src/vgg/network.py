@@ -117,14 +117,18 @@ class Network:
             ModelError: the parameters don't fit the head, or the head doesn't fit the size.
         """
         old = self.architecture
-        if old.classifier is None:
-            raise ModelError(f"this {old.name} has no head; `vgg train --from` trains one")
-        wanted = replace(old, head=head).classifier if head else old.classifier
-        if wanted is None:
-            raise ModelError("head 'none' leaves nothing to read the file's linear layers as; use the features of `pool5`")
+        old.check_values(["logits"])
+        if head == heads.NONE:
+            raise ModelError(
+                "head 'none' has no layers for those of the file; `vgg features --layer pool5` needs no other head"
+            )
+        wanted = replace(old, head=head or old.head).classifier
+        assert wanted is not None
         if output == "softmax" and old.units == 1:
             raise ModelError("one logit has no softmax; its output is binary")
         output = "binary" if old.units == 1 else output or wanted.output
+        if output == "binary" and old.units > 1:
+            raise ModelError(f"a binary output is one logit; the file has {old.units}; use softmax or sigmoid")
         text = replace(wanted, output=output).text
         weights = [layer.parameters["weight"] for layer in _layers(old) if layer.operation == "linear"]
         side = math.isqrt(math.prod(weights[0][2:]))

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 
@@ -54,7 +54,18 @@ PresetOption = Annotated[
     typer.Option("--preset", metavar="P", autocompletion=completion(*PRESETS), help=f"Preprocessing: {', '.join(PRESETS)}."),
 ]
 LabelsOption = Annotated[
-    Path | None, typer.Option("--labels", metavar="FILE", help="Class names: a text file, one per line, or JSON.")
+    Path | None, typer.Option("--labels", metavar="FILE", help="Class names: text with one per line, JSON, CSV or YAML.")
+]
+HeadOption = Annotated[
+    str | None,
+    typer.Option("--head", metavar="TEXT", help="Head of the network, such as 'average, 256 relu, classes'."),
+]
+OutputActivationOption = Annotated[
+    Literal["softmax", "sigmoid", "binary"] | None,
+    typer.Option("--output-activation", help="Scores: of one class of many, of each class, or of two classes with one logit."),
+]
+InputSizeOption = Annotated[
+    int | None, typer.Option("--input-size", min=32, metavar="N", help="Side of the network's input in pixels.")
 ]
 EngineOption = Annotated[
     str,
@@ -68,6 +79,18 @@ ThreadsOption = Annotated[
 ]
 DeviceOption = Annotated[
     str, typer.Option("--device", metavar="D", autocompletion=completion(*DEVICES), help=f"Device: {', '.join(DEVICES)}.")
+]
+TopOption = Annotated[
+    int | None,
+    typer.Option(
+        "--top", "-k", min=1, metavar="K", help="Number of predictions per image, at most.  [default: 5; sigmoid: any]"
+    ),
+]
+ThresholdOption = Annotated[
+    float | None,
+    typer.Option(
+        "--threshold", min=0, max=1, metavar="T", help="Predictions have a score above it.  [default: none; sigmoid: 0.5]"
+    ),
 ]
 WorkersOption = Annotated[
     int | None,

@@ -5,7 +5,7 @@ This module attaches `read` and `write` to `Network`, which itself does not depe
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Literal, final
@@ -91,7 +91,8 @@ def read(path: str | Path) -> Network:
     known = zoo.recognise(path, sha256)
     source: Source = "known hash" if known else "guess"
     name = known.preset if known else _USUAL.get(format) or reader.usual_preset(path)
-    classes = content.labels or (labels.imagenet() if architecture.classes == IMAGENET_CLASSES else None)
+    published = architecture.classes == IMAGENET_CLASSES and architecture.head == "fc"  # by its form
+    classes = content.labels or (labels.imagenet() if published else None)
     if not known:
         _warn(path, content, name, classes)
     described: Source = "metadata"

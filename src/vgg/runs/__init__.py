@@ -90,6 +90,9 @@ def run(
     output = _absolute(output)
     networks = [network_of(model) for _, model in models]
     first = networks[0]
+    if not isinstance(task, Describe):
+        for network in networks:
+            network.architecture.check_values(["logits"])
     # Parts may come from different machines, so the key has the engine that was requested, which may be `auto`, and neither
     # its version nor the instruction set.
     key = key_of(
