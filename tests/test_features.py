@@ -86,12 +86,10 @@ def test_every_layer_of_a_crop(engine, head):
 def test_a_backbone_describes_whole_images(engine):
     network = replace(random_network("vgg16-bn", head="none", classes=0, last="conv4_2"), preprocessing=SMALL)
     found = vgg.load(network, engine).features(PHOTOS[0], protocol="dense", sizes=SCALES, flip=True)["conv4_2"]
-    wanted = []
-    for side in SCALES:
-        whole = pixels(PHOTOS[0], side).numpy()
-        for view in (whole, np.ascontiguousarray(whole[..., ::-1])):
-            wanted.append(vgg.engines.open(network, "torch").run(view, ("conv4_2",))["conv4_2"].mean((2, 3)))
-    np.testing.assert_allclose(found, np.mean(wanted, 0), atol=1e-5)
+    judge, whole = vgg.engines.open(network, "torch"), [pixels(PHOTOS[0], side).numpy() for side in SCALES]
+    views = [view for one in whole for view in (one, np.ascontiguousarray(one[..., ::-1]))]
+    expected = [judge.run(view, ("conv4_2",))["conv4_2"].mean((2, 3)) for view in views]
+    np.testing.assert_allclose(found, np.mean(expected, 0), atol=1e-5)
 
 
 def test_without_a_layer_it_is_the_last_but_one():
