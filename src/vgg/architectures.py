@@ -253,7 +253,7 @@ class Architecture:
         for name in names:
             if name == "logits" and not self.classifier:
                 raise ModelError(
-                    f"this {self.name} has no head, so it can't classify; its features are {self.values[-1]} (`vgg features`), and "
+                    f"this {self.name} has no head, so it can't classify; its features are {self.values[-1]} (`vgg features`); "
                     "`vgg train --from` trains a head"
                 )
             if name not in self.values:

@@ -119,9 +119,7 @@ class Network:
         old = self.architecture
         old.check_values(["logits"])
         if head == heads.NONE:
-            raise ModelError(
-                "head 'none' has no layers for those of the file; `vgg features --layer pool5` needs no other head"
-            )
+            raise ModelError("head 'none' has no layers for those of the file; for features, use `vgg features --layer pool5`")
         wanted = replace(old, head=head or old.head).classifier
         assert wanted is not None
         if output == "softmax" and old.units == 1:

@@ -83,7 +83,7 @@ DeviceOption = Annotated[
 TopOption = Annotated[
     int | None,
     typer.Option(
-        "--top", "-k", min=1, metavar="K", help="Number of predictions per image, at most.  [default: 5; sigmoid: any]"
+        "--top", "-k", min=1, metavar="K", help="Maximum number of predictions per image.  [default: 5; sigmoid: any]"
     ),
 ]
 ThresholdOption = Annotated[

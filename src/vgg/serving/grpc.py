@@ -208,7 +208,7 @@ def _inference(request: Any, model: Model) -> tensors.Inference:
     outputs = [tensors.requested_output(out.name, True, _number(out.parameters, "classification")) for out in request.outputs]
     architecture.check_values(out.name for out in outputs)
     timeout = _number(request.parameters, "timeout") / 1e6 or None
-    return tensors.Inference(batch, tuple(outputs) or (tensors.RequestedOutput(tensors.OUTPUT),), request.id, timeout)
+    return tensors.Inference(batch, tuple(outputs) or (tensors.RequestedOutput(architecture.values[-1]),), request.id, timeout)
 
 
 def _number(parameters: Any, name: str) -> int:
