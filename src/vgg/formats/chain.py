@@ -143,11 +143,12 @@ class Chain:
             for layer in self.layers
             if "weight" in layer and len(layer["weight"].value.shape) == 2
         ]
-        pooling = operations.pop(0) if operations[0].operation in POOLINGS else Step("flatten", 1)
-        while operations[0].operation == "relu":  # changes nothing after a ReLU and a pooling
-            operations.pop(0)
+        pools = operations[0].operation in POOLINGS
+        pooling = operations[0] if pools else Step("flatten", 1)
+        while operations[pools].operation == "relu":  # changes nothing after a ReLU and a pooling
+            operations.pop(pools)
         steps = []
-        for step in operations:
+        for step in operations[pools:]:
             if step.operation == "linear":
                 units = linear.pop(0)
                 step = Step("linear", units if linear else 0)

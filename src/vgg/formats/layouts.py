@@ -96,12 +96,12 @@ def assemble(
     kinds = [
         "norm" if "mean" in layer else len(layer["weight"].value.shape) for layer in layers if {"mean", "weight"} & {*layer}
     ]
+    batch_norm = kinds[1:2] == ["norm"]  # after each convolution
     norms = [
         sum(kind == 2 for kind in kinds[:place])
         for place, kind in enumerate(kinds)
-        if kind == "norm" and (2 in kinds[:place] or kinds[place - 1] == "norm")
+        if kind == "norm" and (2 in kinds[:place] or not batch_norm or kinds[place - 1] == "norm")
     ]
-    batch_norm = kinds.count("norm") > len(norms)
     architecture = recognise(Shapes(convolutions, linear, batch_norm, lrn, depths, head, norms, input_size, epsilon))
     wanted = [layer for layer in architecture.layers if layer.parameters]
     parameters: dict[str, Parameter] = {}
