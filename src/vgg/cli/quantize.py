@@ -27,7 +27,7 @@ def quantize(
     rank: Annotated[
         str,
         typer.Option(
-            "--rank", metavar="R", help="Rank of fc6 and fc7: a number, a share of the energy (90%) or a file size (45MB)."
+            "--rank", metavar="R", help="Rank of the linear layers but the last: a number, energy (90%) or file size (45MB)."
         ),
     ] = "",
     calibrate: Annotated[
@@ -100,6 +100,7 @@ def quantize(
     with common.resumable() if evaluate or calibrate else common.progress() as show:
         evaluator = None
         if evaluate:
+            network.architecture.check_values(["logits"])
             recipe = replace(network.preprocessing, resize="none") if no_resize else None
             labelled = sources.open(evaluate, network.architecture.classes, network.labels)
             evaluator = quantization.Evaluator(network, labelled, recipe, engine, threads, fresh, show)
@@ -114,7 +115,7 @@ def quantize(
         if evaluator is None:
             quantizer.write(quantizer.quantize(scheme), output, str(scheme))
         else:
-            schemes = quantization.fallbacks(scheme) if tolerance is not None or agreement else [scheme]
+            schemes = quantization.fallbacks(scheme, network.architecture) if tolerance is not None or agreement else [scheme]
             trials: list[Trial] = []
             try:
                 trials.extend(quantization.tune(quantizer, evaluator, schemes, output, tolerance, agreement))

@@ -80,7 +80,7 @@ class BuiltEngine(ABC):
 
 
 class GraphEngine(ABC):
-    """A graph with quantized activations, run as it is; see `Engine`. `logits` is its only value."""
+    """A graph with quantized activations, run as it is; see `Engine`. Its only value is its last one, such as `logits`."""
 
     name: str
 
@@ -94,21 +94,25 @@ class GraphEngine(ABC):
 
     def run(self, batch: Array, outputs: Sequence[str] = ("logits",)) -> dict[str, Array]:
         self._architecture.check_values(outputs)
-        if set(outputs) - {"logits"}:
-            raise ModelError("a graph with quantized activations gives only its logits; use the engine native for other values")
-        return {"logits": self.logits(batch)}
-
-    def logits(self, batch: Array) -> Array:
+        last = self._architecture.values[-1]
+        if set(outputs) - {last}:
+            raise ModelError(
+                f"a graph with quantized activations gives only its {last}; use the engine native for other values"
+            )
         check_batch(self._architecture, batch)
         step = self._count or max(1, len(batch))
-        rows = [np.empty((0, self._architecture.units), np.float32)]
+        shape = self._architecture.shape(last, step, *batch.shape[2:])
+        rows = [np.empty((0, *shape[1:]), np.float32)]
         for start in range(0, len(batch), step):
             part = batch[start : start + step]
             filled = np.concatenate([part, np.zeros((step - len(part), *part.shape[1:]), np.float32)])
-            rows.append(self._infer(filled).reshape(step, -1)[: len(part)])
+            rows.append(self._infer(filled).reshape(shape)[: len(part)])
         output = np.concatenate(rows)
         # The logarithms of probabilities are logits up to a constant, which softmax ignores.
-        return np.log(output.clip(np.finfo(np.float32).tiny)) if self.graph.softmax else output
+        return {last: np.log(output.clip(np.finfo(np.float32).tiny)) if self.graph.softmax else output}
+
+    def logits(self, batch: Array) -> Array:
+        return self.run(batch)["logits"]
 
 
 def check_dense(engine: Engine, architecture: Architecture) -> None:
