@@ -5,7 +5,6 @@ recognises the architecture from the shapes, and reports an array that doesn't f
 """
 
 import math
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -168,15 +167,6 @@ def _fitted(
     return value
 
 
-# The keys of torchvision's and timm's state dictionaries. A layer's number is its index in the Sequential; timm's first two
-# linear layers are convolutions, 7x7 and 1x1.
-_FEATURES = re.compile(r"features\.(\d+)\.(\w+)")
-_HEADS = {"classifier.0": 0, "classifier.3": 1, "classifier.6": 2, "pre_logits.fc1": 0, "pre_logits.fc2": 1, "head.fc": 2}
-_PAPER = re.compile(r"(conv|bn|fc)(\d)((?<!fc\d)_\d|(?<=fc\d))\.(\w+)")
-_NORM_ROLES = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "variance"}
-_WRAPPERS = ("module.", "model.", "_orig_mod.", "backbone.")
-
-
 def from_names(
     path: object, arrays: Mapping[str, Array], parse: Callable[[str], tuple[tuple[int, ...], str | None]], example: str
 ) -> Bare:
@@ -193,29 +183,3 @@ def from_names(
         matrix = role == "weight" and place[0] == 1
         layers.setdefault(place, {})[role] = Found(name, value.reshape(len(value), -1) if matrix else value)
     return assemble(path, [layers[place] for place in sorted(layers)])
-
-
-def from_state_dict(path: object, state: Mapping[str, Array]) -> Bare:
-    """The network in a state dictionary with torchvision's, timm's or the paper's keys."""
-    arrays = {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
-    norms = {match[1] for key in arrays if (match := _FEATURES.fullmatch(_bare(key))) and match[2] == "running_mean"}
-
-    def parse(key: str) -> tuple[tuple[int, ...], str | None]:
-        key = _bare(key)
-        layer, _, role = key.rpartition(".")
-        if match := _FEATURES.fullmatch(key):
-            return (0, int(match[1])), _NORM_ROLES.get(role) if match[1] in norms else role
-        if layer in _HEADS:
-            return (1, _HEADS[layer]), role
-        if match := _PAPER.fullmatch(key):
-            return (int(match[1] == "fc"), int(match[2]), int(match[3][1:] or 0), int(match[1] == "bn")), role
-        return (), None
-
-    return from_names(path, arrays, parse, "a key such as features.0.weight [64, 3, 3, 3]")
-
-
-def _bare(key: str) -> str:
-    """A key without the prefixes of data-parallel and compiled modules."""
-    while key.startswith(_WRAPPERS):
-        key = key.partition(".")[2]
-    return key
