@@ -17,7 +17,7 @@ from ..architectures import CONFIGURATIONS
 from ..arrays import Array
 from ..errors import ModelError, Notice
 from ..labels import Labels
-from ..parameters import expanded, shaped
+from ..parameters import expanded
 from .layouts import Bare, Found, Layer, assemble, misfit
 from .state_head import Entry, head, ordered, shared, sort_key
 
@@ -30,7 +30,7 @@ _BESIDE = re.compile(r"num_batches_tracked|criterion|loss(_\w+)?|\w+_loss|(\w+_)
 _HEADS = re.compile(r"(classifier|fc|head|pre_logits|last_linear|linear|logits|dense|output)[\d_]*")
 _AVERAGED = ("ema", "average", "averaged", "teacher", "target", "momentum", "swa")
 _LABELS = ("classes", "class_to_idx", "idx_to_class", "class_names", "labels", "label_names", "categories")
-_COUNTS = {sum(made.depths) for made in CONFIGURATIONS.values()}
+_DEPTHS = {made.depths for made in CONFIGURATIONS.values()}
 
 
 def choice(path: object, names: Sequence[str]) -> str:
@@ -78,7 +78,11 @@ def from_state_dict(path: object, state: Mapping[str, Array]) -> Bare:
     entries = [entry for entry in entries if not _within(entry.path, others)]
     trunk, rest = _split(entries, starts)
     convolutions = [entry for entry in trunk if entry.kind == "convolution"]
-    depths = _depths(path, convolutions, any(entry.kind == "norm" for entry in trunk))
+    _check_order(path, trunk)
+    depths = _blocks(convolutions, any(entry.kind == "norm" for entry in trunk))
+    if depths and not _fits(depths):
+        raise ModelError(f"{path}: not a VGG network: its keys show blocks of {', '.join(map(str, depths))} convolutions")
+    pooled = depths in _DEPTHS and not any(entry.path[:-1] == convolutions[-1].path[:-1] for entry in rest)
     notes = []
     if any(entry.kind == "convolution" for entry in rest) or (rest and all("pre_logits" in entry.path for entry in rest)):
         notes.append(f"a backbone, without {', '.join(dict.fromkeys(_part(entry, trunk) for entry in rest))}")
@@ -93,13 +97,10 @@ def from_state_dict(path: object, state: Mapping[str, Array]) -> Bare:
         channels = convolutions[-1].found.value.shape[0]
         rest = ordered(path, rest, channels)
         made, found = head(path, rest, channels)
-    elif len(convolutions) in _COUNTS and depths:
-        depths = [*depths, 0]
+    elif pooled:
+        depths = (*depths, 0)
     bare = assemble(path, [entry.layer for entry in (*trunk, *rest)], depths=depths, head=made)
     architecture = bare.architecture
-    shown = [depth for depth in depths if depth]
-    if shown != [*architecture.configuration.depths][: len(shown)]:
-        raise ModelError(f"{path}: not a VGG network: its keys show blocks of {', '.join(map(str, shown))} convolutions")
     if not depths:
         notes.append(f"the max poolings of {architecture.name}")
     if not made:
@@ -175,11 +176,19 @@ def _split(entries: Sequence[Entry], starts: Sequence[Entry]) -> tuple[list[Entr
     start = next(entry for entry in starts if entry in entries)
     every = [entry for entry in entries if entry.kind == "convolution"]
     chosen = found = _ordered(every)
+    counts = sorted({*map(sum, _DEPTHS)}, reverse=True)
     for depth in range(len(start.path)):
         found = _ordered([entry for entry in every if entry.path[:depth] == start.path[:depth]])
-        if _chains(found) and (len(found) == len(every) or len(found) in _COUNTS):
+        normalised = any(entry.kind == "norm" and entry.path[:depth] == start.path[:depth] for entry in entries)
+        wholes = [found[:count] for count in counts if count < len(found)]
+        whole = [one for one in wholes if _chains(one) and _blocks(one, normalised) in _DEPTHS]  # before other convolutions
+        if _chains(found) and (len(found) in counts or (len(found) == len(every) and not whole)):
             chosen = found
-            break
+        elif whole:
+            chosen = whole[0]
+        else:
+            continue
+        break
     prefix = shared([entry.path for entry in chosen]) if len(chosen) > 1 else start.path[:-1]
     inside = [
         entry
@@ -215,31 +224,52 @@ def _is_nan(entry: Entry) -> bool:
     return bool(np.isnan(np.asarray(expanded(entry.found.value)[:1], np.float32)).all())
 
 
-def _depths(path: object, convolutions: Sequence[Entry], normalised: bool) -> list[int]:
+def _blocks(convolutions: Sequence[Entry], normalised: bool) -> tuple[int, ...]:
     """The number of convolutions in each block, from the numbers in the keys; empty if they don't show it.
 
     A block is a module with several convolutions, the first number in names such as conv3_2, or ends where a Sequential
     leaves room for a pooling.
     """
     places = [entry.numbers for entry in convolutions]
-    counter = not convolutions[0].path or not convolutions[0].path[-1].isdigit()
     blocks = [place[:-1] for place in places]
-    alone = len({*blocks}) == len(blocks)
-    if alone and len(blocks) > 1:  # each convolution in a module of its own
-        places, blocks, counter = blocks, [()] * len(blocks), True
-    step = 2 + normalised
-    gaps = [b[-1] - a[-1] for a, b in pairwise(places) if a[:-1] == b[:-1]] if all(places) else []
-    if len({*blocks}) == 1 and counter:
-        step = step if gaps and min(gaps) >= step else 1
-        if not any(gap > step for gap in gaps):
-            return []
+    counted = not convolutions[0].path or not convolutions[0].path[-1].isdigit()  # the numbers are not those of a Sequential
+    if len({*blocks}) == len(blocks) > 1:  # each convolution is in a module of its own
+        places, blocks, counted = blocks, [()] * len(blocks), True
+    if not all(places):
+        return ()
+    gaps = [after[-1] - before[-1] for before, after in pairwise(places)]
+    step = _step(normalised)
+    if counted and len({*blocks}) == 1:
+        step = step if min(gaps, default=0) >= step else 1
+        if max(gaps, default=0) <= step:
+            return ()
     depths = [1]
-    for one, place, other, after in zip(convolutions, places, convolutions[1:], places[1:], strict=False):
-        gap = after[-1] - place[-1]
-        same = one.path[:-1] == other.path[:-1] and place[:-1] == after[:-1]
-        if same and not counter and gap < step:
-            raise ModelError(f"{path}: not a VGG network: no ReLU between {one.found.key} and {other.found.key}")
-        if place[:-1] != after[:-1] or (gap > step and not (counter and len({*blocks}) > 1)):
+    for gap, (before, after) in zip(gaps, pairwise(blocks), strict=True):
+        if before != after or (gap > step and not (counted and before)):
             depths.append(0)
         depths[-1] += 1
-    return depths
+    return tuple(depths)
+
+
+def _step(normalised: bool) -> int:
+    """Modules of a Sequential from a convolution to the next: itself, its normalisation, and its ReLU."""
+    return 2 + normalised
+
+
+def _fits(depths: Sequence[int]) -> bool:
+    """Whether an architecture has blocks that begin with so many convolutions."""
+    last = len(depths) - 1
+    return any(last < len(made) and made[:last] == (*depths[:last],) and made[last] >= depths[last] for made in _DEPTHS)
+
+
+def _check_order(path: object, trunk: Sequence[Entry]) -> None:
+    """Raise ModelError if a Sequential has no room for a ReLU after a convolution, or room before its normalisation."""
+    for one, other in pairwise(trunk):
+        alike = one.path[:-1] == other.path[:-1] and [*one.path[-1:], *other.path[-1:]]
+        if alike and all(part.isdigit() for part in alike):
+            room = int(other.path[-1]) - int(one.path[-1]) - 1
+            norm = other.kind == "norm" and one.kind == "convolution"
+            if (room > 0) if norm else (room == 0):
+                raise ModelError(
+                    f"{path}: not a VGG network: {'something' if norm else 'no ReLU'} between {one.found.key} and {other.found.key}"
+                )
