@@ -258,13 +258,14 @@ class _Model(Chain):
 
     def _activate(self, layer: KerasLayer, activation: Any, options: dict[str, Any]) -> None:
         """Append an activation: the name of a function, or the configuration of a function or layer."""
+        if activation in (None, "linear"):
+            return
         if isinstance(activation, dict):
             name, inner = activation.get("class_name"), activation.get("config")
             activation, options = (name, inner) if isinstance(inner, dict) else (inner if name == "function" else name, {})
-        activation = "linear" if activation is None else activation
+            if activation == "linear":
+                return
         operation = _ACTIVATIONS.get(plain(activation)) if isinstance(activation, str) else None
-        if activation == "linear":
-            return
         if operation is None or self._held or options.get("max_value") is not None or options.get("threshold"):
             raise self._unsupported(layer, f"its activation is {activation!r:.80}")
         slope = options.get("negative_slope", options.get("alpha"))
