@@ -71,6 +71,8 @@ def test_several_labels_are_measured_as_by_scikit_learn(table, tmp_path):
         loss = [sklearn.log_loss(truth[:, one], score[:, one], labels=[False, True]) for one in range(7)]
         assert record["cross_entropy"] == pytest.approx(np.mean(loss), abs=1e-3)
         assert (record["images"], record["map_classes"], record["threshold"]) == (COUNT, 6, 0.45)
+        same = None if score is scores[0] else 100 * np.mean(((score > 0.45) == (scores[0] > 0.45)).all(1))
+        assert record["agreement"] == (None if same is None else pytest.approx(same, abs=1e-3))
         assert "top1" not in record
     rows = list(predictions(run))
     assert len(rows) == 3 * COUNT
@@ -163,3 +165,13 @@ def test_the_command_line_evaluates_several_labels(table, tmp_path):
     assert "table.csv, line 2: has" in softmax.stderr
     parts = run(*arguments, "-o", tmp_path / "parts")
     assert "several classes of an image are evaluated in one piece; leave out --output" in parts.stderr
+
+
+def test_the_loss_of_quantizing_several_labels_is_that_of_mean_average_precision(table, tmp_path):
+    model(labels=LABELS).network.write(tmp_path / "n.onnx")
+    arguments = ("--evaluate", table, "--format", "json", "--threads", 1)
+    done = run("quantize", tmp_path / "n.onnx", "-o", tmp_path / "q.onnx", "--bits", 4, *arguments)
+    assert done.returncode == 0, done.stderr
+    floats, quantized = json.loads(done.stdout)
+    assert quantized["map lost"] == pytest.approx(floats["map"] - quantized["map"], abs=1e-3)
+    assert "top1" not in floats

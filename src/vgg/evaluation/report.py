@@ -118,8 +118,8 @@ def _several(evaluation: Evaluation, results: ModelResults, threshold: float) ->
         rows.append((precision, name, int(true.sum()), [_meter(precision), *others]))
     rows.sort(key=lambda row: row[0])
     yield (
-        f'<div class="card"><h3>Average precision by class</h3><p>Of the {len(rows):,} classes that images have, in ascending '
-        f"order.</p>{_classes_plot(np.array([precision for precision, *_ in rows]))}</div>\n"
+        f'<div class="pair"><div class="card"><h3>Average precision by class</h3><p>Of the {len(rows):,} classes that images '
+        f"have, in ascending order.</p>{_classes_plot(np.array([precision for precision, *_ in rows]))}</div></div>\n"
     )
     note = f"<p>Precision, recall and F1 of scores above {threshold:g}.</p>"
     yield _class_table(["average precision", "precision", "recall", "F1"], [row[1:] for row in rows], note)

@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,11 @@ def read_real(path: str | Path, dataset: Dataset, classes: int) -> Real:
     if not any(found):
         raise Error(f"{path}: no labels of these images; they are for ImageNet's ILSVRC2012_val_00000001 and following")
     return found
+
+
+def main_figure(record: Mapping[str, Any]) -> str:
+    """The entry of a record that measures how often a model is right: `top1`, or `map` if each class has a score of its own."""
+    return "map" if "map" in record else "top1"
 
 
 @dataclass
@@ -120,8 +125,9 @@ def records(evaluation: Evaluation, real: Real | None = None, threshold: float =
     """A record per model, and for their fusion: accuracies in percent with 95% intervals, comparisons, and settings.
 
     If each class has a score of its own: mean average precision, and F1 for scores above the threshold, in percent.
-    `agreement` and `mcnemar` compare a model with the first one: the share of images with the same best class, in percent,
-    and the p-value of the hypothesis that both models have the same accuracy. docs/evaluation.md describes all entries.
+    `agreement` and `mcnemar` compare a model with the first one: the share of images with the same best class, or the same
+    classes above the threshold, in percent, and the p-value of the hypothesis that both models have the same accuracy.
+    docs/evaluation.md describes all entries.
     """
     readable = evaluation.readable()
     targets = np.array([sample.target for sample in evaluation.dataset])[readable]
@@ -132,7 +138,7 @@ def records(evaluation: Evaluation, real: Real | None = None, threshold: float =
         models = evaluation.models[index : index + 1] or evaluation.models  # one, or all for their fusion
         record: dict[str, Any] = {"model": name, "images": len(targets), "failed": len(evaluation.errors)}
         if evaluation.several:
-            record |= _several(evaluation, results, readable, threshold)
+            record |= _several(evaluation, index, readable, threshold)
         else:
             tally = Tally(evaluation.classes)
             tally.add(targets, top, results.scores[readable], results.losses[readable], first)
@@ -183,8 +189,9 @@ def _several_predictions(evaluation: Evaluation) -> Iterator[dict[str, Any]]:
             yield row | {"error": evaluation.errors.get(place)}
 
 
-def _several(evaluation: Evaluation, results: ModelResults, readable: Array, threshold: float) -> dict[str, Any]:
+def _several(evaluation: Evaluation, index: int, readable: Array, threshold: float) -> dict[str, Any]:
     """The figures of a model whose classes have a score each."""
+    results = evaluation.results[index]
     truth, scores = truth_of(evaluation)[readable], results.every[readable]
     precisions = [average_precision(one, score) for one, score in zip(truth.T, scores.T, strict=True) if one.any()]
     chosen = scores > threshold
@@ -195,6 +202,9 @@ def _several(evaluation: Evaluation, results: ModelResults, readable: Array, thr
         "f1_macro": _percent(float(f1(truth, chosen).mean())),
         "threshold": threshold,
         "cross_entropy": round(float(results.losses[readable].mean(dtype=np.float64)), 4),
+        "agreement": _percent(float((chosen == (evaluation.results[0].every[readable] > threshold)).all(1).mean()))
+        if index
+        else None,
     }
 
 
