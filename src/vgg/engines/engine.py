@@ -16,6 +16,7 @@ from ..errors import Error, ModelError
 from ..formats import QuantizedGraph
 from ..network import Network
 
+LEAST = 2.0**-24  # distance of a float32 score from 0 and 1 whose logit is finite
 DENSE = ("native", "torch")  # engines that take images larger than a network's crop
 
 
@@ -106,10 +107,17 @@ class GraphEngine(ABC):
         for start in range(0, len(batch), step):
             part = batch[start : start + step]
             filled = np.concatenate([part, np.zeros((step - len(part), *part.shape[1:]), np.float32)])
-            rows.append(self._infer(filled).reshape(shape)[: len(part)])
-        output = np.concatenate(rows)
-        # The logarithms of probabilities are logits up to a constant, which softmax ignores.
-        return {last: np.log(output.clip(np.finfo(np.float32).tiny)) if self.graph.softmax else output}
+            rows.append(self._logits(self._infer(filled)).reshape(shape)[: len(part)])
+        return {last: np.concatenate(rows)}
+
+    def _logits(self, output: Array) -> Array:
+        """The logits that the file's output shows, of softmax up to a constant, which softmax ignores."""
+        if self.graph.ending == "sigmoid":
+            scores = output.astype(np.float64).clip(LEAST, 1 - LEAST)
+            if self._architecture.output == "binary":  # the second of two classes, if the file has both
+                scores = scores.reshape(len(scores), -1)[:, -1]
+            return np.asarray(np.log(scores / (1 - scores)), np.float32)
+        return np.log(output.clip(np.finfo(np.float32).tiny)) if self.graph.ending == "softmax" else output
 
     def logits(self, batch: Array) -> Array:
         return self.run(batch)["logits"]

@@ -36,7 +36,7 @@ class OpenVinoGraphEngine(GraphEngine):
         self._count = count.get_length() if count.is_static else None
 
     def _infer(self, batch: Array) -> Array:
-        return np.array(self._model.create_infer_request().infer([batch])[0])
+        return np.array(self._model.create_infer_request().infer([batch])[self.graph.output])
 
 
 class OpenVinoEngine(BuiltEngine):

@@ -38,7 +38,8 @@ class QuantizedGraph:
     network: Network  # its architecture, weights, preprocessing and labels, without the scales of activations
     path: Path
     qdq: bool  # QuantizeLinear and DequantizeLinear around float operators, rather than integer operators
-    softmax: bool  # it ends in a softmax
+    output: str  # the name of the file's output that is the network's
+    ending: str  # the operation at its end that makes scores of logits: `softmax`, `log_softmax` or `sigmoid`; "" for none
 
 
 def network_of(model: Network | QuantizedGraph) -> Network:
@@ -61,7 +62,7 @@ def load(path: str | Path) -> Network | QuantizedGraph:
         from . import onnx_reader
 
         if graph := onnx_reader.quantized_activations(path):
-            return QuantizedGraph(network, path, *graph)
+            return QuantizedGraph(network, path, graph.qdq, graph.output, graph.ending)
     return network
 
 

@@ -18,7 +18,7 @@ from ..errors import ModelError
 from ..files import map_file
 from . import walk
 from .layouts import Bare
-from .nodes import Node
+from .nodes import Node, numbered
 from .protobuf import Buffer, Value, fields, floats, last, message, number, numbers, span, text
 
 EPSILON = 1e-5  # BatchNorm's default
@@ -43,8 +43,8 @@ def read(path: Path) -> Bare:
     mapped = map_file(path)
     layers = [_layer(mapped, value, number == 2) for number, value in fields(mapped, 0, len(mapped)) if number in (2, 100)]
     nodes, constants, start = _graph(path, layers)
-    architecture, parameters, _ = walk.follow(path, nodes, constants, start, nodes[-1].outputs if nodes else ())
-    return Bare(architecture, parameters)
+    walked = walk.follow(path, *numbered(nodes, nodes[-1].outputs if nodes else ()), constants, start)
+    return Bare(walked.architecture, walked.parameters)
 
 
 def matches(mapped: Buffer) -> bool:

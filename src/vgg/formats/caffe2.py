@@ -14,7 +14,7 @@ from ..errors import ModelError
 from ..files import map_file
 from . import protobuf, walk
 from .layouts import Bare, reading
-from .nodes import Node
+from .nodes import Node, numbered
 from .protobuf import Buffer, Value, fields, last, message, span, text
 
 EPSILON = 1e-5  # SpatialBN's default
@@ -40,8 +40,8 @@ def read(path: Path) -> Bare:
     constants = {node.outputs[0]: _filled(path, node) for node in filling if node.outputs}
     nodes = [_node(path, node) for node in computing]
     start = next((name for node in nodes for name in node.inputs[:1] if name not in constants), "")
-    architecture, parameters, _ = walk.follow(path, nodes, constants, start, nodes[-1].outputs if nodes else ())
-    return Bare(architecture, parameters)
+    walked = walk.follow(path, *numbered(nodes, nodes[-1].outputs if nodes else ()), constants, start)
+    return Bare(walked.architecture, walked.parameters)
 
 
 def matches(mapped: Buffer) -> bool:

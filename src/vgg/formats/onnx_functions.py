@@ -11,6 +11,7 @@ from onnx import helper, numpy_helper
 from ..architectures import STRIDE, Layer
 from ..arrays import Array
 from ..errors import ModelError
+from .windows import windows
 
 COMPOSED = ("gelu", "gelu_tanh", "silu", "adaptive_pool")
 BROADCASTING = 7  # the first opset that broadcasts as NumPy does
@@ -91,12 +92,3 @@ def _pool(made: _Nodes, value: str, side: int, positions: int) -> None:
     shares = windows(side, positions)
     across = made.add("MatMul", value, made.constant(shares.T))
     made.add("MatMul", made.constant(shares), across, output=made.name)
-
-
-def windows(side: int, positions: int) -> Array:
-    """The share of each of `side` places in the mean of each of `positions` windows, float64 [positions, side]."""
-    shares = np.zeros((positions, side))
-    for index in range(positions):
-        begin, end = index * side // positions, -(-(index + 1) * side // positions)
-        shares[index, begin:end] = 1 / (end - begin)
-    return shares
