@@ -49,7 +49,7 @@ class Pixels:
             raise ValueError("its preprocessing has values that are not finite")
         return Preprocessing(
             "keras", "squash", max(self._size, side), self._interpolation, side, self._channels, self._scale,
-            tuple(self._mean.tolist()), tuple(self._std.tolist()),
+            _each(self._mean), _each(self._std),
         )  # fmt: skip
 
     def unsupported(self, layer: KerasLayer, why: str = "") -> ModelError:
@@ -146,6 +146,11 @@ class Pixels:
 
     def on_flip(self, layer: KerasLayer) -> None:
         self._reorder(layer, _REVERSED if layer.config.get("axis") in (-1, 3) else [])
+
+
+def _each(numbers: Array) -> tuple[float, float, float]:
+    red, green, blue = numbers.tolist()
+    return red, green, blue
 
 
 def _operand(layer: KerasLayer) -> Array:
