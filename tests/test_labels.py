@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from vgg import Error, Labels
+from vgg import Error, Labels, Network
 from vgg.labels import imagenet
 
 
@@ -121,3 +121,23 @@ def test_a_bad_label_file_is_one_clear_line(tmp_path, content):
 def test_a_missing_label_file_is_named(tmp_path):
     with pytest.raises(Error, match=r"nowhere: file or folder not found"):
         Labels.read(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(("units", "known"), [([4096, 4096], True), ([256], False), ([], False)])
+def test_imagenets_labels_are_only_those_of_the_published_form(tmp_path, units, known):
+    torch = pytest.importorskip("torch")
+    layers, before, state = (4, 0, 4, 0, 4, 4, 0, 4, 4, 0, 4, 4, 0), 3, {}
+    place = 0
+    for out in layers:
+        if out:
+            state |= {f"features.{place}.weight": torch.randn(out, before, 3, 3), f"features.{place}.bias": torch.randn(out)}
+            before = out
+        place += 2 if out else 1
+    sizes = [4 * 7 * 7, *units, 1000]
+    for number, (inputs, out) in enumerate(zip(sizes, sizes[1:], strict=False)):
+        state |= {
+            f"classifier.{3 * number}.weight": torch.randn(out, inputs),
+            f"classifier.{3 * number}.bias": torch.randn(out),
+        }
+    torch.save(state, tmp_path / "n.pth")
+    assert (Network.read(tmp_path / "n.pth").labels is not None) == known
