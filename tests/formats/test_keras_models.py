@@ -299,7 +299,7 @@ def test_images_are_resized_as_the_model_does(tmp_path, front, size, crop):
 
 def test_pixels_of_another_range_are_stated(tmp_path):
     network, notices = saved(called(L.Flatten(), DENSE(4), before=[L.Normalization(**IMAGENET)]), tmp_path / "n.keras")
-    assert "assumed pixels of 0..1 in front of Normalization" in notices
+    assert "assumed pixels of 0..1 in front of the normalisation, by its mean" in notices
     assert network.preprocessing.scale == pytest.approx(1 / 255)
 
 

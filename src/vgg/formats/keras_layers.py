@@ -11,7 +11,7 @@ from ..errors import ModelError
 from ..parameters import expanded
 from .chain import Chain
 from .keras_config import KerasLayer, plain
-from .keras_pixels import Pixels
+from .keras_front import Front
 from .keras_store import Store
 from .layouts import Bare, Found
 
@@ -39,9 +39,9 @@ def read(path: object, layers: Sequence[KerasLayer], store: Store) -> Bare:
     model = _Model(path, layers, store)
     for layer in layers:
         model.visit(layer)
-    assumed = [model.pixels.assumed, model.without_pooling()]
+    assumed = [model.front.assumed, model.without_pooling()]
     architecture, parameters, _ = model.network()
-    preprocessing = model.pixels.preprocessing(architecture.input_size)
+    preprocessing = model.front.preprocessing(architecture.input_size)
     return Bare(architecture, parameters, preprocessing, assumed=" and ".join(filter(None, assumed)))
 
 
@@ -53,7 +53,7 @@ class _Model(Chain):
         formats = [layer.config.get("data_format") for layer in layers if layer.kind == "Conv2D"]
         self._first = bool(formats) and formats[0] == "channels_first"  # the axis of channels
         self._store = store
-        self.pixels = Pixels(path, store, not self._first)
+        self.front = Front(path, store, not self._first)
         self._side = 0  # of the map in positions, 0 if it is not known
         self._flat = False
         self._held: tuple[dict[str, Found], float] | None = None  # the batch normalisation of the last map
@@ -62,8 +62,8 @@ class _Model(Chain):
         """Append a layer. Raises ModelError if it doesn't fit."""
         if not self.count("convolution"):
             if layer.config.get("batch_input_shape"):  # of the first layer of a Sequential too
-                self.pixels.on_inputlayer(layer)
-            if self.pixels.visit(layer):
+                self.front.on_inputlayer(layer)
+            if self.front.visit(layer):
                 return
         step = getattr(self, f"on_{layer.plain}", None)
         if step is not None:
@@ -83,7 +83,7 @@ class _Model(Chain):
         return ""
 
     def _unsupported(self, layer: KerasLayer, why: str = "") -> ModelError:
-        return self.pixels.unsupported(layer, why)
+        return self.front.unsupported(layer, why)
 
     def add(self, operation: str, number: float | None = 0.0) -> None:
         if self.ends_in("softmax", "log_softmax"):
@@ -114,7 +114,7 @@ class _Model(Chain):
             if padding != "same" and size != (1, 1):
                 raise self._unsupported(layer, f"its padding is {padding!r:.40}")
             if not self.count("convolution"):
-                self._side = self.input_size = self.pixels.side
+                self._side = self.input_size = self.front.side
             self.convolution(key, kernel, bias)
         else:  # linear layers as convolutions, the first one over the whole map
             if not self._side:

@@ -115,10 +115,9 @@ class Store:
         arrays = self.listed.get(top, {})
         if inner:
             arrays = {key: value for key, value in arrays.items() if key not in self._taken}
-            owners = {key: key.split("/")[-2] if "/" in key else "" for key in arrays}
             # A graph of TensorFlow 1 numbers names that it has already.
-            for pattern in (re.escape(layer.name), re.escape(layer.name) + r"_\d+"):
-                own = [key for key, owner in owners.items() if re.fullmatch(pattern, owner)]
+            for number in ("", r"_\d+"):
+                own = [key for key in arrays if re.fullmatch(f"(.*/)?{re.escape(layer.name)}{number}/[^/]*", key)]
                 if own:
                     break
             arrays = {key: arrays[key] for key in own}

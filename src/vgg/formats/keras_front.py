@@ -15,6 +15,7 @@ from ..parameters import expanded
 from ..preprocessing import Preprocessing
 from .keras_config import KerasLayer, is_reversal
 from .keras_store import Store
+from .pixels import Pixels
 
 _REVERSED, _SAME = [2, 1, 0], [0, 1, 2]  # orders of channels
 _LEAST = 1e-7  # of a standard deviation in a Normalization layer
@@ -23,33 +24,45 @@ _FACTORS = {"multiply": 1, "mul": 1, "truediv": -1, "truedivide": -1, "divide": 
 _SUMS = {"add": 1, "biasadd": 1, "subtract": -1, "sub": -1}
 
 
-class Pixels:
-    """What the layers so far do to pixels of 0..255: (pixel * scale - mean) / std.
+class Front:
+    """The layers so far.
 
     Attributes:
         side: of the input in pixels, 0 if it is not known.
-        assumed: what the layers don't say, and the convention that is used.
     """
 
     def __init__(self, path: object, store: Store, channels_last: bool) -> None:
         self.path, self._store, self._channels_last = path, store, channels_last
         self.side = 0
-        self.assumed = ""
-        self._channels: Literal["RGB", "BGR"] = "RGB"
-        self._scale, self._mean, self._std = 1.0, np.zeros(3), np.ones(3)
-        self._described = False  # whether a layer changes the numbers
+        self._pixels: Pixels | None = None  # if a layer changes the numbers
         self._size = 0  # that images are resized to, if a layer does it
         self._interpolation: Literal["float", "antialias"] = "float"
 
+    @property
+    def assumed(self) -> str:
+        """What the layers don't show, and the convention that is used."""
+        return "pixels of 0..1 in front of the normalisation, by its mean" if self._fractions else ""
+
+    @property
+    def _fractions(self) -> bool:
+        """Whether the numbers are those of pixels of 0..1, not 0..255."""
+        pixels = self._pixels or Pixels()
+        scale, shift = np.array(pixels.scale), np.array(pixels.shift)
+        return pixels.scales and bool((scale >= 0.5).all() and (shift <= 0).all() and (-shift <= scale).all())
+
     def preprocessing(self, side: int) -> Preprocessing | None:
         """That of an input of this side in pixels; None if no layer changes the numbers."""
-        if not self._described:
+        if self._pixels is None:
             return None
-        if not np.isfinite((self._scale, *self._mean, *self._std)).all():
-            raise ValueError("its preprocessing has values that are not finite")
+        scale, shift = np.array(self._pixels.scale), np.array(self._pixels.shift)
+        if not np.isfinite((*scale, *shift)).all() or not scale.all():
+            raise ValueError("its preprocessing has factors that are 0 or not finite")
+        scale = scale / 255 if self._fractions else scale
+        factor = scale[0] if (scale == scale[0]).all() else 1 / 255
         return Preprocessing(
-            "keras", "squash", max(self._size, side), self._interpolation, side, self._channels, self._scale,
-            _each(self._mean), _each(self._std),
+            "keras", "squash", max(self._size, side), self._interpolation, side,
+            "BGR" if list(self._pixels.order) == _REVERSED else "RGB", float(factor),
+            _each(-shift / scale * factor), _each(factor / scale),
         )  # fmt: skip
 
     def unsupported(self, layer: KerasLayer, why: str = "") -> ModelError:
@@ -61,30 +74,18 @@ class Pixels:
         if step is not None:
             step(layer)
         elif layer.plain in _FACTORS:
-            self._multiply(_operand(layer) ** _FACTORS[layer.plain])
+            self._then(_operand(layer) ** _FACTORS[layer.plain], 0.0)
         elif layer.plain in _SUMS:
-            self._add(_operand(layer) * _SUMS[layer.plain])
+            self._then(1.0, _operand(layer) * _SUMS[layer.plain])
         return step is not None or layer.plain in (*_FACTORS, *_SUMS)
 
-    def _multiply(self, factor: Array) -> None:
-        if factor.size == 1 and (self._std == 1).all():
-            self._scale *= float(factor.reshape(()))
-            self._mean = self._mean * factor.reshape(())
-        else:
-            self._std = self._std / np.broadcast_to(factor.reshape(-1), 3)
-        self._described = True
-
-    def _add(self, term: Array) -> None:
-        self._mean = self._mean - np.broadcast_to(term.reshape(-1), 3) * self._std
-        self._described = True
+    def _then(self, factor: Any, term: Any) -> None:
+        self._pixels = (self._pixels or Pixels()).then(np.asarray(factor), np.asarray(term))
 
     def _reorder(self, layer: KerasLayer, order: list[int]) -> None:
         if order not in (_REVERSED, _SAME) or not self._channels_last:
             raise self.unsupported(layer)
-        if order == _REVERSED:
-            self._channels = "BGR" if self._channels == "RGB" else "RGB"
-            self._mean, self._std = self._mean[::-1], self._std[::-1]
-            self._described = True
+        self._pixels = (self._pixels or Pixels()).taken(order)
 
     # One method per class of layer or operation: `on_` and its plain name.
 
@@ -98,8 +99,7 @@ class Pixels:
         self.side = int(height or 0)
 
     def on_rescaling(self, layer: KerasLayer) -> None:
-        self._multiply(_numbers(layer.config["scale"]))
-        self._add(_numbers(layer.config.get("offset", 0.0)))
+        self._then(_numbers(layer.config["scale"]), _numbers(layer.config.get("offset", 0.0)))
 
     def on_normalization(self, layer: KerasLayer) -> None:
         mean, variance = layer.config.get("mean"), layer.config.get("variance")
@@ -109,11 +109,7 @@ class Pixels:
         if layer.config.get("invert"):
             raise self.unsupported(layer, "it inverts a normalisation")
         std = np.maximum(np.sqrt(_numbers(variance)), _LEAST)
-        if not self._described and (std < 1).all():
-            self._multiply(np.array([1 / 255]))
-            self.assumed = f"pixels of 0..1 in front of {layer}, by its variance"
-        self._add(-_numbers(mean))
-        self._multiply(np.broadcast_to(1 / std, 3))
+        self._then(1 / std, -_numbers(mean) / std)
 
     def on_resizing(self, layer: KerasLayer) -> None:
         config = layer.config
