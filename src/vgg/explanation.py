@@ -22,7 +22,8 @@ from .images import ImageLike, open_image
 from .labels import find_class
 from .network import Network
 from .overlay import Box, overlay
-from .predictions import Prediction, describe
+from .predictions import THRESHOLD as CERTAIN
+from .predictions import Prediction, describe, network_scores
 from .predictions import scores as scores_of
 from .preprocessing import Preprocessing
 
@@ -31,7 +32,7 @@ SIZE = 512  # pixels of the short side of the image for a class map
 LARGEST, MAX_ASPECT = 1024, 4  # limits of that side in pixels, and of the long side in short sides
 # Positions above this share of a map's maximum are in the box: 15% in Grad-CAM (section 4.1), 20% in CAM.
 THRESHOLD = 0.15
-MOST, CERTAIN = 5, 0.5  # of several labels of an image, the number that is shown by default, and their least score
+MOST = 5  # labels of an image that are explained by default
 BOX_SIDE = 224  # side of the enlarged map in which the box is found
 
 
@@ -91,20 +92,20 @@ def explain(
     architecture = network.architecture
     if not architecture.classifier and (classes or method != METHODS[0]):
         raise Error(f"this {architecture.name} has no head, so it has no classes to explain; only its activation is shown")
-    chosen = [find_class(one, architecture.classes, network.labels) for one in classes]
+    chosen = [find_class(one, architecture.classes, network.class_names) for one in classes]
     opened = open_image(image, name)
     batch = preprocessing(opened, name)[None]
     values = {key: value[0] for key, value in model.engine.run(batch, outputs(network)).items()}
     area = cropped_area(preprocessing, *opened.size)
     if not architecture.classifier:
         return Explanation(opened, [], energy(network, values), area)
-    scores = scores_of(values["logits"], architecture.output)
+    scores = network_scores(network, values["logits"])
     chosen = chosen or _predicted(scores, architecture.output)
     if method == METHODS[0]:
         maps = grad_cam(network, values, chosen)
     else:
         maps, area = _class_map(model, opened, chosen, size, name or "the image")
-    return Explanation(opened, describe(scores, chosen, network.labels), maps, area)
+    return Explanation(opened, describe(scores, chosen, network.class_names), maps, area)
 
 
 def _predicted(scores: Array, output: Output | None) -> list[int]:

@@ -1,7 +1,7 @@
 """The torch module of an architecture, for the torch engine, training and losses."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -100,19 +100,20 @@ class Module(nn.Sequential):
             if isinstance(layer, nn.Conv2d | nn.Linear) and layer.bias is not None:
                 nn.init.zeros_(layer.bias)
 
-    def load(self, network: Network, names: set[str] | None = None) -> None:
-        """Copy a network's parameters; `names` restricts them to these layers."""
+    def load(self, network: Network, names: Mapping[str, str] | None = None) -> None:
+        """Copy a network's parameters; `names` restricts them to these layers, each with its name in the network."""
         with torch.no_grad():
             for layer, role, name in self._roles():
-                if names is None or name.split(".")[0] in names:
+                own, _, kind = name.partition(".")
+                if names is None or own in names:
                     target = getattr(layer, role)
-                    target.copy_(tensor(network.parameters[name]).reshape(target.shape))
+                    target.copy_(tensor(network.parameters[f"{names[own] if names else own}.{kind}"]).reshape(target.shape))
 
     def load_matching(self, network: Network) -> None:
         """Copy the parameters of another network that fit, as the paper initialised its deeper networks from its net A.
 
-        From the same architecture, all layers of the same shape; from another, its first four convolutions and its linear
-        layers, if the shapes are the same. fc8 is not copied if the number of classes differs.
+        From the same architecture, all layers of the same shape; from another, its first four convolutions and the layers of
+        its head, if the shapes are the same. The last layer is not copied if the number of classes differs.
 
         Raises:
             ModelError: no layer fits.
@@ -126,10 +127,11 @@ class Module(nn.Sequential):
         }
         if theirs.name != ours.name:
             first = [layer.name for layer in theirs.layers if layer.operation == "convolution"][:4]
-            names &= {*first, *(name.replace("conv", "bn") for name in first), "fc6", "fc7", "fc8"}
+            trunk = {*first, *(name.replace("conv", "bn") for name in first)}
+            names = {name for name in names if name in trunk or "_" not in name}
         if not names:
             raise ModelError(f"no layer of {theirs.name} fits {ours.name} of width {ours.width:g}")
-        self.load(network, names)
+        self.load(network, {name: name for name in names})
 
     def network(self, preprocessing: Preprocessing, labels: Labels | None, provenance: Provenance) -> Network:
         """The trained network, with a float32 copy of the parameters."""
@@ -190,12 +192,26 @@ class Module(nn.Sequential):
         return self.index_of(values[-1]) + 1, values[-1]
 
     def groups(self) -> list[tuple[str, nn.Module]]:
-        """The layers that learn, each with its block: conv1 … conv5, fc6, fc7, fc8."""
-        return [
-            (name.replace("bn", "conv" if "_" in name else "fc").split("_")[0], layer)
-            for name, layer in list(self.named_children())[self.frozen :]
-            if any(True for _ in layer.parameters(recurse=False))
-        ]
+        """The layers that learn, each with its block: conv1 … conv5, fc6, fc7, …
+
+        A batch normalisation belongs to the layer before it, one before the first linear layer to that.
+        """
+        learning = list(self.named_children())[self.frozen :]
+        found = [(_block(name), layer) for name, layer in learning if any(True for _ in layer.parameters(recurse=False))]
+        return [("fc6" if block == "fc5" else block, layer) for block, layer in found]
+
+
+def _block(name: str) -> str:
+    """The block of a layer: conv1 of conv1_2 and bn1_2, fc6 of fc6 and bn6."""
+    return name.replace("bn", "conv" if "_" in name else "fc").split("_")[0]
+
+
+# Modules of activations by their number.
+_ACTIVATIONS: dict[str, Callable[[float], nn.Module]] = {
+    "relu": lambda _: nn.ReLU(inplace=True),  # the value before it has no name in `Architecture.values`
+    "leaky_relu": nn.LeakyReLU, "elu": nn.ELU, "gelu": lambda _: nn.GELU(), "gelu_tanh": lambda _: nn.GELU("tanh"),
+    "silu": lambda _: nn.SiLU(), "tanh": lambda _: nn.Tanh(), "sigmoid": lambda _: nn.Sigmoid(),
+}  # fmt: skip
 
 
 def _torch_layer(layer: Layer, architecture: Architecture, dropout: float) -> nn.Module:
@@ -205,8 +221,6 @@ def _torch_layer(layer: Layer, architecture: Architecture, dropout: float) -> nn
             return nn.Conv2d(shape[1], shape[0], shape[2], padding=shape[2] // 2)
         case "batch_norm":
             return BatchNorm(layer.parameters["scale"][0], eps=architecture.epsilon)
-        case "relu":
-            return nn.ReLU(inplace=True)  # the value before it has no name in `Architecture.values`
         case "lrn":
             return LocalResponseNorm(LRN_SIZE, LRN_ALPHA, LRN_BETA, LRN_K)
         case "max_pool":
@@ -223,20 +237,8 @@ def _torch_layer(layer: Layer, architecture: Architecture, dropout: float) -> nn
             return Linear(shape)
         case "dropout":
             return nn.Dropout(dropout if layer.number is None else layer.number)
-        case "leaky_relu":
-            return nn.LeakyReLU(number)
-        case "elu":
-            return nn.ELU(number)
-        case "gelu":
-            return nn.GELU()
-        case "gelu_tanh":
-            return nn.GELU("tanh")
-        case "silu":
-            return nn.SiLU()
-        case "tanh":
-            return nn.Tanh()
-        case "sigmoid":
-            return nn.Sigmoid()
+        case _:
+            return _ACTIVATIONS[layer.operation](number)
 
 
 class BatchNorm(nn.BatchNorm2d):

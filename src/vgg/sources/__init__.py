@@ -92,11 +92,12 @@ def open(place: str | Path, classes: int = 1000, labels: Labels | None = None, *
     return Dataset(str(place), found)
 
 
-def classes_of(place: str | Path) -> tuple[int, Labels | None]:
+def classes_of(place: str | Path, *, several: bool = False) -> tuple[int, Labels | None]:
     """The number of classes of the labelled images at a place, and their names, for a new network.
 
     Class folders are classes in the order of their names, and so are the names in lists and shards. If these hold numbers,
-    the classes have no names. If all names are WordNet ids of ImageNet, the classes get ImageNet's names as well.
+    the classes have no names. If all names are WordNet ids of ImageNet, the classes get ImageNet's names as well. With
+    `several`, as for `open`, the names in a cell are separated by `|`, `;` or `,`, since a name may have spaces.
 
     Raises:
         Error: as `open`, or if numbers are missing.
@@ -108,10 +109,12 @@ def classes_of(place: str | Path) -> tuple[int, Labels | None]:
     seen = dict.fromkeys(folders, 0)
 
     def collect(name: str) -> int:
+        if several and (any(mark in name for mark in "|;,") or name.replace(" ", "").isdecimal() > name.isdecimal()):
+            raise ValueError("several names")
         return seen.setdefault(name, len(seen))
 
     if not folders:
-        for _ in listing.unpack(containers or listing.list_file(path, collect), collect):
+        for _ in listing.unpack(containers or listing.list_file(path, collect, several=several), collect):
             pass
     names = sorted(seen)
     if not names:
