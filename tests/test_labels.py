@@ -1,4 +1,5 @@
 import json
+from itertools import pairwise
 
 import pytest
 
@@ -134,7 +135,7 @@ def test_imagenets_labels_are_only_those_of_the_published_form(tmp_path, units, 
             before = out
         place += 2 if out else 1
     sizes = [4 * 7 * 7, *units, 1000]
-    for number, (inputs, out) in enumerate(zip(sizes, sizes[1:], strict=False)):
+    for number, (inputs, out) in enumerate(pairwise(sizes)):
         state |= {
             f"classifier.{3 * number}.weight": torch.randn(out, inputs),
             f"classifier.{3 * number}.bias": torch.randn(out),

@@ -158,8 +158,16 @@ def test_inspect_shows_what_was_assumed_and_where_labels_are_from(tmp_path):
     assert "3 (from the file)" in text
     _, out, _ = run("classify", PHOTO, "-m", tmp_path / "n.pth", "--format", "json")
     assert {one["label"] for one in json.loads(out)[0]["predictions"]} == {"ant", "bee", "cat"}
-    run("convert", tmp_path / "n.pth", "-o", tmp_path / "n.onnx")
+    given = ("--preset", "torchvision", "--labels", tmp_path / "names.txt")
+    (tmp_path / "names.txt").write_text("ant\nbee\ncat")
+    lines = run("convert", tmp_path / "n.pth", "-o", tmp_path / "n.onnx", *given)[2]
+    assert "assumed" in lines[0]  # which neither option sets
     assert "ReLU between linear layers" in run("inspect", tmp_path / "n.onnx")[1]  # is recorded in the written file
+    lines = run("convert", tmp_path / "n.pth", "-o", tmp_path / "n.onnx", *given, "--head", "12 tanh, classes")[2]
+    assert len(lines) == 1
+    text = run("inspect", tmp_path / "n.onnx")[1]
+    assert "fc6, 12 units tanh" in text
+    assert "assumed" not in text
 
 
 def test_parameters_that_are_no_numbers_are_refused_by_their_name(tmp_path):

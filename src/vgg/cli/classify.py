@@ -54,8 +54,7 @@ def classify(
     from .. import classifier as library
     from ..predictions import THRESHOLD
 
-    reading: dict[str, Any] = {"preprocessing": preset, "labels": labels, "head": head}
-    reading |= {"output": output_activation, "input_size": input_size}
+    reading = common.reading(head, output_activation, input_size, preset, labels)
     if output or runner or fresh:
         from ..runs import Classify
 

@@ -20,6 +20,7 @@ from ..zoo import EMBEDDED
 if TYPE_CHECKING:
     from ..features import Features
     from ..formats import QuantizedGraph
+    from ..heads import Output
     from ..network import Network
     from ..predictions import Result
     from ..runs import Finished, Task
@@ -139,6 +140,19 @@ def _cell(value: Any) -> str:
     if value is None:
         return "-"
     return f"{value:.2f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def reading(
+    head: str | None,
+    output_activation: "Output | None",
+    input_size: int | None,
+    preset: str | None,
+    labels: Path | None = None,
+) -> dict[str, Any]:
+    """The arguments of `vgg.load` for the options that replace what a file says of its network."""
+    return {
+        "head": head, "output": output_activation, "input_size": input_size, "preprocessing": preset, "labels": labels,
+    }  # fmt: skip
 
 
 def find_images(arguments: Sequence[str]) -> tuple[list[Any], list[str]]:

@@ -81,8 +81,7 @@ def evaluate(
     if fuse and len(model or ()) < 2:
         raise Error("--fuse requires several models; repeat --model")
     files: list[str | None] = list(model) if model else [None]
-    reading: dict[str, Any] = {"preprocessing": preset, "labels": labels, "head": head}
-    reading |= {"output": output_activation, "input_size": input_size}
+    reading = common.reading(head, output_activation, input_size, preset, labels)
     if output or runner:
         from ..runs import Score
         from ..runs import records as summed

@@ -31,6 +31,9 @@ def explain(
     format: common.FormatOption = common.Format.table,
     labels: common.LabelsOption = None,
     preset: common.PresetOption = None,
+    head: common.HeadOption = None,
+    output_activation: common.OutputActivationOption = None,
+    input_size: common.InputSizeOption = None,
     engine: common.EngineOption = "auto",
     threads: common.ThreadsOption = None,
     device: common.DeviceOption = "cpu",
@@ -54,7 +57,8 @@ def explain(
     if len(found) > 1:
         raise Error(f"{image}: has {len(found)} images; choose one")
     [(name, data)] = found
-    classifier = load(common.locate(model), engine, threads=threads, device=device, labels=labels, preprocessing=preset)
+    reading = common.reading(head, output_activation, input_size, preset, labels)
+    classifier = load(common.locate(model), engine, threads=threads, device=device, **reading)
     explanation = library(classifier, data, tuple(classes or ()), method=method, size=size, name=name)
     encoded = io.BytesIO()
     kind = {".jpg": "JPEG"}.get(output.suffix.lower(), output.suffix[1:].upper())

@@ -68,6 +68,10 @@ def quantize(
     ] = False,
     fresh: common.FreshOption = False,
     preset: common.PresetOption = None,
+    labels: common.LabelsOption = None,
+    head: common.HeadOption = None,
+    output_activation: common.OutputActivationOption = None,
+    input_size: common.InputSizeOption = None,
     engine: common.EngineOption = "auto",
     threads: common.ThreadsOption = None,
     format: common.FormatOption = common.Format.table,
@@ -95,7 +99,8 @@ def quantize(
     if plot:
         check_plot(plot)
     scheme = quantization.Scheme(method, int(bits), rank=rank, calibration=calibration, activations=activations)
-    network = described(read(common.locate(model)), preset)
+    reading = common.reading(head, output_activation, input_size, preset, labels)
+    network = described(read(common.locate(model)), **reading)
     images = sources.unlabelled(calibrate) if calibrate else None
     with common.resumable() if evaluate or calibrate else common.progress() as show:
         evaluator = None
