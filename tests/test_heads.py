@@ -6,31 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import needs_native, random_network
+from heads_helpers import CHANNELS, heads, run_onnx
 from vgg import Architecture, ModelError, Network, engines
 from vgg.formats.onnx_builder import NEWEST
-from vgg.heads import ACTIVATIONS, FC, GAP, Head, Step, parse
+from vgg.heads import FC, GAP, parse
 from vgg.predictions import scores
-
-ACTIVATION = st.sampled_from([Step(name, number) for name, number in ACTIVATIONS.items()] + [Step("leaky_relu", 0.25)])
-NORM = st.just(Step("batch_norm"))
-
-
-@st.composite
-def heads(draw: st.DrawFn) -> Head:
-    """Any head of one to four linear layers."""
-    pooling = draw(st.sampled_from(["flatten", "average", "max"]))
-    side = draw(st.sampled_from([1, 2, 3])) if pooling == "average" else 1
-    steps = draw(st.lists(NORM, max_size=1))
-    count = draw(st.integers(1, 4))
-    for number in range(count):
-        last = number == count - 1
-        steps.append(Step("linear", 0 if last else draw(st.integers(1, 40))))
-        norm = draw(st.lists(NORM, max_size=1))
-        activation = draw(st.lists(ACTIVATION, max_size=1))
-        before = last or draw(st.booleans())  # the output is not that of a normalisation
-        steps += norm + activation if before or not activation else activation + norm
-        steps += [] if last else draw(st.lists(st.just(Step("dropout", 0.3)), max_size=1))
-    return Head(tuple(steps), pooling, side, draw(st.sampled_from(["softmax", "sigmoid", "binary"])))
 
 
 @given(head=heads())
@@ -63,9 +43,6 @@ def test_the_named_heads_are_values_of_the_same_kind():
     assert Architecture(head="4096 relu dropout, 4096 relu dropout, classes", width=0.5).head != "fc"  # which has 2048 units
 
 
-CHANNELS = st.one_of(st.just(()), st.lists(st.integers(4, 40), min_size=8, max_size=8).map(tuple))
-
-
 @needs_native
 @settings(max_examples=25, deadline=None)
 @given(head=heads(), channels=CHANNELS, bn=st.booleans(), size=st.sampled_from([64, 97]), seed=st.integers(0, 9))
@@ -90,13 +67,6 @@ def test_engines_and_files_agree_on_any_head(head, channels, bn, size, seed, tmp
         assert again.sha256() == network.sha256()
         found = run_onnx(folder / "n.onnx", batch)
         np.testing.assert_allclose(found if opset == 13 else scores(found, head.output), expected, rtol=0, atol=1e-5)
-
-
-def run_onnx(path, batch):
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return session.run(None, {session.get_inputs()[0].name: batch})[0]
 
 
 @needs_native

@@ -5,16 +5,14 @@ Axes are letters: N images, C channels, H rows, W columns. A map is `N C H W` or
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ..arrays import Array
 
-# Sizes that a file leaves open are represented by primes that are larger than any size of a network. Shapes that a graph
-# computes then have definite numbers, and a Reshape shows by them which axes it joins.
-UNKNOWN = (
-    65537, 65539, 65543, 65551, 65557, 65563, 65579, 65581, 65587, 65599, 65609, 65617, 65629, 65633, 65647, 65651, 65657,
-)  # fmt: skip
+# Sizes that a file leaves open are represented by numbers with large prime factors. Shapes that a graph computes are then
+# definite, and a Reshape shows by them which axes it joins. Height and width can be halved five times.
+OPEN = {"N": 10007, "H": 32 * 10009, "W": 32 * 10037}
 
 
 class Mismatch(ValueError):
@@ -27,22 +25,21 @@ class Dimensions:
 
     axes: tuple[str, ...]
     sizes: Mapping[str, int]  # by axis
+    free: str = ""  # the axes whose sizes are open
     batch: int = 1  # number of images that the file fixes, for constant shapes that contain it
 
     @property
     def shape(self) -> tuple[int, ...]:
         return tuple(math.prod(self.sizes[axis] for axis in held) for held in self.axes)
 
-    def is_known(self, axis: str) -> bool:
-        return self.sizes[axis] not in UNKNOWN
-
     def sized(self, **sizes: int) -> "Dimensions":
-        """The same dimensions with other sizes of axes."""
-        return replace(self, sizes={**self.sizes, **sizes})
+        """The same dimensions with other sizes of axes, which are then known."""
+        free = "".join(axis for axis in self.free if axis not in sizes)
+        return replace(self, sizes={**self.sizes, **sizes}, free=free)
 
-    def vector(self, units: int) -> "Dimensions":
-        """The output of a linear layer."""
-        return replace(self, axes=("N", "C"), sizes={**self.sizes, "C": units, "H": 1, "W": 1})
+    def scaled(self, change: Callable[[int], int]) -> "Dimensions":
+        """With other numbers of rows and columns, which are as open as before."""
+        return replace(self, sizes={**self.sizes, **{axis: change(self.sizes[axis]) for axis in "HW"}})
 
     def places(self, axes: Iterable[int]) -> list[int]:
         """The places of dimensions, which a file may count from the end."""
@@ -73,7 +70,7 @@ class Dimensions:
         places = self.places(axes)
         gone = "".join(self.axes[place] for place in places)
         kept = ["" if place in places else held for place, held in enumerate(self.axes) if keep or place not in places]
-        return replace(self, axes=tuple(kept), sizes={**self.sizes, **dict.fromkeys(gone, 1)}), gone
+        return replace(self.sized(**dict.fromkeys(gone, 1)), axes=tuple(kept)), gone
 
     def transposed(self, permutation: Sequence[int]) -> "Dimensions":
         places = self.places(permutation or range(len(self.axes))[::-1])
@@ -115,8 +112,7 @@ class Dimensions:
                 return replace(self, axes=tuple(self._joined(variant)))
             except Mismatch:
                 pass
-        free = [axis for axis in "HW" if axis in "".join(self.axes) and not self.is_known(axis)]
-        if free and len(wanted) == 2 and self.axes[0] == "N" and wanted[1] % self.sizes["C"] == 0:
+        if self.free and len(wanted) == 2 and self.axes[0] == "N" and wanted[1] % self.sizes["C"] == 0:
             return self.flattened(1)  # the size of the map, and so that of the input, follows from this number
         raise Mismatch(f"the shape {list(target)} for {self}")
 

@@ -236,9 +236,9 @@ class Frontier(Chain):
             self.pair = True
         elif {scale.size, shift.size} - {1, size}:
             raise self.error(f"unsupported operator {node}: constants for {max(scale.size, shift.size)} of {size} channels")
-        elif self.ends_in("convolution", "linear") or self._implied:
+        elif self.ends_in("convolution", "linear", "batch_norm") or self._implied:
             self.withdraw()
-            if not self.ends_in("convolution", "linear"):
+            if {scale.size, shift.size} - {1, next(iter(self.layers[-1].values())).value.shape[0]}:
                 raise self.error(f"unsupported operator {node}")
             self._scale(scale, shift)
         elif self.count("linear") or self.count("max_pool") == BLOCKS:
@@ -252,14 +252,16 @@ class Frontier(Chain):
 
     def _scale(self, scale: Array, shift: Array) -> None:
         """Multiply the last layer's output, and add to it."""
-        layer = self.layers[-1]
-        weight, bias = layer["weight"], layer.get("bias")
+        layer, role = self.layers[-1], "scale" if self.ends_in("batch_norm") else "weight"
+        weight, bias = layer.get(role), layer.get("bias")
+        first = next(iter(layer.values()))
         if (scale != 1).any():
-            layer["weight"] = Found(weight.key, _multiplied(weight.value, scale))
+            value = _multiplied(weight.value, scale) if weight else np.broadcast_to(scale, first.value.shape).astype(np.float32)
+            layer[role] = Found(weight.key if weight else first.key, value)
         if bias is not None or shift.any():
             before: Any = expanded(bias.value) if bias is not None else 0.0
-            total = np.broadcast_to(before * scale + shift, weight.value.shape[:1])
-            layer["bias"] = Found(bias.key if bias is not None else f"{weight.key}'s bias", total.astype(np.float32))
+            total = np.broadcast_to(before * scale + shift, first.value.shape[:1])
+            layer["bias"] = Found(bias.key if bias is not None else f"{first.key}'s bias", total.astype(np.float32))
 
 
 def _multiplied(weight: Parameter, scale: Array) -> Parameter:

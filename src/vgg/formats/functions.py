@@ -45,6 +45,10 @@ def _elu(x: Array, alpha: float) -> Array:
     return np.where(x > 0, x, alpha * np.expm1(np.minimum(x, 0)))
 
 
+def _celu(x: Array, alpha: float) -> Array:
+    return np.where(x > 0, x, alpha * np.expm1(np.minimum(x, 0) / alpha))
+
+
 def _leaky(x: Array, slope: Any) -> Array:
     return np.where(x > 0, x, slope * x)
 
@@ -72,6 +76,7 @@ OPERATORS: dict[str, Callable[..., Array]] = {
     "LeakyRelu": lambda attributes, x: _leaky(x, attributes.get("alpha", 0.01)),
     "PRelu": lambda attributes, x, slope: _leaky(x, slope),
     "Elu": lambda attributes, x: _elu(x, attributes.get("alpha", 1.0)),
+    "Celu": lambda attributes, x: _celu(x, attributes.get("alpha", 1.0)),
     "Clip": _clip,
     "Swish": lambda attributes, x: x * _sigmoid(attributes.get("alpha", 1.0) * x),
     "Gelu": lambda attributes, x: (_gelu_tanh if attributes.get("approximate") == "tanh" else _gelu)(x),

@@ -8,7 +8,7 @@ from ..errors import ModelError, Notice
 from ..network import Network
 from ..parameters import Part
 from . import metadata, walk
-from .dimensions import UNKNOWN, Dimensions
+from .dimensions import OPEN, Dimensions
 from .layouts import Bare
 from .nodes import INTEGERS, Node
 from .onnx_file import OnnxFile, Port, Tensor, scan
@@ -108,6 +108,7 @@ def _dimensions(port: Port, nodes: list[Node]) -> Dimensions:
     last = sides[-1] == 3 if 3 in (sides[-3], sides[-1]) else first == [0, 3, 1, 2]
     axes = ("N", "H", "W", "C") if last and sides[-3] != 3 else ("N", "C", "H", "W")
     known = dict(zip(axes[4 - rank :], sides, strict=True))
-    sizes = {axis: known.get(axis) or unknown for axis, unknown in zip("HW", UNKNOWN[1:], strict=False)}
+    sizes = {axis: known.get(axis) or OPEN[axis] for axis in "HW"}
+    free = "".join(axis for axis in "HW" if not known.get(axis))
     # Images of a fixed number are any number of images, so that the network takes batches.
-    return Dimensions(axes[4 - rank :], {"N": UNKNOWN[0], "C": 3, **sizes}, known.get("N") or 1)
+    return Dimensions(axes[4 - rank :], {"N": OPEN["N"], "C": 3, **sizes}, free, known.get("N") or 1)

@@ -8,7 +8,7 @@ import numpy as np
 from ..arrays import Array
 from ..heads import ACTIVATIONS, Step
 from ..parameters import Part, expanded, shaped
-from .dimensions import UNKNOWN, Dimensions
+from .dimensions import Dimensions
 from .elements import Elements
 from .frontier import BLOCKS
 from .layouts import Found
@@ -38,11 +38,6 @@ class Products(Elements):
     def resize(self, height: int, width: int) -> None:
         self.dimensions = self.dimensions.sized(H=height, W=width)
 
-    def resize_unknown(self) -> None:
-        """Sizes that no other value has, for a map of unknown size."""
-        largest = max(self.dimensions.sizes.values())
-        self.resize(*UNKNOWN[UNKNOWN.index(largest) + 1 :][:2])
-
     def conv(self, node: Node, weight: Part, bias: Array | None) -> None:
         sides = self.sides(node)
         self.expect(node, strides=1, dilations=1, group=1)
@@ -67,17 +62,17 @@ class Products(Elements):
     def dense(self, node: Node, weight: Part, bias: Array | None, sides: list[int]) -> None:
         """A linear layer as a convolution, the first one over the whole map, as in the paper's dense form."""
         units, _, side, _ = weight.shape
-        known = max(sides) < UNKNOWN[0]
+        known = not self.dimensions.free
         pointwise = side == 1 and sides != [1, 1] and not self.count("linear")
         if known and sides != [side, side] and not pointwise:
             raise self.error(f"{node} has a kernel of {side} x {side} for a map of {sides[0]} x {sides[1]}")
-        self.pointwise, self.as_map = pointwise, True
+        self.pointwise, self.as_map = self.pointwise or pointwise, True
         self.linear(key(node), shaped(weight, (units, math.prod(weight.shape[1:]))), bias)
         self.dimensions = self.dimensions.sized(C=units)
         if known and not pointwise:
             self.resize(1, 1)
-        elif not known and side > 1:
-            self.resize_unknown()
+        elif not known:
+            self.dimensions = self.dimensions.scaled(lambda size: size - side + 1)
 
     def matrix(
         self, node: Node, turned: tuple[bool, bool] = (False, False), factor: float = 1.0, bias: Array | None = None,
@@ -107,21 +102,21 @@ class Products(Elements):
         if [one for one in others if one] != ["N"] or last not in (("C", "CHW", "HWC") if first else ("C", *self._unsettled())):
             raise self.error(f"{node} reads a value of the dimensions {self.dimensions}")
         units, inputs = weight.shape
-        if not set(dimensions.shape[-1:]) <= {inputs} and max(dimensions.sizes[axis] for axis in last) < UNKNOWN[0]:
+        if not set(dimensions.shape[-1:]) <= {inputs} and not set(last) & set(dimensions.free):
             raise self.error(f"{node} has {inputs} inputs for {dimensions.shape[-1]} values")
         if bias is not None and bias.size not in (1, units):
             raise self.error(f"{node} has a bias of shape {list(bias.shape)}")
         if first and last != "C":
             self.channels_last = last == "HWC"
             self._spread(inputs)
-        self.as_map = False
+        self.as_map = self.pointwise = False
         self.linear(key(node), weight, None if bias is None else np.broadcast_to(bias.reshape(-1), units))
         axes = (*("" if held in ("H", "W") else held for held in dimensions.axes[:-1]), "C")
         return replace(dimensions.sized(C=units, H=1, W=1), axes=axes)
 
     def _unsettled(self) -> tuple[str, ...]:
         """What a later linear layer may read besides units: the map of a dense form, whose size is unknown."""
-        return ("CHW", "HWC") if self.dimensions.sizes["H"] in UNKNOWN else ()
+        return ("CHW", "HWC") if self.dimensions.free else ()
 
     def _spread(self, inputs: int) -> None:
         """Repeat the numbers of a batch normalisation of the map for each position, since the head has a vector."""

@@ -13,7 +13,7 @@ from ..architectures import LRN_ALPHA, LRN_BETA, LRN_K, LRN_SIZE, POOLINGS, Arch
 from ..errors import ModelError
 from ..heads import Step
 from ..parameters import Parameter, Part
-from .dimensions import UNKNOWN, Dimensions
+from .dimensions import OPEN, Dimensions
 from .frontier import BLOCKS
 from .layouts import Found
 from .nodes import Node, axes_of
@@ -21,7 +21,7 @@ from .pixels import Pixels
 from .products import MATRICES, Products
 
 _BLOCKED = "com.microsoft.nchwc."
-MAP = Dimensions(("N", "C", "H", "W"), dict(zip("NCHW", (UNKNOWN[0], 3, *UNKNOWN[1:3]), strict=True)))
+MAP = Dimensions(("N", "C", "H", "W"), {"C": 3, **OPEN}, "HW")
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def follow(
     if dimensions.sizes["H"] == dimensions.sizes["W"]:
         walk.input_size = dimensions.sizes["H"]
     output = walk.follow(nodes, outputs)
-    sides = [walk.dimensions.sizes[axis] for axis in "HW" if walk.dimensions.is_known(axis)]
+    sides = [walk.dimensions.sizes[axis] for axis in "HW" if axis not in walk.dimensions.free]
     if walk.count("linear") and max(sides, default=1) > 1:
         raise walk.error(f"its output is a map of {' x '.join(map(str, sides))} positions")
     ignored = walk.ignored
@@ -134,13 +134,10 @@ class _Walk(Products):
         complete = replace(node, attributes={"strides": 1, **node.attributes})
         self.expect(complete, kernel_shape=2, strides=2, pads=0, dilations=1)
         rounds = node.attributes.get("ceil_mode") or str(node.attributes.get("auto_pad")).startswith("SAME")
-        if rounds and any(side % 2 for side in sides if side not in UNKNOWN):
+        if rounds and any(side % 2 for side in sides):
             raise self.error(f"{node} rounds up a map of {sides[0]} x {sides[1]}")
         self.add("max_pool")
-        if max(sides) >= UNKNOWN[0]:
-            self.resize_unknown()
-        else:
-            self.resize(*(side // 2 for side in sides))
+        self.dimensions = self.dimensions.scaled(lambda side: side // 2)
 
     def on_averagepool(self, node: Node) -> None:
         sides, kernel = self.sides(node), node.attributes.get("kernel_shape", [])
@@ -150,7 +147,7 @@ class _Walk(Products):
             return
         if self.count("max_pool") != BLOCKS or len(kernel) != 2:
             raise self.error(f"{node} has kernel_shape {kernel}")
-        if max(sides) >= UNKNOWN[0]:
+        if self.dimensions.free:
             raise self.error(f"{node} has kernel_shape {kernel} for an input of any size; export it with a fixed size")
         if kernel == sides:
             self.pooled(node, "average_pool")
