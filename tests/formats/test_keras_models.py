@@ -123,6 +123,16 @@ def saved(model, path):
     return network, " ".join(str(notice.message) for notice in notices)
 
 
+def padded():
+    """As in 2015: padding in layers of its own."""
+    x = i = keras.Input((64, 64, 3))
+    for depth, width in zip(DEPTHS, WIDTHS, strict=True):
+        for _ in range(depth):
+            x = L.Conv2D(width, 3, activation="relu")(L.ZeroPadding2D((1, 1))(x))
+        x = L.MaxPooling2D((2, 2), strides=(2, 2))(x)
+    return keras.Model(i, L.Dense(3)(L.Flatten()(x)))
+
+
 DENSE = L.Dense
 SOFTMAX = {"units": 3, "activation": "softmax"}
 # Each model by a function, with the text of its head. The last part of the text is the output's meaning.
@@ -170,6 +180,7 @@ MODELS = {
                                      L.Softmax()), "9 relu, classes"),
     "any size": (lambda: continued(L.GlobalAveragePooling2D(), DENSE(3), size=None), "gap"),
     "listed": (listed, "classes"),
+    "padded": (padded, "classes"),
     "pruned": (lambda: stacked(L.Flatten(), DENSE(3), widths=(3, 5, 7, 11, 13)), "classes"),
     "backbone": (trunk, "none"),
     "outputs": (outputs, "none"),
@@ -364,6 +375,9 @@ NO_CHAINS = {
     "a pooling of an unknown map": (lambda: stacked(L.AveragePooling2D(2, name="a"), L.GlobalAveragePooling2D(), DENSE(3),
                                                     size=None), "unsupported layer AveragePooling2D 'a'"),
     "softmax inside": (lambda: stacked(L.Flatten(), DENSE(8, activation="softmax"), DENSE(3)), "linear follows softmax"),
+    "padding of a pooling": (lambda: keras.Sequential([keras.Input((64, 64, 3)), L.ZeroPadding2D(1),
+                                                       L.MaxPooling2D(2, name="p")]),
+                             "unsupported layer MaxPooling2D 'p': it follows ZeroPadding2D"),
     "a stride": (lambda: keras.Sequential([keras.Input((64, 64, 3)), L.Conv2D(4, 3, 2, padding="same", name="c")]),
                  r"unsupported layer Conv2D 'c': its strides is \[2, 2\]"),
     "no padding": (lambda: keras.Sequential([keras.Input((64, 64, 3)), L.Conv2D(4, 3, name="c")]),
@@ -420,6 +434,8 @@ WEIGHTS = {
                               DENSE(3)), "assumed the head 'flatten batch-norm, 16 batch-norm relu dropout, classes'"),
     "rescaled": (lambda: called(L.Flatten(), DENSE(3), before=[L.Rescaling(1)]),
                  "assumed the head 'classes' and a network without its layer rescaling"),
+    "convolutions": (lambda: stacked(L.Conv2D(9, 4, activation="relu"), L.Dropout(0.5), L.Conv2D(3, 1), L.Flatten(), size=128),
+                     "assumed the head '9 relu dropout, classes'"),
     "backbone": (trunk, "using preprocessing 'caffe'. Set with --preset"),
 }  # fmt: skip
 
@@ -443,7 +459,8 @@ def test_weights_alone_are_read_by_convention_which_is_stated(tmp_path, name, su
         warnings.simplefilter("always")
         network = Network.read(tmp_path / f"n{suffix}")
     assert notice in str(notices[0].message)
-    compare(network, IMAGES.transpose(0, 3, 1, 2), answer(model, IMAGES), activation=last_activation(model))
+    images = RNG.normal(size=(1, 128, 128, 3)).astype(np.float32) if name == "convolutions" else IMAGES
+    compare(network, images.transpose(0, 3, 1, 2), answer(model, images), activation=last_activation(model))
 
 
 def test_what_weights_do_not_show_is_refused(tmp_path):

@@ -18,6 +18,7 @@ from .. import heads
 from ..errors import ModelError
 from ..files import map_file, stored
 from ..heads import Head, Pooling, Step
+from ..parameters import expanded
 from . import keras_config, keras_layers
 from .keras_layers import EPSILON, NORM_ROLES
 from .keras_store import Part, Store, natural
@@ -25,6 +26,7 @@ from .layouts import Bare, Found, Layer, assemble
 
 MAGIC = b"\x89HDF\r\n\x1a\n"
 _WEIGHTS, _CONFIG = "model.weights.h5", "config.json"  # in a `.keras` file
+_LARGEST, _FEWEST = 3, 8  # side of a convolution's kernel, and number of convolutions of a VGG
 # Of files of weights: layers that show the pooling, that weights don't describe, and that only preprocess.
 _POOLINGS: dict[str, Pooling] = {"global_max_pooling2d": "max", "global_average_pooling2d": "average", "flatten": "flatten"}
 _STRANGE = frozenset(("average_pooling2d", "elu", "leaky_re_lu", "p_re_lu"))
@@ -68,7 +70,7 @@ def _by_convention(path: Path, store: Store) -> Bare:
     kinds = {_kind(name) for name in (*(store.listed or ()), *store.groups)}
     if strange := sorted(kinds & _STRANGE):
         raise ModelError(f"{path}: its weights don't show what {strange[0]} computes; save the whole model as a .keras file")
-    layers = list(_listed(path, store) if store.listed is not None else _grouped(path, store))
+    layers = _matrices(_listed(path, store) if store.listed is not None else _grouped(path, store))
     pooling = next((one for name, one in _POOLINGS.items() if name in kinds), None)
     bare = assemble(path, layers, epsilon=EPSILON, channels_last=True, head=_head(layers, pooling) if pooling else None)
     assumed = [] if bare.architecture.head in ("fc", heads.NONE) else [f"the head {bare.architecture.head!r}"]
@@ -79,6 +81,19 @@ def _by_convention(path: Path, store: Store) -> Bare:
 def _kind(name: str) -> str:
     """A layer's class in snake case, if its name shows it."""
     return re.sub(r"_\d+$", "", name.split("/")[-1])
+
+
+def _matrices(layers: Iterable[Layer]) -> list[Layer]:
+    """The layers with linear ones as matrices, also where these are convolutions: the first one over the whole map."""
+    result: list[Layer] = []
+    head = False
+    for layer in layers:
+        head = head or (len(result) >= _FEWEST and _dimensions(layer) == 4 and layer["weight"].value.shape[2] > _LARGEST)
+        if head and _dimensions(layer) == 4:
+            key, kernel = layer["weight"].key, expanded(layer["weight"].value)
+            layer = {**layer, "weight": Found(key, kernel.transpose(2, 3, 1, 0).reshape(-1, len(kernel)).T)}
+        result.append(layer)
+    return result
 
 
 def _dimensions(layer: Layer) -> int:
@@ -145,6 +160,9 @@ def _merged(own: Iterable[Layer], nested: Iterable[Layer]) -> Iterator[Layer]:
     for layer in own:
         by_kind[_dimensions(layer)].append(layer)
     convolutions, norms, linear = by_kind.values()
+    nested = list(nested)
+    if any(_dimensions(layer) == 4 for layer in nested):  # then these are linear layers as convolutions
+        convolutions, linear = [], [*convolutions, *linear]
     paired = len(convolutions) if len(norms) >= len(convolutions) else 0
     for place, layer in enumerate(convolutions):
         yield from (layer, norms[place]) if paired else (layer,)

@@ -56,6 +56,7 @@ class _Model(Chain):
         self.front = Front(path, store, not self._first)
         self._side = 0  # of the map in positions, 0 if it is not known
         self._flat = False
+        self._padded = False  # one pixel of zeros is around the map, which the next convolution then needn't add
         self._held: tuple[dict[str, Found], float] | None = None  # the batch normalisation of the last map
 
     def visit(self, layer: KerasLayer) -> None:
@@ -65,6 +66,8 @@ class _Model(Chain):
                 self.front.on_inputlayer(layer)
             if self.front.visit(layer):
                 return
+        if self._padded and layer.kind != "Conv2D":
+            raise self._unsupported(layer, "it follows ZeroPadding2D")
         step = getattr(self, f"on_{layer.plain}", None)
         if step is not None:
             step(layer)
@@ -111,8 +114,9 @@ class _Model(Chain):
         size = kernel.shape[2:]
         padding = layer.config.get("padding", "valid")
         if self.count("max_pool") < BLOCKS:
-            if padding != "same" and size != (1, 1):
+            if self._padded if padding == "same" else size != ((3, 3) if self._padded else (1, 1)):
                 raise self._unsupported(layer, f"its padding is {padding!r:.40}")
+            self._padded = False
             if not self.count("convolution"):
                 self._side = self.input_size = self.front.side
             self.convolution(key, kernel, bias)
@@ -125,6 +129,12 @@ class _Model(Chain):
             self.linear(key, kernel.reshape(len(kernel), -1), bias)
             self._side = 1
         self._activate(layer, layer.config.get("activation"), {})
+
+    def on_zeropadding2d(self, layer: KerasLayer) -> None:
+        self._check_axis(layer)
+        if np.any(np.asarray(layer.config["padding"]) != 1) or self.count("max_pool") == BLOCKS:
+            raise self._unsupported(layer, f"its padding is {layer.config['padding']!r:.80}")
+        self._padded = True
 
     def on_dense(self, layer: KerasLayer) -> None:
         key, kernel, bias = self._weights(layer)
