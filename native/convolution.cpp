@@ -120,9 +120,9 @@ void Executor::winograd(const Layer &layer, bool pooled, Images from, Images to)
 
 // Local response normalisation across channels: value / (k + alpha / size * sum of squares)^beta.
 void Executor::normalise(const Layer &layer, Images from, Images to) {
-    const int channels = layer.what.out, reach = int(layer.what.lrn[0]) / 2;
-    const float alpha = float(layer.what.lrn[1] / layer.what.lrn[0]), beta = float(layer.what.lrn[2]),
-                k = float(layer.what.lrn[3]);
+    const int channels = layer.what.out, reach = int(layer.what.numbers[0]) / 2;
+    const float alpha = float(layer.what.numbers[1] / layer.what.numbers[0]), beta = float(layer.what.numbers[2]),
+                k = float(layer.what.numbers[3]);
     pool.run(from.count * from.map.height, [&](int index, int) {
         const int n = index / from.map.height, y = index % from.map.height;
         for (int x = 0; x < from.map.width; ++x) {

@@ -44,7 +44,8 @@ void Plan::add(const vgg_layer &what, Pool &pool) {
     if (what.operation == VGG_CONVOLUTION || what.operation == VGG_LINEAR) channels = what.out;
     Layer layer{what, up_to_multiple(channels, kernels.panel), 0, {}, {}, {}};
     layer.what.out = channels;
-    if (what.operation == VGG_AVERAGE_POOL) layer.what.in = channels;
+    const bool pools = what.operation == VGG_AVERAGE_POOL || what.operation == VGG_GLOBAL_MAX_POOL;
+    if (pools) layer.what.in = channels;
     if (what.operation == VGG_CONVOLUTION) {
         layer.bias = copied(what.bias, what.out, layer.channels);
         const Filters from{what.weight, what.scale};
@@ -71,7 +72,7 @@ void Plan::add(const vgg_layer &what, Pool &pool) {
         side /= 2;
     }
     const int place = int(layers.size());
-    const bool in_head = what.operation == VGG_LINEAR || what.operation == VGG_AVERAGE_POOL;
+    const bool in_head = what.operation == VGG_LINEAR || pools;
     if (deep == place && layer.tile != 4 && !in_head) ++deep;
     if (head == place && !in_head) ++head;
     layers.push_back(std::move(layer));

@@ -50,11 +50,25 @@ struct Layer {
     std::vector<signed char> integers;
 };
 
+double activated(int function, double number, double x) {
+    switch (function) {
+        case VGG_RELU: return std::max(x, 0.0);
+        case VGG_LEAKY_RELU: return x < 0 ? number * x : x;
+        case VGG_ELU: return x < 0 ? number * (std::exp(x) - 1) : x;
+        case VGG_GELU: return x * std::erfc(-x / std::sqrt(2.0)) / 2;
+        case VGG_GELU_TANH: return x / (1 + std::exp(-2 * std::sqrt(2 / std::acos(-1.0)) * (x + 0.044715 * x * x * x)));
+        case VGG_SILU: return x / (1 + std::exp(-x));
+        case VGG_TANH: return std::tanh(x);
+        case VGG_SIGMOID: return 1 / (1 + std::exp(-x));
+        default: return x;
+    }
+}
+
 Values expected(const Layer &layer, const Values &from) {
     const vgg_layer &what = layer.what;
     Values to{what.out ? what.out : from.channels, from.height, from.width, {}};
     if (what.operation == VGG_MAX_POOL) to.height /= 2, to.width /= 2;
-    if (what.operation == VGG_AVERAGE_POOL) to.height = to.width = 1;
+    if (what.operation == VGG_AVERAGE_POOL || what.operation == VGG_GLOBAL_MAX_POOL) to.height = to.width = what.kernel;
     if (what.operation == VGG_LINEAR) to.height -= what.kernel - 1, to.width -= what.kernel - 1;
     for (int c = 0; c < to.channels; ++c)
         for (int y = 0; y < to.height; ++y)
@@ -63,14 +77,20 @@ Values expected(const Layer &layer, const Values &from) {
                 if (what.operation == VGG_MAX_POOL) {
                     value = std::max(std::max(from.at(c, 2 * y, 2 * x), from.at(c, 2 * y, 2 * x + 1)),
                                      std::max(from.at(c, 2 * y + 1, 2 * x), from.at(c, 2 * y + 1, 2 * x + 1)));
-                } else if (what.operation == VGG_AVERAGE_POOL) {
-                    for (int i = 0; i < from.height; ++i)
-                        for (int j = 0; j < from.width; ++j) value += from.at(c, i, j) / (from.height * from.width);
+                } else if (what.operation == VGG_AVERAGE_POOL || what.operation == VGG_GLOBAL_MAX_POOL) {
+                    const auto end = [&](int index, int size) { return ((index + 1) * size + what.kernel - 1) / what.kernel; };
+                    const int top = y * from.height / what.kernel, bottom = end(y, from.height);
+                    const int left = x * from.width / what.kernel, right = end(x, from.width);
+                    double sum = 0, most = from.at(c, top, left);
+                    for (int i = top; i < bottom; ++i)
+                        for (int j = left; j < right; ++j) sum += from.at(c, i, j), most = std::max(most, from.at(c, i, j));
+                    value = what.operation == VGG_GLOBAL_MAX_POOL ? most : sum / ((bottom - top) * (right - left));
                 } else if (what.operation == VGG_LRN) {
-                    const int reach = int(what.lrn[0]) / 2;
+                    const int reach = int(what.numbers[0]) / 2;
                     for (int d = std::max(0, c - reach); d <= std::min(from.channels - 1, c + reach); ++d)
                         value += from.at(d, y, x) * from.at(d, y, x);
-                    value = from.at(c, y, x) * std::pow(what.lrn[3] + what.lrn[1] / what.lrn[0] * value, -what.lrn[2]);
+                    value = from.at(c, y, x) *
+                            std::pow(what.numbers[3] + what.numbers[1] / what.numbers[0] * value, -what.numbers[2]);
                 } else {
                     const int edge = what.operation == VGG_CONVOLUTION ? what.kernel / 2 : 0;
                     const float *weight = layer.weight.data() + std::size_t(c) * what.in * what.kernel * what.kernel;
@@ -78,19 +98,20 @@ Values expected(const Layer &layer, const Values &from) {
                         for (int i = 0; i < what.kernel; ++i)
                             for (int j = 0; j < what.kernel; ++j) value += *weight++ * from.at(d, y + i - edge, x + j - edge);
                     value += layer.bias[c];
-                    if (what.operation == VGG_CONVOLUTION || what.relu) value = std::max(value, 0.0);
+                    value = activated(what.operation == VGG_CONVOLUTION ? VGG_RELU : what.activation, what.numbers[0], value);
                 }
                 to.data.push_back(value);
             }
     return to;
 }
 
-Layer made(int operation, int in, int out, int kernel, std::mt19937 &random, bool relu = false, bool integers = false) {
+Layer made(int operation, int in, int out, int kernel, std::mt19937 &random, int activation = VGG_NONE, bool integers = false) {
     Layer layer;
     layer.what.operation = operation, layer.what.in = in, layer.what.out = out, layer.what.kernel = kernel;
-    layer.what.relu = relu, layer.what.group = 1;
+    layer.what.activation = activation, layer.what.group = 1;
     const double lrn[] = {5, 5e-4, 0.75, 2};
-    std::copy(lrn, lrn + 4, layer.what.lrn);
+    std::copy(lrn, lrn + 4, layer.what.numbers);
+    if (operation == VGG_LINEAR) layer.what.numbers[0] = 0.3;
     const std::size_t inputs = std::size_t(in) * kernel * kernel;
     std::normal_distribution<float> normal(0, inputs ? std::sqrt(2.0f / inputs) : 1);
     for (std::size_t i = 0; i < inputs * out; ++i) layer.weight.push_back(normal(random));
@@ -107,8 +128,11 @@ Layer made(int operation, int in, int out, int kernel, std::mt19937 &random, boo
     return layer;
 }
 
-// A network's layers, one of every kind.
-std::vector<Layer> some_layers(int side, bool average, unsigned seed) {
+// How the head reads its map.
+enum Reading { WHOLE, AVERAGE, SEVERAL, MAXIMUM };
+
+// A network's layers, one of every kind; the seed chooses the activation functions.
+std::vector<Layer> some_layers(int side, Reading reading, unsigned seed) {
     std::mt19937 random(seed);
     std::vector<Layer> layers;
     layers.push_back(made(VGG_CONVOLUTION, 3, 6, 3, random));
@@ -120,9 +144,12 @@ std::vector<Layer> some_layers(int side, bool average, unsigned seed) {
     layers.push_back(made(VGG_MAX_POOL, 0, 0, 0, random));
     layers.push_back(made(VGG_CONVOLUTION, 33, 18, 3, random));
     layers.push_back(made(VGG_MAX_POOL, 0, 0, 0, random));
-    if (average) layers.push_back(made(VGG_AVERAGE_POOL, 0, 0, 0, random));
-    layers.push_back(made(VGG_LINEAR, 18, 29, average ? 1 : side / 8, random, true, seed % 2));
-    layers.push_back(made(VGG_LINEAR, 29, 11, 1, random, false));
+    const int kernel = reading == WHOLE ? side / 8 : reading == SEVERAL ? 2 : 1;
+    if (reading == AVERAGE || reading == SEVERAL) layers.push_back(made(VGG_AVERAGE_POOL, 0, 0, kernel, random));
+    if (reading == MAXIMUM) layers.push_back(made(VGG_GLOBAL_MAX_POOL, 0, 0, kernel, random));
+    layers.push_back(made(VGG_LINEAR, 18, 29, kernel, random, VGG_RELU, seed % 2));
+    layers.push_back(made(VGG_LINEAR, 29, 17, 1, random, int(VGG_LEAKY_RELU + seed % 7)));
+    layers.push_back(made(VGG_LINEAR, 17, 11, 1, random, int(seed % 3 ? VGG_NONE : VGG_GELU)));
     for (Layer &layer : layers) {
         layer.what.weight = layer.integers.empty() ? (const void *)layer.weight.data() : layer.integers.data();
         layer.what.bias = layer.bias.data();
@@ -140,8 +167,8 @@ std::vector<float> some_images(int batch, int height, int width, unsigned seed) 
 }
 
 // Whether each layer's output is as expected.
-bool agrees(const char *instructions, int threads, int batch, int height, int width, bool average, unsigned seed) {
-    const std::vector<Layer> layers = some_layers(std::min(height, width), average, seed);
+bool agrees(const char *instructions, int threads, int batch, int height, int width, Reading reading, unsigned seed) {
+    const std::vector<Layer> layers = some_layers(std::min(height, width), reading, seed);
     const std::vector<float> data = some_images(batch, height, width, seed);
     vgg_network *network = nullptr;
     if (vgg_open(instructions, threads, std::min(height, width), &network)) return false;
@@ -189,7 +216,7 @@ bool agrees(const char *instructions, int threads, int batch, int height, int wi
 
 // Whether each failed allocation is an error code, after which the same call succeeds with the same result.
 bool survives_failed_allocations() {
-    const std::vector<Layer> layers = some_layers(32, true, 1);
+    const std::vector<Layer> layers = some_layers(32, AVERAGE, 1);
     const std::vector<float> data = some_images(3, 32, 32, 1);
     std::array<float, 33> found{}, wanted{};
     const vgg_output output{std::int32_t(layers.size()) - 1, found.data()};
@@ -240,12 +267,13 @@ int main() {
         if (vgg_instructions(instructions, &chosen)) continue;
         for (int threads : {1, 2, 5})
             for (auto [batch, height, width] : {std::array{1, 64, 64}, {3, 71, 96}, {18, 40, 33}, {2, 24, 112}}) {
-                const bool average = height % 8 || width % 8;
-                agrees(instructions, threads, batch, height, width, average, threads + batch) ? ++passed : ++failed;
+                for (Reading reading : {WHOLE, AVERAGE, SEVERAL, MAXIMUM})
+                    agrees(instructions, threads, batch, height, width, reading, threads + batch + reading) ? ++passed
+                                                                                                            : ++failed;
             }
         std::vector<std::thread> callers;  // several engines at once
         std::vector<int> fine(4);
-        for (int i = 0; i < 4; ++i) callers.emplace_back([&, i] { fine[i] = agrees(instructions, 3, 2, 48, 64, true, i); });
+        for (int i = 0; i < 4; ++i) callers.emplace_back([&, i] { fine[i] = agrees(instructions, 3, 2, 48, 64, AVERAGE, i); });
         for (auto &caller : callers) caller.join();
         for (int one : fine) one ? ++passed : ++failed;
     }

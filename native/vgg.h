@@ -19,24 +19,25 @@
 extern "C" {
 #endif
 
-enum { VGG_INTERFACE = 2 }; /* changes with every change of this file; vgg/engines/native.py has the same number */
+enum { VGG_INTERFACE = 3 }; /* changes with every change of this file; vgg/engines/native.py has the same number */
 
 enum { VGG_OK, VGG_NO_MEMORY, VGG_FAILED };
-enum { VGG_CONVOLUTION, VGG_LRN, VGG_MAX_POOL, VGG_AVERAGE_POOL, VGG_LINEAR };
+enum { VGG_CONVOLUTION, VGG_LRN, VGG_MAX_POOL, VGG_AVERAGE_POOL, VGG_GLOBAL_MAX_POOL, VGG_LINEAR };
+enum { VGG_NONE, VGG_RELU, VGG_LEAKY_RELU, VGG_ELU, VGG_GELU, VGG_GELU_TANH, VGG_SILU, VGG_TANH, VGG_SIGMOID };
 
 typedef struct vgg_network vgg_network;
 
 typedef struct {
-    int32_t operation;  /* one of the above; a convolution includes its ReLU */
-    int32_t relu;       /* whether a linear layer has a ReLU */
+    int32_t operation;  /* one of the first enum above; a convolution includes its ReLU */
+    int32_t activation; /* of a linear layer: one of the second */
     int32_t in, out;    /* channels; a linear layer has in * kernel * kernel inputs */
-    int32_t kernel;     /* 3 or 1; for the first linear layer, the side of its input map */
-    int32_t kind;       /* a linear layer's storage: float32, float16, bfloat16, int8, int4 */
+    int32_t kernel; /* 3 or 1; of the first linear layer, the side of its input map; of average pooling, that of its output */
+    int32_t kind;   /* a linear layer's storage: float32, float16, bfloat16, int8, int4 */
     const void *weight; /* of a convolution: float32, or int8 if it has a scale, copied; of a linear layer: used in place */
     const float *bias;  /* copied */
     const float *scale; /* of int8 and int4: [out, inputs / group]; of a convolution: [out]; copied */
     int64_t group;      /* inputs that share a scale */
-    double lrn[4];      /* size, alpha, beta, k */
+    double numbers[4];  /* of an LRN: size, alpha, beta, k; of an activation: its slope or factor */
 } vgg_layer;
 
 typedef struct {

@@ -21,9 +21,18 @@ CAFFE = {
         "num": (1, "int32"), "channels": (2, "int32"), "height": (3, "int32"), "width": (4, "int32"), "data": (5, "float+"),
         "shape": (7, "BlobShape"), "double_data": (8, "double+"),
     },
-    "ConvolutionParameter": {"num_output": (1, "int32"), "pad": (3, "int32*"), "kernel_size": (4, "int32*")},
+    "ConvolutionParameter": {
+        "num_output": (1, "int32"), "pad": (3, "int32*"), "kernel_size": (4, "int32*"), "dilation": (18, "int32*"),
+    },
     "InnerProductParameter": {"num_output": (1, "int32")},
-    "PoolingParameter": {"pool": (1, "int32"), "kernel_size": (2, "int32"), "stride": (3, "int32")},
+    "PoolingParameter": {
+        "pool": (1, "int32"), "kernel_size": (2, "int32"), "stride": (3, "int32"), "pad": (4, "int32"),
+        "global_pooling": (12, "bool"),
+    },
+    "DropoutParameter": {"dropout_ratio": (1, "float")},
+    "ReLUParameter": {"negative_slope": (1, "float")},
+    "ELUParameter": {"alpha": (1, "float")},
+    "InputParameter": {"shape": (1, "BlobShape*")},
     "LRNParameter": {"local_size": (1, "int32"), "alpha": (2, "float"), "beta": (3, "float"), "k": (5, "float")},
     "BatchNormParameter": {"use_global_stats": (1, "bool"), "eps": (3, "float")},
     "ScaleParameter": {"bias_term": (4, "bool")},
@@ -31,13 +40,16 @@ CAFFE = {
         "bottom": (2, "string*"), "top": (3, "string*"), "name": (4, "string"), "type": (5, "int32"),
         "blobs": (6, "BlobProto*"),
         "convolution_param": (10, "ConvolutionParameter"), "inner_product_param": (17, "InnerProductParameter"),
-        "lrn_param": (18, "LRNParameter"), "pooling_param": (19, "PoolingParameter"),
+        "lrn_param": (18, "LRNParameter"), "pooling_param": (19, "PoolingParameter"), "relu_param": (30, "ReLUParameter"),
+        "dropout_param": (12, "DropoutParameter"),
     },
     "LayerParameter": {
         "name": (1, "string"), "type": (2, "string"), "bottom": (3, "string*"), "top": (4, "string*"),
         "blobs": (7, "BlobProto*"), "convolution_param": (106, "ConvolutionParameter"), "lrn_param": (118, "LRNParameter"),
         "inner_product_param": (117, "InnerProductParameter"), "pooling_param": (121, "PoolingParameter"),
         "batch_norm_param": (139, "BatchNormParameter"), "scale_param": (142, "ScaleParameter"),
+        "dropout_param": (108, "DropoutParameter"), "relu_param": (123, "ReLUParameter"), "elu_param": (140, "ELUParameter"),
+        "input_param": (143, "InputParameter"),
     },
     "NetParameter": {
         "name": (1, "string"), "layers": (2, "V1LayerParameter*"), "input": (3, "string*"), "input_dim": (4, "int32*"),
@@ -54,7 +66,14 @@ CAFFE2 = {
         "name": (1, "string"), "op": (2, "OperatorDef*"), "external_input": (7, "string*"), "external_output": (8, "string*"),
     },
 }  # fmt: skip
-V1_TYPES = {"Convolution": 4, "Dropout": 6, "InnerProduct": 14, "LRN": 15, "Pooling": 17, "ReLU": 18, "Softmax": 20}
+V1_TYPES = {
+    "Concat": 3, "Convolution": 4, "Dropout": 6, "InnerProduct": 14, "LRN": 15, "Pooling": 17, "ReLU": 18, "Sigmoid": 19,
+    "Softmax": 20, "Split": 22, "TanH": 23, "SigmoidCrossEntropyLoss": 27,
+}  # fmt: skip
+PARAMETERS = {
+    "Convolution": "convolution_param", "InnerProduct": "inner_product_param", "Pooling": "pooling_param", "ReLU": "relu_param",
+    "Dropout": "dropout_param", "ELU": "elu_param", "BatchNorm": "batch_norm_param", "Scale": "scale_param",
+}  # fmt: skip
 
 
 @cache
@@ -148,8 +167,22 @@ def caffe_model(network: Network, old: bool = False, legacy: bool = False, input
             value = layer.name
             if layer.name != "fc8":
                 add("Dropout", f"drop_{layer.name}", value, value)
-    add("Softmax", "prob", value, "prob")
+    if architecture.classifier:
+        add("Softmax", "prob", value, "prob")
     return net
+
+
+def append(net, kind: str, name: str, bottom: str, top: str = "", blobs=(), **options):
+    """Append a layer to a NetParameter, V1 if its others are; `options` are its parameters."""
+    old = len(net.layers) > 0
+    made = (net.layers if old else net.layer).add(
+        name=name, type=V1_TYPES[kind] if old else kind, bottom=[bottom], top=[top or name]
+    )
+    for value in blobs:
+        made.blobs.add(data=np.ravel(value).tolist()).shape.dim.extend(np.shape(value))
+    for field, value in options.items():
+        content = getattr(made, PARAMETERS[kind])
+        getattr(content, field).extend(value) if isinstance(value, list) else setattr(content, field, value)
 
 
 def caffe2_nets(network: Network):
@@ -188,10 +221,11 @@ def caffe2_nets(network: Network):
             add("MaxPool", [value], layer.name, kernel=2, stride=2, pad=0)
         elif layer.operation == "linear":
             add("FC", [value, *names], layer.name)
-        if layer.operation != "flatten":
+        if layer.operation not in ("flatten", "dropout"):
             value = layer.name
-        if layer.name in ("fc6", "fc7"):
+        if layer.operation == "dropout":
             add("Dropout", [value], value, ratio=0.5, is_test=1)
-    add("Softmax", [value], "prob")
-    predict.external_output.append("prob")
+    if network.architecture.classifier:
+        add("Softmax", [value], "prob")
+    predict.external_output.append("prob" if network.architecture.classifier else value)
     return init, predict

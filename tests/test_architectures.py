@@ -2,7 +2,8 @@ import pytest
 
 from reference import torchvision_like
 from vgg import Architecture, ModelError
-from vgg.architectures import CONFIGURATIONS, recognise
+from vgg.architectures import CONFIGURATIONS
+from vgg.formats.recognition import Shapes, recognise
 
 COUNTS = {  # torchvision's documentation of each model
     "vgg11": 132_863_336,
@@ -54,7 +55,7 @@ def test_an_architecture_is_recognised_from_its_shapes(name, width, size, head):
     linear = [
         (shape[0], shape[1] * (size // 32) ** 2 if len(shape) == 4 else shape[1]) for op, shape in shapes if op == "linear"
     ]
-    found = recognise(convolutions, linear, batch_norm=made.configuration.batch_norm, epsilon=1e-5)
+    found = recognise(Shapes(convolutions, linear, made.configuration.batch_norm))
     assert found.parameters == made.parameters
     assert (found.name, found.head) == (name, head)
 

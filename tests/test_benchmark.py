@@ -139,6 +139,20 @@ def test_the_native_engine_tells_its_layers_and_the_machine_is_measured():
     assert 0 < one.limit < ours.quantile(0.5)
 
 
+@needs_native
+@pytest.mark.parametrize(
+    "head", ["average 2 batch-norm, 40 gelu, 30, classes sigmoid", "classes binary", "5, classes tanh", "none"]
+)
+def test_any_head_and_a_backbone_are_measured(head):
+    network = random_network("vgg11-bn", head=head, input_size=64, classes={"none": 0, "classes binary": 2}.get(head, 7))
+    [found] = compare(network, ("native", "onnxruntime", "torch"), rounds=2, beside={"other": network})
+    assert len(found.timings) == 6
+    assert all(min(timing.seconds) > 0 for timing in found.timings)
+    measured = found.timings[0].layers
+    assert set(found.work) == set(measured) - {name for name in measured if name.startswith("pool")}
+    assert list(measured)[-1] == network.architecture.values[-1]
+
+
 def test_without_the_native_engine_there_is_no_limit(monkeypatch):
     monkeypatch.setattr(engines, "native_library", lambda: None)
     (one,) = compare(random_network(), ("onnxruntime",), threads=(1,), rounds=1)

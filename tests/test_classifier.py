@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 import vgg
-from conftest import EXAMPLES, random_network
+from conftest import EXAMPLES, needs_native, random_network
 from reference import save_tiny
-from vgg import Error, ImageError, Labels, Prediction, Preprocessing
+from vgg import Error, ImageError, Labels, ModelError, Prediction, Preprocessing
 from vgg.classifier import BATCH_SIZE
 
 PHOTOS = sorted(EXAMPLES.glob("*.*g"))
@@ -132,7 +132,9 @@ def test_load_takes_a_file_a_recipe_and_labels(tmp_path):
 
 def test_a_guess_is_never_silent(tmp_path):
     save_tiny(str(tmp_path / "n.pth"))
-    message = r"n\.pth: no preprocessing or labels in the file; using preprocessing 'torchvision'\. Set it with --preset, name"
+    message = (
+        r"n\.pth: no preprocessing or labels in the file; using preprocessing 'torchvision'\. Set with --preset and --labels"
+    )
     with pytest.warns(vgg.Notice, match=message):
         vgg.load(tmp_path / "n.pth")
 
@@ -153,3 +155,72 @@ def test_postprocess_turns_logits_into_predictions():
 def test_huge_logits_do_not_overflow():
     scores = vgg.predictions.softmax(np.array([[1e5, -1e5, 1e5]], np.float32))
     assert scores.tolist() == [[0.5, 0, 0.5]]
+
+
+@pytest.mark.parametrize("engine", [pytest.param("native", marks=needs_native), "onnxruntime", "openvino", "torch"])
+@pytest.mark.parametrize(("name", "value"), [("conv3_1.weight", np.nan), ("fc6.weight", np.inf), ("fc8.bias", np.nan)])
+def test_parameters_that_are_no_numbers_give_no_predictions(engine, name, value):
+    network = replace(random_network(), preprocessing=SMALL)
+    damaged = network.parameters[name].copy()
+    damaged.flat[3] = value
+    network = replace(network, parameters={**network.parameters, name: damaged})
+    with pytest.raises(ModelError, match=f"parameter {name} has values that are not finite numbers"):
+        vgg.load(network, engine).classify(PHOTOS[0])
+
+
+def several(**options):
+    labels = Labels(("ant", "bee", "cat", "dog", "eel", "fox", "gnu"))
+    return vgg.load(random_network(labels=labels, head="average, 24 relu, classes sigmoid", seed=3), **options)
+
+
+def test_classes_with_scores_of_their_own_are_those_above_a_threshold():
+    classifier = several()
+    scores = classifier.scores(PHOTOS)
+    np.testing.assert_allclose(scores, 1 / (1 + np.exp(-classifier.logits(PHOTOS))), atol=1e-6)
+    for options, least, most in (({}, 0.5, 7), ({"threshold": 0.6}, 0.6, 7), ({"threshold": 0, "top": 3}, 0, 3)):
+        found = classifier.classify(PHOTOS, **options)
+        results = [result.predictions for result in classifier.results(PHOTOS, **options)]
+        for row, one, other in zip(scores, found, results, strict=True):
+            wanted = [index for index in np.argsort(-row, kind="stable").tolist() if row[index] > least][:most]
+            assert [each.index for each in one] == [each.index for each in other] == wanted
+    assert classifier.classify(PHOTOS[0], threshold=1) == []
+    with pytest.raises(Error, match=r"threshold must be 0 to 1, not 1\.5"):
+        classifier.classify(PHOTOS[0], threshold=1.5)
+
+
+def test_a_threshold_also_bounds_the_classes_of_which_one_is_true(classifier):
+    scores = np.sort(classifier.scores(PHOTOS[0])[0])[::-1]
+    assert len(classifier.classify(PHOTOS[0])) == 5
+    assert len(classifier.classify(PHOTOS[0], threshold=float(scores[1:3].mean()))) == 2
+    assert len(classifier.classify(PHOTOS[0], top=1, threshold=0)) == 1
+
+
+def test_one_logit_is_two_classes():
+    classifier = vgg.load(random_network(head="max, classes binary", classes=2, seed=2))
+    [[logit]] = classifier.logits(PHOTOS[0]).tolist()
+    found = {one.label: one for one in classifier.classify(PHOTOS[0])}
+    assert found["positive"].score == pytest.approx(1 / (1 + np.exp(-logit)), abs=1e-6)
+    assert found["negative"].score == pytest.approx(1 - found["positive"].score, abs=1e-6)
+    assert (found["negative"].index, found["positive"].index) == (0, 1)
+    assert classifier.network.labels is None  # so that class folders may have any names
+    named = vgg.load(classifier.network, labels=Labels(("healthy", "ill")))
+    assert {one.label for one in named.classify(PHOTOS[0])} == {"healthy", "ill"}
+    with pytest.raises(ModelError, match="3 labels for a network of 2 classes"):
+        vgg.load(classifier.network, labels=Labels(("a", "b", "c")))
+
+
+def test_a_network_without_a_head_has_no_predictions_and_no_labels():
+    network = random_network(head="none", classes=0)
+    with pytest.raises(ModelError, match="has no head, so it can't classify; its features are pool5"):
+        vgg.load(network).classify(PHOTOS[0])
+    with pytest.raises(ModelError, match="2 labels for a network without a head, which has no classes"):
+        vgg.load(network, labels=Labels(("a", "b")))
+
+
+def test_a_preset_keeps_the_networks_crop():
+    network = several().network
+    small = replace(network, preprocessing=network.preprocessing.for_crop(64))
+    given = vgg.load(small, preprocessing="caffe").network.preprocessing
+    assert (given.name, given.crop, given.size) == ("caffe", 64, 73)
+    assert vgg.load(small, preprocessing=SMALL).network.preprocessing == SMALL
+    assert vgg.load(small, preprocessing="mms", input_size=96).network.preprocessing.size == 96

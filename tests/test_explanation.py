@@ -7,15 +7,22 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image, ImageChops
 from torch.nn import functional
 
 import vgg
 from conftest import EXAMPLES, ROOT, needs_native, random_network
 from reference import save_tiny
+from test_heads import CHANNELS, heads
 from vgg import Error, ImageError, Labels, Network, Preprocessing, Quantized
 from vgg.explanation import Explanation, box, cropped_area, explain, grad_cam, outputs
+from vgg.heads import ACTIVATIONS
+from vgg.module import Module
 from vgg.overlay import COLOURS
+from vgg.parameters import LowRank, expanded
+from vgg.predictions import scores as scores_of
 
 PHOTO = EXAMPLES / "chelsea.png"  # 451x300
 SMALL = Preprocessing("small", size=72, crop=64)
@@ -61,6 +68,60 @@ def test_grad_cam_is_what_torch_differentiates(judged, name, gap, engine):
     np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
 
 
+def by_module(network, batch, classes):
+    """Grad-CAM by its definition, of any network: torch's gradients of logits at the value before pool5."""
+    module = Module(network.architecture).eval()
+    module.load(network)
+    end = module.index_of("pool5")
+    value = torch.from_numpy(batch)
+    with torch.no_grad():
+        for layer in list(module)[:end]:
+            value = layer(value)
+    value = value.clone().requires_grad_()
+    logits = value
+    for layer in list(module)[end:]:
+        logits = layer(logits)
+    maps = []
+    for index in classes:
+        logit = logits[0, 0] * (1 if index else -1) if network.architecture.output == "binary" else logits[0, index]
+        [gradient] = torch.autograd.grad(logit, value, retain_graph=True)
+        maps.append((gradient.mean((2, 3), keepdim=True) * value).sum(1)[0].detach().numpy())
+    return np.stack(maps)
+
+
+def explained(network, batch, classes, engine):
+    run = vgg.engines.open(network, engine).run(batch, outputs(network))
+    return grad_cam(network, {key: value[0] for key, value in run.items()}, classes)
+
+
+@needs_native
+@settings(max_examples=40, deadline=None)
+@given(
+    head=heads(), channels=CHANNELS, bn=st.booleans(), size=st.sampled_from([64, 97]), seed=st.integers(0, 9),
+    engine=st.sampled_from(["native", "onnxruntime", "torch"]),
+)  # fmt: skip
+def test_grad_cam_of_any_head_is_what_torch_differentiates(head, channels, bn, size, seed, engine):
+    classes = 2 if head.output == "binary" else 5
+    options = {"input_size": size, "head": head.text, "channels": channels, "classes": classes}
+    network = random_network("vgg11-bn" if bn else "vgg11", seed, **options)
+    batch = np.random.default_rng(seed).normal(size=(1, 3, size, size)).astype(np.float32)
+    expected = by_module(network, batch, range(classes))
+    found = explained(network, batch, range(classes), engine)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * max(np.abs(expected).max(), 1e-6))
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_each_activation_has_its_own_derivative(activation):
+    word = activation.replace("_", "-")
+    network = random_network(
+        "vgg11", 3, input_size=64, head=f"flatten batch-norm, 300 {word}, 40 batch-norm {word}, classes {word}"
+    )
+    batch = np.random.default_rng(0).normal(size=(1, 3, 64, 64)).astype(np.float32)
+    expected = by_module(network, batch, range(7))
+    assert np.abs(expected).max() > 0
+    np.testing.assert_allclose(explained(network, batch, range(7), "torch"), expected, atol=1e-5 * np.abs(expected).max())
+
+
 def quantized(value, group=0, axis=0):
     """A weight as int8 with a scale a row, or a group of neighbours."""
     if value.ndim > 1 and group:
@@ -71,12 +132,17 @@ def quantized(value, group=0, axis=0):
     return Quantized(np.rint(value / scale.reshape(-1, *[1] * (value.ndim - 1))).astype(np.int8), scale)
 
 
-@pytest.mark.parametrize("kind", ["float16", "bfloat16", "int8", "groups", "keras"])
-def test_weights_are_read_as_they_are_stored(kind):
-    network = random_network("vgg11", input_size=64)
+@pytest.mark.parametrize("head", ["fc", "48 silu, 64 gelu batch-norm, classes"])
+@pytest.mark.parametrize("kind", ["float16", "bfloat16", "int8", "groups", "keras", "low rank"])
+def test_weights_are_read_as_they_are_stored(kind, head):
+    network = random_network("vgg11", input_size=64, head=head)
     stored = dict(network.parameters)
     for name in ("fc6.weight", "fc7.weight", "fc8.weight"):
         value = stored[name]
+        if kind == "low rank":
+            left = np.random.default_rng(0).normal(0, 0.5, (len(value), 6)).astype(np.float32)
+            stored[name] = LowRank(quantized(left), (left.T @ value.reshape(len(value), -1)).reshape(6, *value.shape[1:]))
+            continue
         if kind in ("float16", "bfloat16"):
             stored[name] = value.astype(np.float16 if kind == "float16" else ml_dtypes.bfloat16)
         elif kind == "keras":  # [height, width, in, out], seen from the paper's side
@@ -87,7 +153,7 @@ def test_weights_are_read_as_they_are_stored(kind):
         else:
             stored[name] = quantized(value, 16 if kind == "groups" and value.ndim == 2 else 0, 1)
     network = replace(network, parameters=stored)
-    plain = replace(network, parameters={n: np.asarray(v, np.float32) for n, v in network.expanded().parameters.items()})
+    plain = replace(network, parameters={n: expanded(v).astype(np.float32) for n, v in network.parameters.items()})
     run = vgg.engines.open(plain).run(SMALL(PHOTO)[None], outputs(network))
     values = {key: value[0] for key, value in run.items()}
     expected = grad_cam(plain, values, [1, 5])
@@ -142,6 +208,87 @@ def test_what_does_not_fit_is_said(options, message):
     classifier = vgg.load(replace(random_network(labels=LABELS, input_size=64), preprocessing=SMALL), engine)
     with pytest.raises(Error, match=message):
         classifier.explain(PHOTO, **options)
+
+
+SEVERAL = ("ant", "bee", "cat", "dog", "eel", "fox", "gnu")
+
+
+def described(head, offset=0.0, **options):
+    """A network of 64 pixels with names; `offset` is added to all logits."""
+    names = SEVERAL[: options.get("classes", 7)]
+    network = random_network(labels=Labels(names), input_size=64, head=head, **options)
+    last = next(name for name in reversed(network.parameters) if name.endswith(".bias"))
+    parameters = {**network.parameters, last: network.parameters[last] + np.float32(offset)}
+    return replace(network, parameters=parameters, preprocessing=SMALL)
+
+
+@pytest.mark.parametrize(("offset", "count"), [(0.0, None), (9.0, 5), (-9.0, 1)])
+def test_labels_of_an_image_are_explained_by_label(offset, count):
+    classifier = vgg.load(described("average, 20 relu, classes sigmoid", offset), "torch")
+    [scores] = classifier.scores(PHOTO)
+    order = np.argsort(-scores)
+    expected = order[: count or (scores > 0.5).sum()]
+    found = classifier.explain(PHOTO)
+    assert [one.index for one in found.classes] == expected.tolist()
+    assert [one.score for one in found.classes] == pytest.approx(scores[expected].tolist())
+    assert found.maps.shape == (len(expected), 4, 4)
+
+
+def test_one_logit_speaks_for_and_against():
+    classifier = vgg.load(described("average, 20 relu, classes binary", classes=2), "torch")
+    best = int(classifier.scores(PHOTO)[0].argmax())
+    assert [one.index for one in classifier.explain(PHOTO).classes] == [best]
+    negative, positive = classifier.explain(PHOTO, [0, 1]).maps
+    assert np.abs(positive).max() > 0
+    np.testing.assert_array_equal(negative, -positive)
+
+
+@pytest.mark.parametrize("last", ["", "conv3_2", "pool2"])
+@pytest.mark.parametrize("engine", [NATIVE, "onnxruntime"])
+def test_a_backbone_shows_where_it_is_active(last, engine):
+    network = replace(random_network(head="none", classes=0, last=last, input_size=64), preprocessing=SMALL)
+    found = vgg.load(network, engine).explain(PHOTO)
+    value = vgg.engines.open(network, "torch").run(SMALL(PHOTO)[None], network.architecture.values[-1:])
+    assert found.classes == []
+    assert found.area == cropped_area(SMALL, 451, 300)
+    expected = (value[last or "pool5"][0] ** 2).mean(0)
+    np.testing.assert_allclose(found.maps, expected[None], atol=1e-5 * expected.max())
+    drawn = found.overlay(boxes=True)
+    assert 300 < drawn.height < 350  # with a caption
+    assert len(np.unique(np.asarray(drawn.crop((0, 300, 451, drawn.height))))) > 10
+    for options in ({"classes": "cat"}, {"method": "class-map"}):
+        with pytest.raises(Error, match="this vgg11 has no head, so it has no classes to explain"):
+            vgg.load(network, engine).explain(PHOTO, **options)
+
+
+@pytest.mark.parametrize("engine", [NATIVE, "torch"])
+@pytest.mark.parametrize("output", ["softmax", "sigmoid", "binary"])
+@pytest.mark.parametrize("head", ["batch-norm, 30 gelu batch-norm, 20 elu dropout 0.5, classes", "classes"])
+@pytest.mark.parametrize("pooling", ["flatten", "average"])
+def test_a_class_map_of_any_head_is_the_head_at_each_place(head, pooling, output, engine):
+    head = f"{pooling} {head} {output}" if head.startswith("batch") else f"{pooling}, {head} {output}"
+    network = described(head, classes=2 if output == "binary" else 7)
+    found = vgg.load(network, engine).explain(PHOTO, [1, 0], method="class-map", size=128)
+    image = Image.open(PHOTO).convert("RGB").resize((192, 128), Image.Resampling.BILINEAR)
+    batch = SMALL.normalise(np.asarray(image))[None]
+    pool5 = vgg.engines.open(network, "torch").run(batch, ("pool5",))["pool5"]
+    side = 2 if pooling == "flatten" else 1
+    module = Module(network.architecture).eval()
+    module.load(network)
+    layers = list(module)[module.index_of("pool5") + 1 :]
+    for row, column in np.ndindex(5 - side, 7 - side):
+        value = torch.from_numpy(pool5[:, :, row : row + side, column : column + side])
+        for layer in layers:
+            value = layer(value)
+        expected = scores_of(value.detach().numpy()[0], output)
+        np.testing.assert_allclose(found.maps[:, row, column], expected[[1, 0]], atol=1e-5)
+    assert found.maps.shape[1:] == (5 - side, 7 - side)
+
+
+@pytest.mark.parametrize("head", ["max, 20 relu, classes", "average 2, classes"])
+def test_pooling_that_has_no_class_map_is_named(head):
+    with pytest.raises(Error, match=f"no class map for the head '{head}', which doesn't read or average the whole map"):
+        vgg.load(described(head), "torch").explain(PHOTO, method="class-map")
 
 
 def test_a_hair_of_a_picture_has_no_class_map():

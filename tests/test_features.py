@@ -65,8 +65,10 @@ def test_it_is_the_papers_descriptor(judged, engine):
 
 
 @pytest.mark.parametrize("engine", [WHOLE, "onnxruntime", "openvino", "torch"])
-def test_every_layer_of_a_crop(engine):
-    classifier = vgg.load(replace(random_network("vgg16"), preprocessing=SMALL), engine)
+@pytest.mark.parametrize("head", ["fc", "average 2 batch-norm, 20 silu dropout, 30, classes relu", "none"])
+def test_every_layer_of_a_crop(engine, head):
+    network = random_network("vgg16", head=head, classes=0 if head == "none" else 7)
+    classifier = vgg.load(replace(network, preprocessing=SMALL), engine)
     batch = np.stack([SMALL(photo) for photo in PHOTOS])
     names = classifier.network.architecture.values
     values = classifier.engine.run(batch, names)
@@ -75,14 +77,27 @@ def test_every_layer_of_a_crop(engine):
     for name, value in values.items():
         expected = value if value.ndim == 2 else value.mean((2, 3))
         np.testing.assert_allclose(found[name], expected, atol=1e-5)
-    kept = classifier.features(PHOTOS, ("conv5_3", "fc7"), maps=True)
+    kept = classifier.features(PHOTOS, ("conv5_3", names[-1]), maps=True)
     np.testing.assert_allclose(kept["conv5_3"], values["conv5_3"], atol=1e-6)
-    np.testing.assert_allclose(kept["fc7"], values["fc7"], atol=1e-6)
+    np.testing.assert_allclose(kept[names[-1]], values[names[-1]], atol=1e-6)
+
+
+@pytest.mark.parametrize("engine", [WHOLE, "torch", "onnxruntime"])
+def test_a_backbone_describes_whole_images(engine):
+    network = replace(random_network("vgg16-bn", head="none", classes=0, last="conv4_2"), preprocessing=SMALL)
+    found = vgg.load(network, engine).features(PHOTOS[0], protocol="dense", sizes=SCALES, flip=True)["conv4_2"]
+    judge, whole = vgg.engines.open(network, "torch"), [pixels(PHOTOS[0], side).numpy() for side in SCALES]
+    views = [view for one in whole for view in (one, np.ascontiguousarray(one[..., ::-1]))]
+    expected = [judge.run(view, ("conv4_2",))["conv4_2"].mean((2, 3)) for view in views]
+    np.testing.assert_allclose(found, np.mean(expected, 0), atol=1e-5)
 
 
 def test_without_a_layer_it_is_the_last_but_one():
-    for head, layer in (("fc", "fc7"), ("gap", "pool6")):
-        classifier = vgg.load(replace(random_network(head=head), preprocessing=SMALL))
+    for head, layer in (
+        ("fc", "fc7"), ("gap", "pool6"), ("max, 20 gelu, classes", "fc6"), ("classes sigmoid", "pool5"), ("none", "conv3_2"),
+    ):  # fmt: skip
+        options = {"classes": 0, "last": "conv3_2"} if head == "none" else {}
+        classifier = vgg.load(replace(random_network(head=head, **options), preprocessing=SMALL))
         found = classifier.features(PHOTOS[0])
         assert list(found) == [layer]
         assert found[layer].shape == (1, classifier.network.architecture.shape(layer, 1, 32, 32)[1])

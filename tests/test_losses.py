@@ -29,6 +29,17 @@ def test_the_loss_is_the_distance(preset):
     assert not loss.state_dict()
 
 
+@pytest.mark.parametrize("layers", [(), ("pool2", "conv3_1")])
+def test_the_loss_of_a_backbone_is_its_distance(layers):
+    network = random_network("vgg16-bn", head="none", classes=0, last="conv3_2")
+    found = vgg.torch.PerceptualLoss(network, layers=layers)(BATCH, BATCH.roll(1, 0))
+    expected = PerceptualDistance(network, layers=layers)(PHOTOS, [PHOTOS[2], PHOTOS[0], PHOTOS[1]])
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-4)
+    style = vgg.torch.StyleLoss(network)
+    assert style.values.names == ("conv1_1", "conv2_1", "conv3_1")
+    assert style(BATCH[:1], BATCH[1:2]) > 0
+
+
 @pytest.mark.parametrize("loss", [vgg.torch.PerceptualLoss, vgg.torch.StyleLoss])
 def test_gradients_are_those_of_the_loss(loss):
     made = loss(random_network("vgg11", input_size=32)).double()

@@ -85,6 +85,10 @@ def test_a_network_comes_back_as_it_was():
         ("vgg16", "gap", "conv5", "pool6", "flatten"),
         ("vgg16", "fc", "fc6", "fc6", "drop6"),
         ("vgg11-lrn", "fc", "conv1", "pool1", "conv2_1"),
+        ("vgg11", "flatten batch-norm, 20 relu, classes", "conv5", "pool5", "flatten"),
+        ("vgg11", "average, 20 batch-norm gelu dropout, 9 tanh batch-norm, classes", "fc6", "fc6", "drop6"),
+        ("vgg11", "average, 20 batch-norm gelu dropout, 9 tanh batch-norm, classes", "fc7", "fc7", "bn7"),
+        ("vgg11", "average, 20 batch-norm, classes sigmoid", "fc6", "fc6", "fc7"),
     ],
 )
 def test_layers_are_frozen_up_to_a_block_or_layer(name, head, freeze, value, next_layer):
@@ -101,6 +105,18 @@ def test_layers_are_frozen_up_to_a_block_or_layer(name, head, freeze, value, nex
     blocks = dict.fromkeys(block for block, _ in module.groups())
     assert ("conv1" in blocks) == (freeze == "conv0")
     assert not any(layer.training for layer in list(module)[:end])
+
+
+def test_a_normalisation_learns_with_its_layer():
+    head = "flatten batch-norm, 20 batch-norm relu, 9 relu batch-norm, classes"
+    module = Module(Architecture("vgg11-bn", 7, 1 / 16, 64, head))
+    blocks = {}
+    for block, layer in module.groups():
+        blocks.setdefault(block, []).append(type(layer).__name__)
+    assert list(blocks) == ["conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8"]
+    assert [blocks[name] for name in ("conv1", "fc6", "fc7", "fc8")] == [
+        ["Conv2d", "BatchNorm"], ["BatchNorm", "Linear", "BatchNorm"], ["Linear", "BatchNorm"], ["Linear"],
+    ]  # fmt: skip
 
 
 def test_layers_that_cannot_be_frozen_are_refused():

@@ -8,11 +8,11 @@ import vgg
 from conftest import ROOT
 
 ORDER = [
-    "errors", "extras", "arrays", "progress", "files", "store", "parallel", "architectures", "labels", "decoding",
+    "errors", "extras", "arrays", "progress", "files", "store", "parallel", "heads", "architectures", "labels", "decoding",
     "images",
     "preprocessing", "parameters", "network", "zoo", "formats", "module", "sources", "engines", "predictions", "views",
-    "overlay", "features", "explanation", "perceptual", "torch", "classifier", "samples", "benchmark", "evaluation",
-    "quantization", "training", "runs", "serving", "cli",
+    "overlay", "features", "gradients", "explanation", "perceptual", "torch", "classifier", "samples", "benchmark",
+    "evaluation", "quantization", "training", "runs", "serving", "cli",
 ]  # fmt: skip
 
 

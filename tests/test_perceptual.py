@@ -117,6 +117,43 @@ def test_any_network_can_be_compared_with(name):
     assert PerceptualDistance(random_network(name))(SQUARE[0], SQUARE[1])[0] > 0
 
 
+def distance(network, names, one, other):
+    """The definition in NumPy, of the layer outputs with these names."""
+    engine, total = vgg.engines.open(network, "torch"), 0
+    inputs = np.stack([network.preprocessing.normalise(np.asarray(image)) for image in (one, other)])
+    for value in engine.run(inputs, names).values():
+        first, second = value / (np.sqrt(np.square(value).sum(1, keepdims=True)) + 1e-10)
+        total += np.square(first - second).sum(0).mean()
+    return total
+
+
+@pytest.mark.parametrize("engine", [pytest.param("native", marks=needs_native), "onnxruntime", "torch"])
+@pytest.mark.parametrize(
+    ("last", "layers", "expected"),
+    [
+        ("", (), ["conv1_2", "conv2_2", "conv3_3", "conv4_3", "conv5_3"]),
+        ("conv3_2", (), ["conv1_2", "conv2_2", "conv3_2"]),
+        ("pool2", (), ["conv1_2", "conv2_2"]),
+        ("conv4_3", ("pool3", "conv2_1"), ["pool3", "conv2_1"]),
+    ],
+)
+def test_a_backbone_compares_the_layers_that_it_has(last, layers, expected, engine):
+    network = random_network("vgg16-bn", head="none", classes=0, last=last, channels=tuple(range(8, 21)))
+    found = PerceptualDistance(network, engine=engine, layers=layers)(SQUARE[0], SQUARE[1])
+    assert found == pytest.approx([distance(network, expected, SQUARE[0], SQUARE[1])], rel=1e-4)
+
+
+def test_layers_by_name_are_of_the_convolutions(judged):
+    with pytest.raises(ModelError, match="has no layer output 'fc7'; choose from conv1_1"):
+        parts(random_network("vgg16"), layers=["fc7"])
+    with pytest.raises(
+        ModelError, match=r"vgg\.pth: the weights are for the layers of LPIPS; omit the weights, or the layers pool3"
+    ):
+        parts(judged[0], judged[2], ["pool3"])
+    with pytest.raises(ModelError, match="are for a vgg16 of full width, not for vgg16 with"):
+        parts(random_network("vgg16", head="none", classes=0, last="conv4_3"), judged[2])
+
+
 @pytest.mark.parametrize(
     ("first", "second", "message"),
     [

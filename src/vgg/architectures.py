@@ -1,24 +1,32 @@
 """The VGG architectures as data: Table 1 of Simonyan & Zisserman, arXiv 1409.1556.
 
 An `Architecture` gives the layers, the shape of each parameter, and the cost. Parameters and layer outputs have the names
-that the paper's authors used in Caffe: `conv1_1` … `conv5_3`, `pool5`, `fc6`, `fc7`, `fc8`.
+that the paper's authors used in Caffe: `conv1_1` … `conv5_3`, `pool5`, `fc6`, `fc7`, `fc8`. `vgg.heads` describes what follows
+pool5.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import takewhile
 from typing import Literal
 
+from . import heads
 from .errors import ModelError
+from .heads import HIDDEN, Head
 
 Shape = tuple[int, ...]
-Head = Literal["fc", "gap"]
-Operation = Literal["convolution", "batch_norm", "lrn", "relu", "max_pool", "average_pool", "flatten", "linear"]
+# The activation functions are those of `vgg.heads`. `average_pool` and `global_max_pool` pool the whole map; `adaptive_pool`
+# averages it to `number` x `number` positions.
+Operation = Literal[
+    "convolution", "batch_norm", "lrn", "relu", "max_pool", "average_pool", "global_max_pool", "adaptive_pool", "flatten",
+    "linear", "dropout", "leaky_relu", "elu", "gelu", "gelu_tanh", "silu", "tanh", "sigmoid",
+]  # fmt: skip
 
 CHANNELS = (64, 128, 256, 512, 512)
-HIDDEN = 4096
+POOLINGS = ("average_pool", "global_max_pool", "adaptive_pool")
+NORM_ROLES = ("scale", "bias", "mean", "variance")
+MOST = 2**16  # channels of a convolution
 STRIDE = 32  # pixels of the input per position of pool5: five poolings of 2
 
 # Local response normalisation of A-LRN, after Krizhevsky et al. 2012, where alpha is 1e-4 and multiplies the sum of squares.
@@ -55,14 +63,15 @@ CONFIGURATIONS = {
 class Layer:
     """One operation of a network, in the order of execution.
 
-    `value` names the layer output. A layer's plain name means the output after the ReLU: `conv1_1` is the ReLU's output and
-    `conv1_1.raw` the convolution's. `parameters` maps a role (weight, bias, scale, mean, variance) to its shape.
+    `value` names the layer output. A layer's plain name means the output after the activation: `conv1_1` is the ReLU's output
+    and `conv1_1.raw` the convolution's. `parameters` maps a role (weight, bias, scale, mean, variance) to its shape.
     """
 
     operation: Operation
     name: str
     value: str
     parameters: dict[str, Shape]
+    number: float | None = 0.0  # of an activation, dropout or `adaptive_pool`; see `vgg.heads.Step`
 
 
 @dataclass(frozen=True)
@@ -70,19 +79,31 @@ class Architecture:
     """The architecture of a VGG network, without parameters. Raises ModelError if the fields are invalid."""
 
     name: str = "vgg16"  # a key of CONFIGURATIONS
-    classes: int = 1000
+    classes: int = 1000  # 0 without a head
     width: float = 1.0  # multiplies the channels of each layer and the 4096 units of fc6 and fc7
-    input_size: int = 224  # pixels; fixed by the `fc` head; with the `gap` head, any size from 32 works
-    head: Head = "fc"  # `fc`: the paper's fc6, fc7, fc8; `gap`: global average pooling, then fc8
+    input_size: int = 224  # pixels; fixed if the first linear layer reads a map; otherwise any size from 32 works
+    # `fc`: the paper's fc6, fc7, fc8; `gap`: global average pooling, then fc8; `none`: a backbone; or a text as in `vgg.heads`.
+    head: str = "fc"
     epsilon: float = 1e-5  # of batch normalisation
+    channels: tuple[int, ...] = ()  # of each convolution, if they are not the paper's times the width
+    last: str = ""  # of a backbone, its last layer output, `pool5` by default
 
     def __post_init__(self) -> None:
         if self.name not in CONFIGURATIONS:
             raise ModelError(f"unknown architecture {self.name!r}; choose from {', '.join(CONFIGURATIONS)}")
-        if self.classes < 1 or not 0 < self.width < 1000 or self.head not in ("fc", "gap") or not self.epsilon >= 0:
+        sizes = (self.width, *self.channels)
+        consistent = self.classes == 0 if self.head == heads.NONE else self.classes > 0 and not self.last
+        if not consistent or not 0 < min(sizes) <= max(sizes) < MOST or not self.epsilon >= 0:
             raise ModelError(f"invalid architecture: {self!r}")
         if self.input_size < STRIDE:
             raise ModelError(f"input size of {self.input_size} pixels is too small; five poolings need at least {STRIDE}")
+        if self.channels and len(self.channels) != sum(self.configuration.depths):
+            raise ModelError(f"{len(self.channels)} numbers of channels for {self.name}")
+        for name, head in heads.NAMED.items():  # a text that means one of these becomes its name
+            if self.classifier == (head.scaled(self.hidden) if name == "fc" else head):
+                object.__setattr__(self, "head", name)
+        if self.last and self.layers[-1].value != self.last:
+            raise ModelError(f"{self.name} has no layer output {self.last!r}")
 
     @property
     def configuration(self) -> Configuration:
@@ -90,42 +111,95 @@ class Architecture:
 
     @property
     def hidden(self) -> int:
-        """Number of units of fc6 and of fc7."""
+        """Number of units of fc6 and of fc7 with the head `fc`."""
         return _scaled(HIDDEN, self.width)
 
     @cached_property
-    def layers(self) -> tuple[Layer, ...]:
-        """Every layer from the input `data` to the output `logits`, in order."""
-        return tuple(self._layers())
+    def classifier(self) -> Head | None:
+        """The head; None without one."""
+        if self.head == heads.NONE:
+            return None
+        return heads.FC.scaled(self.hidden) if self.head == "fc" else heads.parse(self.head)
 
-    def _layers(self) -> Iterator[Layer]:
+    @property
+    def fixed_size(self) -> bool:
+        """Whether the first linear layer reads a map. Larger images then give a map of logits; see `shape`."""
+        return self.classifier is not None and self.classifier.maps
+
+    @property
+    def fixed_map(self) -> bool:
+        """Whether the head reads several positions, so that a file or engine may fix the size of the input."""
+        return self.fixed_size or (self.classifier is not None and self.classifier.side > 1)
+
+    @property
+    def output(self) -> heads.Output | None:
+        """The meaning of the logits, see `vgg.heads.Head`; None without a head."""
+        return self.classifier.output if self.classifier else None
+
+    @property
+    def units(self) -> int:
+        """Number of logits: that of the classes, or 1 for two classes if the output is `binary`."""
+        return 1 if self.output == "binary" else self.classes
+
+    @cached_property
+    def layers(self) -> tuple[Layer, ...]:
+        """Every layer from the input `data` to the output `logits`, or to `last`, in order."""
+        layers, last = [], self.last or ("" if self.classifier else "pool5")
+        for layer in (*self._trunk(), *(self._head(self.classifier) if self.classifier else ())):
+            layers.append(layer)
+            if layer.value == last:
+                break
+        return tuple(layers)
+
+    @cached_property
+    def _channels(self) -> tuple[int, ...]:
+        """Number of channels of each convolution."""
+        blocks = zip(self.configuration.depths, CHANNELS, strict=True)
+        return self.channels or tuple(_scaled(base, self.width) for depth, base in blocks for _ in range(depth))
+
+    def _trunk(self) -> Iterator[Layer]:
         made = self.configuration
-        channels = 3
-        for block, (depth, base) in enumerate(zip(made.depths, CHANNELS, strict=True), 1):
+        channels, outs = 3, iter(self._channels)
+        for block, depth in enumerate(made.depths, 1):
             for index in range(1, depth + 1):
-                name, out = f"conv{block}_{index}", _scaled(base, self.width)
+                name, out = f"conv{block}_{index}", next(outs)
                 kernel = 1 if made.pointwise and block >= 3 and index == depth else 3
                 yield Layer("convolution", name, f"{name}.raw", {"weight": (out, channels, kernel, kernel), "bias": (out,)})
                 if made.batch_norm:
                     norm = f"bn{block}_{index}"
-                    yield Layer("batch_norm", norm, norm, dict.fromkeys(("scale", "bias", "mean", "variance"), (out,)))
+                    yield Layer("batch_norm", norm, norm, dict.fromkeys(NORM_ROLES, (out,)))
                 yield Layer("relu", name, name, {})
                 if made.lrn and block == index == 1:
                     yield Layer("lrn", "norm1_1", "norm1_1", {})
                 channels = out
             yield Layer("max_pool", f"pool{block}", f"pool{block}", {})
-        if self.head == "gap":
-            yield Layer("average_pool", "pool6", "pool6", {})
-            yield Layer("flatten", "flatten", "flatten", {})
-            yield Layer("linear", "fc8", "logits", {"weight": (self.classes, channels), "bias": (self.classes,)})
-            return
-        side = self.input_size // STRIDE
+
+    def _head(self, head: Head) -> Iterator[Layer]:
+        """The layers after pool5. Linear layers are fc6, fc7, … in order; the only one of the head `gap` is fc8."""
+        shape: Shape = (self._channels[-1],)
+        if head.pooling == "flatten" or head.side > 1:
+            side = head.side if head.side > 1 else self.input_size // STRIDE
+            shape += (side, side)
+        if head.pooling != "flatten":
+            operation: Operation = "global_max_pool" if head.pooling == "max" else "average_pool"
+            yield Layer("adaptive_pool" if head.side > 1 else operation, "pool6", "pool6", {}, head.side)
         yield Layer("flatten", "flatten", "flatten", {})
-        yield Layer("linear", "fc6", "fc6.raw", {"weight": (self.hidden, channels, side, side), "bias": (self.hidden,)})
-        yield Layer("relu", "fc6", "fc6", {})
-        yield Layer("linear", "fc7", "fc7.raw", {"weight": (self.hidden, self.hidden), "bias": (self.hidden,)})
-        yield Layer("relu", "fc7", "fc7", {})
-        yield Layer("linear", "fc8", "logits", {"weight": (self.classes, self.hidden), "bias": (self.classes,)})
+        for number, item in enumerate(head.items, 7 if self.head == "gap" else 5):
+            operations = [step.operation for step in item]
+            # The operation whose output has the plain name: the activation, or else the last one that computes.
+            final = "batch_norm" if "batch_norm" in operations else "linear"
+            final = next((one for one in operations if one in heads.ACTIVATIONS), final) if "linear" in operations else ""
+            for step in item:
+                name = f"{ {'batch_norm': 'bn', 'dropout': 'drop'}.get(step.operation, 'fc') }{number}"
+                value = f"fc{number}" if step.operation == final else f"{name}.raw" if step.operation == "linear" else name
+                parameters: dict[str, Shape] = {}
+                if step.operation == "linear":
+                    units = int(step.number or self.units)
+                    parameters, shape = {"weight": (units, *shape), "bias": (units,)}, (units,)
+                elif step.operation == "batch_norm":
+                    parameters = dict.fromkeys(NORM_ROLES, (math.prod(shape),))
+                value = "logits" if step is head.steps[-1] else value
+                yield Layer(step.operation, name, value, parameters, step.number)  # type: ignore[arg-type]
 
     @cached_property
     def parameters(self) -> dict[str, Shape]:
@@ -144,14 +218,15 @@ class Architecture:
     @cached_property
     def values(self) -> tuple[str, ...]:
         """The names of the layer outputs that an engine can return, from `conv1_1` to `logits`."""
-        hidden = ("batch_norm", "flatten")  # which an engine may fold into their neighbours
-        return tuple(layer.value for layer in self.layers if "." not in layer.value and layer.operation not in hidden)
+        values = (layer.value for layer in self.layers if "." not in layer.value and layer.operation != "dropout")
+        # An engine may fold a batch normalisation into its neighbours, and doesn't flatten.
+        return tuple(value for value in values if value != "flatten" and not value.startswith("bn"))
 
     def shape(self, value: str, batch: int, height: int, width: int) -> Shape:
         """The shape of a layer output for a batch of `height` x `width` pixels.
 
-        With the `fc` head, images larger than `input_size` give maps [batch, units, rows, columns]: the linear layers at each
-        position where fc6 fits, as in the paper's dense evaluation.
+        If the first linear layer reads a map, images larger than `input_size` give maps [batch, units, rows, columns]: the
+        linear layers at each position where the first fits, as in the paper's dense evaluation.
 
         Raises:
             ModelError: unknown layer output.
@@ -162,8 +237,9 @@ class Architecture:
             weight = layer.parameters.get("weight")
             if layer.operation == "max_pool":
                 height, width = height // 2, width // 2
-            elif layer.operation == "average_pool":
-                height, width, head = 1, 1, value != "pool6"
+            elif layer.operation in POOLINGS:
+                height = width = int(layer.number or 1)
+                head = value != "pool6"
             elif layer.operation == "linear" and weight:
                 side = weight[-1] if len(weight) == 4 else 1
                 height, width, head = height - side + 1, width - side + 1, True
@@ -175,6 +251,11 @@ class Architecture:
     def check_values(self, names: Iterable[str]) -> None:
         """Raise ModelError if a name is not in `values`."""
         for name in names:
+            if name == "logits" and not self.classifier:
+                raise ModelError(
+                    f"this {self.name} has no head, so it can't classify; its features are {self.values[-1]} (`vgg features`); "
+                    "`vgg train --from` trains a head"
+                )
             if name not in self.values:
                 raise ModelError(f"{self.name} has no layer output {name!r}; choose from {', '.join(self.values)}")
 
@@ -189,49 +270,12 @@ class Architecture:
         return total
 
     def without_batch_norm(self) -> "Architecture":
-        """The architecture after folding batch normalisation into the convolutions."""
-        return replace(self, name=self.name.removesuffix("-bn"), epsilon=Architecture.epsilon)
-
-
-def recognise(
-    convolutions: Sequence[Shape], linear: Sequence[Shape], *, batch_norm: bool, epsilon: float, lrn: bool = False
-) -> Architecture:
-    """The architecture with parameters of these shapes, or the most similar one.
-
-    Args:
-        convolutions: shapes of the convolutions' weights in order, [out, in, height, width].
-        linear: shapes of the linear layers' weights in order, [out, in].
-        batch_norm: whether there is batch normalisation.
-        epsilon: of batch normalisation.
-        lrn: whether there is local response normalisation, which has no parameters.
-    """
-    head: Head = "gap" if len(linear) == 1 else "fc"
-    input_size = Architecture.input_size
-    if head == "fc" and linear and convolutions:
-        side = math.isqrt(linear[0][1] // convolutions[-1][0])
-        input_size = max(side, 1) * STRIDE
-    # The widest layers give the width most precisely. If it fits no architecture, the paper's width is used.
-    widths = {1.0, *(shape[0] / HIDDEN for shape in linear[:1] if head == "fc")}
-    if convolutions:
-        widths.add(max(shape[0] for shape in convolutions) / CHANNELS[-1])
-    nearest = Architecture(
-        classes=linear[-1][0] if linear else Architecture.classes,
-        input_size=input_size,
-        head=head,
-        epsilon=epsilon if batch_norm else Architecture.epsilon,
-    )
-    names = [name for name, made in CONFIGURATIONS.items() if made.batch_norm == batch_norm and made.lrn == lrn]
-    candidates = [replace(nearest, name=name, width=width) for name in names for width in sorted(widths)]
-
-    def agreement(one: Architecture) -> tuple[float, ...]:
-        """Leading convolutions that fit, difference in their number, whether the units of fc6 fit."""
-        expected = [layer.parameters["weight"] for layer in one.layers if layer.operation == "convolution"]
-        pairs = zip(expected, convolutions, strict=False)
-        fits = len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
-        units = linear[0][0] if linear else 0
-        return fits, -abs(len(expected) - len(convolutions)), one.hidden == units, one.width == 1
-
-    return max(candidates, key=agreement)
+        """The architecture after folding batch normalisation into the convolutions and linear layers."""
+        head = self.head
+        if self.classifier and any(step.operation == "batch_norm" for step in self.classifier.steps):
+            steps = tuple(step for step in self.classifier.steps if step.operation != "batch_norm")
+            head = replace(self.classifier, steps=steps).text
+        return replace(self, name=self.name.removesuffix("-bn"), head=head, epsilon=Architecture.epsilon)
 
 
 def _scaled(units: int, width: float) -> int:

@@ -16,6 +16,7 @@ from . import engines
 from .arrays import Array
 from .errors import Error
 from .formats import QuantizedGraph, network_of
+from .heads import ACTIVATIONS
 from .network import Network
 from .parameters import LowRank, Part, is_int4
 from .progress import Progress, silent
@@ -49,12 +50,13 @@ def work(network: Network) -> dict[str, Work]:
     """
     architecture = network.architecture.without_batch_norm()
     side, found = architecture.input_size, {}
-    for layer in architecture.layers:
+    for layer, following in zip(architecture.layers, (*architecture.layers[1:], None), strict=True):
         weight = layer.parameters.get("weight")
         if layer.operation == "max_pool":
             side //= 2
         elif weight:
-            numbers, name = math.prod(weight), layer.value.removesuffix(".raw")
+            output = following if following and following.operation in ACTIVATIONS else layer
+            numbers, name = math.prod(weight), output.value
             if layer.operation == "linear":
                 stored = network.parameters[f"{layer.name}.weight"]
                 parts = (stored.left, stored.right) if isinstance(stored, LowRank) else (stored,)
@@ -189,6 +191,20 @@ class Runner(Protocol):
     def logits(self, batch: Array) -> Array: ...
 
 
+@dataclass(frozen=True)
+class Features:
+    """A `Runner` for a network without a head, whose last layer output takes the place of the logits."""
+
+    engine: engines.Engine
+    value: str
+
+    def logits(self, batch: Array) -> Array:
+        return self.engine.run(batch, (self.value,))[self.value]
+
+    def times(self) -> dict[str, float]:
+        return dict(self.engine.times()) if self.engine.name == "native" else {}  # type: ignore[attr-defined]
+
+
 def compare(
     network: Network | QuantizedGraph,
     names: Sequence[str] = (),
@@ -223,14 +239,19 @@ def compare(
         progress(task, done + measured, total)
 
     for count in threads:
-        runners = {name: engines.open(network, name, threads=count) for name in chosen}
+        runners = {name: _opened(network, name, count) for name in chosen}
         for title, other in (beside or {}).items():
-            runners |= {f"{name}, {title}": engines.open(other, name, threads=count) for name in chosen}
+            runners |= {f"{name}, {title}": _opened(other, name, count) for name in chosen}
         for batch_size in batch_sizes:
             batch = rng.standard_normal((batch_size, 3, size, size), np.float32)
             yield side_by_side(runners, batch, work(network_of(network)), count, rounds, advance)
             done += len(runners) * rounds
         del runners  # frees the memory before the next engines are opened
+
+
+def _opened(model: Network | QuantizedGraph, engine: str, threads: int) -> Runner:
+    architecture, opened = network_of(model).architecture, engines.open(model, engine, threads=threads)
+    return opened if architecture.classifier else Features(opened, architecture.values[-1])
 
 
 def side_by_side(

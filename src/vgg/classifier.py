@@ -12,14 +12,15 @@ from PIL import Image
 
 from . import engines
 from .arrays import Array
-from .errors import ImageError
+from .errors import ImageError, ModelError
 from .formats import QuantizedGraph, network_of
 from .formats import load as load_model
+from .heads import Output
 from .images import ImageLike
 from .labels import Labels
 from .network import Network
 from .parallel import ahead
-from .predictions import Prediction, Result, rank, softmax
+from .predictions import Prediction, Result, choose, network_scores
 from .preprocessing import Preprocessing, preset
 from .sources import find, is_single
 from .zoo import EMBEDDED, EMBEDDED_FILE, locate
@@ -55,35 +56,41 @@ class Classifier:
         self.name = name or self.network.provenance.published or self.network.architecture.name
 
     @overload
-    def classify(self, images: bytes | Image.Image, top: int = 5) -> list[Prediction]: ...
+    def classify(
+        self, images: bytes | Image.Image, top: int | None = None, threshold: float | None = None
+    ) -> list[Prediction]: ...
     @overload
-    def classify(self, images: str | Path | Array, top: int = 5) -> list[Any]: ...
+    def classify(self, images: str | Path | Array, top: int | None = None, threshold: float | None = None) -> list[Any]: ...
     @overload
-    def classify(self, images: Sequence[ImageLike], top: int = 5) -> list[list[Prediction]]: ...
-    def classify(self, images: Any, top: int = 5) -> list[Any]:
+    def classify(
+        self, images: Sequence[ImageLike], top: int | None = None, threshold: float | None = None
+    ) -> list[list[Prediction]]: ...
+    def classify(self, images: Any, top: int | None = None, threshold: float | None = None) -> list[Any]:
         """Classify an image, or several.
 
         Args:
             images: one image (a path, a file's bytes, a PIL image, or an array, uint8 [height, width, 3], 0..255), or several:
                 a list of these, a folder, which is walked, a glob, or an array [count, height, width, 3].
-            top: number of predictions per image.
+            top: maximum number of predictions per image; by default 5, or all if each class has a score of its own.
+            threshold: predictions have a score above it, 0..1; by default 0.5 if each class has a score of its own, so that
+                an image may have none.
 
         Returns:
             The predictions, best first; for several images, a list of such lists in the order of the images.
 
         Raises:
             ImageError: an image can't be read; `results` continues in this case.
+            ModelError: the network has no head, or parameters that are not finite numbers.
         """
-        scores = self.scores(images)
-        found = [rank(row, top, self.network.labels) for row in scores]
+        found = [choose(self.network, row, top, threshold) for row in self.scores(images)]
         return found[0] if is_single(images) else found
 
     def scores(self, images: Any) -> Array:
-        """The probabilities of the classes, float32 [images, classes]; `images` as in `classify`."""
-        return softmax(self.logits(images))
+        """The scores of the classes, float32 [images, classes]; `images` as in `classify`. See `vgg.predictions.scores`."""
+        return network_scores(self.network, self.logits(images))
 
     def logits(self, images: Any) -> Array:
-        """The network's logits, float32 [images, classes]; `images` as in `classify`."""
+        """The network's logits, float32 [images, units]; `images` as in `classify`."""
         rows = []
         for batch in self._batches(find(images)):
             for _, error in batch:
@@ -92,22 +99,25 @@ class Classifier:
             rows.append(self.engine.logits(np.stack([value for _, value in batch])))
         return np.concatenate(rows)
 
-    def results(self, images: Any, top: int = 5, *, workers: int | None = None) -> Iterator[Result]:
+    def results(
+        self, images: Any, top: int | None = None, threshold: float | None = None, *, workers: int | None = None
+    ) -> Iterator[Result]:
         """A `Result` for each image, in order, as they are computed; an unreadable image gives a result with an error.
 
         Args:
             images: as in `classify`.
-            top: number of predictions per image.
+            top: as in `classify`.
+            threshold: as in `classify`.
             workers: number of threads that read and preprocess while the engine computes; the number of cores by default.
         """
         for batch in self._batches(find(images), workers):
             good = [value for _, value in batch if not isinstance(value, ImageError)]
-            rows = iter(softmax(self.engine.logits(np.stack(good))) if good else ())
+            rows = iter(network_scores(self.network, self.engine.logits(np.stack(good))) if good else ())
             for name, value in batch:
                 if isinstance(value, ImageError):
                     yield Result(name, [], str(value))
                 else:
-                    yield Result(name, rank(next(rows), top, self.network.labels))
+                    yield Result(name, choose(self.network, next(rows), top, threshold))
 
     def features(
         self,
@@ -209,6 +219,9 @@ def load(
     device: str = "cpu",
     preprocessing: Preprocessing | str | None = None,
     labels: Labels | str | Path | None = None,
+    head: str | None = None,
+    output: Output | None = None,
+    input_size: int | None = None,
 ) -> Classifier:
     """Load a classifier from a model file or a published name.
 
@@ -219,15 +232,18 @@ def load(
         engine: see `vgg.engines.open`.
         threads: maximum number of engine threads; the number of cores by default.
         device: `cpu`, or `cuda` for a GPU, which requires torch.
-        preprocessing: a `Preprocessing` or the name of a preset, instead of the network's.
+        preprocessing: a `Preprocessing`, or the name of a preset, which is used for the network's crop, instead of its own.
         labels: `Labels` or a file for `Labels.read`, instead of the network's.
+        head: another reading of the same parameters, such as `"average, 256 gelu, classes"`; see `vgg.heads`.
+        output: the meaning of the logits: `softmax`, `sigmoid` or `binary`, instead of the network's.
+        input_size: side of the input in pixels, instead of the network's; crop and size of its preprocessing follow.
 
     Raises:
-        ModelError: the file can't be read or does not hold a VGG network.
+        ModelError: the file can't be read or does not hold a VGG network, or its parameters don't fit the head.
         Error: the download failed; or the labels, preset, engine or device is invalid or not available.
     """
     opened, name = (model, "") if isinstance(model, Network | QuantizedGraph) else read(model)
-    opened = described(opened, preprocessing, labels)
+    opened = described(opened, preprocessing, labels, head, output, input_size)
     return Classifier(opened, engine, threads=threads, device=device, name=name)
 
 
@@ -237,11 +253,23 @@ def read(model: str | Path | None) -> tuple[Network | QuantizedGraph, str]:
     return load_model(path), EMBEDDED if path == EMBEDDED_FILE else path.name
 
 
-def described(model: M, preprocessing: Preprocessing | str | None = None, labels: Labels | str | Path | None = None) -> M:
-    """A model with other preprocessing or labels; its provenance records that they were given."""
+def described(
+    model: M,
+    preprocessing: Preprocessing | str | None = None,
+    labels: Labels | str | Path | None = None,
+    head: str | None = None,
+    output: Output | None = None,
+    input_size: int | None = None,
+) -> M:
+    """A model with other preprocessing, labels or reading of its head, as in `load`; its provenance records the first two."""
     network = network_of(model)
+    if head or output or input_size:
+        if isinstance(model, QuantizedGraph):
+            raise ModelError("a file with quantized activations runs as it is; its head and input size can't be changed")
+        network = network.read_as(head or "", output, input_size or 0)
     if preprocessing is not None:
-        chosen = preset(preprocessing) if isinstance(preprocessing, str) else preprocessing
+        crop = network.preprocessing.crop
+        chosen = preset(preprocessing).for_crop(crop) if isinstance(preprocessing, str) else preprocessing
         origin = replace(network.provenance, preprocessing="given")
         network = replace(network, preprocessing=chosen, provenance=origin)
     if labels is not None:

@@ -1,9 +1,9 @@
 """Explanations: the evidence for a class at each position of an image.
 
-There are two kinds of map, both for the paper's head and for global average pooling. **Grad-CAM** (Selvaraju et al., arXiv
-1610.02391) weights the channels of the last convolution by the class's gradient, computed by a short backward pass through
-the head, without torch. The **class map** is the output of the network's dense form (section 3.2 of the VGG paper, arXiv
-1409.1556): the class's probability at each position of the whole image.
+There are two kinds of map. **Grad-CAM** (Selvaraju et al., arXiv 1610.02391), for any head, weights the channels of the last
+convolution by the class's gradient, computed by a short backward pass through the head, without torch. The **class map** is the
+output of the network's dense form (section 3.2 of the VGG paper, arXiv 1409.1556): the class's score at each position of the
+whole image. A network without a head has no classes; its map is the **activation energy** of its last layer.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,12 +16,15 @@ from .architectures import STRIDE
 from .arrays import Array
 from .engines import GraphEngine, Model, check_dense
 from .errors import Error, ImageError
+from .gradients import at_positions, needed, pool5_gradient
+from .heads import Output
 from .images import ImageLike, open_image
 from .labels import find_class
 from .network import Network
 from .overlay import Box, overlay
-from .parameters import BLOCK_BYTES, LowRank, Parameter, expanded
-from .predictions import Prediction, describe, softmax
+from .predictions import THRESHOLD as CERTAIN
+from .predictions import Prediction, describe, network_scores
+from .predictions import scores as scores_of
 from .preprocessing import Preprocessing
 
 METHODS = ("grad-cam", "class-map")
@@ -29,6 +32,7 @@ SIZE = 512  # pixels of the short side of the image for a class map
 LARGEST, MAX_ASPECT = 1024, 4  # limits of that side in pixels, and of the long side in short sides
 # Positions above this share of a map's maximum are in the box: 15% in Grad-CAM (section 4.1), 20% in CAM.
 THRESHOLD = 0.15
+MOST = 5  # labels of an image that are explained by default
 BOX_SIDE = 224  # side of the enlarged map in which the box is found
 
 
@@ -37,9 +41,9 @@ class Explanation:
     """Heat maps of an image for some classes."""
 
     image: Image.Image  # RGB, upright
-    classes: list[Prediction]
+    classes: list[Prediction]  # empty if the network has no head: then there is one map, of the activation
     # float32 [classes, rows, columns]. Grad-CAM: in units of the logit; negative values, which its definition clips to 0, are
-    # evidence against the class. Class map: probabilities.
+    # evidence against the class. Class map: scores. Activation energy: 0 or more.
     maps: Array
     area: Box  # the part of the image that the maps cover
 
@@ -76,25 +80,38 @@ def explain(
     Args:
         model: a network on an engine, such as a `Classifier`.
         image: see `vgg.images.open_image`.
-        classes: by index, WordNet id or name; the predicted class by default.
-        method: `grad-cam` or `class-map`.
+        classes: by index, WordNet id or name; by default the predicted class, or if an image has several labels, those with
+            a score above 0.5, at most 5. None without a head.
+        method: `grad-cam` or `class-map`; without a head, the map is the activation energy.
         size: short side of the image in pixels for a class map.
         name: the image's name in an error.
     """
     if method not in METHODS:
         raise Error(f"unknown method {method!r}; choose from {', '.join(METHODS)}")
     network, preprocessing = model.network, model.network.preprocessing
-    chosen = [find_class(one, network.architecture.classes, network.labels) for one in classes]
+    architecture = network.architecture
+    if not architecture.classifier and (classes or method != METHODS[0]):
+        raise Error(f"this {architecture.name} has no head, so it has no classes to explain; only its activation is shown")
+    chosen = [find_class(one, architecture.classes, network.class_names) for one in classes]
     opened = open_image(image, name)
     batch = preprocessing(opened, name)[None]
     values = {key: value[0] for key, value in model.engine.run(batch, outputs(network)).items()}
-    scores = softmax(values["logits"])
-    chosen = chosen or [int(scores.argmax())]
-    if method == "grad-cam":
-        maps, area = grad_cam(network, values, chosen), cropped_area(preprocessing, *opened.size)
+    area = cropped_area(preprocessing, *opened.size)
+    if not architecture.classifier:
+        return Explanation(opened, [], energy(network, values), area)
+    scores = network_scores(network, values["logits"])
+    chosen = chosen or _predicted(scores, architecture.output)
+    if method == METHODS[0]:
+        maps = grad_cam(network, values, chosen)
     else:
         maps, area = _class_map(model, opened, chosen, size, name or "the image")
-    return Explanation(opened, describe(scores, chosen, network.labels), maps, area)
+    return Explanation(opened, describe(scores, chosen, network.class_names), maps, area)
+
+
+def _predicted(scores: Array, output: Output | None) -> list[int]:
+    """The classes that are explained by default: the best one, or all certain labels of an image, best first."""
+    best = np.argsort(-scores, kind="stable")[:MOST].tolist()
+    return [index for index in best if output == "sigmoid" and scores[index] > CERTAIN] or best[:1]
 
 
 def can_explain(model: Model) -> bool:
@@ -103,17 +120,19 @@ def can_explain(model: Model) -> bool:
 
 
 def outputs(network: Network) -> tuple[str, ...]:
-    """The layer outputs that `grad_cam` needs: the last convolution, the layers of the head, the logits."""
+    """The layer outputs that `grad_cam` needs: the last convolution, and those of the head; or for `energy`, the last one."""
     names = network.architecture.values
-    last = names[names.index("pool5") - 1]
-    return (last, "fc6", "fc7", "logits") if network.architecture.head == "fc" else (last, "logits")
+    if not network.architecture.classifier:
+        return names[-1:]
+    return (names[names.index("pool5") - 1], *needed(network.architecture))
 
 
 def grad_cam(network: Network, values: Mapping[str, Array], classes: Sequence[int]) -> Array:
     """Grad-CAM: the evidence for each class at each position of the last convolution.
 
     A channel's weight is the mean gradient of the logit over the channel's positions; the map is the weighted sum of the
-    channels. Negative values, which the definition clips to 0, are kept.
+    channels. Negative values, which the definition clips to 0, are kept. If one logit decides between two classes, it is the
+    logit of the second, and its negative that of the first.
 
     Args:
         network: whose outputs `values` are.
@@ -123,54 +142,37 @@ def grad_cam(network: Network, values: Mapping[str, Array], classes: Sequence[in
     Returns:
         float32 [classes, rows, columns].
     """
-    channels = values[outputs(network)[0]]
+    channels, chosen = values[outputs(network)[0]], np.array(classes)
+    units = np.array([[-1], [1]]) if network.architecture.output == "binary" else np.eye(network.architecture.units)
+    signal = units[chosen].astype(np.float32)
     # Max pooling passes each gradient to one position, so the sum over positions is the same before and after it.
-    weights = _pool5_gradient(network, values, classes) / np.float32(channels[0].size)
+    weights = pool5_gradient(network, values, signal) / np.float32(channels[0].size)
     return np.asarray(np.tensordot(weights, channels, 1))
 
 
-def _pool5_gradient(network: Network, values: Mapping[str, Array], classes: Sequence[int]) -> Array:
-    """The gradient of the classes' logits at pool5, summed over positions: float32 [classes, channels]."""
-    signal = _rows(network.parameters["fc8.weight"], np.array(classes))
-    if network.architecture.head == "gap":  # the gradient of the mean, summed over positions
-        return signal
-    for layer in ("fc7", "fc6"):
-        active = np.flatnonzero(values[layer])  # elsewhere the ReLU's gradient is 0, so those weights are not read
-        signal = _product(signal[:, active], network.parameters[f"{layer}.weight"], active)
-    side = network.parameters["fc6.weight"].shape[-1]
-    return np.asarray(signal.reshape(len(classes), -1, side * side).sum(-1))
+def energy(network: Network, values: Mapping[str, Array]) -> Array:
+    """The activation energy of a network without a head: the mean square of the channels at each position of its last layer.
 
+    It is the attention map of Zagoruyko & Komodakis, arXiv 1612.03928, section 3.1, with p = 2.
 
-def _product(signal: Array, weight: Parameter, rows: Array) -> Array:
-    """signal [classes, rows] times these rows of a weight: [classes, inputs]. A few rows are in memory at a time."""
-    if isinstance(weight, LowRank):
-        return _product(_product(signal, weight.left, rows), weight.right, np.arange(weight.right.shape[0]))
-    if isinstance(weight, np.ndarray) and weight.dtype == np.float32 and not weight.flags.c_contiguous:
-        order = np.argsort(weight.strides)[::-1]
-        lying = weight.transpose(order)
-        if lying.flags.c_contiguous and order[-1] == 0:  # as in Keras's files: one column per unit; whole rows are read
-            whole = np.zeros((weight.shape[0], len(signal)), np.float32)
-            whole[rows] = signal.T
-            found = (lying.reshape(-1, len(whole)) @ whole).reshape(*lying.shape[:-1], -1)
-            return found.transpose(-1, *np.argsort(order[:-1])).reshape(len(signal), -1)
-    inputs = int(np.prod(weight.shape[1:]))
-    total = np.zeros((len(signal), inputs), np.float32)
-    step = max(1, BLOCK_BYTES // (4 * inputs))
-    for start in range(0, len(rows), step):
-        # Not `@`: BLAS would start threads beside the engine's, and copy rows that are read once.
-        total += np.einsum("kr,ri->ki", signal[:, start : start + step], _rows(weight, rows[start : start + step]))
-    return total
+    Args:
+        network: whose outputs `values` are.
+        values: the `outputs(network)` for one image, without the batch axis.
 
-
-def _rows(weight: Parameter, rows: Array) -> Array:
-    """Some rows of a weight as a matrix, float32 [rows, inputs]."""
-    part = weight[rows] if isinstance(weight, np.ndarray) else weight.take(rows)
-    return part.reshape(len(rows), -1).astype(np.float32, copy=False)
+    Returns:
+        float32 [1, rows, columns].
+    """
+    return np.asarray(np.square(values[outputs(network)[0]]).mean(0, keepdims=True))
 
 
 def _class_map(model: Model, image: Image.Image, classes: Sequence[int], size: int, name: str) -> tuple[Array, Box]:
-    """The classes' probabilities at each position of the whole image, [classes, rows, columns], and the area they cover."""
+    """The classes' scores at each position of the whole image, [classes, rows, columns], and the area they cover."""
     network, preprocessing = model.network, model.network.preprocessing
+    head = network.architecture.classifier
+    assert head is not None
+    averages = head.pooling == "average" and head.side == 1
+    if not averages and not head.maps:
+        raise Error(f"no class map for the head {head.text!r}, which doesn't read or average the whole map; use {METHODS[0]}")
     check_dense(model.engine, network.architecture)
     if not preprocessing.crop <= size <= LARGEST:
         raise Error(f"the size for a class map must be {preprocessing.crop} to {LARGEST} pixels, not {size}")
@@ -180,16 +182,14 @@ def _class_map(model: Model, image: Image.Image, classes: Sequence[int], size: i
     preprocessing = replace(preprocessing, resize=resize, size=size)
     width, height = preprocessing.resized(*image.size)
     batch = preprocessing.normalise(preprocessing.cut(image, (0, 0, width, height)))[None]
-    if network.architecture.head == "gap":
+    if averages:
         margin = 0  # a position of pool5 covers the pixels that were pooled into it
-        pool5 = model.engine.run(batch, ("pool5",))["pool5"][0]
-        weight, bias = (expanded(network.parameters[f"fc8.{role}"]).astype(np.float32) for role in ("weight", "bias"))
-        logits = np.tensordot(weight, pool5, 1) + bias[:, None, None]
+        logits = at_positions(network, model.engine.run(batch, ("pool5",))["pool5"][0])
     else:
         margin = (network.architecture.input_size - STRIDE) // 2  # a position is the centre of its input
         found = model.engine.logits(batch)[0]
         logits = found.reshape(len(found), *found.shape[1:] or (1, 1))
-    maps = softmax(logits.transpose(1, 2, 0)).transpose(2, 0, 1)[list(classes)]
+    maps = scores_of(logits.transpose(1, 2, 0), network.architecture.output).transpose(2, 0, 1)[list(classes)]
     _, rows, columns = maps.shape
     left, top = margin / width, margin / height
     return maps, (left, top, left + STRIDE * columns / width, top + STRIDE * rows / height)

@@ -18,6 +18,7 @@ from typing import IO, Any, BinaryIO
 
 import numpy as np
 
+from .architectures import Architecture
 from .arrays import Array
 from .engines import Model
 from .errors import Error, ImageError, utf8
@@ -35,7 +36,7 @@ ROWS = 256  # per row group of a Parquet file
 class Descriptor:
     """How vectors are computed from an image. Raises Error if the fields contradict each other."""
 
-    layers: tuple[str, ...] = ()  # names in `Architecture.values`; if empty, the last but one, `fc7` or `pool6`
+    layers: tuple[str, ...] = ()  # names in `Architecture.values`; if empty, `default_layer`
     views: Views = field(default_factory=Views)  # of an image, over which the layer output is averaged
     stack: bool = False  # concatenate the sizes' vectors instead of averaging them
     normalize: bool = False  # scale each vector to length 1 (L2)
@@ -72,7 +73,7 @@ def extract(
     Args:
         model: a network on an engine, such as a `Classifier`.
         images: pairs of a name and an image, as `vgg.sources.find` returns them.
-        descriptor: what to compute; by default the last layer but one, of the centre crop.
+        descriptor: what to compute; by default the layer `default_layer`, of the centre crop.
         batch_size: number of views per engine batch; larger views count by their pixels.
         workers: number of threads that decode and preprocess; the number of cores by default.
 
@@ -84,8 +85,13 @@ def extract(
     architecture = model.network.architecture
     architecture.check_values(descriptor.layers)
     check_views(model, descriptor.views)
-    descriptor = replace(descriptor, layers=descriptor.layers or architecture.values[-2:-1])
+    descriptor = replace(descriptor, layers=descriptor.layers or (default_layer(architecture),))
     return _extract(model, images, descriptor, batch_size, workers or os.cpu_count() or 1)
+
+
+def default_layer(architecture: Architecture) -> str:
+    """The layer output that describes an image: the last but one, `fc7` or `pool6`; without a head, the last."""
+    return architecture.values[-2 if architecture.classifier else -1]
 
 
 def gather(found: Iterable[Features]) -> dict[str, Array]:

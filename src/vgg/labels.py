@@ -1,17 +1,24 @@
 """Names of the classes."""
 
+import csv
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
-from .errors import Error
+from .errors import Error, one_line
+from .extras import require
 from .files import open_file, reason
 
 Resolve = Callable[[str], int]  # a class's number, WordNet id or name -> its index
+
+FORMS = "text with one class per line, or names in JSON, CSV or YAML"
+ENTRIES = ("id2label", "names", "class_to_idx", "classes")  # of a mapping that has more than labels
+TITLES = ("name", "names", "label", "labels", "class", "classes", "class_name", "category")  # of a column of names
 
 _SYNSET = re.compile(r"(n\d{8})[\s,]+(\S.*)")
 
@@ -28,14 +35,15 @@ class Labels:
 
     @classmethod
     def read(cls, path: str | Path) -> "Labels":
-        """Read labels from a text file with one class per line, or a JSON file.
+        """Read labels from a file: text with one class per line, or by its suffix .json, .csv, .tsv, .yaml or .yml.
 
-        A line is a name, or a WordNet id and its names as in ImageNet's `synset.txt`. JSON is a list of names or Keras's
-        `imagenet_class_index.json`, {"0": ["n01440764", "tench"], …}.
+        A line is a name, or a WordNet id and its names as in ImageNet's `synset.txt`. JSON and YAML hold what `from_data`
+        takes. CSV has a column of names, or those of indices and names, with or without a heading.
 
         Raises:
-            Error: the file can't be read, is empty, or has another form.
+            Error: the file can't be read, is empty, has another form, or a class has no name; or YAML requires a package.
         """
+        path = Path(path)
         try:
             with open_file(path) as file:
                 text = file.read().decode("utf-8-sig")
@@ -44,13 +52,20 @@ class Labels:
         except UnicodeDecodeError:
             raise Error(f"{path}: labels must be UTF-8 text with one class per line") from None
         try:
-            return _from_json(text) if text.lstrip().startswith(("[", "{")) else parse(text)
-        except (ValueError, KeyError, TypeError, IndexError):
-            raise Error(f"{path}: labels must be text with one class per line, a JSON list, or Keras's class index") from None
+            if path.suffix in (".csv", ".tsv"):
+                return _from_rows(list(csv.reader(text.splitlines(), "excel-tab" if path.suffix == ".tsv" else "excel")))
+            if path.suffix in (".yaml", ".yml"):
+                return from_data(_yaml(text))
+            return from_data(json.loads(text)) if text.lstrip().startswith(("[", "{")) else parse(text)
+        except (ValueError, TypeError, RecursionError, csv.Error) as error:
+            raise Error(f"{path}: labels must be {FORMS} ({one_line(error)})") from None
 
     def text(self) -> str:
         """The labels as text with one class per line, which `Labels.read` reads."""
         return "\n".join(self.names if self.wnids is None else map(" ".join, zip(self.wnids, self.names, strict=True)))
+
+
+BINARY = Labels(("negative", "positive"))  # of two classes with one logit, unless they have other names
 
 
 def parse(text: str) -> Labels:
@@ -67,15 +82,80 @@ def parse(text: str) -> Labels:
     return Labels(tuple(s[2].split(",")[0] for s in synsets if s), tuple(s[1] for s in synsets if s))
 
 
-def _from_json(text: str) -> Labels:
-    data = json.loads(text)
-    if isinstance(data, dict):
-        data = [data[str(index)] for index in range(len(data))]
-    if data and all(isinstance(entry, list) for entry in data):
-        return Labels(tuple(name.replace("_", " ") for _, name in data), tuple(wnid for wnid, _ in data))
-    if not data or not all(isinstance(entry, str) for entry in data):
-        raise ValueError("not a list of names")
-    return Labels(tuple(data))
+def from_data(data: Any) -> Labels:
+    """Labels from a list or mapping, as JSON, YAML and checkpoints hold them.
+
+    Args:
+        data: a list of names, or of pairs of WordNet id and name; a mapping of indices to these, such as Keras's and
+            TorchServe's; of names to indices, such as Keras's `class_indices` and torchvision's `class_to_idx`; or one that
+            has such an entry, as in Hugging Face's `config.json` (`id2label`) or a data set's YAML (`names`).
+
+    Raises:
+        ValueError: it is none of these, or an index is missing.
+    """
+    if isinstance(data, Mapping):
+        data = next((data[key] for key in ENTRIES if isinstance(data.get(key), list | Mapping)), data)
+    if isinstance(data, Mapping):
+        if all(type(value) is int for value in data.values()):
+            data = {index: name for name, index in data.items()} if len({*data.values()}) == len(data) else None
+        data = _in_order((str(key), value) for key, value in data.items()) if data else None
+    if not isinstance(data, list | tuple) or not data:
+        raise ValueError("there is no list or mapping of names")
+    if all(isinstance(entry, list | tuple) and len(entry) == 2 for entry in data):
+        names = tuple(_name(name).replace("_", " ") for _, name in data)
+        return Labels(names, tuple(_name(wnid) for wnid, _ in data))
+    return Labels(tuple(map(_name, data)))
+
+
+def _in_order(entries: Iterable[tuple[str, Any]]) -> list[Any]:
+    """The values of pairs of index and value by their indices, 0, 1, 2 …"""
+    known = dict(entries)
+    missing = next((index for index in range(len(known)) if str(index) not in known), None)
+    if missing is not None:
+        raise ValueError(f"{len(known)} classes, of which {missing} is missing")
+    return [known[str(index)] for index in range(len(known))]
+
+
+def _name(value: Any) -> str:
+    """A name on one line."""
+    name = " ".join(value.split()) if isinstance(value, str) else ""
+    if not name:
+        raise ValueError(f"{value!r} is no name")
+    return name
+
+
+def _from_rows(rows: list[list[str]]) -> Labels:
+    """Labels from a table, which may have a heading."""
+    rows = [[cell.strip() for cell in row] for row in rows if any(map(str.strip, row))]
+    if not rows or len({*map(len, rows)}) > 1:
+        raise ValueError("a table's rows must have the same number of cells")
+    titled = any(cell.lower() in TITLES for cell in rows[0]) and not any(map(str.isdecimal, rows[0]))
+    titles = rows.pop(0) if titled else [""] * len(rows[0])
+    columns = dict(enumerate(zip(*rows, strict=True)))
+    indices = [place for place, column in columns.items() if all(map(str.isdecimal, column))]
+    wnids = [place for place, column in columns.items() if all(re.fullmatch(r"n\d{8}", cell) for cell in column)]
+    names = [place for place in columns if place not in (*indices, *wnids)]
+    names = [place for place in names if titles[place].lower() in TITLES] if len(names) > 1 else names
+    if len(names) != 1 or len(indices) > 1:
+        raise ValueError("a table must have a column of names, and may have one of indices")
+    [name] = names
+    found = list(zip(columns[wnids[0]], columns[name], strict=True)) if wnids else list(columns[name])
+    if indices:
+        order = columns[indices[0]]
+        if len({*order}) < len(order):
+            raise ValueError("an index is repeated")
+        found = _in_order((str(int(index)), value) for index, value in zip(order, found, strict=True))
+    return from_data(found)
+
+
+def _yaml(text: str) -> Any:
+    require("labels in YAML", "yaml", "yaml")
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(error) from None
 
 
 @cache

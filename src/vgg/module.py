@@ -1,7 +1,7 @@
 """The torch module of an architecture, for the torch engine, training and losses."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from .architectures import LRN_ALPHA, LRN_BETA, LRN_K, LRN_SIZE, Architecture, Layer, Shape
 from .errors import ModelError
+from .heads import ACTIVATIONS
 from .labels import Labels
 from .network import Network, Provenance
 from .parameters import Parameter, contiguous
@@ -26,7 +27,7 @@ class Module(nn.Sequential):
 
     Args:
         architecture: table of the layers.
-        dropout: probability of dropout after fc6 and fc7; with the `gap` head, before fc8.
+        dropout: probability of dropout where the head gives none: after fc6 and fc7; with the `gap` head, before fc8.
     """
 
     def __init__(self, architecture: Architecture, dropout: float = 0.0) -> None:
@@ -35,12 +36,10 @@ class Module(nn.Sequential):
         self.frozen = 0  # number of first layers that don't learn
         self._steps: list[tuple[str, nn.Module]] = []  # each layer with the value that it computes, as in `Layer.value`
         for layer in architecture.layers:
-            name = layer.name.replace("conv", "relu").replace("fc", "relu") if layer.operation == "relu" else layer.name
-            if layer.name == "fc8" and architecture.head == "gap":
-                self._add("drop7", "", nn.Dropout(dropout))
-            self._add(name, layer.value, _torch_layer(layer, architecture))
-            if name in ("relu6", "relu7"):
-                self._add(name.replace("relu", "drop"), "", nn.Dropout(dropout))
+            name = layer.name
+            if layer.operation in ACTIVATIONS:
+                name = name.replace("conv", layer.operation).replace("fc", layer.operation)
+            self._add(name, layer.value, _torch_layer(layer, architecture, dropout))
 
     def _add(self, name: str, value: str, layer: nn.Module) -> None:
         self.add_module(name, layer)
@@ -65,8 +64,8 @@ class Module(nn.Sequential):
     def forward(self, batch: torch.Tensor, outputs: Sequence[str] = (), start: int = 0) -> Any:
         """Logits, or named values; computes nothing after the last value that is needed.
 
-        With the `fc` head, images larger than `input_size` give a map from fc6 on: the linear layers at each position where
-        fc6 fits, as in the paper's dense evaluation.
+        If the first linear layer reads a map, images larger than `input_size` give a map from there on: the linear layers at
+        each position where the first fits, as in the paper's dense evaluation.
 
         Args:
             batch: normalised images [batch, 3, height, width]; with `start`, the value of the layer before it.
@@ -92,27 +91,29 @@ class Module(nn.Sequential):
         Convolutions are initialised as by the zoo and torchvision. Both initialise linear layers with a standard deviation of
         0.01, which is nearly the same for the paper's fc6; He's fits layers of any width.
         """
+        linear = [layer for layer in self if isinstance(layer, nn.Linear)]
         for layer in self:
             if isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
             elif isinstance(layer, nn.Linear):
-                nn.init.normal_(layer.weight, 0, math.sqrt((2 if layer is not self[-1] else 1) / layer.in_features))
+                nn.init.normal_(layer.weight, 0, math.sqrt((2 if layer is not linear[-1] else 1) / layer.in_features))
             if isinstance(layer, nn.Conv2d | nn.Linear) and layer.bias is not None:
                 nn.init.zeros_(layer.bias)
 
-    def load(self, network: Network, names: set[str] | None = None) -> None:
-        """Copy a network's parameters; `names` restricts them to these layers."""
+    def load(self, network: Network, names: Mapping[str, str] | None = None) -> None:
+        """Copy a network's parameters; `names` restricts them to these layers, each with its name in the network."""
         with torch.no_grad():
             for layer, role, name in self._roles():
-                if names is None or name.split(".")[0] in names:
+                own, _, kind = name.partition(".")
+                if names is None or own in names:
                     target = getattr(layer, role)
-                    target.copy_(tensor(network.parameters[name]).reshape(target.shape))
+                    target.copy_(tensor(network.parameters[f"{names[own] if names else own}.{kind}"]).reshape(target.shape))
 
     def load_matching(self, network: Network) -> None:
         """Copy the parameters of another network that fit, as the paper initialised its deeper networks from its net A.
 
-        From the same architecture, all layers of the same shape; from another, its first four convolutions and its linear
-        layers, if the shapes are the same. fc8 is not copied if the number of classes differs.
+        From the same architecture, all layers of the same shape; from another, its first four convolutions and the layers of
+        its head, if the shapes are the same. The last layer is not copied if the number of classes differs.
 
         Raises:
             ModelError: no layer fits.
@@ -126,10 +127,11 @@ class Module(nn.Sequential):
         }
         if theirs.name != ours.name:
             first = [layer.name for layer in theirs.layers if layer.operation == "convolution"][:4]
-            names &= {*first, *(name.replace("conv", "bn") for name in first), "fc6", "fc7", "fc8"}
+            trunk = {*first, *(name.replace("conv", "bn") for name in first)}
+            names = {name for name in names if name in trunk or "_" not in name}
         if not names:
             raise ModelError(f"no layer of {theirs.name} fits {ours.name} of width {ours.width:g}")
-        self.load(network, names)
+        self.load(network, {name: name for name in names})
 
     def network(self, preprocessing: Preprocessing, labels: Labels | None, provenance: Provenance) -> Network:
         """The trained network, with a float32 copy of the parameters."""
@@ -190,33 +192,62 @@ class Module(nn.Sequential):
         return self.index_of(values[-1]) + 1, values[-1]
 
     def groups(self) -> list[tuple[str, nn.Module]]:
-        """The layers that learn, each with its block: conv1 … conv5, fc6, fc7, fc8."""
-        return [
-            (name.replace("bn", "conv").split("_")[0], layer)
-            for name, layer in list(self.named_children())[self.frozen :]
-            if any(True for _ in layer.parameters(recurse=False))
-        ]
+        """The layers that learn, each with its block: conv1 … conv5, fc6, fc7, …
+
+        A batch normalisation belongs to the layer before it, one before the first linear layer to that.
+        """
+        learning = list(self.named_children())[self.frozen :]
+        found = [(_block(name), layer) for name, layer in learning if any(True for _ in layer.parameters(recurse=False))]
+        return [("fc6" if block == "fc5" else block, layer) for block, layer in found]
 
 
-def _torch_layer(layer: Layer, architecture: Architecture) -> nn.Module:
-    shape = layer.parameters.get("weight", ())
+def _block(name: str) -> str:
+    """The block of a layer: conv1 of conv1_2 and bn1_2, fc6 of fc6 and bn6."""
+    return name.replace("bn", "conv" if "_" in name else "fc").split("_")[0]
+
+
+# Modules of activations by their number.
+_ACTIVATIONS: dict[str, Callable[[float], nn.Module]] = {
+    "relu": lambda _: nn.ReLU(inplace=True),  # the value before it has no name in `Architecture.values`
+    "leaky_relu": nn.LeakyReLU, "elu": nn.ELU, "gelu": lambda _: nn.GELU(), "gelu_tanh": lambda _: nn.GELU("tanh"),
+    "silu": lambda _: nn.SiLU(), "tanh": lambda _: nn.Tanh(), "sigmoid": lambda _: nn.Sigmoid(),
+}  # fmt: skip
+
+
+def _torch_layer(layer: Layer, architecture: Architecture, dropout: float) -> nn.Module:
+    shape, number = layer.parameters.get("weight", ()), layer.number or 0.0
     match layer.operation:
         case "convolution":
             return nn.Conv2d(shape[1], shape[0], shape[2], padding=shape[2] // 2)
         case "batch_norm":
-            return nn.BatchNorm2d(layer.parameters["scale"][0], eps=architecture.epsilon)
-        case "relu":
-            return nn.ReLU(inplace=True)  # the value before it has no name in `Architecture.values`
+            return BatchNorm(layer.parameters["scale"][0], eps=architecture.epsilon)
         case "lrn":
             return LocalResponseNorm(LRN_SIZE, LRN_ALPHA, LRN_BETA, LRN_K)
         case "max_pool":
             return nn.MaxPool2d(2)
         case "average_pool":
             return nn.AdaptiveAvgPool2d(1)
+        case "adaptive_pool":
+            return nn.AdaptiveAvgPool2d(int(number))
+        case "global_max_pool":
+            return nn.AdaptiveMaxPool2d(1)
         case "flatten":
             return nn.Identity()  # which `Linear` does itself
         case "linear":
             return Linear(shape)
+        case "dropout":
+            return nn.Dropout(dropout if layer.number is None else layer.number)
+        case _:
+            return _ACTIVATIONS[layer.operation](number)
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """Batch normalisation of the channels of maps, or of vectors; a map of fewer channels is flattened first."""
+
+    def forward(self, value: torch.Tensor) -> torch.Tensor:
+        if value.ndim == 4 and value.shape[1] == self.num_features:
+            return super().forward(value)
+        return super().forward(value.flatten(1)[..., None, None]).flatten(1)
 
 
 class LocalResponseNorm(nn.LocalResponseNorm):

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,11 +10,12 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from .architectures import Architecture
+from . import heads
+from .architectures import NORM_ROLES, STRIDE, Architecture, Layer
 from .arrays import Array
 from .errors import ModelError
-from .labels import Labels
-from .parameters import LowRank, Parameter, Part, Quantized, as_bytes, blocks, expanded
+from .labels import BINARY, Labels
+from .parameters import LowRank, Parameter, Part, Quantized, as_bytes, blocks, expanded, shaped
 from .preprocessing import Preprocessing
 
 # The source of a fact about a network: the user, the file itself, the file's published hash, or a guess by its format.
@@ -32,6 +34,7 @@ class Provenance:
     labels: Source = "guess"
     licence: str = ""  # of the numbers
     quantization: str = ""  # the method, and the reason for its choice
+    assumed: str = ""  # what the file didn't say of the head, and what was taken for it
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,14 @@ class Network:
                 shape, wanted = list(self.parameters[name].shape), list(expected[name])
                 raise ModelError(f"parameter {name} of {self.architecture.name} has the shape {shape}; expected {wanted}")
         if self.labels is not None and len(self.labels) != self.architecture.classes:
-            raise ModelError(f"{len(self.labels)} labels for a network of {self.architecture.classes} classes")
+            classes = self.architecture.classes
+            has = f"of {classes} class{'es' * (classes != 1)}" if classes else "without a head, which has no classes"
+            raise ModelError(f"{len(self.labels)} labels for a network {has}")
+
+    @property
+    def class_names(self) -> Labels | None:
+        """The labels; without them, those of two classes with one logit are `negative` and `positive`."""
+        return BINARY if self.labels is None and self.architecture.output == "binary" else self.labels
 
     if TYPE_CHECKING:  # `vgg.formats` attaches both
 
@@ -87,25 +97,84 @@ class Network:
         ) -> None:
             """Write the network to `.onnx` or `.safetensors`, or to a model repository; see `vgg.formats.write`."""
 
+    def check_finite(self) -> None:
+        """Raise ModelError if a parameter has values that are not finite numbers; reads all of them."""
+        for name, value in self.parameters.items():
+            if not all(np.isfinite(block).all() for block in blocks(value, np.float32)):
+                raise ModelError(f"parameter {name} has values that are not finite numbers, so the network can't be used")
+
+    def read_as(self, head: str = "", output: heads.Output | None = None, input_size: int = 0) -> "Network":
+        """The same parameters in another head: another pooling, activations, dropout, output, or size of the input.
+
+        Args:
+            head: a text as in `vgg.heads`; by default the network's own. Its linear layers and batch normalisations are those
+                of the network, in order.
+            output: the meaning of the logits, instead of the head's.
+            input_size: side of the input in pixels; by default that of the network, or the one that the head requires. Crop
+                and size of the preprocessing follow.
+
+        Raises:
+            ModelError: the parameters don't fit the head, or the head doesn't fit the size.
+        """
+        old = self.architecture
+        old.check_values(["logits"])
+        if head == heads.NONE:
+            raise ModelError("head 'none' has no layers for those of the file; for features, use `vgg features --layer pool5`")
+        wanted = replace(old, head=head or old.head).classifier
+        assert wanted is not None
+        if output == "softmax" and old.units == 1:
+            raise ModelError("one logit has no softmax; its output is binary")
+        output = "binary" if old.units == 1 else output or wanted.output
+        if output == "binary" and old.units > 1:
+            raise ModelError(f"a binary output is one logit; the file has {old.units}; use softmax or sigmoid")
+        text = replace(wanted, output=output).text
+        weights = [layer.parameters["weight"] for layer in _layers(old) if layer.operation == "linear"]
+        side = math.isqrt(math.prod(weights[0][2:]))
+        if not input_size:
+            fits = not wanted.maps or old.input_size // STRIDE == side
+            input_size = old.input_size if fits else side * STRIDE
+        new = replace(old, head=text, classes=2 if output == "binary" else old.units, input_size=input_size)
+        pairs = list(zip(_layers(old), _layers(new), strict=False))
+        same = all(a.operation == b.operation and _sizes(a) == _sizes(b) for a, b in pairs)
+        if not same or len(_layers(old)) != len(_layers(new)):
+            raise ModelError(f"head {text!r} of {input_size} pixels doesn't fit the file's layers, {_described(old)}")
+        titles = {f"{b.name}.{role}": f"{a.name}.{role}" for a, b in pairs for role in a.parameters}
+        parameters = {name: _reshaped(self.parameters[titles.get(name, name)], shape) for name, shape in new.parameters.items()}
+        preprocessing = self.preprocessing
+        if input_size != old.input_size:
+            preprocessing = preprocessing.for_crop(input_size)
+        labels = self.labels if self.labels is not None and len(self.labels) == new.classes else None
+        origin = replace(self.provenance, assumed="")
+        return Network(new, parameters, preprocessing, labels, origin)
+
     def fold_batch_norm(self) -> "Network":
         """The same function without batch normalisation: `vgg16-bn` becomes `vgg16`, in float32.
 
         Computed in float64: the weight is multiplied by scale / sqrt(variance + epsilon), and the bias is adjusted to match.
+        A normalisation that follows an activation or the pooling goes into the next linear layer.
         """
         plain = self.architecture.without_batch_norm()
         parameters = {name: self.parameters[name] for name in plain.parameters}
-        for name in self.architecture.parameters:
-            if name.startswith("bn") and name.endswith(".scale"):
-                place = name.removeprefix("bn").removesuffix(".scale")
-                scale, bias, mean, variance = (
-                    expanded(self.parameters[f"bn{place}.{role}"]).astype(np.float64)
-                    for role in ("scale", "bias", "mean", "variance")
-                )
-                factor = scale / np.sqrt(variance + self.architecture.epsilon)
-                weight = expanded(parameters[f"conv{place}.weight"]).astype(np.float64)
-                offset = expanded(parameters[f"conv{place}.bias"]).astype(np.float64)
-                parameters[f"conv{place}.weight"] = (weight * factor[:, None, None, None]).astype(np.float32)
-                parameters[f"conv{place}.bias"] = ((offset - mean) * factor + bias).astype(np.float32)
+        layers = [layer for layer in self.architecture.layers if layer.operation not in ("flatten", "dropout")]
+        for before, layer, after in zip([None, *layers], layers, [*layers[1:], None], strict=False):
+            if layer.operation != "batch_norm":
+                continue
+            scale, bias, mean, variance = (
+                expanded(self.parameters[f"{layer.name}.{role}"]).astype(np.float64) for role in NORM_ROLES
+            )
+            factor = scale / np.sqrt(variance + self.architecture.epsilon)
+            follows = before is not None and before.operation in ("convolution", "linear")
+            target = before if follows else after  # a linear layer can also be after it
+            assert target is not None
+            weight = expanded(parameters[f"{target.name}.weight"])
+            offset = expanded(parameters[f"{target.name}.bias"]).astype(np.float64)
+            matrix = weight.reshape(len(weight), -1).astype(np.float64)
+            if follows:
+                matrix, offset = matrix * factor[:, None], (offset - mean) * factor + bias
+            else:
+                matrix, offset = matrix * factor, offset + matrix @ (bias - mean * factor)
+            parameters[f"{target.name}.weight"] = matrix.reshape(weight.shape).astype(np.float32)
+            parameters[f"{target.name}.bias"] = offset.astype(np.float32)
         return replace(self, architecture=plain, parameters=parameters)
 
     def expanded(self) -> "Network":
@@ -147,6 +216,33 @@ class Network:
             for block in blocks(array):
                 total.update(block)
         return total.hexdigest()
+
+
+def _layers(architecture: Architecture) -> list[Layer]:
+    """The layers of a head that have parameters."""
+    operations = [layer.operation for layer in architecture.layers]
+    return [layer for layer in architecture.layers[operations.index("flatten") :] if layer.parameters]
+
+
+def _sizes(layer: Layer) -> list[tuple[int, ...]]:
+    """The shapes of a layer's parameters as matrices and vectors."""
+    return [shape if len(shape) == 1 else (shape[0], math.prod(shape[1:])) for shape in layer.parameters.values()]
+
+
+def _described(architecture: Architecture) -> str:
+    """The units of a head's layers as text: `512x7x7, 4096, batch-norm, 1000`."""
+    layers = _layers(architecture)
+    shape = next(layer.parameters["weight"] for layer in layers if layer.operation == "linear")
+    units = [f"{layer.parameters['weight'][0]}" if layer.operation == "linear" else "batch-norm" for layer in layers]
+    return ", ".join(["x".join(map(str, shape[1:])), *units])
+
+
+def _reshaped(value: Parameter, shape: tuple[int, ...]) -> Parameter:
+    if value.shape == shape:
+        return value
+    if isinstance(value, LowRank):
+        return LowRank(value.left, shaped(value.right, (value.right.shape[0], *shape[1:])))
+    return shaped(value, shape)
 
 
 class ParametersHash:

@@ -34,11 +34,11 @@ def overlay(
         image: RGB.
         maps: float32 [classes, rows, columns]; evidence against a class (below 0) is not drawn.
         area: the part of the image that the maps cover.
-        classes: the class of each map, for the captions.
+        classes: the class of each map, for the captions; empty for a map of the activation.
         boxes: the box of each map in pixels of the image: left, top, right, bottom. None are drawn if empty.
 
     Returns:
-        RGB, of the image's size, but at most 1024 pixels.
+        RGB, of the image's size, but at most 1024 pixels; a caption adds to its height.
     """
     small = image.copy()
     small.thumbnail((LARGEST, LARGEST))
@@ -46,15 +46,16 @@ def overlay(
     panels = [paint(small, heat, area) for heat in maps]
     for panel, box in zip(panels, boxes, strict=False):
         _frame(panel, box, panel.width / image.width, max(2, round(longer * LINE)))
-    if len(panels) == 1:
+    if len(panels) == len(classes) == 1:
         return panels[0]
     width, height, gap, caption = *small.size, round(longer * GAP), max(SMALLEST, round(longer * CAPTION))
     sheet = Image.new("RGB", (len(panels) * (width + gap) - gap, height + caption), "white")
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(round(caption * 0.6))
-    for index, (panel, one) in enumerate(zip(panels, classes, strict=True)):
+    named = [(one.label, f"  {one.score:.1%}") for one in classes] or [("activation", "")]
+    for index, (panel, (label, score)) in enumerate(zip(panels, named, strict=True)):
         left = index * (width + gap)
         sheet.paste(panel, (left, 0))
-        pen.text((left + width / 2, height + caption / 2), _caption(one, font, width), INK, font, "mm")
+        pen.text((left + width / 2, height + caption / 2), _caption(label, score, font, width), INK, font, "mm")
     return sheet
 
 
@@ -91,9 +92,9 @@ def _frame(panel: Image.Image, box: Sequence[int], scale: float, line: int) -> N
             pen.rectangle(corners, outline=colour, width=width)
 
 
-def _caption(one: Prediction, font: Any, width: int) -> str:
+def _caption(label: str, score: str, font: Any, width: int) -> str:
     """A class's label and score; a label that is too long is shortened."""
-    label, end = one.label, ""
-    while label and font.getlength(f"{label}{end}  {one.score:.1%}") > width:
+    end = ""
+    while label and font.getlength(f"{label}{end}{score}") > width:
         label, end = label[:-1], "…"
-    return f"{label}{end}  {one.score:.1%}"
+    return f"{label}{end}{score}"

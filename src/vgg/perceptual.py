@@ -21,6 +21,7 @@ from .errors import Error, ImageError, ModelError
 from .files import map_file
 from .formats import flax, read
 from .formats.torch import LEGACY_MAGIC, ZIP_MAGIC, read_state
+from .heads import NONE
 from .images import ImageLike, open_image
 from .network import Network
 from .parallel import ahead
@@ -39,7 +40,7 @@ class Parts:
     """The network and the weights of a distance."""
 
     network: Network  # the convolutions, with a head that is not used
-    taps: tuple[str, ...]  # the compared layer outputs, one per block
+    taps: tuple[str, ...]  # the compared layer outputs, by default one per block
     weights: tuple[Array, ...]  # of their channels, float32 [channels], 0 or more
 
 
@@ -55,9 +56,11 @@ class PerceptualDistance:
         engine: as for `vgg.load`.
         threads: as for `vgg.load`.
         device: as for `vgg.load`.
+        layers: names of the compared layer outputs, such as `conv3_3` or `pool4`; by default the last convolution of each
+            block that the network has.
 
     Raises:
-        ModelError: a file can't be read, or the weights don't fit the network.
+        ModelError: a file can't be read, the weights don't fit the network, or a layer is unknown or no map.
         Error: the engine is not available.
     """
 
@@ -69,8 +72,9 @@ class PerceptualDistance:
         *,
         threads: int | None = None,
         device: str = "cpu",
+        layers: Sequence[str] = (),
     ) -> None:
-        self.parts = parts(model, weights)
+        self.parts = parts(model, weights, layers)
         self._engine = engines.open(self.parts.network, engine, threads=threads, device=device)
 
     def __call__(self, first: Any, second: Any) -> Array:
@@ -121,7 +125,7 @@ def perceptual_distance(
     return float(found[0]) if is_single(first) and is_single(second) else found
 
 
-def parts(model: str | Path | Network | None = None, weights: str | Path | None = None) -> Parts:
+def parts(model: str | Path | Network | None = None, weights: str | Path | None = None, layers: Sequence[str] = ()) -> Parts:
     """The network and weights of a distance; the arguments are those of `PerceptualDistance`."""
     network, linear = None, None
     if weights is not None:
@@ -132,11 +136,15 @@ def parts(model: str | Path | Network | None = None, weights: str | Path | None 
         raise ModelError(f"{weights}: has linear weights only; give their network too, which is torchvision/vgg16")
     network = trunk(network)
     architecture = network.architecture
-    values = architecture.values
-    taps = tuple(values[values.index(f"pool{block}") - 1] for block in range(1, 6))
+    last = {name[:5]: name for name in architecture.values if name.startswith("conv")}  # of each block
+    taps = tuple(dict.fromkeys(layers or last.values()))
     channels = [architecture.shape(tap, 1, 32, 32)[1] for tap in taps]
     if linear is None:
         linear = [np.ones(count, np.float32) for count in channels]
+    elif layers:
+        raise ModelError(
+            f"{weights}: the weights are for the layers of LPIPS; omit the weights, or the layers {', '.join(layers)}"
+        )
     elif architecture.name != "vgg16" or [len(one) for one in linear] != channels:
         raise ModelError(
             f"{weights}: the weights are for a vgg16 of full width, not for {architecture.name} with {channels} channels"
@@ -145,12 +153,10 @@ def parts(model: str | Path | Network | None = None, weights: str | Path | None 
 
 
 def trunk(network: Network) -> Network:
-    """A network's convolutions, without batch normalisation, for images of any size from 32 on; the logits are meaningless."""
-    folded = network.fold_batch_norm()
-    architecture = replace(folded.architecture, head="gap", classes=1)
-    parameters = {name: value for name, value in folded.parameters.items() if name in architecture.parameters}
-    parameters |= {name: np.zeros(architecture.parameters[name], np.float32) for name in ("fc8.weight", "fc8.bias")}
-    return replace(folded, architecture=architecture, parameters=parameters, labels=None)
+    """A network's convolutions, without batch normalisation, for images of any size from 32 on."""
+    architecture = replace(network.architecture, head=NONE, classes=0)
+    parameters = {name: network.parameters[name] for name in architecture.parameters}
+    return replace(network, architecture=architecture, parameters=parameters, labels=None).fold_batch_norm()
 
 
 def _read(path: Path) -> tuple[Network | None, list[Array]]:
@@ -175,8 +181,8 @@ def _read(path: Path) -> tuple[Network | None, list[Array]]:
 
 def _flax_network(path: Path, arrays: dict[str, Array]) -> Network:
     """VGG-16's convolutions from Flax's [height, width, in, out], with torchvision's preprocessing, as in LPIPS."""
-    architecture = Architecture("vgg16", classes=1, head="gap")
-    parameters = {name: np.zeros(shape, np.float32) for name, shape in architecture.parameters.items()}
+    architecture = Architecture("vgg16", classes=0, head=NONE)
+    parameters = {}
     convolutions = [layer for layer in architecture.layers if layer.operation == "convolution"]
     for number, layer in enumerate(convolutions):
         for role, key in (("weight", "kernel"), ("bias", "bias")):

@@ -1,4 +1,4 @@
-"""From a network's output to predictions: softmax, ranking, labels."""
+"""From a network's output to predictions: scores, ranking, labels."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -6,8 +6,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from .arrays import Array
-from .errors import Error
+from .errors import Error, ModelError
+from .heads import Output
 from .labels import Labels, imagenet
+from .network import Network
+
+TOP = 5  # predictions per image, unless each class has a score of its own
+THRESHOLD = 0.5  # of the scores of such classes
 
 
 @dataclass(frozen=True)
@@ -15,7 +20,7 @@ class Prediction:
     """A class predicted for an image."""
 
     label: str  # `class 17` if the network has no labels
-    score: float  # probability, 0..1
+    score: float  # 0..1; the probability, unless the classes have sigmoids
     index: int  # of the class, from 0
     wnid: str | None  # WordNet id, such as n02123045
 
@@ -33,6 +38,54 @@ def softmax(logits: Array) -> Array:
     """Probabilities along the last axis, float32; computed in float64."""
     shifted = np.exp(logits.astype(np.float64) - logits.max(-1, keepdims=True))
     return np.asarray(shifted / shifted.sum(-1, keepdims=True), np.float32)
+
+
+def sigmoid(logits: Array) -> Array:
+    """1 / (1 + exp(-logits)), float32; computed in float64."""
+    half = np.tanh(logits.astype(np.float64) / 2) / 2  # which doesn't overflow
+    return np.asarray(0.5 + half, np.float32)
+
+
+def scores(logits: Array, output: Output | None) -> Array:
+    """The scores of the classes, 0..1, float32 [..., classes].
+
+    Args:
+        logits: float [..., units]; see `Architecture.units`.
+        output: `softmax`: the scores' sum is 1; `sigmoid`: each class has a score of its own; `binary`: the one logit's sigmoid
+            is the score of the second of two classes. See `vgg.heads.Head`.
+    """
+    if output == "binary":
+        return sigmoid(np.concatenate([-logits, logits], -1))
+    return sigmoid(logits) if output == "sigmoid" else softmax(logits)
+
+
+def network_scores(network: Network, logits: Array) -> Array:
+    """The scores of a network's logits, see `scores`. Raises ModelError if the logits are not finite numbers."""
+    if not np.isfinite(logits).all():
+        network.check_finite()
+        raise ModelError(f"this {network.architecture.name} gives logits that are not finite numbers")
+    return scores(logits, network.architecture.output)
+
+
+def choose(network: Network, scores: Array, top: int | None = None, threshold: float | None = None) -> list[Prediction]:
+    """The predictions of one image.
+
+    Args:
+        network: the network that the scores are of.
+        scores: [classes].
+        top: maximum number of predictions; by default 5, or all if each class has a score of its own.
+        threshold: predictions have a score above it; by default 0.5 if each class has a score of its own, otherwise none.
+
+    Raises:
+        Error: top is below 1, or the threshold is not 0 to 1.
+    """
+    several = network.architecture.output == "sigmoid"
+    if threshold is None:
+        threshold = THRESHOLD if several else -1
+    elif not 0 <= threshold <= 1:
+        raise Error(f"threshold must be 0 to 1, not {threshold:g}")
+    found = rank(scores, (len(scores) if several else TOP) if top is None else top, network.class_names)
+    return [one for one in found if one.score > threshold]
 
 
 def rank(scores: Array, top: int, labels: Labels | None) -> list[Prediction]:

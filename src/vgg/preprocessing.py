@@ -5,7 +5,7 @@ There is no single preprocessing for VGG, so there are six presets. A network lo
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -104,6 +104,10 @@ class Preprocessing:
         else:
             pixels = _two_taps(image, [_taps(height, down, rows, by_area), _taps(width, across, columns, by_area)])
         return pixels if self.interpolation == "float" else np.rint(pixels).astype(np.uint8)
+
+    def for_crop(self, crop: int) -> "Preprocessing":
+        """The same preprocessing for an input of another size: images are resized in the same proportion."""
+        return replace(self, crop=crop, size=max(crop, round(self.size * crop / self.crop)))
 
     def normalise(self, pixels: "Array") -> "Array":
         """float32 [3, height, width], normalised, from RGB pixels [height, width, 3] of 0..255."""

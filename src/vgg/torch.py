@@ -8,6 +8,7 @@ preprocessing. The networks' parameters are buffers: they move with `.to(device)
 dictionary.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from .extras import require
@@ -28,11 +29,14 @@ class PerceptualLoss(nn.Module):
     Args:
         model: see `vgg.perceptual.PerceptualDistance`.
         weights: see `vgg.perceptual.PerceptualDistance`.
+        layers: see `vgg.perceptual.PerceptualDistance`.
     """
 
-    def __init__(self, model: str | Path | Network | None = None, weights: str | Path | None = None) -> None:
+    def __init__(
+        self, model: str | Path | Network | None = None, weights: str | Path | None = None, layers: Sequence[str] = ()
+    ) -> None:
         super().__init__()
-        distance = parts(model, weights)
+        distance = parts(model, weights, layers)
         self.values = Values(distance.network, distance.taps)
         for tap, weight in zip(distance.taps, distance.weights, strict=True):
             self.register_buffer(tap, torch.tensor(weight)[:, None, None], persistent=False)
@@ -52,7 +56,7 @@ class StyleLoss(nn.Module):
     """Difference of style of two images: the squared difference of the Gram matrices of their channels.
 
     L. Gatys et al., "Image Style Transfer Using Convolutional Neural Networks", CVPR 2016: the first convolution of each of
-    the five blocks, after the ReLU, with equal weights. The images' sizes may differ.
+    the five blocks, after the ReLU, with equal weights; of a backbone, those that it has. The images' sizes may differ.
 
     Args:
         model: see `vgg.perceptual.PerceptualDistance`.
@@ -60,7 +64,9 @@ class StyleLoss(nn.Module):
 
     def __init__(self, model: str | Path | Network | None = None) -> None:
         super().__init__()
-        self.values = Values(parts(model).network, tuple(f"conv{block}_1" for block in range(1, 6)))
+        network = parts(model).network
+        names = (f"conv{block}_1" for block in range(1, 6))
+        self.values = Values(network, tuple(name for name in names if name in network.architecture.values))
 
     def forward(self, images: torch.Tensor, style: torch.Tensor) -> torch.Tensor:
         """The difference of each image, [batch], 0 or more; `style` has as many images, or one for all."""

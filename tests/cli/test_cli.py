@@ -168,7 +168,7 @@ def test_a_guess_is_said_once_and_what_is_given_is_no_guess(tmp_path):
     guess = vgg("convert", tmp_path / "n.pth", "-o", tmp_path / "n.onnx").stderr.decode().splitlines()
     assert guess[0] == (
         f"vgg: note: {tmp_path / 'n.pth'}: no preprocessing or labels in the file; using preprocessing 'torchvision'. "
-        "Set it with --preset, name the classes with --labels"
+        "Set with --preset and --labels"
     )
     assert len(guess) == 2
 

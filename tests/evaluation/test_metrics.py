@@ -5,8 +5,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from sklearn import metrics as sklearn
 
-from vgg.evaluation.metrics import binned, calibration_error, confusions, mcnemar, wilson
+from vgg.evaluation.metrics import (
+    average_precision,
+    binned,
+    calibration_error,
+    confusions,
+    f1,
+    mcnemar,
+    roc_auc,
+    wilson,
+)
 
 
 @settings(max_examples=50)
@@ -62,3 +72,41 @@ def test_confusions_are_counted_the_most_frequent_first():
     found = [(a, b, places.tolist()) for a, b, places in confusions(targets, predicted)]
     assert found == [(0, 1, [0, 1]), (0, 2, [4]), (1, 0, [2])]
     assert confusions(targets, targets) == []
+
+
+@st.composite
+def scored(draw):
+    """Positive and negative images, with scores of which many are equal."""
+    count = draw(st.integers(2, 40))
+    truth = np.array(draw(st.lists(st.booleans(), min_size=count, max_size=count)))
+    truth[:2] = True, False
+    steps = draw(st.sampled_from([1, 3, 1000]))
+    scores = np.array(draw(st.lists(st.integers(0, steps), min_size=count, max_size=count)), np.float32) / steps
+    return truth, scores
+
+
+@settings(max_examples=100)
+@given(scored())
+def test_average_precision_and_roc_auc_are_scikit_learns(one):
+    truth, scores = one
+    assert average_precision(truth, scores) == pytest.approx(sklearn.average_precision_score(truth, scores), abs=1e-12)
+    assert roc_auc(truth, scores) == pytest.approx(sklearn.roc_auc_score(truth, scores), abs=1e-12)
+
+
+def test_precision_and_auc_of_one_kind_of_images_are_unknown():
+    scores = np.array([0.2, 0.8])
+    assert math.isnan(average_precision(np.array([False, False]), scores))
+    assert average_precision(np.array([True, True]), scores) == 1
+    assert math.isnan(roc_auc(np.array([True, True]), scores))
+    assert math.isnan(roc_auc(np.array([False, False]), scores))
+    assert math.isnan(average_precision(np.zeros(0, bool), np.zeros(0)))
+
+
+@settings(max_examples=50)
+@given(st.integers(0, 2**31))
+def test_f1_is_scikit_learns(seed):
+    rng = np.random.default_rng(seed)
+    truth, chosen = rng.random((2, 12, 5)) > rng.random((2, 1, 5))
+    assert f1(truth, chosen) == pytest.approx(sklearn.f1_score(truth, chosen, average=None, zero_division=0))
+    assert f1(truth, chosen).mean() == pytest.approx(sklearn.f1_score(truth, chosen, average="macro", zero_division=0))
+    assert f1(truth.ravel(), chosen.ravel()) == pytest.approx(sklearn.f1_score(truth, chosen, average="micro", zero_division=0))

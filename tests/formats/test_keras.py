@@ -7,8 +7,12 @@ os.environ["KERAS_BACKEND"] = "torch"
 import h5py
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from conftest import FIXTURES, read_damaged
 from vgg import ModelError, Network, engines
+from vgg.predictions import scores
 
 keras = pytest.importorskip("keras", reason="keras, which writes the files, is not installed")
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
@@ -110,3 +114,40 @@ def test_other_and_broken_hdf5_files_are_one_line(tmp_path):
         (tmp_path / "cut.h5").write_bytes(content[:length])
         with pytest.raises(ModelError, match=r"cut\.h5: damaged or truncated Keras file"):
             Network.read(tmp_path / "cut.h5")
+
+
+PIXELS = (np.arange(2 * 64 * 64 * 3) % 251).reshape(2, 64, 64, 3).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("file", "head", "channels"),
+    [
+        ("keras2-whole.h5", "flatten batch-norm, 9 leaky-relu 0.2 dropout 0.25, classes", "BGR"),
+        ("keras2-archive.keras", "flatten batch-norm, 9 leaky-relu 0.2 dropout 0.25, classes", "RGB"),
+        ("keras2.weights.h5", "max, classes", ""),
+        ("keras2-old.h5", "max, classes", ""),
+    ],
+)
+def test_a_file_of_keras_2_gives_the_scores_that_it_gave(file, head, channels):
+    """Its augmentation and preprocessing included; of the nested model, only a part was trained."""
+    network = Network.read(FIXTURES / file)
+    assert network.architecture.head == head
+    assert (network.provenance.preprocessing, network.preprocessing.name) == (
+        ("metadata", "keras") if channels else ("guess", "caffe")
+    )
+    inputs = (PIXELS / 127.5 - 1).transpose(0, 3, 1, 2).astype(np.float32)
+    if channels:
+        assert network.preprocessing.channels == channels
+        inputs = np.stack([network.preprocessing(image) for image in PIXELS])
+    expected = np.loadtxt(FIXTURES / f"{file.partition('.')[0].removesuffix('-old')}.scores.txt")
+    found = scores(engines.open(network, "onnxruntime").logits(inputs), network.architecture.output)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("file", ["keras2-whole.h5", "keras2.weights.h5"])
+@settings(deadline=None, max_examples=60)
+@given(data=st.data())
+def test_a_damaged_file_is_one_clear_line(tmp_path_factory, file, data):
+    whole = tmp_path_factory.getbasetemp() / file
+    whole.write_bytes((FIXTURES / file).read_bytes())
+    read_damaged(data, whole, len(whole.read_bytes()))

@@ -1,10 +1,14 @@
 """Files that MXNet itself saved: 1.9.1, 0.11.0 and 0.9.5 (tests/fixtures/make_mxnet*.py)."""
 
+import struct
+import warnings
+
 import numpy as np
 import pytest
 
 from conftest import FIXTURES
 from vgg import ModelError, Network, engines
+from vgg.formats import mxnet
 
 IMAGES = np.sin(np.arange(2 * 3 * 32 * 32)).reshape(2, 3, 32, 32).astype(np.float32)
 
@@ -44,3 +48,50 @@ def test_what_is_no_vgg_is_refused_by_its_first_name(tmp_path):
     (tmp_path / "n.params").write_bytes(content)
     with pytest.raises(ModelError, match=r"expected a name such as vgg0_conv0_weight .* found features\.0\.kernel"):
         Network.read(tmp_path / "n.params")
+
+
+def save(path, arrays):
+    """Write arrays as MXNet does, version 2."""
+    content = [mxnet.MAGIC, struct.pack("<Q", len(arrays))]
+    for value in arrays.values():
+        value = np.ascontiguousarray(value, np.float32)
+        content.append(struct.pack(f"<IiI{value.ndim}q3i", 0xF993FAC9, 0, value.ndim, *value.shape, 1, 0, 0) + value.tobytes())
+    content.append(struct.pack("<Q", len(arrays)))
+    content += [struct.pack("<Q", len(name)) + name.encode() for name in arrays]
+    path.write_bytes(b"".join(content))
+
+
+def read(path):
+    """The network in a file, and the notice."""
+    with warnings.catch_warnings(record=True) as notices:
+        warnings.simplefilter("always")
+        return Network.read(path), str(notices[0].message)
+
+
+@pytest.mark.parametrize("prefix", ["features.", ""])
+def test_features_alone_are_a_backbone_and_their_linear_layers_are_left_out(tmp_path, prefix):
+    whole = mxnet._arrays((FIXTURES / "mxnet-vgg11.params").read_bytes())
+    features = {name: value for name, value in whole.items() if name.startswith("features.")}
+    save(tmp_path / "n.params", {name.replace("features.", prefix): value for name, value in features.items()})
+    network, notice = read(tmp_path / "n.params")
+    assert (network.architecture.head, network.architecture.values[-1]) == ("none", "pool5")
+    assert f"assumed a backbone without {prefix}21.weight" in notice
+    reference = Network.read(FIXTURES / "mxnet-vgg11.params")
+    found = [engines.open(one, "onnxruntime").run(IMAGES, ["pool5"])["pool5"] for one in (network, reference)]
+    np.testing.assert_array_equal(*found)
+
+
+def test_another_head_is_read_by_convention_which_is_stated(tmp_path):
+    whole = mxnet._arrays((FIXTURES / "mxnet-vgg11.params").read_bytes())
+    rng = np.random.default_rng(0)
+    shapes = {"21.weight": (9, 8), "21.bias": (9,)}
+    arrays = {name: value for name, value in whole.items() if not name.startswith(("features.2", "output"))}
+    arrays |= {f"features.{name}": rng.normal(size=shape) for name, shape in shapes.items()}
+    arrays |= {"output.weight": rng.normal(size=(3, 9)), "output.bias": rng.normal(size=3)}
+    save(tmp_path / "n.params", arrays)
+    network, notice = read(tmp_path / "n.params")
+    assert "assumed the head 'average, 9 relu dropout, classes'" in notice
+    features = engines.open(network, "onnxruntime").run(IMAGES, ["pool5"])["pool5"].mean((2, 3))
+    hidden = np.maximum(features @ arrays["features.21.weight"].T + arrays["features.21.bias"], 0)
+    expected = hidden @ arrays["output.weight"].T + arrays["output.bias"]
+    np.testing.assert_allclose(engines.open(network, "onnxruntime").logits(IMAGES), expected, rtol=1e-4, atol=1e-5)

@@ -16,7 +16,7 @@ from reference import torchvision_like
 from test_network import quantized
 from vgg import Labels, ModelError, Network, Notice, Provenance, Quantized
 from vgg.architectures import CONFIGURATIONS
-from vgg.formats import layouts
+from vgg.formats import state_dict
 from vgg.formats.onnx_builder import DEFAULT, NEWEST, OLDEST
 from vgg.formats.onnx_file import scan
 from vgg.parameters import expanded
@@ -36,8 +36,8 @@ def run(path, images=IMAGES, outputs=None):
 def as_network(name: str, module: torch.nn.Module, **options) -> Network:
     """Our network with the parameters of a torch module."""
     state = {key: value.numpy() for key, value in module.state_dict().items()}
-    architecture, parameters = layouts.from_state_dict("module", state)
-    return Network(replace(architecture, name=name, **options), parameters, PRESETS["torchvision"])
+    content = state_dict.from_state_dict("module", state)
+    return Network(replace(content.architecture, name=name, **options), content.parameters, PRESETS["torchvision"])
 
 
 @pytest.mark.parametrize("gap", [False, True], ids=["fc", "gap"])

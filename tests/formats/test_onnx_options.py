@@ -195,7 +195,7 @@ def test_what_contradicts_itself_is_said(tmp_path, network):
             network.write(path, **options)
     with pytest.raises(ModelError, match=r"n\.onnx: preprocessing 'mms' resizes by area"):
         replace(network, preprocessing=PRESETS["mms"]).write(path, preprocessing=True)
-    with pytest.raises(ModelError, match=r"n\.onnx: the dense form turns fc6"):
+    with pytest.raises(ModelError, match=r"n\.onnx: the dense form turns linear layers into convolutions"):
         random_network(head="gap").write(path, dense=True)
     with pytest.raises(ModelError, match="only ONNX files have an opset"):
         network.write(tmp_path / "n.safetensors", softmax=True)

@@ -72,12 +72,6 @@ def test_shared_and_transposed_storages_are_read_as_torch_means_them(tmp_path):
         assert np.array_equal(network.parameters["conv1_1.bias"], both[4:])
 
 
-def test_a_pickled_module_is_refused_by_name(tmp_path):
-    torch.save(torchvision_like("vgg11", 1 / 16, 7, 32), tmp_path / "module.pt")
-    with pytest.raises(ModelError, match=r"contains 'torch\.nn\..*', which is not loaded, because pickles can run code"):
-        Network.read(tmp_path / "module.pt")
-
-
 class Hostile:
     def __reduce__(self):
         return os.mkdir, ("hostile-was-here",)
@@ -86,8 +80,9 @@ class Hostile:
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 def test_a_hostile_pickle_runs_nothing(tmp_path, monkeypatch, zipped):
     monkeypatch.chdir(tmp_path)
-    torch.save({"features.0.weight": Hostile()}, "evil.pth", _use_new_zipfile_serialization=zipped)
-    with pytest.raises(ModelError, match=r"evil\.pth: contains '(posix|nt|os)\.mkdir'"):
+    state = torchvision_like("vgg11", 1 / 16, 7, 32).state_dict()
+    torch.save({**state, "features.0.weight": Hostile()}, "evil.pth", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(ModelError, match=r"evil\.pth: not a VGG network: features\.0\.weight is not a tensor of floats, but"):
         Network.read("evil.pth")
     assert not os.path.exists("hostile-was-here")
 
@@ -114,7 +109,6 @@ def test_a_network_of_another_kind_is_refused_by_its_first_key(tmp_path):
         ("features.3.bias", (9,), r"expected conv2_1\.bias \[8\], found features\.3\.bias \[9\]"),
         ("classifier.3.weight", (256, 255), r"expected fc7\.weight \[256, 256\], found classifier\.3\.weight \[256, 255\]"),
         ("features.18.weight", None, r"expected conv5_2\.weight \[32, 32, 3, 3\], found features\.18\.bias \[32\]"),
-        ("classifier.6.bias", None, r"expected fc8\.bias \[7\], found classifier\.6\.weight \[7, 256\]"),
     ],
 )
 def test_the_first_key_that_does_not_fit_is_named(tmp_path, key, shape, message):
@@ -128,11 +122,11 @@ def test_the_first_key_that_does_not_fit_is_named(tmp_path, key, shape, message)
         Network.read(tmp_path / "n.pth")
 
 
-def test_features_alone_are_not_a_whole_network(tmp_path):
+def test_features_alone_are_a_backbone(tmp_path):
     state = {key: value for key, value in torchvision_like("vgg16", 1 / 16, 7, 32).state_dict().items() if "features" in key}
     torch.save(state, tmp_path / "n.pth")
-    with pytest.raises(ModelError, match=r"not a complete VGG network: it has 13 of the 16 layers of vgg16; fc6\.weight"):
-        Network.read(tmp_path / "n.pth")
+    architecture = Network.read(tmp_path / "n.pth").architecture
+    assert (architecture.name, architecture.head, architecture.values[-1]) == ("vgg16", "none", "pool5")
 
 
 def test_neither_torch_nor_onnx_is_needed_to_read(tmp_path):
@@ -142,10 +136,10 @@ def test_neither_torch_nor_onnx_is_needed_to_read(tmp_path):
     assert result.stdout == "set()\n"
 
 
-@pytest.mark.parametrize("content", [{}, {"a": 1}, [1, 2], 3, {"state_dict": {"a": "b"}}])
+@pytest.mark.parametrize("content", [{}, {"a": 1}, [1, 2], 3, {"state_dict": {"a": "b"}}, torch.zeros(3)])
 def test_a_file_without_a_state_dictionary_is_said(tmp_path, content):
     torch.save(content, tmp_path / "n.pth")
-    with pytest.raises(ModelError, match="no state dictionary in it"):
+    with pytest.raises(ModelError, match=r"n\.pth: no state dictionary in it; save that of a model"):
         Network.read(tmp_path / "n.pth")
 
 

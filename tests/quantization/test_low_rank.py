@@ -61,6 +61,32 @@ def test_responses_are_those_of_the_layers_before_their_bias(place):
         np.testing.assert_allclose(found[name].covariance, np.cov(expected.T, bias=True), atol=1e-4)
 
 
+HEAD = "average 2 batch-norm, 400 gelu batch-norm, 300, 200 leaky-relu 0.2 dropout, classes sigmoid"
+
+
+def test_each_hidden_layer_of_any_head_has_its_rank(place):
+    """Batch normalisation is folded, so that a layer reads the output of the one before."""
+    one = network(head=HEAD)
+    batch = np.concatenate(list(batches(unlabelled(place), one)))
+    expected = engines.open(one, "onnxruntime").logits(batch)
+    whole = one.fold_batch_norm()
+    found = directions(whole, unlabelled(place))
+    assert {name: len(each.energy) for name, each in found.items()} == {"fc6": 400, "fc7": 300, "fc8": 200}
+    seen = responses(whole, unlabelled(place))
+    values = engines.open(whole, "onnxruntime").run(batch, ("pool6", "fc6", "fc7"))
+    for name, inputs in zip(("fc6", "fc7", "fc8"), values.values(), strict=True):
+        outputs = inputs.reshape(len(batch), -1) @ matrix(whole, f"{name}.weight").T
+        np.testing.assert_allclose(seen[name].mean, outputs.mean(0), atol=1e-4 * np.abs(outputs).max())
+    made = factored(whole, found, dict.fromkeys(found, 90))
+    logits = engines.open(made, "onnxruntime").logits(batch)
+    assert np.abs(logits - expected).max() < 0.05 * np.abs(expected).max()
+    quantized = Quantizer(one, unlabelled(place)).quantize(Scheme(rank="90"))
+    assert quantized.architecture == whole.architecture
+    assert [name for name, value in quantized.parameters.items() if isinstance(value, LowRank)] == [
+        "fc6.weight", "fc7.weight", "fc8.weight",
+    ]  # fmt: skip
+
+
 def test_with_images_it_is_more_accurate_for_them(place):
     one = network()
     batch = np.concatenate(list(batches(unlabelled(place), one)))
@@ -102,7 +128,15 @@ def test_the_rank_by_number_energy_and_size(tmp_path):
 
 
 def test_what_has_no_rank(place):
-    with pytest.raises(ModelError, match="requires a network with fc6 and fc7"):
-        Quantizer(network(head="gap"), unlabelled(place)).quantize(Scheme(rank="64"))
+    for one in (network(head="gap"), network(head="classes sigmoid"), network(head="none", classes=0)):
+        with pytest.raises(
+            ModelError, match=f"requires a linear layer before the last one; the head '{one.architecture.head}'"
+        ):
+            Quantizer(one, unlabelled(place)).quantize(Scheme(rank="64"))
+    small = network(head="average, 40 relu, classes")
+    for rank, smallest in (("40", 40), ("90%", 64)):
+        with pytest.raises(ModelError, match=f"--rank {rank}: no linear layer of .* becomes smaller with rank {smallest}"):
+            Quantizer(small, unlabelled(place)).quantize(Scheme(rank=rank))
+    assert isinstance(Quantizer(small).quantize(Scheme(rank="20")).parameters["fc6.weight"], LowRank)
     with pytest.raises(Error, match="a low rank requires the method weights"):
         Quantizer(network()).quantize(Scheme(method="qdq", rank="64"))

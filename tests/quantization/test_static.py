@@ -132,6 +132,38 @@ def test_what_is_written_runs_and_is_read(tmp_path, place, format, activations, 
     assert ("QLinearConv" in operators) == (format == "qoperator")
 
 
+HEADS = [
+    "classes", "max, 40 leaky-relu 0.1, classes", "average 2 batch-norm, 40 gelu batch-norm, 30, classes sigmoid",
+    "flatten batch-norm, 64 silu dropout, classes binary", "max, 40 elu, 30 tanh, classes", "40 relu batch-norm, classes relu",
+    "100 gelu-tanh, 20 sigmoid, classes tanh", "average, 40 leaky-relu, classes", "none",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("format", ["qdq", "qoperator"])
+@pytest.mark.parametrize("head", HEADS)
+def test_any_head_and_a_backbone_are_quantized(tmp_path, place, format, head):
+    """Activations other than ReLU stay float, and so do the values that they read."""
+    classes = {"none": 0, HEADS[3]: 2}.get(head, 7)
+    one = network("vgg11-bn", head=head, classes=classes, last="conv5_1" if head == "none" else "")
+    batch, last = preprocessed(one, place), one.architecture.values[-1]
+    write(quantize_static(one, ranges(one, unlabelled(place)), format), one, tmp_path / "q.onnx")
+    onnx.checker.check_model(tmp_path / "q.onnx", full_check=True)
+    expected = engines.open(one, "onnxruntime").run(batch, (last,))[last]
+    opened = engines.open(tmp_path / "q.onnx")
+    found = opened.run(batch, (last,))[last]
+    assert found.shape == expected.shape
+    assert np.abs(found - expected).max() < 0.1 * np.abs(expected).max()
+    again = Network.read(tmp_path / "q.onnx")
+    assert again.architecture == one.fold_batch_norm().architecture
+    weights = engines.open(again, "torch").run(batch, (last,))[last]
+    assert np.abs(weights - expected).max() < 0.1 * np.abs(expected).max()
+    if head == "none":
+        with pytest.raises(ModelError, match="gives only its conv5_1; use the engine native for other values"):
+            opened.run(batch, ("conv3_1",))
+    else:
+        assert len(np.unique(found)) > 0.9 * (found != 0).sum()  # not rounded to 8 bits
+
+
 def test_no_pair_of_products_overflows():
     """vpmaddubsw at its limits: activations of 255 with weights of 64 are exact, with weights of 127 they are not."""
     left = np.full((1, 2), 255, np.uint8)

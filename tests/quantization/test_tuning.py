@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from conftest import change_version, random_network
-from vgg import Error, Labels, Network, engines, sources
+from vgg import Architecture, Error, Labels, Network, engines, sources
 from vgg.formats import load as load_model
 from vgg.quantization import (
     Evaluator,
@@ -49,7 +49,7 @@ def evaluator(network, place, **options):
 def test_the_first_scheme_that_is_accurate_enough_is_written_with_a_note(tmp_path, network, place):
     one, path = evaluator(network, place), tmp_path / "n.onnx"
     quantizer = Quantizer(network, unlabelled(place))
-    trials = list(tune(quantizer, one, fallbacks(Scheme(bits=4)), path, tolerance=0, agreement=100))
+    trials = list(tune(quantizer, one, fallbacks(Scheme(bits=4), network.architecture), path, tolerance=0, agreement=100))
     assert [trial.loss <= 0 and trial.agreement == 100 for trial in trials] == [*[False] * (len(trials) - 1), True]
     assert [path] == list(tmp_path.iterdir())
     assert path.stat().st_size == pytest.approx(trials[-1].size, abs=500)
@@ -130,14 +130,22 @@ def test_nothing_is_written_if_no_scheme_is_accurate_enough(tmp_path, network, p
 
 def test_fallbacks_are_larger_and_more_accurate():
     sizes = {4: 0, 8: 1}
-    found = list(fallbacks(Scheme(bits=4, rank="64")))
+    found = list(fallbacks(Scheme(bits=4, rank="64"), Architecture()))
     assert [sizes[one.bits] for one in found] == sorted(sizes[one.bits] for one in found)
     assert all(one.rank == "64" for one in found)
     assert len({str(one) for one in found}) == len(found)
     for calibration in ("minmax", "percentile"):
-        static = list(fallbacks(Scheme(method="qdq", calibration=calibration)))
+        static = list(fallbacks(Scheme(method="qdq", calibration=calibration), Architecture()))
         assert [len(one.float_layers) for one in static] == sorted(len(one.float_layers) for one in static)
         assert len({str(one) for one in static}) == len(static)
+
+
+def test_fallbacks_keep_the_last_linear_layers():
+    for head, last in (("fc", ("fc7", "fc8")), ("gap", ("fc8",)), ("9 gelu, 8, 7 relu, classes sigmoid", ("fc8", "fc9"))):
+        architecture = Architecture(head=head)
+        assert [one.int8_layers for one in fallbacks(Scheme(bits=4), architecture)] == [(), last, (), ()]
+        static = [one.float_layers for one in fallbacks(Scheme(method="qdq"), architecture)]
+        assert static == [(), (), last[-1:], ("conv1_1", "conv1_2", last[-1])]
 
 
 def test_each_layer_alone(network, place):

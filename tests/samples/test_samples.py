@@ -255,3 +255,37 @@ def test_the_real_vgg16_passes_on_the_native_engine(real_onnx, tmp_path):
             data = numpy_helper.from_array(values, role).SerializeToString()
             (tmp_path / f"test_data_set_{index}" / f"{role}_0.pb").write_bytes(data)
     assert [one.passed for one in samples.check(tmp_path, real_onnx["vgg16"], "native")] == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("head", "classes", "softmax"),
+    [
+        ("average, 24 relu, classes sigmoid", 7, False),
+        ("average, 24 relu, classes sigmoid", 7, True),
+        ("max, classes binary", 2, False),
+        ("max, classes binary", 2, True),
+        ("none", 0, False),
+    ],
+)
+def test_outputs_of_any_head_are_checked(tmp_path, head, classes, softmax):
+    network = random_network(head=head, classes=classes, input_size=224, width=1 / 32)
+    network.write(tmp_path / "tiny.onnx", softmax=softmax)
+    samples.make(tmp_path / "tiny.onnx", tmp_path / "tiny.tar.gz", sets=1)
+    [found] = samples.check(tmp_path / "tiny.tar.gz")
+    assert found.passed
+    other = replace(network, parameters={name: value * 1.1 for name, value in network.parameters.items()})
+    other.write(tmp_path / "other.onnx", softmax=softmax)
+    [found] = samples.check(tmp_path / "tiny.tar.gz", tmp_path / "other.onnx")
+    assert not found.passed
+
+
+def test_the_sigmoid_of_one_logit_is_the_second_classes_score(tmp_path):
+    network = random_network(head="max, classes binary", classes=2, input_size=224, width=1 / 32)
+    network.write(tmp_path / "tiny.onnx")
+    samples.make(tmp_path / "tiny.onnx", tmp_path / "tiny.tar.gz", sets=1)
+    with tarfile.open(tmp_path / "tiny.tar.gz") as tar:
+        tar.extractall(tmp_path, filter="data")
+    score = 1 / (1 + np.exp(-expected(tmp_path / "tiny")))
+    path = tmp_path / "tiny/test_data_set_0/output_0.pb"
+    path.write_bytes(numpy_helper.from_array(score.astype(np.float32), "dense_1").SerializeToString())
+    assert [one.passed for one in samples.check(tmp_path / "tiny")] == [True]

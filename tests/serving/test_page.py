@@ -2,12 +2,15 @@
 
 import base64
 import shutil
+from dataclasses import replace
 
+import numpy as np
 import pytest
 from PIL import Image
 
-from conftest import EXAMPLES
+from conftest import EXAMPLES, random_network
 from serving_helpers import serving
+from vgg import Labels
 
 CHROMIUM = shutil.which("chromium")
 PHOTO = EXAMPLES / "chelsea.png"
@@ -168,6 +171,42 @@ def test_it_works_with_a_keyboard_and_a_screen_reader(page, server):
     unnamed = """[...document.querySelectorAll("button, input, select")].filter((one) =>
         !one.labels?.length && !one.title && !one.innerText && !one.ariaLabel).length"""
     assert page.evaluate(unnamed) == 0
+
+
+def test_independent_classes_one_logit_and_no_head_are_shown(browser, tmp_path):
+    labels = Labels(("ant", "bee", "cat", "dog", "eel", "fox", "gnu"))
+    networks = {
+        "several": random_network(labels=labels, head="average, 24 relu, classes sigmoid", seed=3),
+        "none": random_network(labels=labels, head="average, classes sigmoid", seed=3),
+        "binary": random_network(head="max, classes binary", classes=2, seed=2),
+        "backbone": random_network(head="none", classes=0),
+    }
+    bias = {"fc6.bias": np.full(7, -20, np.float32)}
+    networks["none"] = replace(networks["none"], parameters={**networks["none"].parameters, **bias})
+    options = []
+    for name, network in networks.items():
+        network.write(tmp_path / f"{name}.onnx")
+        options += ["-m", tmp_path / f"{name}.onnx"]
+    with serving(*options) as server:
+        page = browser.new_context(viewport={"width": 1280, "height": 900}).new_page()
+        page.goto(server.address)
+        page.wait_for_selector("#model option", state="attached")
+        page.set_input_files("#choose", PHOTO)
+        several = expected(server, PHOTO.read_bytes(), model="several")
+        assert 1 < len(several) < 7
+        assert bars(page) == several
+        assert page.locator("#note").is_visible()
+        page.select_option("#model", "none")
+        has_text(page, "#best", "No class above 50%")
+        assert page.locator("#bars li").count() == 0
+        assert page.locator("#score").inner_text() == ""
+        page.select_option("#model", "binary")
+        has_text(page, "#bars", "negative")
+        assert sorted(bars(page)) == ["negative", "positive"]
+        assert not page.locator("#note").is_visible()
+        page.select_option("#model", "backbone")
+        has_text(page, "#error", "This vgg11 has no head, so it can't classify")
+        page.context.close()
 
 
 def test_pasting_and_dropping_work(page, server):

@@ -29,13 +29,17 @@ class Format(StrEnum):
 def classify(
     images: common.ImagesArgument,
     model: common.ModelOption = None,
-    top: Annotated[int, typer.Option("--top", "-k", min=1, metavar="K", help="Number of predictions per image.")] = 5,
+    top: common.TopOption = None,
+    threshold: common.ThresholdOption = None,
     format: Annotated[Format, typer.Option("--format", help="Format of the printed result.")] = Format.table,
     output: common.PartsOption = None,
     runner: common.RunnerOption = None,
     fresh: common.FreshOption = False,
     labels: common.LabelsOption = None,
     preset: common.PresetOption = None,
+    head: common.HeadOption = None,
+    output_activation: common.OutputActivationOption = None,
+    input_size: common.InputSizeOption = None,
     engine: common.EngineOption = "auto",
     threads: common.ThreadsOption = None,
     device: common.DeviceOption = "cpu",
@@ -49,22 +53,30 @@ def classify(
     the exit code is 1.
     """
     from .. import classifier as library
+    from ..predictions import THRESHOLD
 
+    reading = common.reading(head, output_activation, input_size, preset, labels)
     if output or runner or fresh:
         from ..runs import Classify
 
         network, name = library.read(common.locate(model))
-        models = [(name, library.described(network, preset, labels))]
+        models = [(name, library.described(network, **reading))]
         options = {"engine": engine, "threads": threads, "device": device, "fresh": fresh}
         unsupported = {"--format": format is not Format.table}
-        run = common.run_in_parts(Classify(top), models, images, output, runner, unsupported=unsupported, **options)
+        run = common.run_in_parts(Classify(top, threshold), models, images, output, runner, unsupported=unsupported, **options)
         common.exit_after(run)
         return
     found, failures = common.find_images(images)
-    classifier = library.load(common.locate(model), engine, threads=threads, device=device, labels=labels, preprocessing=preset)
-    results = common.tracked(classifier.results(found, top), len(found), failures, "Classifying") if found else []
+    classifier = library.load(common.locate(model), engine, threads=threads, device=device, **reading)
+    classifier.network.architecture.check_values(["logits"])  # before anything is printed
+    results = common.tracked(classifier.results(found, top, threshold), len(found), failures, "Classifying") if found else []
+    if classifier.network.class_names is None:
+        _dim("The classes have no names; name them with --labels FILE.")
     with common.reporting(failures):
-        {"table": _table, "json": _json, "jsonl": _jsonl, "csv": _csv}[format](results, classifier.name)
+        if format is Format.table:
+            _table(results, THRESHOLD if threshold is None else threshold)
+        else:
+            {"json": _json, "jsonl": _jsonl, "csv": _csv}[format](results, classifier.name)
         if model is None and format is Format.table:
             _dim(f"Model: {EMBEDDED}, included in the package. For a full VGG-16, use `--model torchvision/vgg16`.")
 
@@ -73,12 +85,14 @@ def _dim(text: str) -> None:
     print(f"\x1b[2m{text}\x1b[0m" if sys.stderr.isatty() else text, file=sys.stderr)
 
 
-def _table(results: Iterable["Result"], model: str) -> None:
+def _table(results: Iterable["Result"], threshold: float) -> None:
     full, half = ("█", "▌") if (sys.stdout.encoding or "").lower().startswith("utf") else ("#", "")
     for result in results:
         if result.error:
             continue
         print(printable(result.image))
+        if not result.predictions:
+            print(f"  no class above {threshold:g}", flush=True)
         for one in result.predictions:
             halves = round(2 * BAR * one.score)
             bar = full * (halves // 2) + half * (halves % 2)

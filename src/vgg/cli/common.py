@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 
@@ -21,6 +21,7 @@ from .streams import standard_input
 if TYPE_CHECKING:
     from ..features import Features
     from ..formats import QuantizedGraph
+    from ..heads import Output
     from ..network import Network
     from ..predictions import Result
     from ..runs import Finished, Task
@@ -55,7 +56,18 @@ PresetOption = Annotated[
     typer.Option("--preset", metavar="P", autocompletion=completion(*PRESETS), help=f"Preprocessing: {', '.join(PRESETS)}."),
 ]
 LabelsOption = Annotated[
-    Path | None, typer.Option("--labels", metavar="FILE", help="Class names: a text file, one per line, or JSON.")
+    Path | None, typer.Option("--labels", metavar="FILE", help="Class names: text with one per line, JSON, CSV or YAML.")
+]
+HeadOption = Annotated[
+    str | None,
+    typer.Option("--head", metavar="TEXT", help="Head of the network, such as 'average, 256 relu, classes'."),
+]
+OutputActivationOption = Annotated[
+    Literal["softmax", "sigmoid", "binary"] | None,
+    typer.Option("--output-activation", help="Scores: of one class of many, of each class, or of two classes with one logit."),
+]
+InputSizeOption = Annotated[
+    int | None, typer.Option("--input-size", min=32, metavar="N", help="Side of the network's input in pixels.")
 ]
 EngineOption = Annotated[
     str,
@@ -69,6 +81,18 @@ ThreadsOption = Annotated[
 ]
 DeviceOption = Annotated[
     str, typer.Option("--device", metavar="D", autocompletion=completion(*DEVICES), help=f"Device: {', '.join(DEVICES)}.")
+]
+TopOption = Annotated[
+    int | None,
+    typer.Option(
+        "--top", "-k", min=1, metavar="K", help="Maximum number of predictions per image.  [default: 5; sigmoid: any]"
+    ),
+]
+ThresholdOption = Annotated[
+    float | None,
+    typer.Option(
+        "--threshold", min=0, max=1, metavar="T", help="Predictions have a score above it.  [default: none; sigmoid: 0.5]"
+    ),
 ]
 WorkersOption = Annotated[
     int | None,
@@ -117,6 +141,19 @@ def _cell(value: Any) -> str:
     if value is None:
         return "-"
     return f"{value:.2f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else printable(str(value))
+
+
+def reading(
+    head: str | None,
+    output_activation: "Output | None",
+    input_size: int | None,
+    preset: str | None,
+    labels: Path | None = None,
+) -> dict[str, Any]:
+    """The arguments of `vgg.load` for the options that replace what a file says of its network."""
+    return {
+        "head": head, "output": output_activation, "input_size": input_size, "preprocessing": preset, "labels": labels,
+    }  # fmt: skip
 
 
 def find_images(arguments: Sequence[str]) -> tuple[list[Any], list[str]]:

@@ -49,6 +49,9 @@ def convert(
     ] = "file",
     preset: common.PresetOption = None,
     labels: common.LabelsOption = None,
+    head: common.HeadOption = None,
+    output_activation: common.OutputActivationOption = None,
+    input_size: common.InputSizeOption = None,
 ) -> None:
     """Convert a model file to ONNX or safetensors.
 
@@ -62,10 +65,12 @@ def convert(
     from ..classifier import described
     from ..formats import read, write
 
-    with warnings.catch_warnings():
-        if preset is not None and labels is not None:  # then nothing is guessed
-            warnings.filterwarnings("ignore", ".*no preprocessing or labels in the file")
-        network = described(read(common.locate(source)), preset, labels)
+    with warnings.catch_warnings():  # without notices of what the options replace
+        given = [name for name, value in (("preprocessing", preset), ("labels", labels)) if value is not None]
+        also = "" if head or output_activation else "(?!.*assumed)"
+        for missing in dict.fromkeys([*given, " or ".join(given)]) if given else ():
+            warnings.filterwarnings("ignore", f".*no {missing} in the file{also}")
+        network = described(read(common.locate(source)), **common.reading(head, output_activation, input_size, preset, labels))
     if fold_batch_norm:
         network = network.fold_batch_norm()
     write(

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def evaluate(
     data: Annotated[
-        str, typer.Argument(metavar="DATA", help="Folder of class folders, list file, WebDataset shards, or CIFAR-10.")
+        str, typer.Argument(metavar="DATA", help="Folder of class folders, list file, table, WebDataset shards, or CIFAR-10.")
     ],
     model: Annotated[
         list[str] | None,
@@ -42,8 +42,14 @@ def evaluate(
     runner: common.RunnerOption = None,
     fresh: common.FreshOption = False,
     format: common.FormatOption = common.Format.table,
+    threshold: Annotated[
+        float, typer.Option("--threshold", min=0, max=1, metavar="T", help="Scores above it count as predicted, for F1.")
+    ] = 0.5,
     labels: common.LabelsOption = None,
     preset: common.PresetOption = None,
+    head: common.HeadOption = None,
+    output_activation: common.OutputActivationOption = None,
+    input_size: common.InputSizeOption = None,
     engine: common.EngineOption = "auto",
     batch_size: common.BatchOption = 16,
     workers: common.WorkersOption = None,
@@ -55,7 +61,8 @@ def evaluate(
     Example: `vgg evaluate imagenet/val -m vgg16.onnx -m vgg19.onnx --fuse --report report.html`
 
     Several models are evaluated on the same decoded images and compared with the first one. The exit code is 1 if images can't
-    be read; the others are scored. An interrupted evaluation is resumed by the same command.
+    be read; the others are scored. An interrupted evaluation is resumed by the same command. Images have one class each; with a
+    network whose output is `sigmoid`, any number, from a list or table.
     """
     from dataclasses import replace
 
@@ -63,6 +70,7 @@ def evaluate(
     from ..classifier import described, load, read
     from ..errors import Error
     from ..evaluation import evaluate, read_real, records
+    from ..evaluation.run import check_models
     from ..formats import network_of
     from ..views import Views
 
@@ -73,11 +81,12 @@ def evaluate(
     if fuse and len(model or ()) < 2:
         raise Error("--fuse requires several models; repeat --model")
     files: list[str | None] = list(model) if model else [None]
+    reading = common.reading(head, output_activation, input_size, preset, labels)
     if output or runner:
         from ..runs import Score
         from ..runs import records as summed
 
-        networks = [(name, described(network, preset, labels)) for network, name in (read(common.locate(one)) for one in files)]
+        networks = [(name, described(network, **reading)) for network, name in (read(common.locate(one)) for one in files)]
         if no_resize:
             networks = [(name, described(one, replace(network_of(one).preprocessing, resize="none"))) for name, one in networks]
         task, unsupported = (
@@ -88,21 +97,21 @@ def evaluate(
             task, networks, [data], output, runner, unsupported=unsupported, engine=engine, threads=threads, device=device,
             batch_size=batch_size, workers=workers, fresh=fresh,
         )  # fmt: skip
-        _print(summed(run, task, networks), format)
+        _print(summed(run, task, networks, threshold), format)
         common.exit_after(run)
         return
-    models = [
-        load(common.locate(one), engine, threads=threads, device=device, labels=labels, preprocessing=preset) for one in files
-    ]
+    models = [load(common.locate(one), engine, threads=threads, device=device, **reading) for one in files]
+    check_models(models, views)
     for one in models if no_resize else ():
         one.network = described(one.network, replace(one.network.preprocessing, resize="none"))
     network = models[0].network
-    dataset = sources.open(data, network.architecture.classes, network.labels)
+    several = network.architecture.output == "sigmoid"
+    dataset = sources.open(data, network.architecture.classes, network.labels, several=several)
     relabelled = read_real(real, dataset, network.architecture.classes) if real else None
     options: dict[str, Any] = {"fuse": fuse, "boxes": boxes, "batch_size": batch_size, "workers": workers, "fresh": fresh}
     with common.resumable() as show:
         evaluation = evaluate(models, dataset, views, progress=show, **options)
-    found = records(evaluation, relabelled)
+    found = records(evaluation, relabelled, threshold)
     with common.reporting(list(evaluation.errors.values())):
         _print(found, format)
         if predictions:
@@ -110,7 +119,7 @@ def evaluate(
         if report:
             from ..evaluation.report import write
 
-            write(evaluation, found, report)
+            write(evaluation, found, report, threshold)
 
 
 def _print(found: Sequence[dict[str, Any]], format: common.Format) -> None:
@@ -130,15 +139,20 @@ def _print(found: Sequence[dict[str, Any]], format: common.Format) -> None:
             "failed": one["failed"],
             "top-1 %": within(one, "top1"),
             "top-5 %": within(one, "top5"),
+            "ROC AUC %": one.get("roc_auc"),
+            "F1 %": one.get("f1"),
+            "mAP %": one.get("map"),
+            "F1 micro %": one.get("f1_micro"),
+            "F1 macro %": one.get("f1_macro"),
             "loc-1 %": within(one, "loc1"),
             "loc-5 %": within(one, "loc5"),
             "loc known %": within(one, "loc_known"),
             "published": one["published_top1"] and f"{one['published_top1']:.2f} {one['published_top5']:.2f}",
-            "ReaL %": one["real"],
+            "ReaL %": one.get("real"),
             "loss": one["cross_entropy"],
-            "calibration %": one["calibration_error"],
-            "agreement %": one["agreement"],
-            "McNemar's p": one["mcnemar"] and f"{one['mcnemar']:.2g}",
+            "calibration %": one.get("calibration_error"),
+            "agreement %": one.get("agreement"),
+            "McNemar's p": one.get("mcnemar") and f"{one['mcnemar']:.2g}",
             "images/s": one.get("images_per_second"),
         }
         for one in found

@@ -19,7 +19,7 @@ def explain(
     classes: Annotated[
         list[str] | None,
         typer.Option(
-            "--class", "-c", metavar="C", help="Class index, WordNet id or name; repeatable.  [default: the predicted class]"
+            "--class", "-c", metavar="C", help="Class index, WordNet id or name; repeatable.  [default: the predicted one]"
         ),
     ] = None,
     model: common.ModelOption = None,
@@ -31,11 +31,14 @@ def explain(
     format: common.FormatOption = common.Format.table,
     labels: common.LabelsOption = None,
     preset: common.PresetOption = None,
+    head: common.HeadOption = None,
+    output_activation: common.OutputActivationOption = None,
+    input_size: common.InputSizeOption = None,
     engine: common.EngineOption = "auto",
     threads: common.ThreadsOption = None,
     device: common.DeviceOption = "cpu",
 ) -> None:
-    """Show the evidence for a class in an image, as a heat map.
+    """Show the evidence for a class in an image, as a heat map; without a head, the network's activation.
 
     Example: `vgg explain cat.jpg -o heat.png --class tabby --class "Egyptian cat" --box`
 
@@ -54,16 +57,18 @@ def explain(
     if len(found) > 1:
         raise Error(f"{image}: has {len(found)} images; choose one")
     [(name, data)] = found
-    classifier = load(common.locate(model), engine, threads=threads, device=device, labels=labels, preprocessing=preset)
+    reading = common.reading(head, output_activation, input_size, preset, labels)
+    classifier = load(common.locate(model), engine, threads=threads, device=device, **reading)
     explanation = library(classifier, data, tuple(classes or ()), method=method, size=size, name=name)
     encoded = io.BytesIO()
     kind = {".jpg": "JPEG"}.get(output.suffix.lower(), output.suffix[1:].upper())
     explanation.overlay(box).save(encoded, kind, quality=92)
     with replacing(output) as file:
         file.write(encoded.getvalue())
-    records: list[dict[str, Any]] = []
-    for index, one in enumerate(explanation.classes):
-        record = {"label": one.label, "score": round(one.score, 6), "index": one.index, "wnid": one.wnid}
-        sides = ("left", "top", "right", "bottom")
-        records.append(record | (dict(zip(sides, explanation.box(index), strict=True)) if box else {}))
+    records: list[dict[str, Any]] = [
+        {"label": one.label, "score": round(one.score, 6), "index": one.index, "wnid": one.wnid} for one in explanation.classes
+    ] or [{"layer": classifier.network.architecture.values[-1]}]
+    for index, record in enumerate(records):
+        if box:
+            record.update(zip(("left", "top", "right", "bottom"), explanation.box(index), strict=True))
     common.print_records(records, format)

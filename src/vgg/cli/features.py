@@ -28,6 +28,9 @@ def features(
     runner: common.RunnerOption = None,
     fresh: common.FreshOption = False,
     preset: common.PresetOption = None,
+    head: common.HeadOption = None,
+    output_activation: common.OutputActivationOption = None,
+    input_size: common.InputSizeOption = None,
     engine: common.EngineOption = "auto",
     batch_size: common.BatchOption = 16,
     workers: common.WorkersOption = None,
@@ -49,12 +52,12 @@ def features(
 
     views = Views(protocol, common.numbers(sizes, "--sizes"), flip)
     descriptor = Descriptor(tuple(layer or ()), views, stack, normalize, maps)
-    path = Path(output)
+    path, reading = Path(output), common.reading(head, output_activation, input_size, preset)
     if path.suffix not in SUFFIXES and (not path.suffix or path.is_dir() or "://" in output):
         from ..runs import Describe
 
         network, name = library.read(common.locate(model))
-        models = [(name, library.described(network, preset))]
+        models = [(name, library.described(network, **reading))]
         options: dict[str, Any] = {"engine": engine, "threads": threads, "device": device}
         options |= {"batch_size": batch_size, "workers": workers, "fresh": fresh}
         common.exit_after(common.run_in_parts(Describe(descriptor), models, images, output, runner, **options))
@@ -62,7 +65,7 @@ def features(
     if runner or fresh:
         raise Error(f"--runner and --fresh require a folder or URL as --output, not the file {output}")
     found, failures = common.find_images(images)
-    classifier = library.load(common.locate(model), engine, threads=threads, device=device, preprocessing=preset)
+    classifier = library.load(common.locate(model), engine, threads=threads, device=device, **reading)
     results = extract(classifier, found, descriptor, batch_size=batch_size, workers=workers)
     with common.reporting(failures):
         if found:

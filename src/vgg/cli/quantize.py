@@ -27,7 +27,7 @@ def quantize(
     rank: Annotated[
         str,
         typer.Option(
-            "--rank", metavar="R", help="Rank of fc6 and fc7: a number, a share of the energy (90%) or a file size (45MB)."
+            "--rank", metavar="R", help="Rank of the linear layers but the last: a number, energy (90%) or file size (45MB)."
         ),
     ] = "",
     calibrate: Annotated[
@@ -68,6 +68,10 @@ def quantize(
     ] = False,
     fresh: common.FreshOption = False,
     preset: common.PresetOption = None,
+    labels: common.LabelsOption = None,
+    head: common.HeadOption = None,
+    output_activation: common.OutputActivationOption = None,
+    input_size: common.InputSizeOption = None,
     engine: common.EngineOption = "auto",
     threads: common.ThreadsOption = None,
     format: common.FormatOption = common.Format.table,
@@ -95,13 +99,16 @@ def quantize(
     if plot:
         check_plot(plot)
     scheme = quantization.Scheme(method, int(bits), rank=rank, calibration=calibration, activations=activations)
-    network = described(read(common.locate(model)), preset)
+    reading = common.reading(head, output_activation, input_size, preset, labels)
+    network = described(read(common.locate(model)), **reading)
     images = sources.unlabelled(calibrate) if calibrate else None
     with common.resumable() if evaluate or calibrate else common.progress() as show:
         evaluator = None
         if evaluate:
+            network.architecture.check_values(["logits"])
             recipe = replace(network.preprocessing, resize="none") if no_resize else None
-            labelled = sources.open(evaluate, network.architecture.classes, network.labels)
+            several = network.architecture.output == "sigmoid"
+            labelled = sources.open(evaluate, network.architecture.classes, network.labels, several=several)
             evaluator = quantization.Evaluator(network, labelled, recipe, engine, threads, fresh, show)
         quantizer = quantization.Quantizer(network, images, fresh=fresh, progress=show)
         if per_layer:
@@ -114,7 +121,7 @@ def quantize(
         if evaluator is None:
             quantizer.write(quantizer.quantize(scheme), output, str(scheme))
         else:
-            schemes = quantization.fallbacks(scheme) if tolerance is not None or agreement else [scheme]
+            schemes = quantization.fallbacks(scheme, network.architecture) if tolerance is not None or agreement else [scheme]
             trials: list[Trial] = []
             try:
                 trials.extend(quantization.tune(quantizer, evaluator, schemes, output, tolerance, agreement))
@@ -131,26 +138,22 @@ def _rows(network: "Network", trials: "Sequence[Trial]") -> Iterator[dict[str, A
     floats, baseline = 4 * network.architecture.parameter_count, trials[0].baseline
     named = [("float32", floats, baseline), *((str(one.scheme), one.size, one.record) for one in trials)]
     for name, size, record in named:
-        yield {
-            "scheme": name,
-            "MB": round(size / 1e6, 2),
-            "of float32": round(size / floats, 4),
-            "top1": record["top1"],
-            "top1 lost": round(baseline["top1"] - record["top1"], 3),
-            "top5": record["top5"],
-            "top5 lost": round(baseline["top5"] - record["top5"], 3),
-            "agreement": record["agreement"],
-            "images": record["images"],
-        }
+        row = {"scheme": name, "MB": round(size / 1e6, 2), "of float32": round(size / floats, 4)}
+        for figure in ("top1", "top5", "map"):
+            if record.get(figure) is not None:
+                row |= {figure: record[figure], f"{figure} lost": round(baseline[figure] - record[figure], 3)}
+        yield row | {"agreement": record["agreement"], "images": record["images"]}
 
 
 def _layer_rows(layers: "Sequence[LayerTrial]") -> Iterator[dict[str, Any]]:
+    from ..evaluation import main_figure
+
     for one in layers:
         row: dict[str, Any] = {"layer": one.layer, "parameters": one.parameters, "weight dB": round(one.weight, 2)}
         if one.output is not None:
             row["output dB"] = round(one.output, 2)
         if one.record and one.loss is not None:
-            row |= {"top1 lost": round(one.loss, 3), "agreement": one.record["agreement"]}
+            row |= {f"{main_figure(one.record)} lost": round(one.loss, 3), "agreement": one.record["agreement"]}
         yield row
 
 

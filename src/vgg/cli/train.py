@@ -58,14 +58,18 @@ def train(
     ] = None,
     head: Annotated[
         str | None,
-        typer.Option("--head", metavar="H", help="Head of a new network.  [default: gap up to 64 pixels of input, else fc]"),
+        typer.Option(
+            "--head", metavar="H",
+            help="Head, such as 'average, 256 relu dropout 0.5, classes'.  [default: as --from, or gap up to 64 pixels, or fc]",
+        ),
     ] = None,
     init_from: Annotated[
         str | None,
         typer.Option("--init-from", metavar="M", help="Network whose parameters initialise a new network, where they fit."),
     ] = None,
     start: Annotated[
-        str | None, typer.Option("--from", metavar="M", help="Network to fine-tune; new classes get a new last layer.")
+        str | None,
+        typer.Option("--from", metavar="M", help="Network to fine-tune; new classes get a new last layer, --head a new head."),
     ] = None,
     freeze: Annotated[str, typer.Option("--freeze", metavar="LAYER", help="Last frozen block or layer, such as conv4.")] = "",
     teacher: Annotated[

@@ -16,6 +16,7 @@ from ..errors import Error, ModelError
 from ..formats import QuantizedGraph
 from ..network import Network
 
+LEAST = 2.0**-24  # distance of a float32 score from 0 and 1 whose logit is finite
 DENSE = ("native", "torch")  # engines that take images larger than a network's crop
 
 
@@ -59,7 +60,7 @@ class BuiltEngine(ABC):
         self._network = network
         self._models: dict[tuple[str, ...], Any] = {}
         self._lock = threading.Lock()
-        self._model(("logits",))
+        self._model(network.architecture.values[-1:])
 
     @abstractmethod
     def _build(self, outputs: tuple[str, ...]) -> Any:
@@ -80,7 +81,7 @@ class BuiltEngine(ABC):
 
 
 class GraphEngine(ABC):
-    """A graph with quantized activations, run as it is; see `Engine`. `logits` is its only value."""
+    """A graph with quantized activations, run as it is; see `Engine`. Its only value is its last one, such as `logits`."""
 
     name: str
 
@@ -94,26 +95,37 @@ class GraphEngine(ABC):
 
     def run(self, batch: Array, outputs: Sequence[str] = ("logits",)) -> dict[str, Array]:
         self._architecture.check_values(outputs)
-        if set(outputs) - {"logits"}:
-            raise ModelError("a graph with quantized activations gives only its logits; use the engine native for other values")
-        return {"logits": self.logits(batch)}
-
-    def logits(self, batch: Array) -> Array:
+        last = self._architecture.values[-1]
+        if set(outputs) - {last}:
+            raise ModelError(
+                f"a graph with quantized activations gives only its {last}; use the engine native for other values"
+            )
         check_batch(self._architecture, batch)
         step = self._count or max(1, len(batch))
-        rows = [np.empty((0, self._architecture.classes), np.float32)]
+        shape = self._architecture.shape(last, step, *batch.shape[2:])
+        rows = [np.empty((0, *shape[1:]), np.float32)]
         for start in range(0, len(batch), step):
             part = batch[start : start + step]
             filled = np.concatenate([part, np.zeros((step - len(part), *part.shape[1:]), np.float32)])
-            rows.append(self._infer(filled).reshape(step, -1)[: len(part)])
-        output = np.concatenate(rows)
-        # The logarithms of probabilities are logits up to a constant, which softmax ignores.
-        return np.log(output.clip(np.finfo(np.float32).tiny)) if self.graph.softmax else output
+            rows.append(self._logits(self._infer(filled)).reshape(shape)[: len(part)])
+        return {last: np.concatenate(rows)}
+
+    def _logits(self, output: Array) -> Array:
+        """The logits that the file's output shows, of softmax up to a constant, which softmax ignores."""
+        if self.graph.ending == "sigmoid":
+            scores = output.astype(np.float64).clip(LEAST, 1 - LEAST)
+            if self._architecture.output == "binary":  # the second of two classes, if the file has both
+                scores = scores.reshape(len(scores), -1)[:, -1]
+            return np.asarray(np.log(scores / (1 - scores)), np.float32)
+        return np.log(output.clip(np.finfo(np.float32).tiny)) if self.graph.ending == "softmax" else output
+
+    def logits(self, batch: Array) -> Array:
+        return self.run(batch)["logits"]
 
 
 def check_dense(engine: Engine, architecture: Architecture) -> None:
     """Raises Error unless an engine takes images larger than a network's crop."""
-    if architecture.head == "fc" and engine.name not in DENSE:
+    if architecture.fixed_size and engine.name not in DENSE:
         raise Error(f"{engine.name} takes only crops of the network's input size; for whole images use {' or '.join(DENSE)}")
 
 
@@ -123,14 +135,15 @@ def check_batch(architecture: Architecture, batch: Array, *, dense: bool = False
     Args:
         architecture: of the network that gets the batch.
         batch: the input.
-        dense: whether the engine takes images larger than `Architecture.input_size` with the head `fc`.
+        dense: whether the engine takes images larger than `Architecture.input_size` if the head reads a map.
 
     Raises:
         ModelError: the network doesn't take it.
     """
-    side = architecture.input_size if architecture.head == "fc" else STRIDE
+    side = architecture.input_size if architecture.fixed_size else STRIDE
     fits = batch.ndim == 4 and batch.shape[1] == 3 and batch.dtype == np.float32 and min(batch.shape[2:]) >= side
-    fixed = architecture.head == "fc" and not dense
+    fixed = architecture.fixed_map and not dense
+    side = architecture.input_size if fixed else side
     if not fits or (fixed and batch.shape[2:] != (side, side)):
         size = f"{side}, {side}]" if fixed else f"height, width] of {side} pixels or more"
         raise ModelError(f"{architecture.name} takes float32 [batch, 3, {size}, not {batch.dtype} {list(batch.shape)}")

@@ -18,9 +18,13 @@ from ..network import Network
 from ..parameters import LowRank, Parameter, Part, as_bytes, contiguous
 from .engine import check_batch, native_library
 
-INTERFACE = 2  # VGG_INTERFACE of native/vgg.h
+INTERFACE = 3  # VGG_INTERFACE of native/vgg.h
 NO_MEMORY = 1  # the error code VGG_NO_MEMORY
-OPERATIONS = ("convolution", "lrn", "max_pool", "average_pool", "linear")  # in the order of native/vgg.h
+# The numbers of native/vgg.h.
+OPERATIONS = {
+    "convolution": 0, "lrn": 1, "max_pool": 2, "average_pool": 3, "adaptive_pool": 3, "global_max_pool": 4, "linear": 5,
+}  # fmt: skip
+FUNCTIONS = ("none", "relu", "leaky_relu", "elu", "gelu", "gelu_tanh", "silu", "tanh", "sigmoid")
 KINDS = {np.dtype(dtype): kind for kind, dtype in enumerate((np.float32, np.float16, ml_dtypes.bfloat16, np.int8))}
 INT4 = 4
 INSTRUCTIONS = ("auto", "avx512", "avx2", "portable")  # the names in native/dispatch.cpp
@@ -28,9 +32,9 @@ INSTRUCTIONS = ("auto", "avx512", "avx2", "portable")  # the names in native/dis
 
 class _Layer(ctypes.Structure):
     _fields_ = (
-        ("operation", ctypes.c_int32), ("relu", ctypes.c_int32), ("inputs", ctypes.c_int32), ("outputs", ctypes.c_int32),
+        ("operation", ctypes.c_int32), ("activation", ctypes.c_int32), ("inputs", ctypes.c_int32), ("outputs", ctypes.c_int32),
         ("kernel", ctypes.c_int32), ("kind", ctypes.c_int32), ("weight", ctypes.c_void_p), ("bias", ctypes.c_void_p),
-        ("scale", ctypes.c_void_p), ("group", ctypes.c_int64), ("lrn", ctypes.c_double * 4),
+        ("scale", ctypes.c_void_p), ("group", ctypes.c_int64), ("numbers", ctypes.c_double * 4),
     )  # fmt: skip
 
 
@@ -61,12 +65,12 @@ class NativeEngine:
         instructions = chosen_instructions().encode()
         size = self._architecture.input_size
         check(self._library.vgg_open(instructions, self._threads, size, ctypes.byref(self._handle)), "the network")
-        layers = self._architecture.layers
+        layers = [one for one in self._architecture.layers if one.operation not in ("flatten", "dropout")]
         for layer, following in zip(layers, (*layers[1:], None), strict=True):
             if layer.operation in OPERATIONS:
-                relu = following is not None and following.operation == "relu"
-                self._add(network.parameters, layer, relu)
-                self._steps[following.value if relu and following else layer.value] = self._count - 1
+                activation = following if following and following.operation in FUNCTIONS else None
+                self._add(network.parameters, layer, activation)
+                self._steps[activation.value if activation else layer.value] = self._count - 1
 
     def __del__(self) -> None:
         if getattr(self, "_handle", None):
@@ -93,20 +97,25 @@ class NativeEngine:
         steps = [-1, *self._steps.values()]
         return {name: sum(seconds[a + 1 : b + 1]) for name, a, b in zip(self._steps, steps, steps[1:], strict=False)}
 
-    def _add(self, parameters: Mapping[str, Parameter], layer: Layer, relu: bool) -> None:
+    def _add(self, parameters: Mapping[str, Parameter], layer: Layer, activation: Layer | None) -> None:
         """Add a layer as one step, or as two if its weight is of low rank."""
+        if layer.operation == "lrn":
+            self._step(layer, _Layer(kernel=1, group=1, numbers=(LRN_SIZE, LRN_ALPHA, LRN_BETA, LRN_K)))
+            return
         if "weight" not in layer.parameters:
-            self._step(layer, _Layer(kernel=1, group=1, lrn=(LRN_SIZE, LRN_ALPHA, LRN_BETA, LRN_K)))
+            self._step(layer, _Layer(kernel=int(layer.number or 1), group=1))
             return
         weight, bias = parameters[f"{layer.name}.weight"], contiguous(parameters[f"{layer.name}.bias"], np.float32)
         if isinstance(weight, LowRank):
-            self._weighted(layer, weight.right, np.zeros(weight.right.shape[0], np.float32), relu=False)
+            self._weighted(layer, weight.right, np.zeros(weight.right.shape[0], np.float32), None)
             weight = weight.left
-        self._weighted(layer, weight, bias, relu)
+        self._weighted(layer, weight, bias, activation)
 
-    def _weighted(self, layer: Layer, weight: Part, bias: Array, relu: bool) -> None:
+    def _weighted(self, layer: Layer, weight: Part, bias: Array, activation: Layer | None) -> None:
         shape = weight.shape
-        entry = _Layer(relu=relu, outputs=shape[0], inputs=shape[1], kernel=shape[-1] if len(shape) == 4 else 1, group=1)
+        entry = _Layer(outputs=shape[0], inputs=shape[1], kernel=shape[-1] if len(shape) == 4 else 1, group=1)
+        if activation:
+            entry.activation, entry.numbers[0] = FUNCTIONS.index(activation.operation), activation.number or 0.0
         values, entry.kind, scale, entry.group = _in_place(weight)
         if layer.operation == "linear":
             self._kept.append(values)
@@ -117,7 +126,7 @@ class NativeEngine:
         self._step(layer, entry)
 
     def _step(self, layer: Layer, entry: _Layer) -> None:
-        entry.operation = OPERATIONS.index(layer.operation)
+        entry.operation = OPERATIONS[layer.operation]
         check(self._library.vgg_add(self._handle, ctypes.byref(entry)), layer.name)
         self._count += 1
 

@@ -31,7 +31,7 @@ class OnnxGraphEngine(GraphEngine):
         self._count = count if isinstance(count, int) else None
 
     def _infer(self, batch: Array) -> Array:
-        output: Array = self._session.run(None, {self._session.get_inputs()[0].name: batch})[0]
+        output: Array = self._session.run([self.graph.output], {self._session.get_inputs()[0].name: batch})[0]
         return output
 
 

@@ -36,7 +36,7 @@ class OpenVinoGraphEngine(GraphEngine):
         self._count = count.get_length() if count.is_static else None
 
     def _infer(self, batch: Array) -> Array:
-        return np.array(self._model.create_infer_request().infer([batch])[0])
+        return np.array(self._model.create_infer_request().infer([batch])[self.graph.output])
 
 
 class OpenVinoEngine(BuiltEngine):
@@ -52,6 +52,7 @@ class OpenVinoEngine(BuiltEngine):
         # Float32 arithmetic only: no bfloat16, and no activations rounded to 8 bits.
         self._options = {**_options(threads), "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
         self._core = openvino.Core()
+        network.check_finite()  # OpenVINO's ReLU of nan is 0, so that a damaged network would give finite logits
         self._tensors: list[openvino.Tensor] = []  # memory that the models read
         accepted = {name: _accepted(value) for name, value in network.parameters.items()}
         super().__init__(replace(network, parameters=accepted))

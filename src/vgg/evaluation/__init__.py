@@ -2,6 +2,6 @@
 
 from .results import Evaluation, ModelResults
 from .run import evaluate
-from .summary import predictions, read_real, records
+from .summary import main_figure, predictions, read_real, records
 
-__all__ = ["Evaluation", "ModelResults", "evaluate", "predictions", "read_real", "records"]
+__all__ = ["Evaluation", "ModelResults", "evaluate", "main_figure", "predictions", "read_real", "records"]

@@ -75,3 +75,52 @@ def confusions(targets: Array, predicted: Array) -> list[tuple[int, int, Array]]
     pairs, which = np.unique(np.stack([targets[places], predicted[places]]), axis=1, return_inverse=True)
     found = [(int(a), int(b), places[which.reshape(-1) == index]) for index, (a, b) in enumerate(pairs.T)]
     return sorted(found, key=lambda one: -len(one[2]))
+
+
+def average_precision(truth: Array, scores: Array) -> float:
+    """The mean precision over the positive images in the order of their scores, 0..1; nan without positive images.
+
+    Images with the same score have one place in that order.
+
+    Args:
+        truth: bool [images], whether the class is true.
+        scores: [images].
+    """
+    hits, total = _by_score(truth, scores)
+    gained = np.diff(hits, prepend=0)
+    return float((gained * hits / total).sum() / hits[-1]) if truth.any() else math.nan
+
+
+def roc_auc(truth: Array, scores: Array) -> float:
+    """The share of pairs of a positive and a negative image of which the positive one has the higher score, 0..1.
+
+    A pair with equal scores counts one half. The result is nan without positive or without negative images.
+
+    Args:
+        truth: bool [images], whether the class is true.
+        scores: [images].
+    """
+    if not truth.any() or truth.all():
+        return math.nan
+    hits, total = _by_score(truth, scores)
+    wrong = total - hits
+    below = np.diff(wrong, prepend=0) @ (hits - np.diff(hits, prepend=0) / 2)  # pairs, by the negative image's score
+    return float(below / (hits[-1] * wrong[-1]))
+
+
+def f1(truth: Array, chosen: Array) -> Array:
+    """F1, the harmonic mean of precision and recall, along the first axis, 0..1; 0 if there is nothing true and chosen.
+
+    Args:
+        truth: bool [images, …], whether a class is true.
+        chosen: bool [images, …], whether a class is predicted.
+    """
+    both, either = (truth & chosen).sum(0), truth.sum(0) + chosen.sum(0)
+    return np.asarray(2 * both / np.maximum(either, 1))
+
+
+def _by_score(truth: Array, scores: Array) -> tuple[Array, Array]:
+    """For each score, best first: the number of positive images with it or a higher one, and the number of images."""
+    order = np.argsort(-scores, kind="stable")
+    ends = np.flatnonzero(np.diff(scores[order], append=-np.inf))
+    return np.cumsum(truth[order])[ends].astype(np.float64), ends + 1.0

@@ -14,9 +14,11 @@ from PIL import Image, ImageOps
 from ..arrays import Array
 from ..errors import ImageError
 from ..files import replacing
+from ..predictions import THRESHOLD
 from ..sources import Sample
-from .metrics import BINS, binned, confusions
-from .results import Evaluation, ModelResults
+from .metrics import BINS, average_precision, binned, confusions, f1
+from .results import TOP, Evaluation, ModelResults
+from .summary import truth_of
 
 PAIRS, IMAGES, MISTAKES = 12, 4, 24  # confused pairs, images of each, mistakes
 THUMBNAIL = 144  # pixels
@@ -32,14 +34,14 @@ for (const input of document.querySelectorAll("input"))
 """
 
 
-def write(evaluation: Evaluation, records: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Write the report of an evaluation and its `vgg.evaluation.records`, whole or not at all."""
+def write(evaluation: Evaluation, records: Sequence[Mapping[str, Any]], path: Path, threshold: float = THRESHOLD) -> None:
+    """Write the report of an evaluation and its `vgg.evaluation.records`, with the same threshold, whole or not at all."""
     with replacing(path) as file:
-        for text in _page(evaluation, records):
+        for text in _page(evaluation, records, threshold):
             file.write(text.encode(errors="backslashreplace"))
 
 
-def _page(evaluation: Evaluation, records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def _page(evaluation: Evaluation, records: Sequence[Mapping[str, Any]], threshold: float) -> Iterator[str]:
     style = files("vgg.evaluation").joinpath("report.css").read_text("utf-8")
     name, first = escape(evaluation.dataset.name), records[0]
     facts = [
@@ -56,7 +58,8 @@ def _page(evaluation: Evaluation, records: Sequence[Mapping[str, Any]]) -> Itera
     )
     yield _summary(records)
     for index, results in enumerate(evaluation.results):
-        yield from _model(evaluation, index, results)
+        yield f'<h2 id="model-{index}">{escape(evaluation.names[index])}</h2>\n'
+        yield from _several(evaluation, results, threshold) if evaluation.several else _model(evaluation, results)
     if evaluation.errors:
         rows = "".join(f"<tr><td>{escape(text)}" for text in evaluation.errors.values())
         yield f'<h2>Images that could not be read</h2>\n<div class="card scroll"><table>{rows}</table></div>\n'
@@ -65,27 +68,20 @@ def _page(evaluation: Evaluation, records: Sequence[Mapping[str, Any]]) -> Itera
 
 
 def _summary(records: Sequence[Mapping[str, Any]]) -> str:
-    columns = ["top-1", "top-5", "ReaL", "loss", "calibration error", "agreement", "McNemar's p", "images/s"]
+    columns = {
+        "top-1": "top1", "top-5": "top5", "ROC AUC": "roc_auc:.2f%", "F1": "f1:.2f%", "mean average precision": "map:.2f%",
+        "F1 micro": "f1_micro:.2f%", "F1 macro": "f1_macro:.2f%", "ReaL": "real:.2f%", "loss": "cross_entropy:.3f",
+        "calibration error": "calibration_error:.2f%", "agreement": "agreement:.2f%", "McNemar's p": "mcnemar:.2g",
+        "images/s": "images_per_second:.1f",
+    }  # fmt: skip
     rows = []
     for index, one in enumerate(records):
-        cells = [
-            *(
-                f"<b>{one[name]:.2f}%</b><small>{one[f'{name}_low']:.1f}–{one[f'{name}_high']:.1f}</small>"
-                + (f"<small>published {one[f'published_{name}']:.2f}</small>" if one["published_top1"] else "")
-                for name in ("top1", "top5")
-            ),
-            "" if one["real"] is None else f"{one['real']:.2f}%<small>of {one['real_images']:,}</small>",
-            f"{one['cross_entropy']:.3f}",
-            f"{one['calibration_error']:.2f}%",
-            "" if one["agreement"] is None else f"{one['agreement']:.2f}%",
-            "" if one["mcnemar"] is None else f"{one['mcnemar']:.2g}",
-            "" if one["images_per_second"] is None else f"{one['images_per_second']:.1f}",
-        ]
+        cells = [_figure(form, one) for form in columns.values()]
         how = f"{one['preprocessing']}, {one['engine']}, {one['param_count']:,.1f} M parameters"
         head = f'<th scope="row"><a href="#model-{index}">{escape(one["model"])}</a><small>{escape(how)}</small></th>'
         rows.append((head, cells))
     kept = [place for place in range(len(columns)) if any(cells[place] for _, cells in rows)]
-    heading = "".join(f'<th class="number">{columns[place]}</th>' for place in kept)
+    heading = "".join(f'<th class="number">{[*columns][place]}</th>' for place in kept)
     numbers = ["".join(f'<td class="number">{cells[place]}</td>' for place in kept) for _, cells in rows]
     body = "".join(f"<tr>{head}{cells}</tr>\n" for (head, _), cells in zip(rows, numbers, strict=True))
     compared = "<p>Agreement and McNemar's exact test compare each model with the first one.</p>" if len(records) > 1 else ""
@@ -95,7 +91,41 @@ def _summary(records: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def _model(evaluation: Evaluation, index: int, results: ModelResults) -> Iterator[str]:
+def _figure(form: str, record: Mapping[str, Any]) -> str:
+    """A figure of a record, if it has it, in a form such as `map:.2f%`: name, format, unit; or an accuracy."""
+    name, _, kind = form.partition(":")
+    value = record.get(name)
+    if value is None:
+        return ""
+    if kind:
+        images = f"<small>of {record['real_images']:,}</small>" if name == "real" else ""
+        return f"{value:{kind.rstrip('%')}}{'%' * kind.endswith('%')}{images}"
+    published = f"<small>published {record[f'published_{name}']:.2f}</small>" if record["published_top1"] else ""
+    return f"<b>{value:.2f}%</b><small>{record[f'{name}_low']:.1f}–{record[f'{name}_high']:.1f}</small>{published}"
+
+
+def _several(evaluation: Evaluation, results: ModelResults, threshold: float) -> Iterator[str]:
+    """The part of a model whose classes have a score each."""
+    readable = np.flatnonzero(evaluation.readable())
+    truth, scores = truth_of(evaluation)[readable], results.every[readable]
+    chosen, labels = scores > threshold, evaluation.models[0].network.class_names
+    rows = []
+    for index in np.flatnonzero(truth.any(0)).tolist():
+        true, found = truth[:, index], chosen[:, index]
+        hits, precision = (true & found).sum(), average_precision(true, scores[:, index])
+        others = [f"{share:.0%}" for share in (hits / max(found.sum(), 1), hits / true.sum(), float(f1(true, found)))]
+        name = escape(labels.names[index] if labels else f"class {index}")
+        rows.append((precision, name, int(true.sum()), [_meter(precision), *others]))
+    rows.sort(key=lambda row: row[0])
+    yield (
+        f'<div class="pair"><div class="card"><h3>Average precision by class</h3><p>Of the {len(rows):,} classes that images '
+        f"have, in ascending order.</p>{_classes_plot(np.array([precision for precision, *_ in rows]))}</div></div>\n"
+    )
+    note = f"<p>Precision, recall and F1 of scores above {threshold:g}.</p>"
+    yield _class_table(["average precision", "precision", "recall", "F1"], [row[1:] for row in rows], note)
+
+
+def _model(evaluation: Evaluation, results: ModelResults) -> Iterator[str]:
     readable = np.flatnonzero(evaluation.readable())
     targets = np.array([sample.target for sample in evaluation.dataset])[readable]
     top, scores = results.top[readable], results.scores[readable]
@@ -105,13 +135,13 @@ def _model(evaluation: Evaluation, index: int, results: ModelResults) -> Iterato
         np.bincount(targets[one], minlength=classes.max() + 1)[classes] for one in (right, (targets == top.T).any(0))
     )
     yield (
-        f'<h2 id="model-{index}">{escape(evaluation.names[index])}</h2>\n<div class="pair">\n<div class="card">'
+        '<div class="pair">\n<div class="card">'
         f"<h3>Reliability</h3><p>Accuracy by the probability of the best class, with its difference from the mean probability "
         f"shaded.</p>{_reliability(binned(scores[:, 0], right))}</div>\n"
         f'<div class="card"><h3>Accuracy by class</h3><p>Top-1 accuracy of the {len(classes):,} '
         f"classes, in ascending order.</p>{_classes_plot(np.sort(hits / images))}</div>\n</div>\n"
     )
-    labels = evaluation.models[0].network.labels
+    labels = evaluation.models[0].network.class_names
 
     def label(target: int) -> str:
         return escape(labels.names[target] if labels else f"class {target}")
@@ -121,11 +151,13 @@ def _model(evaluation: Evaluation, index: int, results: ModelResults) -> Iterato
 
     pairs = confusions(targets, top[:, 0])
     confused = {target: guess for target, guess, _ in reversed(pairs)}  # the most frequent confusion of each class
+    five = evaluation.classes > TOP
     rows = [
-        (label(one), int(n), int(a), int(b), label(confused[one]) if one in confused else "")
+        (a / n, label(one), int(n), [_meter(a / n), *[f"{b / n:.0%}"] * five, label(confused[one]) if one in confused else ""])
         for one, n, a, b in zip(classes.tolist(), images, hits, hits5, strict=True)
     ]
-    yield _class_table(sorted(rows, key=lambda row: row[2] / row[1]))
+    titles = ["top-1", *["top-5"] * five, "most frequent confusion"]
+    yield _class_table(titles, [row[1:] for row in sorted(rows, key=lambda row: row[0])])
     if not pairs:
         return
     yield '<div class="card"><h3>Most frequent confusions</h3><p>True class and predicted class.</p><div class="pairs">\n'
@@ -192,16 +224,24 @@ def _rectangle(kind: str, x: float, y: float, width: float, height: float) -> st
     return f'<rect class="{kind}" x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}"/>'
 
 
-def _class_table(rows: Sequence[tuple[str, int, int, int, str]]) -> str:
+def _meter(share: float) -> str:
+    return f'<span class="meter"><i style="width:{share:.1%}"></i></span> {share:.0%}'
+
+
+def _class_table(titles: Sequence[str], rows: Sequence[tuple[str, int, Sequence[str]]], note: str = "") -> str:
+    """A table of classes: name, number of images, and a cell for each title."""
+    kinds = [' class="number"' if title in ("top-5", "precision", "recall", "F1") else "" for title in titles]
+    heading = "".join(f"<th{kind}>{title}" for kind, title in zip(kinds, titles, strict=True))
     body = "".join(
-        f'<tr><td>{name}<td class="number">{count:,}<td><span class="meter"><i style="width:{hits / count:.1%}"></i>'
-        f'</span> {hits / count:.0%}<td class="number">{hits5 / count:.0%}<td>{confused}\n'
-        for name, count, hits, hits5, confused in rows
+        f'<tr><td>{name}<td class="number">{count:,}'
+        + "".join(f"<td{kind}>{cell}" for kind, cell in zip(kinds, cells, strict=True))
+        + "\n"
+        for name, count, cells in rows
     )
     return (
-        '<div class="card"><h3>Classes</h3><input type="search" placeholder="Filter classes" aria-label="Filter classes">'
-        '<div class="classes"><table><thead><tr><th>class<th class="number">images<th>top-1<th class="number">top-5'
-        f"<th>most frequent confusion</thead><tbody>\n{body}</tbody></table></div></div>\n"
+        f'<div class="card"><h3>Classes</h3>{note}<input type="search" placeholder="Filter classes" '
+        'aria-label="Filter classes"><div class="classes"><table><thead><tr><th>class<th class="number">images'
+        f"{heading}</thead><tbody>\n{body}</tbody></table></div></div>\n"
     )
 
 

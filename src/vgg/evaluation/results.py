@@ -9,6 +9,7 @@ import numpy as np
 from ..arrays import Array
 from ..classifier import Classifier
 from ..engines import GraphEngine, identity
+from ..errors import Error
 from ..files import digest
 from ..sources import Dataset
 from ..store import Work, key_of
@@ -17,7 +18,7 @@ from .localisation import Annotations
 
 TOP = 5  # best classes kept for each image
 KIND = "evaluations"  # of the saved state
-ARRAYS = ("top", "scores", "losses", "overlaps")  # of ModelResults
+ARRAYS = ("top", "scores", "losses", "overlaps", "every")  # of ModelResults
 
 
 @dataclass
@@ -26,21 +27,37 @@ class ModelResults:
 
     top: Array  # int32 [images, TOP]: best classes, best first
     scores: Array  # float32 [images, TOP]: their probabilities
-    losses: Array  # float32 [images]: cross-entropy, -ln of the true class's probability, at most 87
+    losses: Array  # float32 [images]: cross-entropy, -ln of the true class's probability, at most 87; or the mean over classes
     overlaps: Array  # float32 [images]: intersection over union of the true class's box; nan if not measured
+    every: Array  # float32 [images, classes]: all scores, if each class has a score of its own; otherwise [images, 0]
     seconds: float = 0.0  # waiting for images, and inference
 
     @classmethod
-    def empty(cls, images: int, classes: int) -> "ModelResults":
+    def empty(cls, images: int, classes: int, several: bool = False) -> "ModelResults":
+        every = np.zeros((images, classes if several else 0), np.float32)
         shape, missing = (images, min(TOP, classes)), np.full(images, np.nan, np.float32)
-        return cls(np.full(shape, -1, np.int32), np.zeros(shape, np.float32), missing, missing.copy())
+        return cls(np.full(shape, -1, np.int32), np.zeros(shape, np.float32), missing, missing.copy(), every)
 
-    def put(self, places: Sequence[int], probabilities: Array, targets: Sequence[int]) -> None:
-        """Store results of the images at `places` from their probabilities [batch, classes]."""
+    def put(self, places: Sequence[int], probabilities: Array, targets: Sequence[tuple[int, ...]]) -> None:
+        """Store results of the images at `places` from their scores [batch, classes] and their classes."""
         self.top[places] = best = np.argsort(-probabilities, axis=-1, kind="stable")[:, : self.top.shape[1]]
         self.scores[places] = np.take_along_axis(probabilities, best, -1)
-        true = probabilities[np.arange(len(targets)), targets]
-        self.losses[places] = -np.log(true.clip(np.finfo(np.float32).tiny))
+        least = np.finfo(np.float32).tiny
+        if self.every.shape[1]:
+            self.every[places] = probabilities
+            of_truth = np.where(matrix(targets, probabilities.shape[1]), probabilities, 1 - probabilities)
+            self.losses[places] = -np.log(of_truth.clip(least)).mean(-1)
+        else:
+            true = probabilities[np.arange(len(targets)), [one for (one,) in targets]]
+            self.losses[places] = -np.log(true.clip(least))
+
+
+def matrix(targets: Sequence[tuple[int, ...]], classes: int) -> Array:
+    """bool [images, classes]: whether an image has a class."""
+    found = np.zeros((len(targets), classes), bool)
+    for row, one in zip(found, targets, strict=True):
+        row[list(one)] = True
+    return found
 
 
 @dataclass
@@ -60,8 +77,20 @@ class Evaluation:
     def start(cls, models: Sequence[Classifier], dataset: Dataset, views: Views, fuse: bool = False) -> "Evaluation":
         """An evaluation without results; `fuse` adds the mean of the models' probabilities."""
         names = [one.name for one in models] + ([" + ".join(one.name for one in models)] if fuse else [])
-        classes = models[0].network.architecture.classes
-        return cls(models, dataset, views, names, [ModelResults.empty(len(dataset), classes) for _ in names])
+        made = models[0].network.architecture
+        several = made.output == "sigmoid"
+        if not several and any(len(one.classes) != 1 or one.target < 0 for one in dataset):
+            raise Error(f"{dataset.name}: its images don't have one class each, as the output `{made.output}` requires")
+        return cls(models, dataset, views, names, [ModelResults.empty(len(dataset), made.classes, several) for _ in names])
+
+    @property
+    def classes(self) -> int:
+        return self.models[0].network.architecture.classes
+
+    @property
+    def several(self) -> bool:
+        """Whether each class has a score of its own, so that an image has any number of classes."""
+        return self.models[0].network.architecture.output == "sigmoid"
 
     def readable(self) -> Array:
         """bool [images]: whether an image is done and could be read."""
@@ -74,6 +103,7 @@ class Evaluation:
         return {
             "names": self.names,
             "engines": [identity(one.engine) for one in self.models],
+            "architectures": [asdict(one.network.architecture) for one in self.models],
             "preprocessing": [asdict(one.network.preprocessing) for one in self.models],
             "views": asdict(self.views),
         }

@@ -15,7 +15,7 @@ from ..errors import Error, ImageError
 from ..explanation import can_explain, outputs
 from ..overlay import Box
 from ..parallel import ahead
-from ..predictions import softmax
+from ..predictions import network_scores
 from ..preprocessing import Preprocessing
 from ..progress import Progress, silent
 from ..sources import Dataset
@@ -46,9 +46,9 @@ def evaluate(
 
     Args:
         models: with the same classes.
-        dataset: its targets are indices of these classes.
+        dataset: its targets are indices of these classes. Images have one class each, unless the models' output is `sigmoid`.
         views: of each image; the centre crop by default.
-        fuse: also score the mean of the models' probabilities.
+        fuse: also score the mean of the models' scores.
         boxes: folder with ImageNet's annotations, to measure localisation, which requires a single crop.
         batch_size: number of views per engine batch; larger views count by their pixels.
         workers: number of threads that decode and preprocess; the number of cores by default.
@@ -60,7 +60,9 @@ def evaluate(
         The results of each model and of their fusion. Images that can't be read are in `errors`.
 
     Raises:
-        Error: the models have different classes, a size or the engine doesn't fit the views, or no image can be read.
+        Error: the models have different classes, a size or the engine doesn't fit the views, the images have not one class
+            each, or no image can be read.
+        ModelError: a model has no head, or parameters that are not finite numbers.
     """
     views = views or Views()
     check_models(models, views)
@@ -98,8 +100,12 @@ def check_models(models: Sequence[Classifier], views: Views) -> None:
     for one in models:
         labels = first.labels and one.network.labels and (first.labels.wnids or first.labels.names)
         same = not labels or labels in (one.network.labels.wnids, one.network.labels.names)  # type: ignore[union-attr]
-        if one.network.architecture.classes != first.architecture.classes or not same:
+        one.network.architecture.check_values(["logits"])
+        made = one.network.architecture
+        if made.classes != first.architecture.classes or not same:
             raise Error(f"{one.name} and {models[0].name} have different classes; only models with the same can be compared")
+        if (made.output == "sigmoid") != (first.architecture.output == "sigmoid"):
+            raise Error(f"{one.name} and {models[0].name} can't be compared; only one of them has a score for each class")
         check_views(one, views)
 
 
@@ -108,6 +114,8 @@ def check_localisation(models: Sequence[Classifier], views: Views) -> None:
     if views.count > 1 or views.dense:
         raise Error("boxes require a single crop: the protocol `center`, without flip and with at most one size")
     for one in models:
+        if one.network.architecture.output == "sigmoid":
+            raise Error(f"{one.name} predicts several classes for an image; boxes require one")
         if not can_explain(one):
             raise Error(f"{one.name} has quantized activations, which give no heat maps; use the engine native")
 
@@ -117,7 +125,7 @@ class _Window:
     """Consecutive images of the dataset, decoded and cut into views for each preprocessing."""
 
     places: list[int]  # of the images that could be read
-    targets: list[int]
+    targets: list[tuple[int, ...]]  # the classes of each image
     sizes: list[tuple[int, int]]  # width and height
     batches: Mapping[Preprocessing, list[ViewBatch]]
     errors: Mapping[int, str]
@@ -156,7 +164,7 @@ def _prepare(dataset: Dataset, places: range, recipes: Sequence[Preprocessing], 
         readable.append(place)
         sizes.append(image.size)
     ready = {recipe: list(batches(found, batch_size * recipe.crop**2)) for recipe, found in prepared.items()}
-    return _Window(readable, [dataset.samples[place].target for place in readable], sizes, ready, errors, places.stop)
+    return _Window(readable, [dataset.samples[place].classes for place in readable], sizes, ready, errors, places.stop)
 
 
 def _score_window(evaluation: Evaluation, window: _Window, waited: float) -> None:
@@ -180,7 +188,7 @@ def _score_window(evaluation: Evaluation, window: _Window, waited: float) -> Non
 
 
 def _probabilities(model: Classifier, window: _Window, boxes: Sequence[Sequence[Box]] | None) -> tuple[Array, Array]:
-    """The images' probabilities [count, classes], a weighted mean over their views, and the overlaps of their boxes [count]."""
+    """The images' scores [count, classes], a weighted mean over their views, and the overlaps of their boxes [count]."""
     count, network = len(window.places), model.network
     total, overlaps = np.zeros((count, network.architecture.classes)), np.full(count, np.nan)
     for batch in window.batches[network.preprocessing]:
@@ -188,8 +196,8 @@ def _probabilities(model: Classifier, window: _Window, boxes: Sequence[Sequence[
         logits = values["logits"]
         if logits.ndim == 4:  # a map of class scores
             logits = logits.mean((2, 3), np.float64)
-        np.add.at(total, batch.owners, batch.weights[:, None] * softmax(logits))
+        np.add.at(total, batch.owners, batch.weights[:, None] * network_scores(network, logits))
         for row, owner in enumerate(batch.owners if boxes else ()):
             one = {name: value[row] for name, value in values.items()}
-            overlaps[owner] = overlap(network, one, window.targets[owner], window.sizes[owner], boxes[owner])  # type: ignore[index]
+            overlaps[owner] = overlap(network, one, window.targets[owner][0], window.sizes[owner], boxes[owner])  # type: ignore[index]
     return total, overlaps

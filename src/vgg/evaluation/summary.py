@@ -1,8 +1,9 @@
 """The figures of an evaluation: a record per model, a row per prediction."""
 
 import json
+import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,12 @@ from ..arrays import Array
 from ..errors import Error
 from ..files import open_file, reason
 from ..network import Network
+from ..predictions import THRESHOLD
 from ..sources import Dataset
 from ..views import Views
 from .localisation import OVERLAP
-from .metrics import BINS, binned, calibration_error, mcnemar, wilson
-from .results import Evaluation, ModelResults
+from .metrics import BINS, average_precision, binned, calibration_error, f1, mcnemar, roc_auc, wilson
+from .results import TOP, Evaluation, ModelResults, matrix
 
 Real = Sequence[frozenset[int]]  # the classes that each image of a dataset shows
 
@@ -57,10 +59,16 @@ def read_real(path: str | Path, dataset: Dataset, classes: int) -> Real:
     return found
 
 
+def main_figure(record: Mapping[str, Any]) -> str:
+    """The entry of a record that measures how often a model is right: `top1`, or `map` if each class has a score of its own."""
+    return "map" if "map" in record else "top1"
+
+
 @dataclass
 class Tally:
-    """Sums over images from which a model's figures are computed, in the same memory for any number of images."""
+    """Sums over images from which a model's figures are computed; of two classes, also the scores of the images."""
 
+    classes: int
     images: int = 0
     right: int = 0  # the best class is correct
     right5: int = 0  # the true class is among the best five
@@ -68,6 +76,7 @@ class Tally:
     bins: Array = field(default_factory=lambda: np.zeros((3, BINS)))  # of `binned`
     same: int = 0  # the best class is that of the first model
     only: tuple[int, int] = (0, 0)  # images that only the first model, and only this one, classifies correctly
+    positive: list[tuple[Array, Array]] = field(default_factory=list)  # of two classes: truth and score of the second one
 
     def add(self, targets: Array, top: Array, scores: Array, losses: Array, first: Array) -> None:
         """Count some images.
@@ -87,15 +96,25 @@ class Tally:
         self.loss += float(losses.sum(dtype=np.float64))
         self.bins += binned(scores[:, 0], right, BINS)
         self.same += int((best == first).sum())
+        if self.classes == 2:
+            self.positive.append((targets == 1, np.where(best == 1, scores[:, 0], scores[:, 1])))
         self.only = self.only[0] + int((before & ~right).sum()), self.only[1] + int((right & ~before).sum())
 
     def accuracies(self) -> dict[str, Any]:
-        """Top-1 and top-5 accuracy and error in percent, with 95% intervals."""
-        return _accuracy("top1", self.right, self.images) | _accuracy("top5", self.right5, self.images)
+        """Top-1 and top-5 accuracy and error in percent, with 95% intervals; top-5 is None of less than 6 classes."""
+        five = _accuracy("top5", self.right5, self.images)
+        return _accuracy("top1", self.right, self.images) | (five if self.classes > TOP else dict.fromkeys(five))
 
-    def others(self, compared: bool) -> dict[str, Any]:
-        """The figures that follow the accuracies; `compared` includes the comparison with the first model."""
-        return {
+    def others(self, compared: bool, threshold: float = THRESHOLD) -> dict[str, Any]:
+        """The figures that follow the accuracies; `compared` includes the comparison with the first model.
+
+        Of two classes, they include F1 of the second one, for scores above the threshold.
+        """
+        two: dict[str, Any] = {}
+        if self.classes == 2:
+            truth, scores = (np.concatenate(parts) for parts in zip(*self.positive, strict=True))
+            two = {"roc_auc": _percent(roc_auc(truth, scores)), "f1": _percent(float(f1(truth, scores > threshold)))}
+        return two | {
             "cross_entropy": round(self.loss / self.images, 4),
             "calibration_error": _percent(calibration_error(self.bins)),
             "agreement": _percent(self.same / self.images) if compared else None,
@@ -103,24 +122,30 @@ class Tally:
         }
 
 
-def records(evaluation: Evaluation, real: Real | None = None) -> list[dict[str, Any]]:
+def records(evaluation: Evaluation, real: Real | None = None, threshold: float = THRESHOLD) -> list[dict[str, Any]]:
     """A record per model, and for their fusion: accuracies in percent with 95% intervals, comparisons, and settings.
 
-    `agreement` and `mcnemar` compare a model with the first one: the share of images with the same best class, in percent,
-    and the p-value of the hypothesis that both models have the same accuracy. docs/evaluation.md describes all entries.
+    If each class has a score of its own: mean average precision, and F1 for scores above the threshold, in percent.
+    `agreement` and `mcnemar` compare a model with the first one: the share of images with the same best class, or the same
+    classes above the threshold, in percent, and the p-value of the hypothesis that both models have the same accuracy.
+    docs/evaluation.md describes all entries.
     """
     readable = evaluation.readable()
     targets = np.array([sample.target for sample in evaluation.dataset])[readable]
     first = evaluation.results[0].top[readable, 0]
     found = []
     for index, (name, results) in enumerate(zip(evaluation.names, evaluation.results, strict=True)):
-        tally, top = Tally(), results.top[readable]
-        tally.add(targets, top, results.scores[readable], results.losses[readable], first)
+        top = results.top[readable]
         models = evaluation.models[index : index + 1] or evaluation.models  # one, or all for their fusion
-        record: dict[str, Any] = {"model": name, "images": tally.images, "failed": len(evaluation.errors)} | tally.accuracies()
-        if evaluation.annotations:
-            record |= _localisation(results, readable, targets)
-        record |= _real(top[:, 0], np.flatnonzero(readable), real) | tally.others(index > 0)
+        record: dict[str, Any] = {"model": name, "images": len(targets), "failed": len(evaluation.errors)}
+        if evaluation.several:
+            record |= _several(evaluation, index, readable, threshold)
+        else:
+            tally = Tally(evaluation.classes)
+            tally.add(targets, top, results.scores[readable], results.losses[readable], first)
+            record |= tally.accuracies()
+            record |= _localisation(results, readable, targets) if evaluation.annotations else {}
+            record |= _real(top[:, 0], np.flatnonzero(readable), real) | tally.others(index > 0, threshold)
         record |= settings([one.network for one in models], evaluation.views)
         record["engine"] = " + ".join(dict.fromkeys(one.engine.name for one in models))
         record["images_per_second"] = round(evaluation.done / results.seconds, 2) if results.seconds else None
@@ -129,8 +154,14 @@ def records(evaluation: Evaluation, real: Real | None = None) -> list[dict[str, 
 
 
 def predictions(evaluation: Evaluation) -> Iterator[dict[str, Any]]:
-    """A row per image and model: the true class, the cross-entropy, the best classes with their scores, or the error."""
-    labels = evaluation.models[0].network.labels
+    """A row per image and model: the true class, the cross-entropy, the best classes with their scores, or the error.
+
+    If each class has a score of its own: the true classes, the cross-entropy, the scores of all classes, or the error.
+    """
+    if evaluation.several:
+        yield from _several_predictions(evaluation)
+        return
+    labels = evaluation.models[0].network.class_names
     width = evaluation.results[0].top.shape[1]
     for place, sample in enumerate(evaluation.dataset):
         for name, results in zip(evaluation.names, evaluation.results, strict=True):
@@ -146,13 +177,56 @@ def predictions(evaluation: Evaluation) -> Iterator[dict[str, Any]]:
             yield row | {"error": evaluation.errors.get(place)}
 
 
-def _percent(share: float) -> float:
-    return round(100 * share, 3)
+def _several_predictions(evaluation: Evaluation) -> Iterator[dict[str, Any]]:
+    labels = evaluation.models[0].network.class_names
+    for place, sample in enumerate(evaluation.dataset):
+        for name, results in zip(evaluation.names, evaluation.results, strict=True):
+            row: dict[str, Any] = {"image": sample.name, "model": name, "classes": " ".join(map(str, sample.classes))}
+            row["labels"] = "; ".join(labels.names[one] for one in sample.classes) if labels else None
+            good = place not in evaluation.errors
+            row["cross_entropy"] = round(float(results.losses[place]), 6) if good else None
+            scores: list[float | None] = results.every[place].tolist() if good else [None] * evaluation.classes
+            row |= {f"score_{index}": score and round(score, 6) for index, score in enumerate(scores)}
+            yield row | {"error": evaluation.errors.get(place)}
 
 
-def _accuracy(name: str, right: int, total: int) -> dict[str, float]:
-    share, (low, high) = _percent(right / total), wilson(right, total)
-    return {name: share, f"{name}_err": round(100 - share, 3), f"{name}_low": _percent(low), f"{name}_high": _percent(high)}
+def _several(evaluation: Evaluation, index: int, readable: Array, threshold: float) -> dict[str, Any]:
+    """The figures of a model whose classes have a score each."""
+    results = evaluation.results[index]
+    truth, scores = truth_of(evaluation)[readable], results.every[readable]
+    precisions = [average_precision(one, score) for one, score in zip(truth.T, scores.T, strict=True) if one.any()]
+    chosen = scores > threshold
+    return {
+        "map": _percent(float(np.mean(precisions))) if precisions else None,
+        "map_classes": len(precisions),
+        "f1_micro": _percent(float(f1(truth.ravel(), chosen.ravel()))),
+        "f1_macro": _percent(float(f1(truth, chosen).mean())),
+        "threshold": threshold,
+        "cross_entropy": round(float(results.losses[readable].mean(dtype=np.float64)), 4),
+        "agreement": _percent(float((chosen == (evaluation.results[0].every[readable] > threshold)).all(1).mean()))
+        if index
+        else None,
+    }
+
+
+def truth_of(evaluation: Evaluation) -> Array:
+    """bool [images, classes]: whether an image has a class."""
+    return matrix([sample.classes for sample in evaluation.dataset], evaluation.classes)
+
+
+def _percent(share: float) -> float | None:
+    """None for nan, which JSON does not have."""
+    return None if math.isnan(share) else round(100 * share, 3)
+
+
+def _accuracy(name: str, right: int, total: int) -> dict[str, float | None]:
+    share, (low, high) = right / total, wilson(right, total)
+    return {
+        name: _percent(share),
+        f"{name}_err": round(100 - round(100 * share, 3), 3),
+        f"{name}_low": _percent(low),
+        f"{name}_high": _percent(high),
+    }
 
 
 def _localisation(results: ModelResults, readable: Array, targets: Array) -> dict[str, Any]:

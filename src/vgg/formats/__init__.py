@@ -5,17 +5,18 @@ This module attaches `read` and `write` to `Network`, which itself does not depe
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Literal, final
 
 from .. import labels, zoo
+from ..architectures import Architecture
 from ..errors import ModelError, Notice
 from ..files import digest, map_file, open_file, reason
 from ..network import Network, Provenance, Source
-from ..preprocessing import preset
-from .layouts import reading
+from ..preprocessing import Preprocessing, preset
+from .layouts import Bare, reading
 
 IMAGENET_CLASSES = 1000
 ONNX = b"\x08"  # the first byte of a ModelProto: its field ir_version
@@ -37,7 +38,8 @@ class QuantizedGraph:
     network: Network  # its architecture, weights, preprocessing and labels, without the scales of activations
     path: Path
     qdq: bool  # QuantizeLinear and DequantizeLinear around float operators, rather than integer operators
-    softmax: bool  # it ends in a softmax
+    output: str  # the name of the file's output that is the network's
+    ending: str  # the operation at its end that makes scores of logits: `softmax`, `log_softmax` or `sigmoid`; "" for none
 
 
 def network_of(model: Network | QuantizedGraph) -> Network:
@@ -60,7 +62,7 @@ def load(path: str | Path) -> Network | QuantizedGraph:
         from . import onnx_reader
 
         if graph := onnx_reader.quantized_activations(path):
-            return QuantizedGraph(network, path, *graph)
+            return QuantizedGraph(network, path, graph.qdq, graph.output, graph.ending)
     return network
 
 
@@ -85,21 +87,48 @@ def read(path: str | Path) -> Network:
         content = reader.read(path)
     if isinstance(content, Network):
         return content
-    architecture, parameters = content
+    architecture = content.architecture
     sha256 = digest(path)
     known = zoo.recognise(path, sha256)
     source: Source = "known hash" if known else "guess"
     name = known.preset if known else _USUAL.get(format) or reader.usual_preset(path)
-    classes = labels.imagenet() if architecture.classes == IMAGENET_CLASSES else None
+    published = architecture.classes == IMAGENET_CLASSES and architecture.head == "fc"  # by its form
+    classes = content.labels or (labels.imagenet() if published else None)
     if not known:
-        advice = ". Set it with --preset, name the classes with --labels"
-        if classes:
-            advice = " and ImageNet's labels. Set them with --preset and --labels"
-        message = f"{path}: no preprocessing or labels in the file; using preprocessing {name!r}{advice}"
-        warnings.warn(Notice(message), stacklevel=2)
-    origin = Provenance(path.name, format, sha256, known.name if known else "", source, source)
-    preprocessing = replace(preset(name), crop=architecture.input_size) if architecture.head == "fc" else preset(name)
-    return Network(architecture, parameters, preprocessing, classes, origin)
+        _warn(path, content, name, classes)
+    described: Source = "metadata"
+    origin = Provenance(
+        path.name, format, sha256, known.name if known else "",
+        described if content.preprocessing else source, described if content.labels else source, assumed=content.assumed,
+    )  # fmt: skip
+    preprocessing = _cropped(content.preprocessing or preset(name), architecture)
+    return Network(architecture, content.parameters, preprocessing, classes, origin)
+
+
+def _warn(path: Path, content: Bare, name: str, classes: labels.Labels | None) -> None:
+    """State what is assumed of a file that doesn't describe itself."""
+    missing = [word for word, value in (("preprocessing", content.preprocessing), ("labels", content.labels)) if not value]
+    assumed = ([] if content.preprocessing else [f"preprocessing {name!r}"]) + (
+        ["ImageNet's labels"] if classes and not content.labels else []
+    )
+    if not content.architecture.classes:
+        missing = [word for word in missing if word != "labels"]
+    parts = []
+    if missing:
+        options = [f"--{'preset' if word == 'preprocessing' else word}" for word in missing]
+        using = f"; using {' and '.join(assumed)}" if assumed else ""
+        parts.append(f"no {' or '.join(missing)} in the file{using}. Set with {' and '.join(options)}")
+    if content.assumed:
+        parts.append(f"assumed {content.assumed}. Set with --head and --output-activation")
+    if parts:
+        warnings.warn(Notice(f"{path}: {'; '.join(parts)}"), stacklevel=3)
+
+
+def _cropped(preprocessing: Preprocessing, architecture: Architecture) -> Preprocessing:
+    """A preset for a network whose input may have another size."""
+    if not architecture.fixed_map and architecture.input_size == Architecture.input_size:
+        return preprocessing
+    return preprocessing.for_crop(architecture.input_size)
 
 
 def write(
@@ -123,7 +152,7 @@ def write(
         path: the file; an existing one is replaced. All further options are for ONNX files only.
         opset: 3 up to the newest of the installed onnx package; 17 by default.
         outputs: named values that the model gives in addition to `logits`, such as `fc7` or `conv5_3`.
-        softmax: give `probabilities` instead of `logits`.
+        softmax: give `probabilities` instead of `logits`, by a sigmoid if the network's output is that.
         batch: a fixed number of images; any number by default.
         dense: take images of any size from `input_size` on, and give `logits` [batch, classes, rows, columns], a score for
             each position of fc6: the linear layers become convolutions.
@@ -140,7 +169,8 @@ def write(
     from .onnx_builder import OnnxOptions
 
     path = Path(path)
-    options = OnnxOptions(opset, ("logits", *outputs), softmax, batch, dense, bits, names, preprocessing)
+    plain = OnnxOptions(outputs=network.architecture.values[-1:])
+    options = OnnxOptions(opset, (*plain.outputs, *outputs), softmax, batch, dense, bits, names, preprocessing)
     if layout == "triton":
         from . import triton
 
@@ -151,7 +181,7 @@ def write(
         onnx_writer.write(network, path, options)
     elif path.suffix != ".safetensors":
         raise ModelError(f"{path}: unsupported suffix; networks are written to .onnx or .safetensors")
-    elif options != OnnxOptions():
+    elif options != plain:
         raise ModelError(f"{path}: only ONNX files have an opset, further outputs and other forms; write to .onnx")
     else:
         from . import safetensors

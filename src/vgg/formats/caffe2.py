@@ -14,7 +14,7 @@ from ..errors import ModelError
 from ..files import map_file
 from . import protobuf, walk
 from .layouts import Bare, reading
-from .nodes import Node
+from .nodes import Node, numbered
 from .protobuf import Buffer, Value, fields, last, message, span, text
 
 EPSILON = 1e-5  # SpatialBN's default
@@ -23,6 +23,7 @@ _FILLS = ("GivenTensorFill", "ConstantFill")
 _SAME = {
     "Conv": "Conv", "FC": "Gemm", "Relu": "Relu", "MaxPool": "MaxPool", "LRN": "LRN", "SpatialBN": "BatchNormalization",
     "Dropout": "Dropout", "Softmax": "Softmax", "Reshape": "Reshape", "Flatten": "Flatten", "Copy": "Identity",
+    "AveragePool": "AveragePool", "Sigmoid": "Sigmoid", "Tanh": "Tanh", "Elu": "Elu", "LeakyRelu": "LeakyRelu",
 }  # fmt: skip
 
 
@@ -40,8 +41,8 @@ def read(path: Path) -> Bare:
     constants = {node.outputs[0]: _filled(path, node) for node in filling if node.outputs}
     nodes = [_node(path, node) for node in computing]
     start = next((name for node in nodes for name in node.inputs[:1] if name not in constants), "")
-    architecture, parameters, _ = walk.follow(path, nodes, constants, start, nodes[-1].outputs if nodes else ())
-    return architecture, parameters
+    walked = walk.follow(path, *numbered(nodes, nodes[-1].outputs if nodes else ()), constants, start)
+    return Bare(walked.architecture, walked.parameters)
 
 
 def matches(mapped: Buffer) -> bool:
@@ -131,7 +132,9 @@ def _node(path: Path, node: Node) -> Node:
         return values or [arguments.get(one, default)]
 
     attributes: dict[str, Any] = {}
-    if operator in ("Conv", "MaxPool"):
+    if operator in ("MaxPool", "AveragePool") and arguments.get("global_pooling"):
+        operator = f"Global{operator}"
+    elif operator in ("Conv", "MaxPool", "AveragePool"):
         attributes = {
             "strides": sides("stride", "stride_h", "stride_w", default=1), "dilations": sides("dilation", default=1),
             "pads": sides("pad", "pad_t", "pad_l", "pad_b", "pad_r", default=0), "group": arguments.get("group", 1),
@@ -141,6 +144,8 @@ def _node(path: Path, node: Node) -> Node:
         attributes = {"transB": 1}
     elif operator == "LRN":
         attributes = {name: arguments.get(name) for name in ("size", "alpha", "beta")} | {"bias": arguments.get("bias", 1.0)}
+    elif operator in ("Elu", "LeakyRelu"):
+        attributes = {"alpha": arguments.get("alpha", 1.0 if operator == "Elu" else 0.01)}
     elif operator == "BatchNormalization":
         attributes = {"epsilon": arguments.get("epsilon", EPSILON)}
     return Node(operator, node.inputs, node.outputs, attributes)

@@ -5,19 +5,31 @@ recognises the architecture from the shapes, and reports an array that doesn't f
 """
 
 import math
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
-from ..architectures import Architecture, recognise
+from ..architectures import Architecture
 from ..arrays import Array
 from ..errors import ModelError, one_line
+from ..heads import Head
+from ..labels import Labels
 from ..parameters import LowRank, Parameter, expanded, shaped
+from ..preprocessing import Preprocessing
+from .recognition import Shapes, recognise
 
-Bare = tuple[Architecture, dict[str, Parameter]]  # the content of a file without preprocessing and labels
+
+class Bare(NamedTuple):
+    """The content of a file that vgg did not write."""
+
+    architecture: Architecture
+    parameters: dict[str, Parameter]
+    preprocessing: Preprocessing | None = None  # if the file describes it
+    labels: Labels | None = None  # if the file has them
+    assumed: str = ""  # what the file doesn't say of its head, and the convention that is used: "ReLU between …"
 
 
 @dataclass(frozen=True)
@@ -52,7 +64,15 @@ def reading(path: object, format: str) -> Iterator[None]:
 
 
 def assemble(
-    path: object, layers: Sequence[Layer], *, epsilon: float = 1e-5, channels_last: bool = False, lrn: bool = False
+    path: object,
+    layers: Sequence[Layer],
+    *,
+    epsilon: float = 1e-5,
+    channels_last: bool = False,
+    lrn: bool = False,
+    depths: Sequence[int] = (),
+    head: Head | None = None,
+    input_size: int = 0,
 ) -> Bare:
     """The architecture of a file's layers, and its parameters under the paper's names.
 
@@ -60,8 +80,11 @@ def assemble(
         path: the file, for errors.
         layers: in the order of execution.
         epsilon: of the batch normalisation.
-        channels_last: whether fc6 reads its input flattened as height, width, channels.
+        channels_last: whether the first linear layer reads its input flattened as height, width, channels.
         lrn: whether the first convolution is followed by response normalisation, which has no parameters.
+        depths: see `recognition.Shapes`.
+        head: the head, if the file shows its activations.
+        input_size: side of the input in pixels, if the file shows it.
 
     Raises:
         ModelError: the layers form no VGG network; the message names the first key that doesn't fit and what was expected.
@@ -69,8 +92,16 @@ def assemble(
     weights = [layer["weight"].value.shape for layer in layers if "weight" in layer]
     convolutions = [shape for shape in weights if len(shape) == 4]
     linear = [shape for shape in weights if len(shape) == 2]
-    batch_norm = any("mean" in layer for layer in layers)
-    architecture = recognise(convolutions, linear, batch_norm=batch_norm, epsilon=epsilon, lrn=lrn)
+    kinds = [
+        "norm" if "mean" in layer else len(layer["weight"].value.shape) for layer in layers if {"mean", "weight"} & {*layer}
+    ]
+    batch_norm = kinds[1:2] == ["norm"]  # after each convolution
+    norms = [
+        sum(kind == 2 for kind in kinds[:place])
+        for place, kind in enumerate(kinds)
+        if kind == "norm" and (2 in kinds[:place] or not batch_norm or kinds[place - 1] == "norm")
+    ]
+    architecture = recognise(Shapes(convolutions, linear, batch_norm, lrn, depths, head, norms, input_size, epsilon))
     wanted = [layer for layer in architecture.layers if layer.parameters]
     parameters: dict[str, Parameter] = {}
     for ours, theirs in zip(wanted, layers, strict=False):
@@ -78,12 +109,13 @@ def assemble(
             name = f"{ours.name}.{role}"
             found = theirs.get(role)
             if found is None:
-                if role == "bias" and batch_norm and ours.operation == "convolution" and "weight" in theirs:
-                    parameters[name] = np.zeros(shape, np.float32)  # which the normalisation would subtract again
-                    continue
-                first = next(iter(theirs.values()))
-                raise misfit(path, first.key, first.value.shape, f"{name} {list(shape)}")
-            parameters[name] = _fitted(path, found, name, shape, channels_last)
+                neutral = _neutral(role, theirs)
+                if neutral is None:
+                    first = next(iter(theirs.values()))
+                    raise misfit(path, first.key, first.value.shape, f"{name} {list(shape)}")
+                parameters[name] = np.full(shape, neutral, np.float32)
+                continue
+            parameters[name] = _fitted(path, found, name, shape, channels_last, architecture)
     if len(layers) < len(wanted):
         name, (role, shape) = wanted[len(layers)].name, next(iter(wanted[len(layers)].parameters.items()))
         count = f"it has {len(layers)} of the {len(wanted)} layers of {architecture.name}"
@@ -91,7 +123,14 @@ def assemble(
     if len(layers) > len(wanted):
         extra = next(iter(layers[len(wanted)].values()))
         raise misfit(path, extra.key, extra.value.shape, f"nothing after the last layer of {architecture.name}")
-    return architecture, parameters
+    return Bare(architecture, parameters)
+
+
+def _neutral(role: str, layer: Layer) -> float | None:
+    """The value of a parameter that a layer doesn't have and that then changes nothing; None if it must have it."""
+    if role == "bias" and {"weight", "mean"} & {*layer}:
+        return 0.0
+    return 1.0 if role == "scale" and "mean" in layer else None
 
 
 def misfit(path: object, key: str, shape: Sequence[int], expected: str) -> ModelError:
@@ -100,20 +139,25 @@ def misfit(path: object, key: str, shape: Sequence[int], expected: str) -> Model
 
 
 def _mapped(value: Parameter, shape: tuple[int, ...]) -> Parameter:
-    """fc6's weight, [units, inputs], as [units, channels, height, width]."""
+    """The first linear layer's weight, [units, inputs], as [units, channels, height, width]."""
     if isinstance(value, LowRank):
         return LowRank(value.left, shaped(value.right, (value.right.shape[0], *shape[1:])))
     return shaped(value, shape)
 
 
-def _fitted(path: object, found: Found, name: str, shape: tuple[int, ...], channels_last: bool) -> Parameter:
+def _fitted(
+    path: object, found: Found, name: str, shape: tuple[int, ...], channels_last: bool, architecture: Architecture
+) -> Parameter:
     value = found.value
-    if name == "fc6.weight" and len(value.shape) == 2 and value.shape == (shape[0], math.prod(shape[1:])):
+    if len(shape) == 4 and len(value.shape) == 2 and value.shape == (shape[0], math.prod(shape[1:])):
         units, channels, height, width = shape
         if channels_last:
             value = expanded(value).T.reshape(height, width, channels, units).transpose(3, 2, 0, 1)
         else:
             value = _mapped(value, shape)
+    if channels_last and name.startswith("bn5.") and value.shape == shape:  # of the elements of a map
+        channels = architecture.parameters["fc6.weight"][1]
+        value = expanded(value).reshape(-1, channels).T.reshape(-1)
     if value.shape != shape:
         raise misfit(path, found.key, found.value.shape, f"{name} {list(shape)}")
     if isinstance(value, np.ndarray) and value.dtype.name not in ("float32", "float16", "bfloat16"):
@@ -121,15 +165,6 @@ def _fitted(path: object, found: Found, name: str, shape: tuple[int, ...], chann
             raise ModelError(f"{path}: not a VGG network: {found.key} has {value.dtype.name} numbers, not floats")
         return value.astype(np.float32)
     return value
-
-
-# The keys of torchvision's and timm's state dictionaries. A layer's number is its index in the Sequential; timm's first two
-# linear layers are convolutions, 7x7 and 1x1.
-_FEATURES = re.compile(r"features\.(\d+)\.(\w+)")
-_HEADS = {"classifier.0": 0, "classifier.3": 1, "classifier.6": 2, "pre_logits.fc1": 0, "pre_logits.fc2": 1, "head.fc": 2}
-_PAPER = re.compile(r"(conv|bn|fc)(\d)((?<!fc\d)_\d|(?<=fc\d))\.(\w+)")
-_NORM_ROLES = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "variance"}
-_WRAPPERS = ("module.", "model.", "_orig_mod.", "backbone.")
 
 
 def from_names(
@@ -148,29 +183,3 @@ def from_names(
         matrix = role == "weight" and place[0] == 1
         layers.setdefault(place, {})[role] = Found(name, value.reshape(len(value), -1) if matrix else value)
     return assemble(path, [layers[place] for place in sorted(layers)])
-
-
-def from_state_dict(path: object, state: Mapping[str, Array]) -> Bare:
-    """The network in a state dictionary with torchvision's, timm's or the paper's keys."""
-    arrays = {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
-    norms = {match[1] for key in arrays if (match := _FEATURES.fullmatch(_bare(key))) and match[2] == "running_mean"}
-
-    def parse(key: str) -> tuple[tuple[int, ...], str | None]:
-        key = _bare(key)
-        layer, _, role = key.rpartition(".")
-        if match := _FEATURES.fullmatch(key):
-            return (0, int(match[1])), _NORM_ROLES.get(role) if match[1] in norms else role
-        if layer in _HEADS:
-            return (1, _HEADS[layer]), role
-        if match := _PAPER.fullmatch(key):
-            return (int(match[1] == "fc"), int(match[2]), int(match[3][1:] or 0), int(match[1] == "bn")), role
-        return (), None
-
-    return from_names(path, arrays, parse, "a key such as features.0.weight [64, 3, 3, 3]")
-
-
-def _bare(key: str) -> str:
-    """A key without the prefixes of data-parallel and compiled modules."""
-    while key.startswith(_WRAPPERS):
-        key = key.partition(".")[2]
-    return key

@@ -40,15 +40,25 @@ def describe(network: Network, expanded: Collection[str] = ()) -> dict[str, str]
         if isinstance(value, Quantized) and name not in expanded
     }
     text = {
-        ARCHITECTURE: _json(asdict(network.architecture)),
+        ARCHITECTURE: _json(described(network.architecture)),
         PREPROCESSING: _json(asdict(network.preprocessing)),
-        PROVENANCE: _json(asdict(network.provenance)),
+        PROVENANCE: _json({name: value for name, value in asdict(network.provenance).items() if value or name != "assumed"}),
     }
     if network.labels is not None:
         text[LABELS] = network.labels.text()
     if quantized:
         text[QUANTIZED] = _json(quantized)
     return text
+
+
+def described(architecture: Architecture) -> dict[str, Any]:
+    """The fields of an architecture, without those that few have and that have their default value."""
+    plain = Architecture()
+    return {
+        name: value
+        for name, value in asdict(architecture).items()
+        if name not in ("channels", "last") or value != getattr(plain, name)
+    }
 
 
 def build(path: object, text: Mapping[str, str], tensors: Mapping[str, Array]) -> Network:
@@ -88,7 +98,7 @@ def is_whole(architecture: Architecture, tensors: Collection[str]) -> bool:
 
 def architecture(path: object, text: Mapping[str, str]) -> Architecture:
     """The architecture in the metadata."""
-    return _parsed(path, ARCHITECTURE, text, lambda value: Architecture(**value))
+    return _parsed(path, ARCHITECTURE, text, lambda value: Architecture(**_tuples(value)))
 
 
 def complete(path: object, text: Mapping[str, str], architecture: Architecture, parameters: Mapping[str, Parameter]) -> Network:

@@ -15,6 +15,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from .. import heads
 from ..arrays import Array
 from ..files import map_file
 from .layouts import Bare, from_names
@@ -25,10 +26,11 @@ _DTYPES: tuple[Any, ...] = (np.float32, np.float64, np.float16, np.uint8, np.int
 _BFLOAT16 = 12
 _MAX_DIMENSIONS = 32
 
-# Gluon's names within a network, `vgg0_conv0_weight`; its names in files, `features.0.weight` and `output.bias`; names of
-# networks converted from Caffe, `conv1_1_weight`, `fc6_bias`, `bn1_1_gamma`. Checkpoints add the prefix `arg:` or `aux:`.
+# Gluon's names within a network, `vgg0_conv0_weight`; its names in files, `features.0.weight` and `output.bias`, or `0.weight`
+# of features alone; names of networks converted from Caffe, `conv1_1_weight`, `fc6_bias`, `bn1_1_gamma`. Checkpoints add the
+# prefix `arg:` or `aux:`.
 _GLUON = re.compile(r"(?:.*_)?(conv|batchnorm|dense)(\d+)_(\w+)")
-_SAVED = re.compile(r"(?:features\.(\d+)|output)\.(\w+)")
+_SAVED = re.compile(r"(?:(?:features\.)?(\d+)|output)\.(\w+)")
 _PAPER = re.compile(r"(conv|bn|fc)(\d)(?:_(\d))?_(\w+)")
 _ROLES = {
     "weight": "weight", "bias": "bias", "gamma": "scale", "beta": "bias", "running_mean": "mean", "running_var": "variance",
@@ -37,9 +39,20 @@ _ROLES = {
 
 
 def read(path: Path) -> Bare:
-    """The parameters in a file, mapped. The file has no epsilon of batch normalisation; it is Gluon's, 1e-5."""
+    """The parameters in a file, mapped. The file has no epsilon of batch normalisation; it is Gluon's, 1e-5.
+
+    Gluon's features contain the first two linear layers. Without the last one, they are read as a backbone.
+    """
     arrays = _arrays(map_file(path))
-    return from_names(path, arrays, _place, "a name such as vgg0_conv0_weight or features.0.weight")
+    left = {}
+    if all((match := _SAVED.fullmatch(key)) and match[1] for key in arrays):
+        matrices = {key.rpartition(".")[0] for key, value in arrays.items() if value.ndim == 2}
+        left = {key: value for key, value in arrays.items() if key.rpartition(".")[0] in matrices}
+    kept = {key: value for key, value in arrays.items() if key not in left}
+    bare = from_names(path, kept, _place, "a name such as vgg0_conv0_weight or features.0.weight")
+    head = bare.architecture.head
+    assumed = f"a backbone without {next(iter(left))} and the like, since there is no output layer" if left else ""
+    return bare._replace(assumed=assumed or ("" if head in ("fc", heads.NONE) else f"the head {head!r}"))
 
 
 def _place(key: str) -> tuple[tuple[int, ...], str | None]:

@@ -1,13 +1,18 @@
 """The operators of a graph, and their results where all inputs are constant."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from ..arrays import Array
 from ..parameters import Part, Quantized, expanded, is_int4, shaped
+from .functions import LARGEST, OPERATORS
+
+VERSION = "\0"  # follows the name of a value for each time that it was replaced
+INTEGERS = (2, 3, 4, 5, 6, 7, 12, 13)  # the types of ONNX that hold integers
 
 
 @dataclass(frozen=True)
@@ -20,7 +25,20 @@ class Node:
     attributes: Mapping[str, Any]
 
     def __str__(self) -> str:
-        return f"{self.operator} (node {self.outputs[0] if self.outputs else ''!r})"
+        name = self.outputs[0].partition(VERSION)[0] if self.outputs else ""
+        return f"{self.operator} (node {name!r})"
+
+
+def numbered(nodes: Iterable[Node], outputs: Sequence[str]) -> tuple[list[Node], list[str]]:
+    """Nodes, and the graph's outputs, with one name for each value: in Caffe, operators can replace their input."""
+    versions: dict[str, str] = {}  # those so far
+    renamed = []
+    for node in nodes:
+        inputs = tuple(versions.setdefault(name, name) for name in node.inputs)
+        for name in node.outputs:
+            versions[name] = f"{versions[name]}{VERSION}" if name in versions else name
+        renamed.append(replace(node, inputs=inputs, outputs=tuple(versions[name] for name in node.outputs)))
+    return renamed, [versions.get(name, name) for name in outputs]
 
 
 def transposed(value: Part) -> Part:
@@ -58,6 +76,16 @@ def quantized(values: Array, scale: Array, zero_point: Array | None, axis: int, 
     return result if is_int4(values) or values.dtype.name in ("int8", "uint8") else result.dequantize()
 
 
+def multiplied(value: Part, factor: Array) -> Part:
+    """A weight [out, ...] times one number, or one for each of its first axis."""
+    if not isinstance(value, Quantized):
+        return np.asarray(value * factor.reshape(-1, *[1] * (value.ndim - 1)), np.float32)
+    along = value.scale * factor.reshape(-1, *[1] * (value.scale.ndim - 1))
+    if factor.size > 1 and value.axis != 0 and not value.group:
+        return multiplied(value.dequantize(), factor)
+    return replace(value, scale=along.astype(np.float32))
+
+
 def folded(node: Node, inputs: list[Part | None]) -> Part | None:
     """A node's result for constant inputs; None if no layer could read it."""
     attributes = node.attributes
@@ -65,27 +93,90 @@ def folded(node: Node, inputs: list[Part | None]) -> Part | None:
         content = next((value for key, value in attributes.items() if key.startswith("value") and value is not None), None)
         return None if content is None or isinstance(content, str) else np.asarray(content)
     first, *others = inputs or [None]
-    if node.operator in ("Identity", "Cast") or first is None:
+    if node.operator == "Identity" or first is None:
         return first
-    if node.operator == "ConstantOfShape":
-        value = np.asarray(attributes.get("value", np.zeros(1, np.float32)))
-        return np.broadcast_to(value.reshape(()), expanded(first).tolist())
+    if node.operator == "Cast":
+        return first if attributes.get("to") not in INTEGERS else expanded(first).astype(np.int64)
     if node.operator == "Transpose":
         permutation = attributes.get("perm") or list(range(len(first.shape)))[::-1]
         return transposed(first) if permutation == [1, 0] else expanded(first).transpose(permutation)
-    arrays = [None if value is None else expanded(value) for value in (first, *others)]
-    if node.operator == "Reshape" and len(arrays) == 2 and arrays[1] is not None:
-        return shaped(first, tuple(arrays[1].tolist()))
+    arrays = [None if value is None else expanded(value) for value in others]
+    if node.operator == "Reshape" and arrays and arrays[0] is not None:
+        return shaped(first, tuple(arrays[0].reshape(-1).tolist()))
     if node.operator in ("DequantizeLinear", "QuantizeLinear"):
-        values, scale, zero_point = (*arrays, None)[:3]
-        if values is None or scale is None:
-            return None
-        axis = int(attributes.get("axis", 1)) if scale.ndim else 0
-        if node.operator == "DequantizeLinear":
-            return quantized(values, scale, zero_point, axis, int(attributes.get("block_size", 0)))
-        zero_point = np.zeros((), np.uint8) if zero_point is None else zero_point
-        along = [-1 if place == axis % values.ndim else 1 for place in range(values.ndim)]
-        limits = np.iinfo(zero_point.dtype)
-        rounded = np.rint(values / scale.reshape(along)) + zero_point.reshape(along)
-        return np.asarray(rounded.clip(limits.min, limits.max).astype(zero_point.dtype))
+        return _scaled(node, expanded(first), *(*arrays, None, None)[:2])
+    if node.operator in FOLDING:
+        return np.asarray(FOLDING[node.operator](attributes, expanded(first), *arrays))
+    if node.operator in OPERATORS and max(math.prod(value.shape) for value in (first, *others) if value is not None) <= LARGEST:
+        result = OPERATORS[node.operator](attributes, expanded(first), *arrays)
+        return np.asarray(result).astype(expanded(first).dtype)  # integers divided give integers
     return None
+
+
+def _scaled(node: Node, values: Array, scale: Array | None, zero_point: Array | None) -> Part | None:
+    """The result of (De)QuantizeLinear."""
+    if scale is None:
+        return None
+    axis = int(node.attributes.get("axis", 1)) if scale.ndim else 0
+    if node.operator == "DequantizeLinear":
+        return quantized(values, scale, zero_point, axis, int(node.attributes.get("block_size", 0)))
+    zero_point = np.zeros((), np.uint8) if zero_point is None else zero_point
+    along = [-1 if place == axis % values.ndim else 1 for place in range(values.ndim)]
+    limits = np.iinfo(zero_point.dtype)
+    rounded = np.rint(values / scale.reshape(along)) + zero_point.reshape(along)
+    return np.asarray(rounded.clip(limits.min, limits.max).astype(zero_point.dtype))
+
+
+# Operators by name that compute shapes, or change the shape of a constant; functions of attributes and inputs.
+
+
+def axes_of(attributes: Mapping[str, Any], given: Array | None) -> Array | None:
+    """The axes of an operator, which are an attribute in older opsets and an input in newer ones."""
+    if given is None and attributes.get("axes") is None:
+        return None
+    return np.asarray(attributes["axes"] if given is None else given, np.int64).reshape(-1)
+
+
+def _squeeze(attributes: Mapping[str, Any], value: Array, axes: Array | None = None) -> Array:
+    found = axes_of(attributes, axes)
+    return np.squeeze(value, None if found is None else tuple(found.tolist()))
+
+
+def _unsqueeze(attributes: Mapping[str, Any], value: Array, axes: Array | None = None) -> Array:
+    found = axes_of(attributes, axes)
+    return value if found is None else np.expand_dims(value, tuple(found.tolist()))
+
+
+def slices(attributes: Mapping[str, Any], rank: int, *given: Array | None) -> tuple[slice, ...]:
+    """The slice along each dimension that a Slice takes."""
+    starts, ends, axes, steps = (
+        None if one is None else np.asarray(one).reshape(-1).tolist()
+        for one in (
+            attributes.get(name, (*given, *[None] * 4)[place]) for place, name in enumerate(("starts", "ends", "axes", "steps"))
+        )
+    )
+    if starts is None or ends is None:
+        raise ValueError("a Slice without limits")
+    found = [slice(None)] * rank
+    for start, end, axis, step in zip(starts, ends, axes or range(rank), steps or [1] * len(starts), strict=False):
+        found[axis] = slice(start, None if step < 0 and end < -(2**30) else end, step)
+    return tuple(found)
+
+
+def _constant_of_shape(attributes: Mapping[str, Any], shape: Array) -> Array:
+    value = np.asarray(attributes.get("value", np.zeros(1, np.float32)))
+    return np.broadcast_to(value.reshape(()), shape.reshape(-1).tolist())
+
+
+FOLDING: dict[str, Callable[..., Any]] = {
+    "ConstantOfShape": _constant_of_shape,
+    "Squeeze": _squeeze,
+    "Unsqueeze": _unsqueeze,
+    "Shape": lambda attributes, value: np.array(value.shape, np.int64),
+    "Flatten": lambda attributes, value: value.reshape(math.prod(value.shape[: attributes.get("axis", 1)]), -1),
+    "Gather": lambda attributes, value, places: value.take(places, attributes.get("axis", 0)),
+    "Slice": lambda attributes, value, *limits: value[slices(attributes, value.ndim, *limits)],
+    "Concat": lambda attributes, *values: np.concatenate(values, attributes.get("axis", 1)),
+    "ReduceProd": lambda attributes, value, axes=None: np.prod(value, keepdims=bool(attributes.get("keepdims", 1))),
+    "Floor": lambda attributes, value: np.floor(value),
+}

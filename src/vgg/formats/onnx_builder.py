@@ -19,7 +19,7 @@ from ..architectures import Architecture, Layer, Shape
 from ..errors import ModelError
 from ..network import Network
 from ..parameters import LowRank, Part, Quantized, is_int4
-from . import onnx_names, onnx_preprocessing
+from . import onnx_functions, onnx_names, onnx_preprocessing
 from .onnx_names import PROBABILITIES
 
 OLDEST, DEFAULT, NEWEST = 3, 17, onnx.defs.onnx_opset_version()
@@ -88,12 +88,16 @@ def build(network: Network, options: OnnxOptions) -> tuple[onnx.ModelProto, list
         what = " with preprocessing" if options.preprocessing else ""
         raise ModelError(f"unsupported opset {opset}{what}; onnx {onnx.__version__} supports {oldest} to {NEWEST}")
     architecture.check_values(options.outputs)
-    if options.dense and architecture.head != "fc":
-        raise ModelError("the dense form turns fc6, fc7 and fc8 into convolutions; this network has no fc6")
+    if options.dense and not architecture.fixed_size:
+        raise ModelError("the dense form turns linear layers into convolutions; in this network they don't read a map")
+    if options.dense and any(name.startswith("bn5.") for name in architecture.parameters):
+        network = network.fold_batch_norm()  # of the elements of a map, which differ from position to position
+    if options.softmax and not architecture.classifier:
+        raise ModelError("a network without a head has no probabilities")
     outputs = [name for name in architecture.values if name in options.outputs]
     builder = _Builder(network, opset, options, outputs)
     for layer in architecture.layers:
-        if not (options.dense and layer.operation == "flatten"):
+        if layer.operation != "dropout" and not (options.dense and layer.operation == "flatten"):
             builder.add(layer)
         if layer.value == outputs[-1]:
             break
@@ -144,7 +148,12 @@ class _Builder:
                 inputs.append(self.parameter(name, value, self.dims(layer, shape) if role == "weight" else shape))
         half = self.options.bits == 16 and layer.value in self.outputs
         self.value = f"{layer.value}.half" if half else layer.value
-        self.node(operator, inputs, self.value, **attributes)
+        if layer.operation in onnx_functions.COMPOSED:
+            self.nodes += onnx_functions.nodes(
+                layer, inputs[0], self.value, self.opset, self.dtype, self.network.architecture.input_size
+            )
+        else:
+            self.node(operator, inputs, self.value, **attributes)
         if half:
             self.cast(self.value, layer.value, TensorProto.FLOAT)
 
@@ -197,13 +206,26 @@ class _Builder:
             "relu": ("Relu", {}),
             "max_pool": ("MaxPool", {"kernel_shape": [2, 2], "strides": [2, 2]}),
             "average_pool": ("GlobalAveragePool", {}),
+            "global_max_pool": ("GlobalMaxPool", {}),
             "flatten": ("Flatten", {"axis": 1}),
             "linear": linear,
+            "leaky_relu": ("LeakyRelu", {"alpha": layer.number}),
+            "elu": ("Elu", {"alpha": layer.number}),
+            "tanh": ("Tanh", {}),
+            "sigmoid": ("Sigmoid", {}),
         }  # fmt: skip
-        return operators[layer.operation]
+        return operators.get(layer.operation, ("", {}))
 
-    def softmax(self) -> None:
-        """Add probabilities over the classes, which are the second dimension of the logits."""
+    def probabilities(self) -> None:
+        """Add the scores of the classes, which are the second dimension of the logits."""
+        if self.network.architecture.output == "sigmoid":
+            self.node("Sigmoid", ["logits"], PROBABILITIES)
+            return
+        if self.network.architecture.output == "binary":
+            self.node("Neg", ["logits"], "logits.negative")
+            self.node("Concat", ["logits.negative", "logits"], "logits.both", axis=1)
+            self.node("Sigmoid", ["logits.both"], PROBABILITIES)
+            return
         if self.opset >= 13 or not self.options.dense:
             self.node("Softmax", ["logits"], PROBABILITIES, axis=1)
             return
@@ -215,14 +237,15 @@ class _Builder:
         architecture, options = self.network.architecture, self.options
         outputs = {name: _shape(architecture, name, options) for name in self.outputs}
         if options.softmax:
-            self.softmax()
+            self.probabilities()
+            outputs["logits"][1] = self.network.architecture.classes
             outputs = {PROBABILITIES if name == "logits" else name: shape for name, shape in outputs.items()}
         batch: int | str = options.batch or "batch"
         if options.preprocessing:
             port = _port("image", TensorProto.UINT8, [batch, "height", "width", 3], "BFFC")
         else:
             side = architecture.input_size
-            sides = ["height", "width"] if architecture.head == "gap" or options.dense else [side, side]
+            sides = [side, side] if architecture.fixed_map and not options.dense else ["height", "width"]
             port = _port("data", TensorProto.FLOAT, [batch, 3, *sides], "BCFF")
         titles = onnx_names.zoo_names(architecture, options.softmax) if options.names == "zoo" else {}
         self.initializers = [replace(one, title=titles.get(one.title, one.title)) for one in self.initializers]
@@ -261,7 +284,7 @@ def _shape(architecture: Architecture, value: str, options: OnnxOptions) -> list
     """The shape of a named value; sides that depend on the input's size are names."""
     side = architecture.input_size
     _, channels, *sides = architecture.shape(value, 1, side, side)
-    free = (architecture.head == "gap" or options.dense) and not options.preprocessing
+    free = (not architecture.fixed_map or options.dense) and not options.preprocessing
     if free and (options.dense or sides) and value != "pool6":
         return [options.batch or "batch", channels, f"{value}_height", f"{value}_width"]
     return [options.batch or "batch", channels, *sides]

@@ -1,19 +1,32 @@
 """The network in an ONNX file, mapped."""
 
 import warnings
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..architectures import Architecture
 from ..errors import ModelError, Notice
 from ..network import Network
-from ..parameters import Parameter, Part
+from ..parameters import Part
 from . import metadata, walk
+from .dimensions import OPEN, Dimensions
 from .layouts import Bare
-from .onnx_file import PRODUCER, OnnxFile, Tensor, scan
+from .nodes import INTEGERS, Node
+from .onnx_file import PRODUCER, OnnxFile, Port, Tensor, scan
 from .protobuf import fields
+from .walk import Walked
 
-_QUANTIZING = ("QuantizeLinear", "DynamicQuantizeLinear", "QLinear", "QGemm", "ConvInteger", "MatMulInteger")
+_QUANTIZING = (
+    "QuantizeLinear", "DynamicQuantize", "QLinear", "QGemm", "ConvInteger", "MatMulInteger",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Graph:
+    """What an engine must know of a graph with quantized activations to run it."""
+
+    qdq: bool  # QuantizeLinear and DequantizeLinear around float operators, rather than integer operators
+    output: str  # the name of the output that is the network's
+    ending: str  # see `walk.Walked`
 
 
 def read(path: Path) -> Network | Bare:
@@ -27,13 +40,23 @@ def read(path: Path) -> Network | Bare:
         raise ModelError(f"{path}: is truncated: vgg wrote it, but its metadata is missing")
     if written and metadata.is_whole(written, model.tensors.keys()):
         return metadata.build(path, model.metadata, {name: model.array(name) for name in model.tensors})
-    architecture, parameters, softmax = _walk(model, written is not None)
+    walked = _walk(model)
     if written:
-        same = written.parameters == architecture.parameters
-        return metadata.complete(path, model.metadata, written if same else architecture, parameters)
-    if softmax:
+        found = walked.architecture
+        candidates = (written, written.without_batch_norm())  # which a tool may have folded
+        found = next((one for one in candidates if one.parameters == found.parameters), found)
+        return metadata.complete(path, model.metadata, found, walked.parameters)
+    if walked.ending.endswith("softmax"):
         warnings.warn(Notice(f"{path}: removed the softmax at its end; writing can add it again"), stacklevel=2)
-    return architecture, parameters
+    if walked.ignored:
+        warnings.warn(Notice(f"{path}: removed {walked.ignored} at its end"), stacklevel=2)
+    preprocessing = walked.pixels.preprocessing(model.inputs[0].data_type in INTEGERS, usual_preset(path))
+    if preprocessing:
+        resize = (
+            f"images are resized as by preset {preprocessing.name!r}" if preprocessing.name != "file" else "the usual resizing"
+        )
+        warnings.warn(Notice(f"{path}: normalises pixels itself; assumed {resize}. Set with --preset"), stacklevel=2)
+    return Bare(walked.architecture, walked.parameters, preprocessing)
 
 
 def _is_streamed(model: OnnxFile) -> bool:
@@ -43,13 +66,20 @@ def _is_streamed(model: OnnxFile) -> bool:
     return model.producer == PRODUCER and order[0] == opsets
 
 
-def quantized_activations(path: Path) -> tuple[bool, bool] | None:
-    """Of an ONNX file with quantized activations: whether it is in the QDQ format, and whether it ends in a softmax."""
-    operators = [node.operator for node in scan(path).nodes]
+def quantized_activations(path: Path) -> Graph | None:
+    """What an engine must know of an ONNX file with quantized activations; None for any other file.
+
+    A graph that takes something else than the network's input, such as pixels, is read as its weights alone.
+    """
+    model = scan(path)
+    operators = [node.operator for node in model.nodes]
     if not any(one.startswith(_QUANTIZING) for one in operators):
         return None
+    walked = _walk(model)
+    if walked.pixels.scales or _dimensions(model.inputs[0], model.nodes).axes != walk.MAP.axes:
+        return None
     qdq = not any(one.startswith(_QUANTIZING[1:]) for one in operators)
-    return qdq, any(one.endswith("Softmax") for one in operators[-3:])
+    return Graph(qdq, walked.output, walked.ending)
 
 
 def usual_preset(path: Path) -> str:
@@ -63,10 +93,7 @@ def usual_preset(path: Path) -> str:
     return "torchvision"
 
 
-def _walk(model: OnnxFile, ours: bool) -> tuple[Architecture, dict[str, Parameter], bool]:
-    start = model.inputs[0].name if model.inputs else ""
-    if ours:  # may start with preprocessing
-        start = next((name for node in model.nodes for name in node.outputs if name in ("data", "data_0")), start)
+def _walk(model: OnnxFile) -> Walked:
     if len(model.inputs) != 1:
         names = ", ".join(port.name for port in model.inputs) or "none"
         raise ModelError(f"{model.path}: not a VGG network: expected one input, found {names}")
@@ -75,4 +102,23 @@ def _walk(model: OnnxFile, ours: bool) -> tuple[Architecture, dict[str, Paramete
     for node in model.nodes:
         tensors = {key: model.array(value) for key, value in node.attributes.items() if isinstance(value, Tensor)}
         nodes.append(replace(node, attributes={**node.attributes, **tensors}))
-    return walk.follow(model.path, nodes, constants, start, [port.name for port in model.outputs])
+    start, dimensions = model.inputs[0].name, _dimensions(model.inputs[0], nodes)
+    if metadata.ARCHITECTURE in model.metadata:  # may start with preprocessing
+        within = next((name for node in nodes for name in node.outputs if name in ("data", "data_0")), "")
+        start, dimensions = (within, walk.MAP) if within else (start, dimensions)
+    return walk.follow(model.path, nodes, [port.name for port in model.outputs], constants, start, dimensions)
+
+
+def _dimensions(port: Port, nodes: list[Node]) -> Dimensions:
+    """The dimensions of the input: images of 3 channels, which are the last dimension if the shape or a Transpose shows it."""
+    sides = [side if isinstance(side, int) and side > 0 else 0 for side in port.shape]
+    rank = len(sides) if len(sides) in (3, 4) else 4
+    sides = sides if len(sides) == rank else [0] * rank
+    first = next((node.attributes.get("perm") for node in nodes if port.name in node.inputs), None)
+    last = sides[-1] == 3 if 3 in (sides[-3], sides[-1]) else first == [0, 3, 1, 2]
+    axes = ("N", "H", "W", "C") if last and sides[-3] != 3 else ("N", "C", "H", "W")
+    known = dict(zip(axes[4 - rank :], sides, strict=True))
+    sizes = {axis: known.get(axis) or OPEN[axis] for axis in "HW"}
+    free = "".join(axis for axis in "HW" if not known.get(axis))
+    # Images of a fixed number are any number of images, so that the network takes batches.
+    return Dimensions(axes[4 - rank :], {"N": OPEN["N"], "C": 3, **sizes}, free, known.get("N") or 1)

@@ -18,7 +18,8 @@ from ..files import map_file, replacing
 from ..network import Network
 from ..parameters import blocks, is_int4
 from . import metadata
-from .layouts import Bare, from_state_dict
+from .layouts import Bare
+from .state_dict import from_state_dict
 
 MAX_HEADER = 100 * 2**20  # the limit of the package safetensors
 DTYPES: dict[str, Any] = {

@@ -4,214 +4,240 @@ The graph is followed from its input to its output. Each operator on the way mus
 change nothing at inference; its other inputs must be constant. Operators have ONNX's names.
 """
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..architectures import LRN_ALPHA, LRN_BETA, LRN_K, LRN_SIZE, Architecture
-from ..arrays import Array
-from ..parameters import Parameter, Part, expanded, shaped
-from .chain import Chain
+from ..architectures import LRN_ALPHA, LRN_BETA, LRN_K, LRN_SIZE, POOLINGS, Architecture, Operation
+from ..errors import ModelError
+from ..heads import Step
+from ..parameters import Parameter, Part
+from .dimensions import OPEN, Dimensions
+from .frontier import BLOCKS
 from .layouts import Found
-from .nodes import Node, folded, quantized, transposed
+from .nodes import Node, axes_of
+from .pixels import Pixels
+from .products import MATRICES, Products
 
-BLOCKS = 5  # of convolutions, each followed by a pooling
-# Operators that change nothing at inference, or only the shape.
-_UNCHANGING = frozenset((
-    "Identity", "Dropout", "Cast", "Flatten", "Reshape", "Squeeze", "Unsqueeze", "DequantizeLinear",
-))  # fmt: skip
-# Operators that compute a value; none may be outside the chain.
-_COMPUTING = frozenset((
-    "Conv", "Gemm", "MatMul", "BatchNormalization", "QLinearConv", "QLinearMatMul", "QGemm", "Add", "Concat",
-))  # fmt: skip
+_BLOCKED = "com.microsoft.nchwc."
+MAP = Dimensions(("N", "C", "H", "W"), {"C": 3, **OPEN}, "HW")
+
+
+@dataclass(frozen=True)
+class Walked:
+    """The VGG network that a graph computes."""
+
+    architecture: Architecture
+    parameters: dict[str, Parameter]  # under the paper's names
+    output: str  # the graph's output that is the network's
+    ending: str  # the operation at its end that makes scores of logits: `softmax`, `log_softmax`, `sigmoid`; "" for none
+    ignored: str  # an operator after the network's output, such as ArgMax
+    pixels: Pixels  # what precedes the first convolution
 
 
 def follow(
-    path: object, nodes: Iterable[Node], constants: Mapping[str, Part], start: str, outputs: Sequence[str]
-) -> tuple[Architecture, dict[str, Parameter], bool]:
+    path: object,
+    nodes: Sequence[Node],
+    outputs: Sequence[str],
+    constants: Mapping[str, Part],
+    start: str,
+    dimensions: Dimensions = MAP,
+) -> Walked:
     """The VGG network that a graph computes.
 
     Args:
         path: the file, for errors.
-        nodes: in the order of execution.
+        nodes: in the order of execution; each value has a name of its own.
+        outputs: the graph's outputs; the one of them that the most operators precede is the network's.
         constants: the graph's constants by name.
         start: the graph's input.
-        outputs: the graph's outputs; one of them must be the network's.
-
-    Returns:
-        The architecture, its parameters under the paper's names, and whether a softmax ends the graph.
+        dimensions: of the input.
 
     Raises:
         ModelError: the graph computes something else; the message names the first operator that shows it.
     """
-    walk = _Walk(path, constants, start)
-    for node in nodes:
-        walk.visit(node)
-    if walk.value not in outputs:
-        raise walk.error(f"its output {', '.join(outputs)} is not computed by a chain of VGG's operators")
-    return walk.network()
+    if not outputs:
+        raise ModelError(f"{path}: not a VGG network: a graph without output")
+    walk = _Walk(path, constants, start, dimensions)
+    if dimensions.sizes["H"] == dimensions.sizes["W"]:
+        walk.input_size = dimensions.sizes["H"]
+    output = walk.follow(nodes, outputs)
+    sides = [walk.dimensions.sizes[axis] for axis in "HW" if axis not in walk.dimensions.free]
+    if walk.count("linear") and max(sides, default=1) > 1:
+        raise walk.error(f"its output is a map of {' x '.join(map(str, sides))} positions")
+    ignored = walk.ignored
+    walk.settle()
+    if not walk.count("linear") and walk.ends_in(*POOLINGS):
+        ignored = f"the {walk.operations.pop().operation}"
+    architecture, parameters, softmax = walk.network()
+    ending = walk.operations[-1].operation if softmax or walk.ends_in("sigmoid") else ""
+    return Walked(architecture, parameters, output, ending, ignored, walk.pixels)
 
 
-class _Walk(Chain):
-    """The way through a graph so far: `value` is the name of the value that the next operator must read."""
+class _Walk(Products):
+    """The operators of layers, and of shapes."""
 
-    def __init__(self, path: object, constants: Mapping[str, Part], start: str) -> None:
-        super().__init__(path)
-        self.constants, self.value = dict(constants), start
-        self.shapes: set[str] = set()  # values computed from the shape of the data
+    def settle(self) -> None:
+        """A ReLU that a zero point shows is the last operation of a backbone; the output of a head has none."""
+        if self.count("linear"):
+            self.withdraw()
+        self._implied = False
 
-    def visit(self, node: Node) -> None:
-        inputs = [name for name in node.inputs if name]
-        if node.operator in ("Shape", "Size") or (self.shapes.intersection(inputs) and inputs[0] != self.value):
-            self.shapes.update(node.outputs)
-        elif self.value in inputs:
-            step = getattr(self, f"on_{node.operator.lower()}", None)
-            if step is not None:
-                step(node)
-            elif node.operator not in _UNCHANGING:
-                raise self.error(f"unsupported operator {node}")
-            self.value = node.outputs[0]
-        elif all(name in self.constants for name in inputs):
-            constant = folded(node, [self.constants[name] if name else None for name in node.inputs])
-            if constant is not None:
-                self.constants[node.outputs[0]] = constant
-        elif node.outputs and node.operator in _COMPUTING:
-            raise self.error(f"the graph branches at {node}")
-
-    def constant(self, node: Node, place: int) -> Part:
-        """A node's input number `place`, which must be constant."""
-        name = node.inputs[place] if place < len(node.inputs) else ""
-        if name not in self.constants:
-            raise self.error(f"{node} reads {name}, which is not constant" if name else f"{node} has too few inputs")
-        return self.constants[name]
-
-    def array(self, node: Node, place: int) -> Array:
-        return expanded(self.constant(node, place))
-
-    def optional(self, node: Node, place: int) -> Array | None:
-        return self.array(node, place) if place < len(node.inputs) and node.inputs[place] else None
-
-    def expect(self, node: Node, **attributes: Any) -> None:
-        """Raises ModelError if one of a node's attributes has another value than this."""
-        for key, value in attributes.items():
-            found = node.attributes.get(key)
-            same = all(one == value for one in found) if isinstance(found, list) else found == value
-            if found is not None and not same and not (isinstance(found, float) and math.isclose(found, value, rel_tol=1e-6)):
-                raise self.error(f"{node} has {key} {found}")
+    def operator(self, node: Node) -> None:
+        step = getattr(self, f"on_{node.operator.lower()}", None)
+        if node.operator.startswith(_BLOCKED):
+            raise self.error(
+                f"unsupported operator {node}: ONNX Runtime arranged its weights for one processor; save the graph at the "
+                "optimisation level extended"
+            )
+        if step is None or self.value not in node.inputs[: 2 if node.operator in MATRICES else 1]:
+            raise self.error(f"unsupported operator {node}")
+        step(node)
 
     # One method per operator: `on_` and its name in lower case.
-
-    def on_conv(self, node: Node) -> None:
-        self.conv(node, self.constant(node, 1), self.optional(node, 2))
-
-    def conv(self, node: Node, weight: Part, bias: Array | None) -> None:
-        self.expect(node, strides=1, dilations=1, group=1)
-        if len(weight.shape) != 4:
-            raise self.error(f"{node} has a weight of shape {list(weight.shape)}")
-        head = self.operations.count("max_pool") == BLOCKS
-        automatic = node.attributes.get("auto_pad", "NOTSET")
-        if automatic not in ("SAME_UPPER", "SAME_LOWER") and not (automatic == "VALID" and weight.shape[2] == 1):
-            pads = node.attributes.get("pads") or [0]
-            if any(pad != (0 if head else weight.shape[2] // 2) for pad in pads):
-                raise self.error(f"{node} has pads {pads}")
-        if head:  # the paper's dense form: linear layers as convolutions, the first one over the whole map
-            self.linear(node, shaped(weight, (weight.shape[0], math.prod(weight.shape[1:]))), bias)
-        else:
-            self.convolution(node, weight, bias)
-
-    def on_gemm(self, node: Node) -> None:
-        self.expect(node, alpha=1.0, beta=1.0, transA=0)
-        weight = self.constant(node, 1)
-        self.linear(node, weight if node.attributes.get("transB") else transposed(weight), self.optional(node, 2))
-
-    def on_matmul(self, node: Node) -> None:
-        self.linear(node, transposed(self.constant(node, 1)), None)
-
-    def on_add(self, node: Node) -> None:
-        self.bias(node, self.array(node, 1 if node.inputs[0] == self.value else 0))
 
     def on_batchnormalization(self, node: Node) -> None:
         self.expect(node, training_mode=0)
         roles = ("scale", "bias", "mean", "variance")
         layer = {role: Found(node.inputs[place], self.array(node, place)) for place, role in enumerate(roles, 1)}
+        if self.dimensions.channel != 1:
+            raise self.error(f"{node} reads a value of the dimensions {self.dimensions}")
         self.batch_norm(layer, float(np.float32(node.attributes.get("epsilon", 1e-5))))
-
-    def on_relu(self, node: Node) -> None:
-        self.relu()
-
-    def on_clip(self, node: Node) -> None:
-        low = node.attributes.get("min", self.optional(node, 1))
-        if low is None or np.any(np.asarray(low) != 0) or "max" in node.attributes or self.optional(node, 2) is not None:
-            raise self.error(f"{node} is not a ReLU: its limits are not 0 and infinity")
-        self.relu()
 
     def on_lrn(self, node: Node) -> None:
         defaults = {"alpha": 1e-4, "beta": 0.75, "bias": 1.0}  # ONNX's
         complete = replace(node, attributes={**defaults, **node.attributes})
         self.expect(complete, size=LRN_SIZE, alpha=LRN_ALPHA, beta=LRN_BETA, bias=LRN_K)
-        self.operations.append("lrn")
+        self.add("lrn")
+
+    def on_pad(self, node: Node) -> None:
+        """One pixel of zeros around a map, which the next convolution then needn't add."""
+        given = node.attributes.get("pads") or self.optional(node, 1)
+        pads = np.asarray(given, np.int64).reshape(-1).tolist()
+        value = self.optional(node, 2)
+        zero = not node.attributes.get("value") and (value is None or not value.any()) and self.optional(node, 3) is None
+        wanted = [int(held in ("H", "W")) for held in self.dimensions.axes] * 2
+        if sum(wanted) != 4 or pads != wanted or not zero or node.attributes.get("mode", "constant") != "constant":
+            raise self.error(f"unsupported operator {node}: its pads are {pads}")
+        self.padding = 1
 
     def on_maxpool(self, node: Node) -> None:
-        self.expect(replace(node, attributes={"strides": 1, **node.attributes}), kernel_shape=2, strides=2, pads=0, dilations=1)
-        self.operations.append("max_pool")
-
-    def on_globalaveragepool(self, node: Node) -> None:
-        if not self.ends_in("linear"):  # which is the map of a dense form, one position at the usual size
-            self.operations.append("average_pool")
-
-    def on_reducemean(self, node: Node) -> None:
-        axes = self.optional(node, 1)
-        axes = np.asarray(node.attributes.get("axes", ())) if axes is None else axes
-        if {int(axis) % 4 for axis in axes.reshape(-1)} != {2, 3}:
-            raise self.error(f"{node} has axes {axes.tolist()}")
-        self.on_globalaveragepool(node)
+        sides = self.sides(node)
+        kernel = node.attributes.get("kernel_shape")
+        if self.count("max_pool") == BLOCKS and kernel == sides:
+            self.expect(node, pads=0, dilations=1)
+            self.pooled(node, "global_max_pool")
+            return
+        if self.count("max_pool") == BLOCKS:
+            raise self.error(f"unsupported operator {node}: it follows five other poolings")
+        complete = replace(node, attributes={"strides": 1, **node.attributes})
+        self.expect(complete, kernel_shape=2, strides=2, pads=0, dilations=1)
+        rounds = node.attributes.get("ceil_mode") or str(node.attributes.get("auto_pad")).startswith("SAME")
+        if rounds and any(side % 2 for side in sides):
+            raise self.error(f"{node} rounds up a map of {sides[0]} x {sides[1]}")
+        self.add("max_pool")
+        self.dimensions = self.dimensions.scaled(lambda side: side // 2)
 
     def on_averagepool(self, node: Node) -> None:
-        self.expect(node, kernel_shape=1, strides=1)  # torch's export of an adaptive pooling that changes nothing
+        sides, kernel = self.sides(node), node.attributes.get("kernel_shape", [])
+        self.expect(node, pads=0, dilations=1)
+        strides = node.attributes.get("strides") or [1] * len(kernel)
+        if kernel == strides == [1, 1]:  # torch's export of an adaptive pooling that changes nothing
+            return
+        if self.count("max_pool") != BLOCKS or len(kernel) != 2:
+            raise self.error(f"{node} has kernel_shape {kernel}")
+        if self.dimensions.free:
+            raise self.error(f"{node} has kernel_shape {kernel} for an input of any size; export it with a fixed size")
+        if kernel == sides:
+            self.pooled(node, "average_pool")
+        elif kernel == strides and kernel[0] == kernel[1] and sides[0] == sides[1] and sides[0] % kernel[0] == 0:
+            self.pooled(node, "adaptive_pool", sides[0] // kernel[0])
+        else:
+            raise self.error(f"{node} has kernel_shape {kernel} and strides {strides} for a map of {sides[0]} x {sides[1]}")
+
+    def on_globalaveragepool(self, node: Node) -> None:
+        self.expect(node, channels_last=0)
+        self.sides(node)
+        self.pooled(node, "average_pool")
+
+    on_qlinearglobalaveragepool = on_globalaveragepool
+
+    def on_globalmaxpool(self, node: Node) -> None:
+        self.sides(node)
+        self.pooled(node, "global_max_pool")
+
+    def on_reducemean(self, node: Node) -> None:
+        self.reduce(node, "average_pool")
+
+    def on_reducemax(self, node: Node) -> None:
+        self.reduce(node, "global_max_pool")
+
+    def reduce(self, node: Node, operation: Operation) -> None:
+        """The mean or maximum over a map, or over one of its sides."""
+        axes = axes_of(node.attributes, self.optional(node, 1))
+        before = self.dimensions
+        if axes is None:
+            raise self.error(f"{node} has no axes")
+        self.dimensions, gone = before.reduced(axes, bool(node.attributes.get("keepdims", 1)))
+        wide = {axis for axis in "HW" if before.sizes[axis] != 1}
+        if not set(gone) <= {"H", "W"} or self.partial not in ("", operation):
+            raise self.error(f"{node} has axes {axes.tolist()} of {before}")
+        if not wide <= set(gone):  # the other side must be next
+            self.partial = operation
+        elif gone:
+            self.partial = ""
+            self.pooled(node, operation)
+
+    def pooled(self, node: Node, operation: Operation, positions: int = 1) -> None:
+        """Append a pooling to `positions` x `positions` positions."""
+        since = self.since_pooling()
+        if self.as_map:
+            self.pool_dense(node, operation)
+        elif since == ["batch_norm"] and operation == "average_pool":  # which it may follow or precede
+            self.operations.insert(-1, Step(operation, positions))
+        elif set(since) <= {"relu"} or self.count("max_pool") < BLOCKS:
+            self.add(operation, positions)
+        else:
+            raise self.error(f"unsupported operator {node}")
+        self.resize(positions, positions)
+
+    def on_flatten(self, node: Node) -> None:
+        self.dimensions = self.dimensions.flattened(int(node.attributes.get("axis", 1)))
+
+    def on_reshape(self, node: Node) -> None:
+        target = node.attributes.get("shape") if len(node.inputs) < 2 else self.array(node, 1).reshape(-1).tolist()
+        self.dimensions = self.dimensions.reshaped(target or [], not node.attributes.get("allowzero"))
+
+    def on_squeeze(self, node: Node) -> None:
+        self.dimensions = self.dimensions.squeezed(axes_of(node.attributes, self.optional(node, 1)))
+
+    def on_unsqueeze(self, node: Node) -> None:
+        axes = axes_of(node.attributes, self.optional(node, 1))
+        self.dimensions = self.dimensions.unsqueezed(np.zeros(0, np.int64) if axes is None else axes)
+
+    def on_transpose(self, node: Node) -> None:
+        self.dimensions = self.dimensions.transposed(node.attributes.get("perm") or [])
 
     def on_softmax(self, node: Node) -> None:
-        self.operations.append("softmax")
+        self.over_classes(node)
+        self.add("softmax")
 
     on_qlinearsoftmax = on_softmax
 
-    def on_transpose(self, node: Node) -> None:
-        if node.attributes.get("perm") == [0, 2, 3, 1] and self.operations and "linear" not in self.operations:
-            self.channels_last = True
+    def on_logsoftmax(self, node: Node) -> None:
+        self.over_classes(node)
+        self.add("log_softmax")
 
-    def on_quantizelinear(self, node: Node) -> None:
-        zero_point = self.optional(node, 2)
-        self.quantize(np.zeros((), np.uint8) if zero_point is None else zero_point)
+    def over_classes(self, node: Node) -> None:
+        """Raises ModelError unless a softmax is over the classes."""
+        held = self.dimensions.significant
+        axis = node.attributes.get("axis")
+        place = self.dimensions.channel if axis is None else self.dimensions.places([axis])[0]
+        if self.dimensions.channel is None or place is None or "N" in "".join(held[place:]) or "C" not in "".join(held[place:]):
+            raise self.error(f"{node} has axis {axis} of {self.dimensions}")
 
-    def weight(self, node: Node, place: int, axis: int) -> Part:
-        """Quantized numbers, scale and zero point: a node's three inputs from number `place` on."""
-        values, scale, zero_point = (self.array(node, place + offset) for offset in range(3))
-        return quantized(values, scale, zero_point, axis)
-
-    def scaled_bias(self, node: Node, place: int) -> Array | None:
-        """An integer bias in floats: its scale is the product of the scales of input and weight."""
-        bias = self.optional(node, place)
-        return None if bias is None else (bias * (self.array(node, 1) * self.array(node, 4))).astype(np.float32)
-
-    def on_qlinearconv(self, node: Node) -> None:
-        self.conv(node, self.weight(node, 3, 0), self.scaled_bias(node, 8))
-        self.quantize(self.array(node, 7))
-
-    def on_qlinearmatmul(self, node: Node) -> None:
-        self.linear(node, transposed(self.weight(node, 3, 1)), None)
-        self.quantize(self.array(node, 7))
-
-    def on_qlinearadd(self, node: Node) -> None:
-        self.bias(node, expanded(self.weight(node, 3 if node.inputs[0] == self.value else 0, 0)))
-        self.quantize(self.array(node, 7))
-
-    def on_qgemm(self, node: Node) -> None:
-        self.expect(node, alpha=1.0, transA=0)
-        turned = bool(node.attributes.get("transB"))
-        weight = self.weight(node, 3, 0 if turned else 1)
-        self.linear(node, weight if turned else transposed(weight), self.scaled_bias(node, 6))
-        zero_point = self.optional(node, 8)
-        if zero_point is not None:
-            self.quantize(zero_point)
+    def on_log(self, node: Node) -> None:
+        if not self.ends_in("softmax"):
+            raise self.error(f"unsupported operator {node}")
+        self.operations[-1] = Step("log_softmax")

@@ -18,6 +18,7 @@ from ..parameters import contiguous, expanded
 from ..progress import Progress, silent
 from ..sources import Dataset
 from ..store import Work, key_of
+from .weights import linear_layers
 
 BATCH = 2  # the outputs of all layers, 60 MB per image for VGG-16, are in memory twice
 RESPONSE_BATCH = 4  # images whose responses are summed at once; each sum reads and writes 67 MB per layer
@@ -111,8 +112,9 @@ class Responses:
 
 
 def responses(network: Network, images: Dataset, progress: Progress = silent) -> dict[str, Responses]:
-    """The responses of fc6 and fc7 to images, by the layer's name."""
-    engine, inputs = engines.open(network), {"fc6": "pool5", "fc7": "fc6"}
+    """The responses of the hidden linear layers to images, by the layer's name; batch normalisation must be folded."""
+    engine, inputs = engines.open(network), linear_layers(network.architecture)
+    inputs.popitem()  # the last layer, whose outputs are the logits
     weights, found = {}, {}
     for name in inputs:
         weight = contiguous(expanded(network.parameters[f"{name}.weight"]), np.float32)

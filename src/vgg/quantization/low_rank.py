@@ -6,6 +6,7 @@ layer's actual outputs, which requires a fraction of the rank; the mean of the o
 al., "Accelerating very deep convolutional networks for classification and detection", TPAMI 2016, do so for convolutions.
 """
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -20,8 +21,8 @@ from ..parameters import LowRank, Parameter, contiguous, expanded
 from ..progress import Progress, silent
 from ..sources import Dataset
 from .calibration import responses
+from .weights import linear_layers
 
-LAYERS = ("fc6", "fc7")
 STEP = 64  # ranks are multiples of it
 TRUST = 0.9  # weight of the images' covariance; the rest is that of independent inputs, for outputs that no image has
 
@@ -41,21 +42,23 @@ class Directions:
 
 
 def directions(network: Network, images: Dataset | None = None, progress: Progress = silent) -> dict[str, Directions]:
-    """The directions of fc6 and fc7 by name; with `images`, those of their outputs for these images.
+    """The directions of the hidden linear layers by name; with `images`, those of their outputs for these images.
+
+    Args:
+        network: its batch normalisation in the head is folded.
+        images: a sample of the images that the network is for.
+        progress: called for each batch of them.
 
     Raises:
-        ModelError: the network has no fc6 and fc7.
         Error: scipy is missing.
         ImageError: an image can't be read.
     """
-    if network.architecture.head != "fc":
-        raise ModelError("--rank requires a network with fc6 and fc7")
     require("--rank", "quantize", "scipy")
     from scipy.linalg import eigh  # takes a quarter of the memory and half the time of NumPy's
 
     observed = responses(network, images, progress) if images else {}
     found = {}
-    for name in LAYERS:
+    for name in list(linear_layers(network.architecture))[:-1]:
         weight = _matrix(network.parameters[f"{name}.weight"])
         gram = weight @ weight.T
         gram /= np.trace(gram)
@@ -71,7 +74,13 @@ def directions(network: Network, images: Dataset | None = None, progress: Progre
 
 
 def factored(network: Network, found: Mapping[str, Directions], ranks: Mapping[str, int]) -> Network:
-    """A network whose linear layers have these ranks; a layer that would not become smaller is unchanged."""
+    """A network whose linear layers have these ranks; a layer that would not become smaller is unchanged.
+
+    Args:
+        network: with float parameters.
+        found: the directions of its layers.
+        ranks: by layer.
+    """
     parameters = dict(network.parameters)
     for name, rank in ranks.items():
         value, bias = network.parameters[f"{name}.weight"], expanded(network.parameters[f"{name}.bias"])
@@ -92,6 +101,25 @@ def parse(rank: str) -> tuple[float, str]:
     if not number or (unit == "%" and number > 100) or (not unit and number != int(number)):
         raise Error(f"invalid rank {rank!r}; use an integer, a share of the energy such as 90%, or a size such as 45MB")
     return number, unit
+
+
+def check(network: Network, rank: str) -> None:
+    """Raise an error if a `--rank` is invalid, or can't make a hidden linear layer smaller.
+
+    The last linear layer, whose outputs are the logits, keeps its rank.
+
+    Raises:
+        ModelError: the network has no hidden linear layer, or none is large enough.
+        Error: see `parse`.
+    """
+    number, unit = parse(rank)
+    smallest, head = STEP if unit else int(number), network.architecture.head
+    hidden = list(linear_layers(network.architecture))[:-1]
+    if not hidden:
+        raise ModelError(f"--rank requires a linear layer before the last one; the head {head!r} has none")
+    weights = [network.architecture.parameters[f"{name}.weight"] for name in hidden]
+    if unit != "MB" and not any(saves((units, math.prod(inputs)), smallest) for units, *inputs in weights):
+        raise ModelError(f"--rank {rank}: no linear layer of the head {head!r} becomes smaller with rank {smallest}")
 
 
 def ranks(found: Mapping[str, Directions], rank: str, stored: Callable[[Mapping[str, int]], int]) -> dict[str, int]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from ..architectures import Architecture
 from ..errors import Error
 from ..formats import onnx_builder
 from ..formats import write as write_network
@@ -15,7 +16,7 @@ from ..progress import Progress, silent
 from ..sources import Dataset
 from . import low_rank, static
 from .calibration import RangeMethod, ranges
-from .weights import GROUP, check_floats, quantize_weights
+from .weights import GROUP, check_floats, linear_layers, quantize_weights
 
 if TYPE_CHECKING:
     import onnx
@@ -32,7 +33,7 @@ class Scheme:
     bits: int = 8  # of the linear layers' weights, 8 or 4; 4 in groups
     int8_layers: tuple[str, ...] = ()  # linear layers with 8 bits although `bits` is 4
     group: int = 0  # values of a row that share a scale, for 8 bits; the whole row if 0
-    rank: str = ""  # of fc6 and fc7: a number, the energy to keep (`90%`) or the size of the file (`45MB`)
+    rank: str = ""  # of the hidden linear layers: a number, the energy to keep (`90%`) or the size of the file (`45MB`)
     activations: static.Activations = "u8"
     calibration: RangeMethod = "minmax"
     reduce_range: bool = True  # static methods: weights from -64 to 64, whose sums overflow on no processor
@@ -49,18 +50,22 @@ class Scheme:
         return ", ".join(parts + ([f"rank {self.rank}"] if self.rank else []))
 
 
-def fallbacks(first: Scheme) -> Iterator[Scheme]:
-    """A scheme, followed by those to try if it loses too much accuracy, each larger and more accurate than the one before."""
+def fallbacks(first: Scheme, architecture: Architecture) -> Iterator[Scheme]:
+    """A scheme, followed by those to try if it loses too much accuracy, each larger and more accurate than the one before.
+
+    The linear layers of the architecture's head that they name are the last one, `fc8` in the paper, or the last two.
+    """
+    last = tuple(linear_layers(architecture))[-2:]
     yield first
     if first.method == "weights":
         if first.bits == 4:
-            yield replace(first, int8_layers=("fc7", "fc8"))
+            yield replace(first, int8_layers=last)
             yield replace(first, bits=8)
         yield replace(first, bits=8, group=GROUP)
     else:
         yield replace(first, calibration="percentile" if first.calibration == "minmax" else "minmax")
-        yield replace(first, float_layers=("fc8",))
-        yield replace(first, float_layers=("conv1_1", "conv1_2", "fc8"))
+        yield replace(first, float_layers=last[-1:])
+        yield replace(first, float_layers=("conv1_1", "conv1_2", *last[-1:]))
 
 
 class Quantizer:
@@ -84,7 +89,7 @@ class Quantizer:
         """The quantized network; for a static method, its ONNX model.
 
         Raises:
-            Error: the method requires calibration images, or the rank is invalid.
+            Error: the method requires calibration images, or the rank is invalid or makes no layer smaller.
             ImageError: an image can't be read.
             ModelError: the network is already quantized.
         """
@@ -116,13 +121,18 @@ class Quantizer:
             static.write(quantized, replace(self.network.fold_batch_norm(), provenance=origin), path)
 
     def _factored(self, scheme: Scheme) -> Network:
+        """The network with linear layers of low rank; in a head, batch normalisation is folded, so that they are neighbours."""
+        network = self.network
+        if any(name.startswith("bn") and "_" not in name for name in network.parameters):
+            network = network.fold_batch_norm()
+        low_rank.check(network, scheme.rank)
         if not self._directions:
-            self._directions = low_rank.directions(self.network, self.images, self._progress)
+            self._directions = low_rank.directions(network, self.images, self._progress)
 
         def stored(ranks: Mapping[str, int]) -> int:
             """The approximate size of the file in bytes."""
             total = OVERHEAD
-            for name, shape in self.network.architecture.parameters.items():
+            for name, shape in network.architecture.parameters.items():
                 layer, _, role = name.partition(".")
                 matrix = shape[0], math.prod(shape[1:])
                 int4 = role == "weight" and scheme.bits == 4 and layer.startswith("fc") and layer not in scheme.int8_layers
@@ -134,4 +144,4 @@ class Quantizer:
                     total += (rows * inputs // (2 if int4 else 1)) * (role == "weight")
             return total
 
-        return low_rank.factored(self.network, self._directions, low_rank.ranks(self._directions, scheme.rank, stored))
+        return low_rank.factored(network, self._directions, low_rank.ranks(self._directions, scheme.rank, stored))

@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,17 +23,21 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from ..architectures import Architecture
 from ..files import replacing
 from ..formats import metadata, onnx_builder
 from ..formats.onnx_builder import OnnxOptions
 from ..formats.onnx_file import PRODUCER
 from ..formats.onnx_writer import entries
 from ..formats.protobuf import prefix
+from ..heads import ACTIVATIONS
 from ..network import Network
 from ..parameters import Quantized, contiguous
 from .weights import INT8, check_floats, integers
 
 REDUCED = 64  # the largest weight that never overflows
+# The operators that are quantized. Others, such as those of a GELU, stay float, and so does what they read.
+OPERATORS = ("Conv", "Relu", "MaxPool", "GlobalAveragePool", "Flatten", "Gemm")
 
 StaticMethod = Literal["qdq", "qoperator"]
 Activations = Literal["u8", "s8"]
@@ -66,8 +71,9 @@ def quantize_static(
 
     check_floats(network)
     network = network.fold_batch_norm()
-    model, initializers = onnx_builder.build(network, OnnxOptions())
-    graph = model.graph
+    architecture = network.architecture
+    model, initializers = onnx_builder.build(network, OnnxOptions(outputs=architecture.values[-1:]))
+    graph, owners = model.graph, {layer.value: layer.name for layer in architecture.layers}
     limit, stored = REDUCED if reduce_range else INT8, {}
     for one in initializers:
         array = contiguous(one.value, np.float32).reshape(one.dims) if isinstance(one.value, np.ndarray) else None
@@ -77,21 +83,26 @@ def quantize_static(
             array = (found.scale * limit).reshape(-1, *[1] * (array.ndim - 1))
         graph.initializer.append(numpy_helper.from_array(array, one.name))
     graph.value_info.extend(_value_infos(graph))
+    # A ReLU at the end as well: its quantizer would leave it out, since 8 bits unsigned have no negative values.
+    floats = [node for node in graph.node if node.op_type not in OPERATORS or (node.op_type, node.name) == ("Relu", "logits")]
+    inputs = {value for node in floats for value in node.input}
     with tempfile.TemporaryDirectory() as folder, _quietly():
         from onnxruntime.quantization.calibrate import save_tensors_data
 
         cache, output = Path(folder) / "ranges.json", Path(folder) / "quantized.onnx"
-        save_tensors_data(_completed(ranges, graph), cache)
+        save_tensors_data(_completed(ranges, architecture), cache)
         quantize(
             model, output, None, quant_format=QuantFormat.QDQ if method == "qdq" else QuantFormat.QOperator, per_channel=True,
             reduce_range=reduce_range, activation_type=QuantType.QUInt8 if activations == "u8" else QuantType.QInt8,
             weight_type=QuantType.QInt8,
-            nodes_to_exclude=[node.name for node in graph.node if _layer(node.name) in float_layers],
+            nodes_to_exclude=[node.name for node in graph.node if node in floats or owners.get(node.name) in float_layers],
             calibrate_method=ranges.calibration_method, calibration_cache_path=cache,
         )  # fmt: skip
         model = onnx.load(output)
     _insert(model, stored)
-    _keep_logits(model.graph)
+    for layer in architecture.layers:
+        if layer.operation == "linear" and layer.value in ("logits", *inputs):
+            _keep_floats(model.graph, layer.value)
     return model
 
 
@@ -112,14 +123,17 @@ def _value_infos(graph: onnx.GraphProto) -> Iterator[onnx.ValueInfoProto]:
         yield helper.make_tensor_value_info(node.output[0], TensorProto.FLOAT, None)
 
 
-def _completed(ranges: Any, graph: onnx.GraphProto) -> Any:
-    """The ranges with those of outputs that no engine returns: the input of a ReLU has the range of its output."""
-    found = dict(ranges.items())
-    for node in graph.node:
-        if node.op_type == "Relu":
-            found[node.input[0]] = found[node.output[0]]
-        elif node.op_type == "Flatten":
-            found[node.output[0]] = found[node.input[0]]
+def _completed(ranges: Any, architecture: Architecture) -> Any:
+    """The ranges with those of outputs that no engine returns: the input of an activation has the range of its output.
+
+    For a ReLU that is exact; the inputs of others stay float.
+    """
+    found, layers = dict(ranges.items()), architecture.layers
+    for layer, following in pairwise(layers):
+        if following.operation in ACTIVATIONS:
+            found[layer.value] = found[following.value]
+        elif following.operation == "flatten":
+            found[following.value] = found[layer.value]
     return type(ranges)(ranges.calibration_method, found)
 
 
@@ -134,27 +148,27 @@ def _insert(model: onnx.ModelProto, stored: dict[str, Quantized]) -> None:
     del model.graph.value_info[:]
 
 
-def _keep_logits(graph: onnx.GraphProto) -> None:
-    """Keep the logits in floats; rounded to 8 bits, those of different classes would be equal."""
+def _keep_floats(graph: onnx.GraphProto, value: str) -> None:
+    """Keep a linear layer's output in floats; of logits in 8 bits, those of different classes would be equal."""
     producers = {node.output[0]: node for node in graph.node}
-    last = producers["logits"]
-    if last.op_type != "DequantizeLinear":
-        return
-    before = producers[last.input[0]]
-    if before.op_type == "QuantizeLinear":
-        producers[before.input[0]].output[0] = "logits"
-        graph.node.remove(before)
-    else:  # an integer operator, which returns floats if it has no output scale
-        before.output[0] = "logits"
-        del before.input[-2:]
-    graph.node.remove(last)
-    for one in [one for one in graph.initializer if one.name in ("logits_scale", "logits_zero_point")]:
+    last = producers[value]
+    if last.op_type != "DequantizeLinear":  # a float operator, whose output another one would read in 8 bits
+        pairs = [node for node in graph.node if node.op_type == "QuantizeLinear" and value in node.input]
+        pairs += [node for node in graph.node if pairs and pairs[0].output[0] in node.input]
+        for node in graph.node:
+            node.input[:] = [value if pairs and one == pairs[1].output[0] else one for one in node.input]
+    else:
+        before, pairs = producers[last.input[0]], [last]
+        if before.op_type == "QuantizeLinear":
+            producers[before.input[0]].output[0] = value
+            pairs.append(before)
+        else:  # an integer operator, which returns floats if it has no output scale
+            before.output[0] = value
+            del before.input[-2:]
+    for node in pairs:
+        graph.node.remove(node)
+    for one in [one for one in graph.initializer if pairs and one.name in (f"{value}_scale", f"{value}_zero_point")]:
         graph.initializer.remove(one)
-
-
-def _layer(node: str) -> str:
-    """The layer of an operator, by the operator's name."""
-    return "fc8" if node == "logits" else node.removesuffix(".raw")
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from ..arrays import Array
 from ..benchmark import REFERENCE, processor, side_by_side
 from ..classifier import Classifier, described
 from ..errors import Error
-from ..evaluation import Evaluation, evaluate, records
+from ..evaluation import Evaluation, evaluate, main_figure, records
 from ..formats import QuantizedGraph, load
 from ..network import Network
 from ..preprocessing import Preprocessing
@@ -40,8 +40,9 @@ class Trial:
 
     @property
     def loss(self) -> float:
-        """Loss of top-1 accuracy against float32, in percentage points."""
-        return float(self.baseline["top1"] - self.record["top1"])
+        """Loss of top-1 accuracy, or of `vgg.evaluation.main_figure`, against float32, in percentage points."""
+        figure = main_figure(self.baseline)
+        return float(self.baseline[figure] - self.record[figure])
 
     @property
     def agreement(self) -> float:
@@ -131,8 +132,10 @@ def tune(
 
 def _note(trial: Trial, evaluator: Evaluator, tolerance: float | None, count: int) -> str:
     """The reason for a choice, for the file's metadata."""
+    figure = main_figure(trial.record)
+    title = {"top1": "top-1", "map": "mAP"}[figure]
     note = (
-        f"{trial.scheme}: top-1 {trial.record['top1']:.2f}%, {trial.loss:.2f} points below float32, the same best class "
+        f"{trial.scheme}: {title} {trial.record[figure]:.2f}%, {trial.loss:.2f} points below float32, the same best class "
         f"for {trial.agreement:.2f}%, of {trial.record['images']} images in {Path(evaluator.dataset.name).name}"
     )
     return note if tolerance is None else f"{note}; the first of {count} schemes within {tolerance:g} points"
@@ -174,7 +177,7 @@ def per_layer(
         value = layer.name if layer.name in network.architecture.values else "logits"
         output = None if plain is None or sample is None else _output_noise(plain, engines.open(alone), value, sample)
         record = evaluator.compare(alone, f"{scheme}, {layer.name} alone") if evaluator else None
-        loss = evaluator.baseline["top1"] - record["top1"] if evaluator and record else None
+        loss = Trial(scheme, 0, record, evaluator.baseline).loss if evaluator and record else None
         yield LayerTrial(layer.name, math.prod(layer.parameters["weight"]), ratio, output, record, loss)
 
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 import ml_dtypes
 import numpy as np
 
+from ..architectures import Architecture
 from ..arrays import Array
 from ..errors import ModelError
 from ..network import Network
@@ -157,6 +158,16 @@ def quantize_weights(
                 stored = integers(value, limit, size, zero_points=True)
             parameters[f"{layer.name}.weight"] = stored
     return replace(network, parameters=parameters)
+
+
+def linear_layers(architecture: Architecture) -> dict[str, str]:
+    """The linear layers of a head in order, each with the layer output that it reads, batch normalisation apart."""
+    found, value = {}, ""
+    for layer in architecture.layers:
+        if layer.operation == "linear":
+            found[layer.name] = value
+        value = layer.value if layer.value in architecture.values else value
+    return found
 
 
 def check_floats(network: Network) -> None:

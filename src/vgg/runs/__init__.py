@@ -16,6 +16,7 @@ from ..evaluation.results import TOP
 from ..evaluation.summary import Tally, settings
 from ..extras import require
 from ..formats import network_of
+from ..predictions import THRESHOLD
 from ..progress import Progress, silent
 from ..sources import Sample, listing, stores
 from ..store import key_of
@@ -90,12 +91,18 @@ def run(
     output = _absolute(output)
     networks = [network_of(model) for _, model in models]
     first = networks[0]
+    if not isinstance(task, Describe):
+        for network in networks:
+            network.architecture.check_values(["logits"])
+    if isinstance(task, Score) and first.architecture.output == "sigmoid":
+        raise Error("several classes of an image are evaluated in one piece; leave out --output")
     # Parts may come from different machines, so the key has the engine that was requested, which may be `auto`, and neither
     # its version nor the instruction set.
     key = key_of(
         verb=type(task).__name__.lower(),
         options=asdict(task),  # type: ignore[call-overload]
         models=[[name, network.sha256()] for (name, _), network in zip(models, networks, strict=True)],
+        architectures=[asdict(network.architecture) for network in networks],
         preprocessing=[asdict(network.preprocessing) for network in networks],
         labels=first.labels.text() if first.labels else None,
         engine=engine,
@@ -146,7 +153,7 @@ def _finished(folder: Folder, plan: Plan, rows: int) -> Finished:
     return Finished(folder, plan, total, failed, errors)
 
 
-def records(outcome: Finished, task: Score, models: Sequence[Model]) -> list[dict[str, Any]]:
+def records(outcome: Finished, task: Score, models: Sequence[Model], threshold: float = THRESHOLD) -> list[dict[str, Any]]:
     """The records of `vgg.evaluation.records`, for a run of `Score`, computed part by part.
 
     The engine and its speed are unknown: parts may come from different machines.
@@ -158,7 +165,7 @@ def records(outcome: Finished, task: Score, models: Sequence[Model]) -> list[dic
     names = [name for name, _ in models] + ([" + ".join(name for name, _ in models)] if task.fuse else [])
     ranks = range(1, min(TOP, network_of(models[0][1]).architecture.classes) + 1)
     best, sure = [f"class_{rank}" for rank in ranks], [f"score_{rank}" for rank in ranks]
-    tallies = [Tally() for _ in names]
+    tallies = [Tally(network_of(models[0][1]).architecture.classes) for _ in names]
     for table in outcome.folder.tables(outcome.plan, ["class", "cross_entropy", "error", *best, *sure]):
         good = table.filter(table["error"].is_null())
         columns = {name: good[name].to_numpy() for name in good.column_names if name != "error"}
@@ -170,6 +177,6 @@ def records(outcome: Finished, task: Score, models: Sequence[Model]) -> list[dic
     for index, (name, tally) in enumerate(zip(names, tallies, strict=True)):
         used = [network_of(model) for _, model in models[index : index + 1] or models]
         about = {"model": name, "images": tally.images, "failed": outcome.failed} | tally.accuracies()
-        about |= {"real": None, "real_images": None} | tally.others(index > 0) | settings(used, task.protocol)
+        about |= {"real": None, "real_images": None} | tally.others(index > 0, threshold) | settings(used, task.protocol)
         found.append(about | {"engine": None, "images_per_second": None})
     return found

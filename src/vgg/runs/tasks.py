@@ -37,7 +37,8 @@ class Task(Protocol):
 class Classify:
     """Rows of `image`, `predictions` (a list, best first, of `label`, `score`, `index` and `wnid`), `error`."""
 
-    top: int = 5  # number of predictions per image
+    top: int | None = None  # see `vgg.Classifier.classify`
+    threshold: float | None = None
     labelled = False
     doing = "Classifying"
 
@@ -48,7 +49,7 @@ class Classify:
         schema = {"image": pa.string(), "predictions": pa.list_(pa.struct(best)), "error": pa.string()}
         rows = [
             {"image": utf8(one.image), "predictions": predicted, "error": one.error}
-            for one in models[0].results(samples, self.top, workers=workers)
+            for one in models[0].results(samples, self.top, self.threshold, workers=workers)
             for predicted in [None if one.error else list(map(asdict, one.predictions))]
         ]
         return pa.Table.from_pylist(rows, pa.schema(schema))

@@ -20,8 +20,9 @@ from ..arrays import Array
 from ..errors import Error, ModelError, one_line
 from ..files import replacing
 from ..formats import detect, load, network_of, read, write
+from ..heads import Output
 from ..network import Network
-from ..predictions import softmax
+from ..predictions import scores
 from ..sources import find
 from ..zoo import locate
 from .reading import Set, opened
@@ -97,8 +98,8 @@ def check(
 ) -> list[Checked]:
     """Run a model on sample data and compare its outputs with the expected ones.
 
-    An output is compared with the layer output of the same name (`fc7`), otherwise with the logits, or with their softmax if it
-    holds probabilities. The allowed difference is 1e-7 + 1e-3 of the value + 2e-5 of the largest value of the set.
+    An output is compared with the layer output of the same name (`fc7`), otherwise with the logits, or with the scores if it
+    holds such. The allowed difference is 1e-7 + 1e-3 of the value + 2e-5 of the largest value of the set.
 
     Args:
         place: a tarball, a folder with the same layout, or an `.npz` file in the folder of its model.
@@ -130,14 +131,19 @@ def check(
 def _compare(network: Network, engine: engines.Engine, one: Set, name: str) -> Checked:
     if list(one.inputs) != [0] or not one.outputs:
         raise Error(f"{name}: {len(one.inputs)} inputs and {len(one.outputs)} outputs; expected 1 input and at least 1 output")
-    layers = [layer if layer in network.architecture.values else "logits" for layer, _ in one.outputs.values()]
+    known, output = network.architecture.values, network.architecture.output
+    layers = [layer if layer in known else known[-1] for layer, _ in one.outputs.values()]
     try:
         values = engine.run(one.inputs[0], layers)
     except ModelError as error:
         raise ModelError(f"{name} doesn't fit the model: {error}") from None
     errors, shares = [], []
-    for layer, (_, expected) in zip(layers, one.outputs.values(), strict=True):
-        value = softmax(values[layer]) if layer == "logits" and _are_probabilities(expected) else values[layer]
+    for layer, (title, expected) in zip(layers, one.outputs.values(), strict=True):
+        value = values[layer]
+        if layer == "logits" and _are_scores(expected, title, output):
+            value = scores(value, output)
+            # A file with a sigmoid of one logit gives the score of the second of two classes.
+            value = value[..., 1:] if value.size == 2 * expected.size else value
         if value.size != expected.size or not value.size:
             raise Error(f"{name} doesn't fit the model: expected output {list(expected.shape)}, got {list(value.shape)}")
         with np.errstate(all="ignore"):
@@ -149,8 +155,11 @@ def _compare(network: Network, engine: engines.Engine, one: Set, name: str) -> C
     return Checked(one.name, float(np.max(errors)), share, share <= 1)  # False for NaN
 
 
-def _are_probabilities(values: Array) -> bool:
-    return bool((values >= 0).all() and np.allclose(values.sum(-1), 1, atol=1e-3))
+def _are_scores(values: Array, title: str, output: Output | None) -> bool:
+    """Whether the values of an output are scores. Logits may be 0..1 as well, so those of sigmoids have another name."""
+    if output == "softmax":
+        return bool((values >= 0).all() and np.allclose(values.sum(-1), 1, atol=1e-3))
+    return bool(title != "logits" and (values >= 0).all() and (values <= 1).all())
 
 
 def _open_graph(path: Path) -> Callable[[Array], dict[str, bytes]]:

@@ -248,7 +248,7 @@ def _inference(request: Any, architecture: Architecture, max_images: int) -> ten
     timeout = _number(request.parameters, "timeout")
     if timeout < 0:
         raise Refusal("`timeout` must be an integer, in microseconds")
-    outputs = outputs or [tensors.RequestedOutput(tensors.OUTPUT, True)]
+    outputs = outputs or [tensors.RequestedOutput(architecture.values[-1], True)]
     return tensors.Inference(batch, tuple(outputs), request.id, timeout / 1e6 or None)
 
 

@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from ..errors import ImageError
-from ..predictions import rank, softmax
+from ..predictions import network_scores, rank
 from . import site
 from .bodies import read_images
 from .operations import Content, Operation
@@ -56,6 +56,7 @@ async def predict(request: Request) -> Response:
     body = await read_images(request)
     with app.repository.get(name or body.options.get("model_name"), version).in_use() as model:
         facts.update(served=model, images=len(body.images))
+        model.classifier.network.architecture.check_values(["logits"])
         results = []
         for inferred in await app.infer_images(model, body.images, ("logits",)):
             if isinstance(inferred, ImageError):
@@ -66,7 +67,8 @@ async def predict(request: Request) -> Response:
 
 def _classes(model: Model, logits: Any) -> list[MmsClass]:
     """The best classes, named by WordNet id and label like the lines of `synset.txt` in Multi Model Server's models."""
-    best = rank(softmax(logits), TOP, model.classifier.network.labels)
+    network = model.classifier.network
+    best = rank(network_scores(network, logits), TOP, network.class_names)
     return [{"class": f"{one.wnid} {one.label}" if one.wnid else one.label, "probability": one.score} for one in best]
 
 

@@ -108,33 +108,41 @@ def server_metadata(repository: Repository) -> ServerMetadata:
 
 
 def model_metadata(repository: Repository, model: Model) -> ModelMetadata:
-    """Inputs and outputs of a model. Only the logits are listed; other layer outputs can be requested by name."""
-    classes = model.classifier.network.architecture.classes
+    """Inputs and outputs of a model. Only the last output is listed; other layer outputs can be requested by name."""
+    name, shape = _output(model)
     return {
         "name": model.name,
         "versions": repository.versions(model.name),
         "platform": PLATFORM,
         "inputs": [{"name": tensors.INPUT, "datatype": tensors.DATATYPE, "shape": [-1, *_input_shape(model)]}],
-        "outputs": [{"name": tensors.OUTPUT, "datatype": tensors.DATATYPE, "shape": [-1, classes]}],
+        "outputs": [{"name": name, "datatype": tensors.DATATYPE, "shape": [-1, *shape]}],
     }
 
 
 def _input_shape(model: Model) -> list[int]:
     architecture = model.classifier.network.architecture
-    side = architecture.input_size if architecture.head == "fc" else -1
+    side = architecture.input_size if architecture.fixed_map else -1
     return [3, side, side]
+
+
+def _output(model: Model) -> tuple[str, list[int]]:
+    """The name and shape of the last output: logits, or the map of a backbone, of any height and width."""
+    architecture = model.classifier.network.architecture
+    name, side = architecture.values[-1], architecture.input_size
+    shape = list(architecture.shape(name, 1, side, side)[1:])
+    return name, shape if architecture.classifier else [shape[0], -1, -1]
 
 
 def model_config(model: Model, batch_size: int) -> ModelConfig:
     """The model in the format of Triton's model configuration."""
-    classes = model.classifier.network.architecture.classes
+    name, shape = _output(model)
     return {
         "name": model.name,
         "platform": PLATFORM,
         "backend": "vgg",
         "max_batch_size": batch_size,
         "input": [{"name": tensors.INPUT, "data_type": "TYPE_FP32", "dims": _input_shape(model)}],
-        "output": [{"name": tensors.OUTPUT, "data_type": "TYPE_FP32", "dims": [classes]}],
+        "output": [{"name": name, "data_type": "TYPE_FP32", "dims": shape}],
         "dynamic_batching": {},
     }
 
@@ -144,4 +152,4 @@ async def run(app: Any, model: Model, inference: tensors.Inference) -> list[tens
     names = [output.name for output in inference.outputs]
     async with asyncio.timeout(inference.timeout):
         values = await app.infer(model, inference.batch, names)
-    return tensors.encode_outputs(values, inference.outputs, model.classifier.network.labels)
+    return tensors.encode_outputs(values, inference.outputs, model.classifier.network)

@@ -141,7 +141,8 @@ INFERRED = Content(
 )
 INFER_DESCRIPTION = (
     "The input is a batch of preprocessed images, float32 `data` [batch, 3, height, width], as `vgg.preprocess` returns them. "
-    "The output is `logits` [batch, classes]. Other layer outputs can be requested by name, such as `fc7` or `pool5`.\n\n"
+    "The output is `logits` [batch, classes], or the features of a model without a head. Other layer outputs can be requested "
+    "by name, such as `fc7` or `pool5`.\n\n"
     "Binary tensors follow the JSON; the header `Inference-Header-Content-Length` then gives the length of the JSON (Triton's "
     'extension). `"parameters": {"classification": 5}` of an output requests the best classes as `value:index:label`. '
     "`timeout`, in microseconds, shortens the deadline. The body may be compressed with gzip or deflate."

@@ -241,7 +241,7 @@ def open_model(path: Path, settings: Settings, name: str) -> Classifier:
             raise ModelError(str(error).replace(str(copy), str(path))) from None
         classifier = Classifier(model, settings.engine, threads=settings.threads, device=settings.device, name=name)
         side = network.preprocessing.crop
-        classifier.engine.logits(np.zeros((1, 3, side, side), np.float32))
+        classifier.engine.run(np.zeros((1, 3, side, side), np.float32), network.architecture.values[-1:])
     for notice in notices:
         warnings.warn(type(notice.message)(str(notice.message).replace(str(copy), str(path))), stacklevel=2)
     return classifier
@@ -260,8 +260,12 @@ def private_copy(path: Path) -> Iterator[Path]:
 
 
 def _check_weights(path: Path, network: Network) -> None:
-    """Raise ModelError if the weights of an ONNX file don't match the checksum in its metadata."""
+    """Raise ModelError if weights are not finite, or those of an ONNX file don't match the checksum in its metadata."""
     if detect(path) == "onnx":
         expected = onnx_file.scan(path).metadata.get(metadata.SHA256)
         if expected and expected != network.sha256():
             raise ModelError(f"{path}: damaged: the weights don't match the checksum in the file")
+    try:
+        network.check_finite()
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from None

@@ -13,7 +13,7 @@ from ..architectures import Architecture
 from ..arrays import Array
 from ..engines import check_batch
 from ..errors import ModelError
-from ..labels import Labels
+from ..network import Network
 from . import json_text, limits
 from .memory import Reservation
 from .refusals import Refusal, TooLarge, Unsupported
@@ -114,7 +114,7 @@ def read_request(
     timeout = parameters.get("timeout") or None
     if timeout is not None and (type(timeout) is not int or timeout < 0):
         raise Refusal("`timeout` must be an integer, in microseconds")
-    outputs = _outputs(_field(request, "outputs", None), parameters.get("binary_data_output") is True)
+    outputs = _outputs(_field(request, "outputs", None), parameters.get("binary_data_output") is True, architecture.values[-1])
     architecture.check_values(one.name for one in outputs)
     batch = _input(request.inputs, content[length:], architecture, max_images, memory)
     # A timeout beyond any deadline has no effect, and might not fit into a float.
@@ -210,9 +210,9 @@ def _input(inputs: msgspec.Raw, binary: memoryview, architecture: Architecture, 
     return make_batch(np.frombuffer(binary, "<f4"), shape)
 
 
-def _outputs(outputs: Any, binary: bool) -> tuple[RequestedOutput, ...]:
+def _outputs(outputs: Any, binary: bool, default: str) -> tuple[RequestedOutput, ...]:
     if outputs is None or outputs == []:
-        return (RequestedOutput(OUTPUT, binary),)
+        return (RequestedOutput(default, binary),)
     if not isinstance(outputs, list) or not all(isinstance(one, dict) and isinstance(one.get("name"), str) for one in outputs):
         raise Refusal("`outputs` must be a list of objects with a `name`")
     requested = []
@@ -236,12 +236,14 @@ def requested_output(name: str, binary: bool, classes: Any) -> RequestedOutput:
     return RequestedOutput(name, binary, classes)
 
 
-def encode_outputs(values: Mapping[str, Array], outputs: Sequence[RequestedOutput], labels: Labels | None) -> list[Tensor]:
+def encode_outputs(values: Mapping[str, Array], outputs: Sequence[RequestedOutput], network: Network) -> list[Tensor]:
     """The tensors of a response: values, or the best classes in Triton's format `value:index:label`."""
-    tensors = []
+    tensors, labels = [], network.class_names
     for one in outputs:
         array = values[one.name]
         if one.classes:
+            if network.architecture.output == "binary":  # the logit is that of the second of two classes
+                array = np.concatenate([-array, array], 1)
             best = np.argsort(-array, axis=1, kind="stable")[:, : one.classes]
             texts = [
                 f"{array[row, index]:f}:{index}" + (f":{labels.names[index]}" if labels else "")

@@ -1,5 +1,6 @@
 """The server's own protocol: `POST /v1/classify` with images, `GET /v1/models`."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
@@ -8,24 +9,28 @@ from starlette.responses import JSONResponse, Response
 
 from ..errors import ImageError
 from ..explanation import can_explain, cropped_area, grad_cam, outputs
-from ..predictions import rank, softmax
+from ..predictions import choose, network_scores
 from .bodies import read_images
 from .operations import Content, Operation, closed, schema
 from .refusals import NotFound, NotSupported, Refusal, Unreadable
 from .repository import Model
 
-TOP = 5
 FEW = 1000  # predictions that the event loop's thread may format
-OPTIONS = ("top", "explain", "model", "version")
+OPTIONS = ("top", "threshold", "explain", "model", "version")
+NUMBER = re.compile(r"[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]{1,3})?")
 BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 
 Top = Annotated[int, schema(minimum=1, maximum=999_999_999)]
+Threshold = Annotated[float, schema(minimum=0, maximum=1)]
 Flag = Literal["true", "false", "1", "0"]
 Base64 = Annotated[str, schema("An image file; a data: URL is accepted too.", contentEncoding="base64")]
 
 
 class Query(TypedDict, total=False):
-    top: Annotated[Top, schema("Number of predictions per image.", default=TOP)]
+    top: Annotated[Top, schema("Maximum number of predictions per image; by default 5, or any if classes are independent.")]
+    threshold: Annotated[
+        Threshold, schema("Predictions have a score above it; by default none, or 0.5 if classes are independent.")
+    ]
     explain: Annotated[Flag, schema("Also return a heat map for the best class.", default="false")]
     model: Annotated[str, schema("Name of the model; by default the first model.")]
     version: Annotated[str, schema("Version of the model; by default the newest.")]
@@ -37,6 +42,7 @@ class ClassifyForm(TypedDict):
 
     image: Annotated[list[bytes], schema(minItems=1)]
     top: NotRequired[Top]
+    threshold: NotRequired[Threshold]
     explain: NotRequired[Flag]
 
 
@@ -48,6 +54,7 @@ class NamedImage(TypedDict):
 
 class JsonOptions(TypedDict, total=False):
     top: Annotated[int, schema(minimum=1)]
+    threshold: Threshold
     explain: bool
     model: str
     version: str
@@ -65,7 +72,7 @@ class SeveralImages(JsonOptions):
 
 class Prediction(TypedDict):
     label: str
-    score: Annotated[float, schema("Probability.", minimum=0, maximum=1)]
+    score: Annotated[float, schema("Probability of the class.", minimum=0, maximum=1)]
     index: Annotated[int, schema("Class index, from 0.")]
     wnid: Annotated[str | None, schema("WordNet id.")]
 
@@ -114,7 +121,11 @@ class Classified(TypedDict):
 
 class ModelDescription(ModelId):
     architecture: str
-    classes: int
+    classes: Annotated[int, schema("0 without a head; the model then has features, and can't classify.")]
+    output: Annotated[
+        str | None,
+        schema("`softmax`: one class of many; `sigmoid`: classes are independent; `binary`: two classes; null without a head."),
+    ]
     parameters: int
     bytes: int
     input_size: int
@@ -138,6 +149,7 @@ async def classify(request: Request) -> Response:
         if explain and not can_explain(model.classifier):
             raise NotSupported(f"model {model.name} has no heat maps: its file quantizes activations")
         facts.update(served=model, images=len(body.images))
+        model.classifier.network.architecture.check_values(["logits"])
         layers = outputs(model.classifier.network) if explain else ("logits",)
         inferred = await app.infer_images(model, body.images, layers)
         names = [image.name for image in body.images]
@@ -168,6 +180,7 @@ def describe(model: Model) -> ModelDescription:
         "version": model.version,
         "architecture": network.architecture.name,
         "classes": network.architecture.classes,
+        "output": network.architecture.output,
         "parameters": network.architecture.parameter_count,
         "bytes": sum(array.nbytes for array in network.tensors().values()),
         "input_size": network.preprocessing.crop,
@@ -187,10 +200,11 @@ def _results(
 
 def _result(model: Model, name: str, inferred: Any, options: Mapping[str, Any]) -> ImageResult:
     network = model.classifier.network
-    best = rank(softmax(inferred.values["logits"]), options["top"], network.labels)
+    scores = network_scores(network, inferred.values["logits"])
+    best = choose(network, scores, options["top"], options["threshold"])
     predictions = [Prediction(label=p.label, score=round(p.score, 6), index=p.index, wnid=p.wnid) for p in best]
     result = ImageResult(image=name, predictions=predictions)
-    if options["explain"]:
+    if options["explain"] and best:
         [heat] = grad_cam(network, inferred.values, [best[0].index])
         area = cropped_area(network.preprocessing, inferred.width, inferred.height)
         result["explanation"] = {
@@ -205,19 +219,24 @@ def _options(given: Mapping[str, Any]) -> dict[str, Any]:
     """The options of a request, from text or JSON. Raises Refusal."""
     if unknown := sorted(set(given) - set(OPTIONS)):
         raise Refusal(f"unknown option {', '.join(unknown)}; choose from {', '.join(OPTIONS)}")
-    top, explain = given.get("top", TOP), given.get("explain", False)
+    top, explain = given.get("top"), given.get("explain", False)
+    threshold: Any = given.get("threshold")
     if isinstance(top, str) and top.isascii() and top.isdigit() and len(top) < 10:
         top = int(top)
+    if isinstance(threshold, str) and NUMBER.fullmatch(threshold):
+        threshold = float(threshold)
     if isinstance(explain, str):
         explain = BOOLEANS.get(explain)
-    if type(top) is not int or top < 1:
+    if "top" in given and (type(top) is not int or top < 1):
         raise Refusal(Refusal.example)
+    if "threshold" in given and (type(threshold) not in (int, float) or not 0 <= threshold <= 1):
+        raise Refusal("threshold must be a number from 0 to 1")
     if type(explain) is not bool:
         raise Refusal("explain must be true or false")
     names = {key: given.get(key, "") for key in ("model", "version")}
     if not all(isinstance(name, str) for name in names.values()):
         raise Refusal("model and version must be text")
-    return {"top": top, "explain": explain, **names}
+    return {"top": top, "threshold": threshold, "explain": explain, **names}
 
 
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
@@ -254,8 +273,8 @@ MODELS = Content(
     {
         "models": [
             {
-                "name": "vgg16-gap", "version": "1", "architecture": "vgg16", "classes": 1000, "parameters": 15227688,
-                "bytes": 15287000, "input_size": 224, "preprocessing": "torchvision", "explains": True,
+                "name": "vgg16-gap", "version": "1", "architecture": "vgg16", "classes": 1000, "output": "softmax",
+                "parameters": 15227688, "bytes": 15287000, "input_size": 224, "preprocessing": "torchvision", "explains": True,
             }
         ]
     },

@@ -65,16 +65,19 @@ def unlabelled(place: str | Path) -> Dataset:
     return Dataset(str(place), _found(path, _base(path)))
 
 
-def open(place: str | Path, classes: int = 1000, labels: Labels | None = None) -> Dataset:
+def open(place: str | Path, classes: int = 1000, labels: Labels | None = None, *, several: bool = False) -> Dataset:
     """The labelled images at a place.
 
     Args:
         place: a folder with a folder of images for each class, named by WordNet id or class name; a list file with an image
-            and its class on each line; a WebDataset shard (.tar), or a folder of them; a file of CIFAR-10 (.bin), or the
-            folder cifar-10-batches-bin, which means its training files; or a URL of one of these.
+            and its class on each line; a table of these (.csv, .tsv, .jsonl); a WebDataset shard (.tar), or a folder of
+            them; a file of CIFAR-10 (.bin), or the folder cifar-10-batches-bin, which means its training files; or a URL of
+            one of these.
         classes: number of classes of the network.
         labels: their names. Without them, class folders are 0, 1, 2 … in the order of their names, as in torchvision's
             ImageFolder, and lists and shards must hold numbers.
+        several: whether an image in a list or table may have any number of classes. A table has them in a cell, separated by
+            `|`, `;`, `,` or spaces, or has a column for each class with 0 or 1.
 
     Raises:
         Error: there are no images, a class is unknown, ambiguous, or repeated, or there is not one label for each class.
@@ -82,17 +85,20 @@ def open(place: str | Path, classes: int = 1000, labels: Labels | None = None) -
     if labels is not None and len(labels) != classes:
         raise Error(f"{len(labels)} labels for a network of {classes} classes")
     path = stores.normalised(place)
-    found = list(listing.unpack(listing.labelled(path, classes, labels, _base(path)), resolver(classes, labels)))
+    found = list(
+        listing.unpack(listing.labelled(path, classes, labels, _base(path), several=several), resolver(classes, labels))
+    )
     if not found:
         raise Error(f"{path}: has no images in it")
     return Dataset(str(place), found)
 
 
-def classes_of(place: str | Path) -> tuple[int, Labels | None]:
+def classes_of(place: str | Path, *, several: bool = False) -> tuple[int, Labels | None]:
     """The number of classes of the labelled images at a place, and their names, for a new network.
 
     Class folders are classes in the order of their names, and so are the names in lists and shards. If these hold numbers,
-    the classes have no names. If all names are WordNet ids of ImageNet, the classes get ImageNet's names as well.
+    the classes have no names. If all names are WordNet ids of ImageNet, the classes get ImageNet's names as well. With
+    `several`, as for `open`, the names in a cell are separated by `|`, `;` or `,`, since a name may have spaces.
 
     Raises:
         Error: as `open`, or if numbers are missing.
@@ -104,10 +110,12 @@ def classes_of(place: str | Path) -> tuple[int, Labels | None]:
     seen = dict.fromkeys(folders, 0)
 
     def collect(name: str) -> int:
+        if several and (any(mark in name for mark in "|;,") or name.replace(" ", "").isdecimal() > name.isdecimal()):
+            raise ValueError("several names")
         return seen.setdefault(name, len(seen))
 
     if not folders:
-        for _ in listing.unpack(containers or listing.list_file(path, collect), collect):
+        for _ in listing.unpack(containers or listing.list_file(path, collect, several=several), collect):
             pass
     names = sorted(seen)
     if not names:

@@ -15,7 +15,7 @@ from pathlib import Path
 from ..errors import Error, ImageError
 from ..images import SUFFIXES
 from ..labels import Labels, Resolve, resolver
-from . import cifar, stores
+from . import cifar, stores, tables
 from .samples import UNLABELLED, Sample
 
 SHARD, CIFAR, LIST = ".tar", ".bin", ".txt"
@@ -66,7 +66,9 @@ def images(place: str, base: str | None = None, *, check: bool = True) -> Iterat
         yield from _file(place, base)
 
 
-def labelled(place: str, classes: int, labels: Labels | None, base: str | None = None) -> Iterator[Sample]:
+def labelled(
+    place: str, classes: int, labels: Labels | None, base: str | None = None, *, several: bool = False
+) -> Iterator[Sample]:
     """The images of class folders or a list file, with their classes; or containers, which hold the classes.
 
     Args:
@@ -74,6 +76,7 @@ def labelled(place: str, classes: int, labels: Labels | None, base: str | None =
         classes: as for `vgg.sources.open`.
         labels: as for `vgg.sources.open`.
         base: as for `images`.
+        several: as for `vgg.sources.open`.
 
     Raises:
         Error: there is nothing, or a class is unknown; see `vgg.sources.open`.
@@ -86,7 +89,7 @@ def labelled(place: str, classes: int, labels: Labels | None, base: str | None =
         for name, target in _targets(place, list(folders), classes, labels).items():
             yield from (one for one in _walk(folders[name], base, target) if not is_container(one))
     elif not containers:
-        yield from list_file(place, resolver(classes, labels), base)
+        yield from list_file(place, resolver(classes, labels), base, several=several)
 
 
 def parts(place: str) -> tuple[list[Sample], dict[str, str]]:
@@ -132,35 +135,46 @@ def unpack(samples: Iterable[Sample], resolve: Resolve | None = None) -> Iterato
             yield replace(each, name=f"{one.name}/{each.name}", held=copy)
 
 
-def list_file(path: str, resolve: Resolve | None, base: str | None = None) -> Iterator[Sample]:
+def list_file(path: str, resolve: Resolve | None, base: str | None = None, *, several: bool = False) -> Iterator[Sample]:
     """The images of a list file.
 
-    A line is a path, relative to the file's folder, or a URL, then a tab, comma or space, and a class. Without `resolve`, a
-    line may have no class. With `base`, names are as in the list.
+    A line is a path, relative to the file's folder, or a URL, then a tab, comma or space, and a class; or the file is a table
+    (.csv, .tsv, .jsonl), see `tables`. Without `resolve`, a line may have no class. With `base`, names are as in the list.
+    With `several`, an image may have any number of classes.
     """
-    folder, seen = stores.parent(path), dict[str, int]()
+    folder, seen = stores.parent(path), dict[str, str]()
     try:
         with stores.opened(path) as lines:
-            for number, line in enumerate(map(str.strip, lines), 1):
-                if not line:
-                    continue
-                separator = next((one for one in "\t, " if one in line), None)
-                name, label, target = line, "", UNLABELLED
-                if separator and not (resolve is None and is_image(line)):
-                    name, _, label = (part.strip() for part in line.rpartition(separator))
+            read = tables.read(path, lines) if path.endswith(tables.TABLES) else _lines(lines, resolve is not None, several)
+            for row in read:
+                target, classes = UNLABELLED, None
                 if resolve:
                     try:
-                        if not label:
-                            raise ValueError("has no class; a line is an image's path and its class")
-                        if name in seen:
-                            raise ValueError(f"{name} is already in the list, as class {seen[name]}")
-                        seen[name] = target = resolve(label)
+                        classes = tables.resolved(row.classes, resolve, several)
+                        if row.image in seen:
+                            raise ValueError(f"{row.image} is already in the list, as {seen[row.image]}")
                     except ValueError as error:
-                        raise Error(f"{path}, line {number}: {error}") from None
-                place = stores.join(folder, name)
-                yield Sample(place if base is None else name, target, place)
+                        raise ValueError(f"line {row.line}: {error}") from None
+                    seen[row.image] = f"class {' and '.join(map(str, classes))}" if classes else "an image without a class"
+                    target = classes[0] if len(classes) == 1 else UNLABELLED
+                place = stores.join(folder, row.image)
+                name = place if base is None else row.image
+                yield Sample(name, target, place, several=classes if several else None)
     except UnicodeDecodeError:
         raise Error(f"{path}: a list of images must be UTF-8 text, with an image and its class on each line") from None
+    except ValueError as error:
+        raise Error(f"{path}, {error}") from None
+
+
+def _lines(lines: Iterable[str], labelled: bool, several: bool) -> Iterator[tables.Row]:
+    """The images of a list of lines. The classes follow the last separator, or the first one if there may be several."""
+    for number, line in enumerate(map(str.strip, lines), 1):
+        separator = next((one for one in "\t, " if one in line), None)
+        name, classes = line, ""
+        if separator and (labelled or not is_image(line)):
+            name, _, classes = line.partition(separator) if several else line.rpartition(separator)
+        if line:
+            yield tables.Row(number, name.strip(), classes.strip())
 
 
 def _sample(place: str, base: str | None = None, target: int = UNLABELLED, size: int = stores.UNKNOWN) -> Sample:

@@ -25,6 +25,13 @@ class Sample:
     offset: int = 0  # bytes
     size: int = -1  # bytes; -1: to the end of the file
     held: object = field(default=None, repr=False, compare=False)  # the local copy that `path` is in, kept as long as this
+    # Indices of the classes in a list where an image may have any number of them.
+    several: tuple[int, ...] | None = field(default=None, kw_only=True)
+
+    @property
+    def classes(self) -> tuple[int, ...]:
+        """The indices of the classes; one, unless the list allows any number."""
+        return (self.target,) if self.several is None else self.several
 
     def read(self) -> bytes:
         """The image's file.
@@ -76,5 +83,6 @@ class Dataset:
         total = hashlib.sha256()
         for one in self.samples:
             size = one.size if one.size >= 0 or not os.path.exists(one.path) else os.path.getsize(one.path)
-            total.update(f"{one.name}\0{one.target}\0{size}\n".encode(errors="surrogateescape"))
+            classes = one.target if one.several is None else one.several
+            total.update(f"{one.name}\0{classes}\0{size}\n".encode(errors="surrogateescape"))
         return total.hexdigest()

@@ -85,7 +85,6 @@ class Cache:
         def read(part: Indices) -> Batch:
             indices = np.asarray(part, np.int64)
             indices = indices[known[self._row[indices]]]
-            targets = np.array([self._loader.dataset.samples[index].target for index in indices], np.int64)
-            return Batch(indices, targets, self.rows(indices, view))
+            return Batch(indices, self._loader.targets(indices), self.rows(indices, view))
 
         return ahead(read, parts, READERS, 2 * READERS)

@@ -9,13 +9,32 @@ from ..errors import Error
 from ..files import reason, replacing
 
 Row = dict[str, float]  # an epoch, by these names, which are the columns of log.csv
-COLUMNS = ("epoch", "lr", "loss", "val_loss", "val_top1", "val_top5", "seconds", "images_per_second", "waited", "time")
+COLUMNS = (
+    "epoch", "lr", "loss", "val_loss", "val_top1", "val_top5", "val_f1", "val_exact", "seconds", "images_per_second", "waited",
+    "time",
+)  # fmt: skip
+# The measures that decide which epoch is the best; a run has one of them.
+ACCURACIES = {"val_top1": "top-1", "val_f1": "F1"}
+
+
+def accuracy(row: Row) -> float:
+    """The validation accuracy of an epoch in percent: top-1, or F1 if images have several labels."""
+    return next(row[name] for name in ACCURACIES if name in row)
+
+
+def accuracy_text(row: Row) -> str:
+    """The validation accuracy of an epoch as text: `top-1 72.63%`."""
+    return f"{_title(row)} {accuracy(row):.2f}%"
+
+
+def _title(row: Row) -> str:
+    return next(title for name, title in ACCURACIES.items() if name in row)
 
 
 def epoch_line(row: Row, epochs: int) -> str:
     """An epoch in one line."""
     return (
-        f"epoch {row['epoch']:>{len(str(epochs))}} of {epochs}: loss {row['loss']:.4f}, top-1 {row['val_top1']:.2f}%, "
+        f"epoch {row['epoch']:>{len(str(epochs))}} of {epochs}: loss {row['loss']:.4f}, {accuracy_text(row)}, "
         f"lr {row['lr']:.2g}, {row['images_per_second']:,.0f} images/s, {row['waited']:.1%} of the time waiting for images"
     )
 
@@ -28,7 +47,7 @@ def write_log(folder: Path, history: Sequence[Row]) -> None:
 
     with replacing(folder / "log.csv") as file:
         text = io.TextIOWrapper(file, "utf-8", "backslashreplace", newline="")
-        table = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        table = csv.DictWriter(text, list(history[0]), lineterminator="\n")
         table.writeheader()
         table.writerows(history)
         text.detach()
@@ -48,14 +67,14 @@ def write_log(folder: Path, history: Sequence[Row]) -> None:
 
 def is_better(row: Row, other: Row) -> bool:
     """Whether an epoch's validation accuracy is higher than another's or, if they are equal, its loss is lower."""
-    return (row["val_top1"], -row["val_loss"]) > (other["val_top1"], -other["val_loss"])
+    return (accuracy(row), -row["val_loss"]) > (accuracy(other), -other["val_loss"])
 
 
 def has_stalled(patience: int, history: Sequence[Row]) -> bool:
     """Whether the validation accuracy has not risen for `patience` epochs; with 0, never."""
     if not patience or not history:
         return False
-    best = max(range(len(history)), key=lambda index: history[index]["val_top1"])
+    best = max(range(len(history)), key=lambda index: accuracy(history[index]))
     return len(history) - 1 - best >= patience
 
 
@@ -69,11 +88,11 @@ def draw_curves(folder: Path, history: Sequence[Row]) -> None:
     losses.plot(epochs, [row["loss"] for row in history], label="training")
     losses.plot(epochs, [row["val_loss"] for row in history], label="validation")
     losses.set(xlabel="epoch", ylabel="loss")
-    accuracies.plot(epochs, [row["val_top1"] for row in history], color="C1", label="top-1")
-    accuracies.set(xlabel="epoch", ylabel="top-1, %")
-    best = max(history, key=lambda row: row["val_top1"])
+    accuracies.plot(epochs, [accuracy(row) for row in history], color="C1")
+    accuracies.set(xlabel="epoch", ylabel=f"{_title(history[0])}, %")
+    best = max(history, key=accuracy)
     place = {"xytext": (0, -6), "textcoords": "offset points", "ha": "right", "va": "top"}
-    accuracies.annotate(f"{best['val_top1']:.2f}%", (best["epoch"], best["val_top1"]), **place)
+    accuracies.annotate(f"{accuracy(best):.2f}%", (best["epoch"], best["val_top1"]), **place)
     for axes in (losses, accuracies):
         axes.grid(alpha=0.3)
     losses.legend()

@@ -25,7 +25,7 @@ class Batch:
     """Images of a dataset, ready for the device."""
 
     indices: Array  # int64 [batch], in the dataset; images that can't be read are left out
-    targets: Array  # int64 [batch], classes; -1 if unlabelled
+    targets: Array  # int64 [batch], classes; -1 if unlabelled. If images have several labels, bool [batch, classes]
     inputs: Array  # pixels [batch, side, side, 3], RGB, 0..255, mostly uint8; of a `Cache`, values float32 [batch, …]
 
 
@@ -38,10 +38,13 @@ class Loader:
         preprocessing: size of the input, and the crop for evaluation.
         seed: random seed of the crops.
         workers: number of threads.
+        several: number of classes of which an image may have any number; 0 if it has one.
     """
 
-    def __init__(self, dataset: Dataset, recipe: Recipe, preprocessing: Preprocessing, seed: int, workers: int) -> None:
-        self.dataset = dataset
+    def __init__(
+        self, dataset: Dataset, recipe: Recipe, preprocessing: Preprocessing, seed: int, workers: int, several: int = 0
+    ) -> None:
+        self.dataset, self._several = dataset, several
         self.errors: dict[str, str] = {}
         self.side = preprocessing.crop
         self._recipe, self._preprocessing, self._seed, self._workers = recipe, preprocessing, seed, workers
@@ -77,9 +80,18 @@ class Loader:
                 pixels.append(self._preprocessing.place(Image.fromarray(image)))
             else:
                 pixels.append(random_crop(image, self._recipe, self.side, drawn[position]))
-        targets = np.array([self.dataset.samples[index].target for index in readable], np.int64)
         inputs = np.stack(pixels) if pixels else np.zeros((0, self.side, self.side, 3), np.uint8)
-        return Batch(np.array(readable, np.int64), targets, inputs)
+        return Batch(np.array(readable, np.int64), self.targets(readable), inputs)
+
+    def targets(self, indices: Indices) -> Array:
+        """The classes of images, as in a `Batch`."""
+        samples = [self.dataset.samples[index] for index in indices]
+        if not self._several:
+            return np.array([one.target for one in samples], np.int64)
+        found = np.zeros((len(samples), self._several), np.bool_)
+        for row, one in zip(found, samples, strict=True):
+            row[[target for target in one.classes if target >= 0]] = True
+        return found
 
     def _image(self, index: int) -> Array:
         """uint8 [height, width, 3]."""

@@ -22,12 +22,13 @@ from . import checkpoint
 from .augmentation import Colours, mixup
 from .cache import Cache
 from .checkpoint import BEST, LAST, NAN
-from .history import COLUMNS, Row, draw_curves, epoch_line, has_stalled, is_better, write_log
+from .history import COLUMNS, Row, accuracy, accuracy_text, draw_curves, epoch_line, has_stalled, is_better, write_log
 from .loader import Batch, Loader
 from .optimizer import make_optimizer, rate, set_rate
+from .options import Options
 from .processes import Process, processes
-from .setup import Options, Setup, cache_values, prepare
-from .targets import Teachers
+from .setup import Setup, cache_values, prepare
+from .targets import Teachers, loss, measured, measures
 
 EVALUATED = 256  # validation images computed at once
 
@@ -97,7 +98,7 @@ class Trainer:
     loss_sum: float = 0.0  # of the epoch's steps so far, in this process
 
     def __post_init__(self) -> None:
-        recipe, device, world = self.setup.recipe, self.process.device, self.process.world
+        recipe, device = self.setup.recipe, self.process.device
         self.recipe, self.matched = recipe, self.options.matched
         self.layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
         self.module: Module = self.setup.module.to(device, memory_format=self.layout)  # type: ignore[call-overload]
@@ -107,8 +108,10 @@ class Trainer:
             decay = get_ema_multi_avg_fn(recipe.ema)  # type: ignore[no-untyped-call]
             self.average = AveragedModel(self.module, multi_avg_fn=decay, use_buffers=True)
         self.steps = len(self.setup.indices) // recipe.batch  # in an epoch; the last, incomplete batch is dropped
-        micro_batch = self.options.micro_batch or recipe.batch
-        self.parts = world * math.ceil(recipe.batch / world / micro_batch)  # of a batch
+        self.parts = self.process.parts(recipe.batch, self.options.micro_batch)
+        self.least = self.setup.least
+        if recipe.batch // self.parts < self.least:
+            raise Error("batch normalisation in the head requires 2 images in each part of a batch; use a larger --micro-batch")
         self.parallel: Any = self.process.parallel(self.module)
         self.autocast: Any = torch.autocast("cuda", torch.bfloat16) if recipe.bf16 and device.type == "cuda" else nullcontext()
         self.colours = Colours(recipe, device)
@@ -131,7 +134,7 @@ class Trainer:
         batches = self.batches(view)
         started, first, self.waited = time.perf_counter(), self.step, 0.0
         while self.step < self.steps:
-            lr = rate(self.recipe, self.epoch + self.step / self.steps, [row["val_top1"] for row in self.history])
+            lr = rate(self.recipe, self.epoch + self.step / self.steps, list(map(accuracy, self.history)))
             set_rate(self.optimizer, lr, self.epoch, self.recipe)
             loss, used = self.gradients(batches, view)
             if not math.isfinite(loss):
@@ -159,8 +162,8 @@ class Trainer:
     def next_batch(self, batches: Iterator[Batch]) -> Batch:
         started, batch = time.perf_counter(), next(batches)
         self.waited += time.perf_counter() - started
-        if self.process.world > 1 and not len(batch.indices):  # the other processes would wait for ever
-            raise Error(f"{self.setup.name}: no image can be read of a whole part of a batch")
+        if self.process.world > 1 and len(batch.indices) < self.least:  # the other processes would wait for ever
+            raise Error(f"{self.setup.name}: too few images can be read of a part of a batch")
         return batch
 
     def gradients(self, batches: Iterator[Batch], view: int) -> tuple[float, list[Batch]]:
@@ -171,7 +174,7 @@ class Trainer:
         for part in range(rank, self.parts, world):
             batch = self.next_batch(batches)
             used.append(batch)
-            if not len(batch.indices):
+            if len(batch.indices) < self.least:
                 continue
             # Seeded by the part, so that dropout, colours and mixup are the same in whichever process computes it.
             seed = (self.options.seed * self.recipe.epochs + self.epoch) * self.steps + self.step
@@ -214,22 +217,22 @@ class Trainer:
         return normalised.contiguous(memory_format=self.layout)
 
     def loss(self, values: dict[str, torch.Tensor], scores: torch.Tensor, matched: list[torch.Tensor]) -> torch.Tensor:
-        """Cross-entropy with the target scores, and the mean square error of the matched values.
+        """The loss against the target scores, and the mean square error of the matched values.
 
         With a temperature, the cross-entropy is multiplied by its square, as in Hinton et al., arXiv 1503.02531.
         """
         temperature = self.recipe.temperature
         logits = values["logits"].float() / temperature
-        loss = functional.cross_entropy(logits, scores, label_smoothing=self.recipe.smoothing) * temperature**2
+        total = loss(logits, scores, self.setup.targets.output, self.recipe.smoothing) * temperature**2
         for name, wanted in zip(self.matched, matched, strict=True):
-            loss = loss + self.recipe.match_weight * functional.mse_loss(values[name].float(), wanted)
-        return loss
+            total = total + self.recipe.match_weight * functional.mse_loss(values[name].float(), wanted)
+        return total
 
     def evaluate(self) -> Row:
-        """Validation loss, and top-1 and top-5 accuracy in percent; each process evaluates its share of the images."""
-        module, setup = self.result.eval(), self.setup
+        """Validation loss and accuracy, see `measures`; each process evaluates its share of the images."""
+        module, setup, output = self.result.eval(), self.setup, self.setup.targets.output
         self.process.share(module.buffers())  # batch normalisation: each process has the statistics of its own images
-        sums = np.zeros(4)  # loss, correct, among the best five, images
+        sums = np.zeros((3, 2))
         indices = setup.val_indices[self.process.rank :: self.process.world]
         parts = [indices[start : start + EVALUATED] for start in range(0, len(indices), EVALUATED)]
         for batch in self.val.batches(parts):
@@ -238,18 +241,13 @@ class Trainer:
             targets = torch.from_numpy(setup.targets.val(batch)).to(self.process.device)
             with torch.inference_mode():
                 logits = module(self.inputs(batch), start=setup.start).float()
-            correct = logits.topk(min(5, logits.shape[1])).indices == targets[:, None]
-            loss = functional.cross_entropy(logits, targets, reduction="sum")
-            sums += [float(loss), float(correct[:, 0].sum()), float(correct.sum()), len(batch.indices)]
-        total, top1, top5, count = (self.process.total(value) for value in sums.tolist())
-        if not count:
-            return {"val_loss": math.nan, "val_top1": 0.0, "val_top5": 0.0}
-        return {"val_loss": total / count, "val_top1": 100 * top1 / count, "val_top5": 100 * top5 / count}
+            sums += measured(logits, targets, output)
+        return measures(np.array([[self.process.total(value) for value in pair] for pair in sums.tolist()]), output)
 
     def end_epoch(self, row: Row) -> None:
         """Log the epoch, write the network if it is the best so far, and save a checkpoint."""
         best = not len(self.setup.val_indices) or all(is_better(row, earlier) for earlier in self.history)
-        self.history.append({name: row[name] for name in COLUMNS})
+        self.history.append({name: row[name] for name in COLUMNS if name in row})
         self.epoch, self.step, self.loss_sum = self.epoch + 1, 0, 0.0
         if self.process.rank == 0:
             self.log(epoch_line(row, self.recipe.epochs))
@@ -262,7 +260,7 @@ class Trainer:
         """Write the network of an epoch as the best one."""
         recipe, setup = self.recipe, self.setup
         origin = Provenance(
-            source=f"vgg train, recipe {recipe.name}, {setup.name}, epoch {row['epoch']}: top-1 {row['val_top1']:.2f}%",
+            source=f"vgg train, recipe {recipe.name}, {setup.name}, epoch {row['epoch']}: {accuracy_text(row)}",
             format="trained", preprocessing="given", labels="given", licence=setup.licence,
         )  # fmt: skip
         write(self.result.network(setup.preprocessing, setup.labels, origin), self.options.output / BEST)

@@ -1,6 +1,7 @@
 """The processes of a training run: one, or those that torchrun started."""
 
 import gc
+import math
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -24,6 +25,10 @@ class Process:
     device: torch.device
     rank: int  # of this process
     world: int  # number of processes
+
+    def parts(self, batch: int, largest: int) -> int:
+        """The number of parts of a batch: as many for each process, of at most `largest` images, if that is not 0."""
+        return self.world * math.ceil(batch / self.world / (largest or batch))
 
     @contextmanager
     def first_alone(self) -> Iterator[None]:

@@ -3,7 +3,7 @@
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,53 +11,26 @@ import numpy as np
 import torch
 
 from .. import engines, sources
-from ..architectures import Architecture
 from ..arrays import Array
 from ..errors import Error
+from ..heads import NONE
 from ..labels import Labels
 from ..module import Module
 from ..network import Network
-from ..preprocessing import PRESETS, Preprocessing
+from ..preprocessing import Preprocessing
 from ..progress import Progress
-from ..sources import Dataset, cifar
+from ..sources import Dataset
 from ..store import key_of
+from . import student
 from .cache import Cache
 from .checkpoint import CACHE
 from .loader import Loader
+from .options import Options
 from .processes import Process
 from .recipes import Recipe, checked
 from .targets import Targets
 
-SMALL = 64  # pixels of an input up to which a network gets the `gap` head, and images are resized to just its size
 HELD_OUT = 10  # one in this many images is for validation if there are no others
-
-
-@dataclass(frozen=True)
-class Options:
-    """Options of a training run."""
-
-    # Labelled images as for `vgg.sources.open`, or a folder with such in `train` and `val`; with teachers, any images.
-    data: str | Path
-    output: Path  # folder of the run
-    recipe: Recipe
-    val: str | Path | None = None  # labelled validation images; by default `val` or `test` of data, else a tenth of the images
-    labels: Labels | None = None  # names of the classes, for lists and shards with numbers
-    arch: str = "vgg16-bn"  # architecture of a new network
-    width: float = 1.0  # its width, as a multiple of the paper's
-    size: int | None = None  # its input in pixels; by default 224, for CIFAR-10 32
-    head: str | None = None  # by default `gap` for inputs of 64 pixels or less, else `fc`
-    init: Network | None = None  # initialise a new network with the parameters of this one that fit
-    start: Network | None = None  # fine-tune this network instead of a new one
-    freeze: str = ""  # freeze its layers up to this block or layer, such as conv4
-    teachers: Sequence[Network] = ()  # train on the scores of these networks instead of labels
-    matched: tuple[str, ...] = ()  # values in which the student is trained to equal the first teacher
-    cache: Path | None = None  # folder for values of frozen layers and teachers; by default in the run's folder
-    micro_batch: int = 0  # largest number of images that a device computes at once; 0: its whole part of a batch
-    seed: int = 0
-    device: str = "cpu"
-    workers: int | None = None  # number of threads that load images; by default one for each core
-    fresh: bool = False  # delete the run in the folder instead of resuming it
-    save_seconds: float = 600.0  # between checkpoints within an epoch; each epoch ends with one
 
 
 @dataclass
@@ -76,9 +49,15 @@ class Setup:
     targets: Targets
     key: dict[str, Any]  # everything that decides the result
     licence: str
+    origin: Network | None  # with the parameters of the frozen layers
     start: int  # index of the module's first layer that computes; the values of those before it are in `frozen`
     frozen: tuple[Cache, Cache] | None = None  # for training and validation
     teachers: Sequence[Network] = ()  # that compute in each step; the values of others are in `targets`
+
+    @property
+    def least(self) -> int:
+        """The least number of images in a part of a batch: in one, batch normalisation of vectors has nothing to normalise."""
+        return 1 + any(layer.operation == "batch_norm" and "_" not in layer.name for layer in self.module.architecture.layers)
 
 
 def prepare(options: Options, log: Callable[[str], object]) -> Setup:
@@ -86,25 +65,33 @@ def prepare(options: Options, log: Callable[[str], object]) -> Setup:
     _check_options(options)
     data, beside = sources.splits(options.data)
     val = options.val or beside
-    classes, labels = _classes(data, options)
-    module, preprocessing = _module(options, data, classes, labels)
+    output = student.output_of(options)
+    several = output == "sigmoid"
+    classes, labels = _classes(data, options, several=several)
+    if output == "binary" and classes != 2:
+        raise Error(f"{data}: has {classes} classes; a head with the output `binary` is for two, use `--head`")
+    module, preprocessing, new = student.create(options, data, classes, labels, output)
     recipe = checked(options.recipe.for_input(preprocessing.crop, module.architecture.configuration.batch_norm))
 
     def loader(dataset: Dataset) -> Loader:
-        return Loader(dataset, recipe, preprocessing, options.seed, options.workers or os.cpu_count() or 1)
+        workers = options.workers or os.cpu_count() or 1
+        return Loader(dataset, recipe, preprocessing, options.seed, workers, classes if several else 0)
 
-    train = loader(sources.unlabelled(data) if options.teachers else sources.open(data, classes, labels))
+    unlabelled = bool(options.teachers)
+    train = loader(sources.unlabelled(data) if unlabelled else sources.open(data, classes, labels, several=several))
     order = np.random.default_rng(options.seed).permutation(len(train.dataset))
     held_out = 0 if val else len(order) // HELD_OUT
     indices, val_indices, val_loader = np.sort(order[held_out:]), np.sort(order[:held_out]), train
     if val:
-        val_loader = loader(sources.open(val, classes, labels))
+        val_loader = loader(sources.open(val, classes, labels, several=several))
         val_indices = np.arange(len(val_loader.dataset))
     if not options.teachers:
         _check_classes(train.dataset, classes, labels)
     _check_sizes(options, module, train, len(indices), recipe)
     end = module.end_of(options.freeze)[0] if options.freeze else 0
     module.freeze(end)
+    if missing := [layer.name for layer in module.architecture.layers[:end] if layer.name in new]:
+        raise Error(f"--freeze {options.freeze} includes {missing[0]}, which is new; freeze layers of --from only")
     if early := [value for value in options.matched if module.index_of(value) < end and recipe.views]:
         raise Error(f"{early[0]} is frozen by --freeze {options.freeze}, so it can't be trained with --match")
     networks = {"from": options.start, "init": options.init}
@@ -113,6 +100,7 @@ def prepare(options: Options, log: Callable[[str], object]) -> Setup:
     log(
         f"{len(indices):,} training images of {classes:,} classes, {len(val_indices):,} validation images; "
         f"{module.architecture.name}, {module.architecture.parameter_count:,} parameters; recipe {recipe.name}"
+        + (f"; new: {', '.join(new)}" if new and options.start else "")
     )
     key = key_of(
         torch=torch.__version__,
@@ -129,7 +117,8 @@ def prepare(options: Options, log: Callable[[str], object]) -> Setup:
     licences = dict.fromkeys(network.provenance.licence for network in known.values() if network.provenance.licence)
     return Setup(
         recipe, module, preprocessing, labels, Path(options.data).resolve().name, train, indices, val_loader, val_indices,
-        Targets(classes, recipe.temperature), key, "; ".join(licences), end if recipe.views else 0,
+        Targets(classes, output, recipe.temperature), key, "; ".join(licences),
+        student.origin(options.start, module, preprocessing), end if recipe.views else 0,
     )  # fmt: skip
 
 
@@ -146,9 +135,9 @@ def cache_values(setup: Setup, options: Options, process: Process, progress: Pro
             cache.fill(engine, progress)
         return cache
 
-    if setup.start and options.start:
-        engine, value = engines.open(options.start, device=options.device), setup.module.end_of(options.freeze)[1]
-        setup.frozen = cached(options.start, engine, value), cached(options.start, engine, value, training=False)
+    if setup.start and setup.origin:
+        engine, value = engines.open(setup.origin, device=options.device), setup.module.end_of(options.freeze)[1]
+        setup.frozen = cached(setup.origin, engine, value), cached(setup.origin, engine, value, training=False)
     if not views:
         setup.teachers = options.teachers
     unlabelled = setup.val is setup.train
@@ -169,42 +158,24 @@ def _check_options(options: Options) -> None:
         raise Error("--match requires --teacher, the network whose layers are matched")
     if len({teacher.architecture.classes for teacher in options.teachers}) > 1:
         raise Error("the teachers have different numbers of classes")
+    if options.head == NONE:
+        raise Error("--head none has nothing to train; use a head such as 'average, 256 relu dropout 0.5, classes'")
+    for teacher in options.teachers:
+        teacher.architecture.check_values(["logits"])
 
 
-def _classes(data: str, options: Options) -> tuple[int, Labels | None]:
+def _classes(data: str, options: Options, *, several: bool) -> tuple[int, Labels | None]:
     if options.teachers:
         return options.teachers[0].architecture.classes, options.teachers[0].labels
     if options.labels:
         return len(options.labels), options.labels
-    return sources.classes_of(data)
-
-
-def _module(options: Options, data: str, classes: int, labels: Labels | None) -> tuple[Module, Preprocessing]:
-    """The network to train, with its initial parameters."""
-    torch.manual_seed(options.seed)
-    if options.start:
-        network = options.start
-        module = Module(replace(network.architecture, classes=classes), options.recipe.dropout)
-        module.initialise()
-        same = classes == network.architecture.classes and (labels == network.labels or labels is None)
-        module.load(network, {layer.name for layer in network.architecture.layers if same or layer.name != "fc8"})
-        return module, network.preprocessing
-    size = options.size or (cifar.SIDE if sources.is_cifar(data) else Architecture.input_size)
-    head: Any = options.head or ("gap" if size <= SMALL else "fc")
-    module = Module(Architecture(options.arch, classes, options.width, size, head), options.recipe.dropout)
-    module.initialise()
-    if options.init:
-        module.load_matching(options.init)
-    preset = PRESETS["torchvision"]
-    if size == preset.crop:
-        return module, preset
-    return module, replace(preset, size=size if size <= SMALL else round(size * preset.size / preset.crop), crop=size)
+    return sources.classes_of(data, several=several)
 
 
 def _check_classes(dataset: Dataset, classes: int, labels: Labels | None) -> None:
     if classes < 2:
         raise Error(f"{dataset.name}: has one class only; training requires two or more")
-    counts = Counter(sample.target for sample in dataset)
+    counts = Counter(target for sample in dataset for target in sample.classes)
     for target in range(classes):
         if not counts[target]:
             name = (labels.wnids or labels.names)[target] if labels else target
@@ -220,7 +191,7 @@ def _check_sizes(options: Options, module: Module, train: Loader, count: int, re
         )
     for teacher in options.teachers:
         architecture = teacher.architecture
-        if architecture.head == "fc" and architecture.input_size != train.side:
+        if architecture.fixed_map and architecture.input_size != train.side:
             raise Error(f"{architecture.name} takes {architecture.input_size} pixels, not {train.side}; use --input-size")
     for value in options.matched:
         theirs, ours = (

@@ -5,6 +5,7 @@ const $ = (id) => document.getElementById(id);
 const main = document.querySelector("main");
 const CONCURRENCY = 4; // requests at the same time
 const RETRIES = 5; // after status 503
+const NONE = "No class above 50%"; // of a model whose classes are independent
 
 let models = [];
 let images = []; // {name, blob, url, button, result, error, ms}
@@ -44,8 +45,8 @@ async function loadModels() {
 }
 
 async function classify(image, signal) {
-  const { name, version, explains } = model() || {};
-  const query = new URLSearchParams({ top: 5, explain: Boolean(explains), ...(name && { model: name, version }) });
+  const { name, version, explains, output } = model() || {};
+  const query = new URLSearchParams({ ...(output !== "sigmoid" && { top: 5 }), explain: Boolean(explains), ...(name && { model: name, version }) });
   const started = performance.now();
   for (let attempt = 0; ; attempt++) {
     const response = await request(`/v1/classify?${query}`, { method: "POST", body: image.blob, headers: { "Content-Type": "application/octet-stream" }, signal });
@@ -110,7 +111,8 @@ function label(image) {
   const { error, short, predictions } = image.result;
   const text = image.button.querySelector("span");
   image.button.classList.toggle("wrong", Boolean(error));
-  text.replaceChildren(element("b", error ? short : predictions[0].label), element("i", error ? "" : percent(predictions[0].score)));
+  const [best] = predictions || [];
+  text.replaceChildren(element("b", error ? short : best?.label ?? "none"), element("i", best ? percent(best.score) : ""));
   image.button.setAttribute("aria-label", `${image.name}: ${text.textContent}`);
 }
 
@@ -138,12 +140,15 @@ function show(image) {
   }
   showPredictions(result);
   heat(result);
-  $("status").textContent = `${image.name}: ${result.predictions.map((one) => `${one.label}, ${percent(one.score)}`).join("; ")}`;
+  const spoken = result.predictions.map((one) => `${one.label}, ${percent(one.score)}`).join("; ") || NONE;
+  $("status").textContent = `${image.name}: ${spoken}`;
 }
 
 function showPredictions({ predictions, timing, model, ms }) {
-  $("best").textContent = predictions[0].label;
-  $("score").textContent = percent(predictions[0].score);
+  $("best").textContent = predictions[0]?.label ?? NONE;
+  $("score").textContent = predictions.length ? percent(predictions[0].score) : "";
+  $("note").hidden = model.output !== "sigmoid" || !predictions.length;
+  $("bars").classList.toggle("equal", model.output === "sigmoid");
   const rows = [...$("bars").children]; // reused, so that the bars are animated
   while (rows.length < predictions.length) {
     const row = element("li");

@@ -1,0 +1,124 @@
+"""Operators of each element, and those that take channels of the input in another order."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from ..arrays import Array
+from ..parameters import Part, expanded
+from .frontier import Frontier
+from .functions import OPERATORS, Function
+from .nodes import INTEGERS, Node, quantized, slices
+
+# Operators that change nothing at inference.
+_UNCHANGING = ("Identity", "Dropout", "Cast", "DequantizeLinear", "QuantizeLinear", "DynamicQuantizeLinear")
+_COLOURS = 3  # channels of the input
+
+
+class Elements(Frontier):
+    """Takes the operators whose results are functions of each element; see `Frontier.function`."""
+
+    partial = ""  # rows or columns that are pooled; the others must be next
+
+    def function(self, node: Node) -> bool:
+        if self.partial and not node.operator.startswith(("Reduce", "MatMul")):
+            raise self.error(f"{node} reads a map of which only a side is pooled")
+        if node.operator in _UNCHANGING:
+            self._unchanging(node)
+        elif node.operator in ("Concat", "QLinearConcat"):
+            self._concatenate(node)
+        elif node.operator in ("Split", "Slice", "Gather"):
+            self._take(node)
+        elif node.operator in OPERATORS:
+            self.computed(node, node.operator, node.inputs)
+        elif node.operator.removeprefix("QLinear") in OPERATORS:
+            self._quantized(node)
+        else:
+            return False
+        return True
+
+    def weight(self, node: Node, place: int, axis: int) -> Part:
+        """Quantized numbers, scale and zero point: a node's three inputs from number `place` on."""
+        values, scale, zero_point = (self.array(node, place + offset) for offset in range(3))
+        return quantized(values, scale, zero_point, axis)
+
+    def _quantized(self, node: Node) -> None:
+        """An operator of integers, with a scale and zero point after each input, and after all of them for the output."""
+        operator = node.operator.removeprefix("QLinear")
+        count = 2 if operator in ("Add", "Mul") else 1
+        operands: list[str | Array] = [
+            name if name in self.functions else expanded(self.weight(node, 3 * place, 0))
+            for place, name in enumerate(node.inputs[: 3 * count : 3])
+        ]
+        self.computed(node, operator, operands)
+        zero_point = self.optional(node, 3 * count + 1)
+        if zero_point is not None and self.value == node.outputs[0]:
+            self.quantize(zero_point)
+
+    def _unchanging(self, node: Node) -> None:
+        function = self.functions.get(node.inputs[0])
+        if function is None:
+            raise self.error(f"{node} reads {node.inputs[0]}, which is not constant")
+        if node.operator == "Cast" and node.attributes.get("to") in INTEGERS:
+            raise self.error(f"unsupported operator {node}: it rounds to integers")
+        if node.operator == "Dropout":
+            training = self.optional(node, 2)
+            if training is not None and training.any():
+                raise self.error(f"{node} is in training mode")
+            ratio = self.optional(node, 1)
+            ratio = np.asarray(node.attributes.get("ratio", 0.5)) if ratio is None else ratio
+            if self.dimensions.significant == ("N", "C") and self.count("linear"):
+                self.add("dropout", round(float(ratio), 6))
+        if node.operator == "QuantizeLinear" and function.is_identity and node.inputs[0] == self.value:
+            zero_point = self.optional(node, 2)
+            self.quantize(np.zeros((), np.uint8) if zero_point is None else zero_point)
+        if node.operator == "DynamicQuantizeLinear":  # as if the scale were 1
+            self.constants |= dict(zip(node.outputs[1:], (np.ones((), np.float32), np.zeros((), np.uint8)), strict=False))
+        self.record(node, function)
+
+    def _take(self, node: Node) -> None:
+        """Channels of the input, by a Split, Slice or Gather."""
+        place, rank, axis = self.dimensions.channel, len(self.dimensions.axes), int(node.attributes.get("axis", 0))
+        taken: list[list[int]] = []
+        if not self.layers and not self.operations and place is not None and node.inputs[0] == self.value:
+            if node.operator == "Slice":
+                limits = slices(node.attributes, rank, *(self.optional(node, at) for at in range(1, 5)))
+                others = [one for at, one in enumerate(limits) if at != place]
+                if all((one.start or 0, one.step or 1) == (0, 1) and (one.stop or 2**31) >= 2**31 - 1 for one in others):
+                    taken = [list(range(_COLOURS))[limits[place]]]
+            elif axis % rank == place and node.operator == "Split" and len(node.outputs) == _COLOURS:
+                taken = [[channel] for channel in range(_COLOURS)]
+            elif axis % rank == place and node.operator == "Gather" and self.array(node, 1).ndim == 1:
+                taken = [[int(channel) for channel in self.array(node, 1)]]
+        if not taken or not all(channels and -_COLOURS <= min(channels) <= max(channels) < _COLOURS for channels in taken):
+            raise self.error(f"unsupported operator {node}")
+        for name, channels in zip(node.outputs, taken, strict=False):
+            function = replace(Function.identity(rank), channels=tuple(channel % _COLOURS for channel in channels))
+            self._choose(replace(node, outputs=(name,)), function)
+
+    def _concatenate(self, node: Node) -> None:
+        """Channels of the input again, or the two classes of one logit."""
+        names = node.inputs[2::3] if node.operator == "QLinearConcat" else node.inputs
+        functions = [self.functions[name] for name in names if name in self.functions]
+        place, rank = self.dimensions.channel, len(self.dimensions.axes)
+        fits = len(functions) == len(names) and place is not None and int(node.attributes.get("axis", 1)) % rank == place
+        if place is None or not fits or any(one.values is not None for one in functions):
+            raise self.error(f"unsupported operator {node}")
+        channels = [one.channels or tuple(range(self.dimensions.shape[place])) for one in functions]
+        joined = sum(channels, ())
+        if len(joined) > _COLOURS:
+            raise self.error(f"unsupported operator {node}")
+        shape = [len(joined) if at == place else 1 for at in range(rank)]
+        scale, shift = (
+            np.concatenate([np.broadcast_to(array.reshape(-1), len(one)) for array, one in zip(arrays, channels, strict=True)])
+            for arrays in ([one.scale for one in functions], [one.shift for one in functions])
+        )
+        part = None if self.layers else joined
+        self._choose(node, Function(scale.reshape(shape), shift.reshape(shape), None, part))
+
+    def _choose(self, node: Node, function: Function) -> None:
+        """Record channels; all three of them are the input in another order."""
+        if function.channels is not None and sorted(function.channels) == list(range(_COLOURS)):
+            self.pixels = self.pixels.taken(function.channels)
+            function = replace(function, channels=None)
+        self.record(node, function)

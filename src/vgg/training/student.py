@@ -1,0 +1,108 @@
+"""The network to train: its head, and its initial parameters."""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from .. import sources
+from ..architectures import Architecture, Layer
+from ..errors import Error
+from ..heads import Output, parse
+from ..labels import Labels
+from ..module import Module
+from ..network import Network
+from ..parameters import Parameter
+from ..preprocessing import PRESETS, Preprocessing
+from ..sources import cifar
+from .options import Options
+
+SMALL = 64  # pixels of an input up to which a network gets the `gap` head, and images are resized to just its size
+
+
+def output_of(options: Options) -> Output:
+    """The output of the network to train. Raises Error if it is not that of the teachers."""
+    teachers = {teacher.architecture.output or "softmax" for teacher in options.teachers}
+    own = options.start.architecture.output if options.start else None
+    output = parse(options.head).output if options.head else own or (min(teachers) if teachers else "softmax")
+    if other := teachers - {output}:
+        raise Error(f"the teachers' output is {' and '.join(sorted(other))}, the student's {output}; use --head")
+    return output
+
+
+def create(
+    options: Options, data: str, classes: int, labels: Labels | None, output: Output
+) -> tuple[Module, Preprocessing, list[str]]:
+    """The network to train, with its initial parameters; its preprocessing; and the layers that are not of `start`."""
+    torch.manual_seed(options.seed)
+    if options.start:
+        network, preprocessing = options.start, options.start.preprocessing
+        theirs = network.architecture
+        kept_head = theirs.classifier is not None and not options.head
+        head = theirs.head if kept_head else options.head or _usual_head(theirs, preprocessing.crop, output)
+        size = theirs.input_size if kept_head else preprocessing.crop
+        architecture = replace(theirs, classes=classes, head=head, input_size=size, last="")
+        same = classes == theirs.classes and (labels == network.labels or labels is None)
+        kept = kept_layers(architecture, theirs, last=same)
+        module = Module(architecture, options.recipe.dropout)
+        module.initialise()
+        module.load(network, kept)
+        return (
+            module,
+            preprocessing,
+            [layer.name for layer in architecture.layers if layer.parameters and layer.name not in kept],
+        )
+    size = options.size or (cifar.SIDE if sources.is_cifar(data) else Architecture.input_size)
+    plain = Architecture(options.arch, classes, options.width, size)
+    module = Module(replace(plain, head=options.head or _usual_head(plain, size, output)), options.recipe.dropout)
+    module.initialise()
+    if options.init:
+        module.load_matching(options.init)
+    preset = PRESETS["torchvision"]
+    if size != preset.crop:
+        preset = replace(preset, size=size if size <= SMALL else round(size * preset.size / preset.crop), crop=size)
+    return module, preset, []
+
+
+def _usual_head(architecture: Architecture, size: int, output: Output) -> str:
+    """The head of a new network, or of one that has none."""
+    head = replace(architecture, classes=1, head="gap" if size <= SMALL else "fc", last="").classifier
+    assert head is not None
+    return replace(head, output=output).text
+
+
+def kept_layers(ours: Architecture, theirs: Architecture, *, last: bool) -> dict[str, str]:
+    """The layers of a network that another one has too, each with its name there.
+
+    Of the trunk, they are those with the same name; of the head, those in order up to the first difference. The last linear
+    layer is one of them only if `last`.
+    """
+
+    def split(architecture: Architecture) -> tuple[dict[str, Layer], list[Layer]]:
+        layers = [layer for layer in architecture.layers if layer.parameters]
+        return {one.name: one for one in layers if "_" in one.name}, [one for one in layers if "_" not in one.name]
+
+    def equal(one: Layer, other: Layer) -> bool:
+        return (one.operation, one.parameters) == (other.operation, other.parameters)
+
+    (trunk, head), (their_trunk, their_head) = split(ours), split(theirs)
+    kept = {name: name for name, one in trunk.items() if name in their_trunk and equal(one, their_trunk[name])}
+    for one, other in zip(head, their_head, strict=False):
+        if not equal(one, other) or (one is head[-1] and not (last and other is their_head[-1])):
+            break
+        kept[one.name] = other.name
+    return kept
+
+
+def origin(start: Network | None, module: Module, preprocessing: Preprocessing) -> Network | None:
+    """The network that computes the outputs of frozen layers; in another head than that of `start`, its new layers are 0."""
+    architecture = module.architecture
+    if not start or start.architecture.head == architecture.head:
+        return start
+    kept = kept_layers(architecture, start.architecture, last=False)
+    parameters: dict[str, Parameter] = {}
+    for name, shape in architecture.parameters.items():
+        layer, _, role = name.partition(".")
+        known = f"{kept.get(layer)}.{role}"
+        parameters[name] = start.parameters[known] if layer in kept else np.zeros(shape, np.float32)
+    return Network(architecture, parameters, preprocessing)
