@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from reference import D, save_tiny, timm_state, torchvision_like
-from torch_files import CLASSES, IMAGES, D, Own, check, features, output, randomised, read
+from torch_files import CLASSES, IMAGES, Own, check, features, output, randomised, read
 from vgg import ModelError
 
 MAP = 32 * 4  # values of pool5 for 64 x 64 pixels

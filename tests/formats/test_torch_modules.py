@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from torch_files import CLASSES, IMAGES, D, Own, check, features, output, randomised, read
+from reference import D
+from torch_files import CLASSES, IMAGES, Own, check, features, output, randomised, read
 from vgg import ModelError
 
 MAP = 32 * 4
