@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from reference import A, D
-from vgg import Network, Notice, engines
+from reference import A
+from vgg import ModelError, Network, Notice, engines
 from vgg.predictions import scores
 
 IMAGES = np.random.default_rng(0).standard_normal((2, 3, 64, 64)).astype(np.float32)
@@ -64,12 +64,26 @@ def output(module: nn.Module, images: np.ndarray = IMAGES) -> np.ndarray:
         return module(torch.from_numpy(images)).numpy()
 
 
-def read(path: Path) -> tuple[Network, str]:
+def read(path: Path | str) -> tuple[Network, str]:
     """The network in a file, and the notices."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", Notice)
         network = Network.read(path)
     return network, "\n".join(str(one.message) for one in caught)
+
+
+def attempt(path: Path | str) -> str:
+    """The error for a file, of one line that names it; empty if it was read."""
+    try:
+        read(path)
+    except ModelError as error:
+        message = str(error)
+    else:
+        return ""
+    assert message.startswith(f"{path}: ")
+    assert "\n" not in message
+    assert len(message) < 1000
+    return message
 
 
 def check(path: Path, expected: np.ndarray, meaning: str = "logits", images: np.ndarray = IMAGES) -> tuple[Network, str]:
@@ -90,6 +104,3 @@ def check(path: Path, expected: np.ndarray, meaning: str = "logits", images: np.
     assert found.shape == expected.shape
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
     return network, notices
-
-
-__all__ = ["CLASSES", "IMAGES", "A", "D", "Own", "check", "features", "output", "randomised", "read"]

@@ -1,6 +1,7 @@
 """Files that Keras itself saves."""
 
 import os
+import re
 
 os.environ["KERAS_BACKEND"] = "torch"
 
@@ -142,6 +143,21 @@ def test_a_file_of_keras_2_gives_the_scores_that_it_gave(file, head, channels):
     expected = np.loadtxt(FIXTURES / f"{file.partition('.')[0].removesuffix('-old')}.scores.txt")
     found = scores(engines.open(network, "onnxruntime").logits(inputs), network.architecture.output)
     np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_the_names_of_keras_2_12(tmp_path):
+    """Layers have other groups there, and those with arrays count twice."""
+    with h5py.File(FIXTURES / "keras2.weights.h5") as old, h5py.File(tmp_path / "n.weights.h5", "w") as new:
+
+        def copied(path, member):
+            if isinstance(member, h5py.Group) and path.endswith("/vars"):
+                path = re.sub(r"(conv2d)_(\d+)", lambda match: f"{match[1]}_{2 * int(match[2])}", path)
+                old.copy(member, new, path.replace("layers/", "_layer_checkpoint_dependencies/"))
+
+        old.visititems(copied)
+    network, reference = Network.read(tmp_path / "n.weights.h5"), Network.read(FIXTURES / "keras2.weights.h5")
+    assert network.architecture.head == "max, classes"
+    assert network.sha256() == reference.sha256()
 
 
 @pytest.mark.parametrize("file", ["keras2-whole.h5", "keras2.weights.h5"])

@@ -60,14 +60,16 @@ LabelsOption = Annotated[
 ]
 HeadOption = Annotated[
     str | None,
-    typer.Option("--head", metavar="TEXT", help="Head of the network, such as 'average, 256 relu, classes'."),
+    typer.Option(
+        "--head", metavar="H", help="Head, such as 'average, 256 relu dropout 0.5, classes'; replaces the file's reading."
+    ),
 ]
 OutputActivationOption = Annotated[
     Literal["softmax", "sigmoid", "binary"] | None,
     typer.Option("--output-activation", help="Scores: of one class of many, of each class, or of two classes with one logit."),
 ]
 InputSizeOption = Annotated[
-    int | None, typer.Option("--input-size", min=32, metavar="N", help="Side of the network's input in pixels.")
+    int | None, typer.Option("--input-size", min=32, metavar="N", help="Input size in pixels; replaces the file's.")
 ]
 EngineOption = Annotated[
     str,

@@ -43,7 +43,7 @@ def evaluate(
     fresh: common.FreshOption = False,
     format: common.FormatOption = common.Format.table,
     threshold: Annotated[
-        float, typer.Option("--threshold", min=0, max=1, metavar="T", help="Scores above it count as predicted, for F1.")
+        float, typer.Option("--threshold", min=0, max=1, metavar="T", help="Predictions have a score above it; for F1.")
     ] = 0.5,
     labels: common.LabelsOption = None,
     preset: common.PresetOption = None,

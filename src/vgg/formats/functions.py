@@ -186,6 +186,11 @@ def _affine(operator: str, operands: list[tuple[Array, Array]]) -> Function | No
     return Function(scale, shift)
 
 
+def shortest(number: Any) -> float:
+    """The shortest number that is the same float32, since files hold 0.3 as 0.30000001."""
+    return float(str(np.float32(number)))
+
+
 def recognised(function: Function) -> tuple[str, float] | None:
     """The activation that a function is, with its number; None if it is none of `vgg.heads.ACTIVATIONS`."""
     values = function.sampled().reshape(len(GRID), -1)
@@ -195,7 +200,7 @@ def recognised(function: Function) -> tuple[str, float] | None:
     numbers = {"leaky_relu": -first[_MINUS_ONE], "elu": first[_MINUS_ONE] / math.expm1(-1)}
     best, name, number = TOLERANCE, "", 0.0
     for candidate, known in _KNOWN.items():
-        own = round(float(numbers.get(candidate, ACTIVATIONS[candidate])), 8)  # of a float32
+        own = shortest(numbers.get(candidate, ACTIVATIONS[candidate]))
         wanted = known(GRID, own)
         error = float((np.abs(first - wanted) / (1 + np.abs(wanted))).max())
         if error < best and own >= 0:

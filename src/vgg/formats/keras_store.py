@@ -181,13 +181,11 @@ def _arrays(group: Any, place: str = "", depth: int = 0, count: list[int] | None
 
 
 def _renumbered(groups: dict[str, list[Any]]) -> dict[str, list[Any]]:
-    """The groups of Keras 2.12 with the paths of later versions: there, a class's numbers have gaps."""
+    """The groups of Keras 2.12 with the paths of later versions: there, layers with arrays count twice."""
     result: dict[str, list[Any]] = {}
     titles: dict[str, str] = {"": ""}
     count: dict[str, int] = {}
     for path in sorted(groups, key=natural):
-        if not groups[path]:
-            continue
         place = ""
         for name in path.split("/"):
             before, place = place, f"{place}/{name}".lstrip("/")

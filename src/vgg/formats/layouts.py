@@ -101,7 +101,10 @@ def assemble(
         for place, kind in enumerate(kinds)
         if kind == "norm" and (2 in kinds[:place] or not batch_norm or kinds[place - 1] == "norm")
     ]
-    architecture = recognise(Shapes(convolutions, linear, batch_norm, lrn, depths, head, norms, input_size, epsilon))
+    try:
+        architecture = recognise(Shapes(convolutions, linear, batch_norm, lrn, depths, head, norms, input_size, epsilon))
+    except ModelError as error:  # sizes that no network has
+        raise ModelError(f"{path}: not a VGG network: {error}") from None
     wanted = [layer for layer in architecture.layers if layer.parameters]
     parameters: dict[str, Parameter] = {}
     for ours, theirs in zip(wanted, layers, strict=False):

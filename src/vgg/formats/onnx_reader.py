@@ -52,10 +52,9 @@ def read(path: Path) -> Network | Bare:
         warnings.warn(Notice(f"{path}: removed {walked.ignored} at its end"), stacklevel=2)
     preprocessing = walked.pixels.preprocessing(model.inputs[0].data_type in INTEGERS, usual_preset(path))
     if preprocessing:
-        resize = (
-            f"images are resized as by preset {preprocessing.name!r}" if preprocessing.name != "file" else "the usual resizing"
-        )
-        warnings.warn(Notice(f"{path}: normalises pixels itself; assumed {resize}. Set with --preset"), stacklevel=2)
+        usual = "torchvision" if preprocessing.name == "file" else preprocessing.name
+        text = f"{path}: normalises pixels in its graph; assumed images resized as by preset {usual!r}. Set with --preset"
+        warnings.warn(Notice(text), stacklevel=2)
     return Bare(walked.architecture, walked.parameters, preprocessing)
 
 

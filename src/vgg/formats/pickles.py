@@ -40,6 +40,9 @@ class Record:
         self.state: Any = None
         self.items: dict[Any, Any] = {}
 
+    def __repr__(self) -> str:
+        return self.name
+
 
 class _Machine:
     """The stack of a pickle, its marks, and the values that it refers to again."""

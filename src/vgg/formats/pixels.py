@@ -63,6 +63,5 @@ class Pixels:
             # Means that differ by channel show the order of the channels that the first convolution reads.
             if close and (len(set(preset.mean)) > 1 or channels == preset.channels):
                 return preset
-        return Preprocessing(
-            "file", channels=channels, scale=1 / 255, mean=tuple((means / 255).tolist()), std=tuple((std / 255).tolist())
-        )
+        mean, spread = (tuple(float(f"{value / 255:.7g}") + 0.0 for value in values) for values in (means, std))
+        return Preprocessing("file", channels=channels, scale=1 / 255, mean=mean, std=spread)

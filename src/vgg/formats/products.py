@@ -11,6 +11,7 @@ from ..parameters import Part, expanded, shaped
 from .dimensions import Dimensions
 from .elements import Elements
 from .frontier import BLOCKS
+from .functions import shortest
 from .layouts import Found
 from .nodes import Node, multiplied, quantized, transposed
 from .pixels import Pixels
@@ -181,7 +182,7 @@ class Products(Elements):
         operation = _FUSED.get(name)
         if operation is None or any(others):
             raise self.error(f"{node} has the activation {name}")
-        self.activation(node, operation, round(ACTIVATIONS[operation] if number is None else number, 8))
+        self.activation(node, operation, shortest(ACTIVATIONS[operation] if number is None else number))
 
     def on_matmul(self, node: Node) -> None:
         self.matrix(node)

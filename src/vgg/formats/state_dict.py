@@ -270,6 +270,5 @@ def _check_order(path: object, trunk: Sequence[Entry]) -> None:
             room = int(other.path[-1]) - int(one.path[-1]) - 1
             norm = other.kind == "norm" and one.kind == "convolution"
             if (room > 0) if norm else (room == 0):
-                raise ModelError(
-                    f"{path}: not a VGG network: {'something' if norm else 'no ReLU'} between {one.found.key} and {other.found.key}"
-                )
+                what = "something" if norm else "no ReLU"
+                raise ModelError(f"{path}: not a VGG network: {what} between {one.found.key} and {other.found.key}")

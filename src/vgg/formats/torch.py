@@ -62,8 +62,9 @@ def read_state(path: Path) -> dict[str, Array]:
 def _arrays(path: Path, state: dict[Any, Any]) -> dict[str, Array]:
     """The arrays of a state dictionary. What is no tensor is left out, unless it is a parameter of an unsupported kind."""
     for key, value in state.items():
-        if isinstance(value, Record) and str(key).endswith(("weight", "bias", "_packed_params")):
-            raise ModelError(f"{path}: not a VGG network: {key} is not a tensor of floats, but {value.name}")
+        if isinstance(value, Record | tuple) and str(key).endswith(("weight", "bias", "_packed_params")):
+            kind = value.name if isinstance(value, Record) else "a quantized weight"
+            raise ModelError(f"{path}: not a VGG network: {key} is not a tensor of floats, but {kind}")
     return {str(key): value.array() for key, value in state.items() if isinstance(value, Tensor)}
 
 

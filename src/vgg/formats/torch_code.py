@@ -39,7 +39,7 @@ class Code:
     Args:
         sources: code by module name.
         constants: the values of `CONSTANTS.c0`, …
-        operation: the value of a function of torch, from its name, its arguments, and those with names.
+        operation: the value of a function of torch, from its full name, its arguments, and those with names.
         error: the error with a message.
     """
 
@@ -170,7 +170,7 @@ class Code:
         if dotted.startswith(_LIBRARY) and dotted in self._functions and not dotted.rpartition(".")[2].startswith("adaptive_"):
             return self._call(_Function(self._functions[dotted]), arguments, named)
         if dotted.startswith(("torch.", "ops.", _LIBRARY)) or dotted in ("int", "float", "bool"):
-            return self.operation(dotted.rpartition(".")[2], arguments, named)
+            return self.operation(dotted, arguments, named)
         if isinstance(function, ast.Attribute):
             module = self._value(function.value, scope)
             if isinstance(module, Record):

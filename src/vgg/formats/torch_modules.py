@@ -147,6 +147,9 @@ def _leaves(
     if module.entries("_forward_hooks") or module.entries("_forward_pre_hooks"):
         raise operations.error(f"{title} has hooks, whose effect is unknown")
     if module.kind in _LEAVES:
+        for key, one in (module.entries("_parameters") | module.entries("_buffers")).items():
+            if isinstance(one, Record):
+                raise operations.error(f"{title}: its {key} is not a tensor of floats, but {one.name}")
         yield name, module
         return
     held = [key for place in ("_parameters", "_buffers") for key, one in module.entries(place).items() if one is not None]

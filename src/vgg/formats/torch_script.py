@@ -39,6 +39,7 @@ _NUMBERS: dict[str, Callable[..., Any]] = {
     "eq": operator.eq, "ne": operator.ne, "lt": operator.lt, "le": operator.le, "gt": operator.gt, "ge": operator.ge,
     "__is__": operator.is_, "__isnot__": operator.is_not, "__not__": operator.not_, "__or__": lambda a, b: a or b,
     "__and__": lambda a, b: a and b, "len": len,
+    "__contains__": operator.contains,
 }  # fmt: skip
 # Functions whose value depends on the size of the data, and casts of such values.
 _SIZES = frozenset(("NumToTensor", "mul", "floordiv", "floor_divide", "int", "Int", "format", "sub", "__getitem__"))
@@ -84,8 +85,9 @@ class _Operations(Operations):
         if self.code.method(self.module, "forward", [self.current]) is not self.current:
             raise self.error("its forward method does not return one tensor, the last that it computes")
 
-    def _operation(self, name: str, arguments: list[Any], named: dict[str, Any]) -> Any:
+    def _operation(self, function: str, arguments: list[Any], named: dict[str, Any]) -> Any:
         """The value of one of torch's functions."""
+        name = function.rpartition(".")[2]
         values = [*arguments, *named.values()]
         if name in ("dim", "size") and isinstance(arguments[0], _Data):
             if name == "dim":
@@ -96,19 +98,18 @@ class _Operations(Operations):
                 return _NUMBERS[name](*arguments)
             if name in _SIZES or name in _NUMBERS:
                 return UNKNOWN
-            raise self.error(f"unsupported operation {name}")
+            raise self.error(f"unsupported operation {function}")
         data, *rest = arguments
         if data is not self.current or any(isinstance(value, _Data) for value in (*rest, *named.values())):
-            raise self.error(f"the network branches at {name}")
-        plain = name.strip("_")
-        rank = self._apply(plain, rest, named)
+            raise self.error(f"the network branches at {function}")
+        rank = self._apply(function, name.strip("_"), rest, named)
         if name.endswith("_"):
             data.rank = rank
         else:
             self.current = _Data(rank)
-        return self.current
+        return [self.current, UNKNOWN] if name.startswith("adaptive_max") else self.current  # with the places
 
-    def _apply(self, name: str, rest: list[Any], named: dict[str, Any]) -> int:
+    def _apply(self, function: str, name: str, rest: list[Any], named: dict[str, Any]) -> int:
         """Append one of torch's operations on the data; the rank of its result."""
         rank = self.current.rank
         if name in ("conv2d", "convolution"):
@@ -126,8 +127,8 @@ class _Operations(Operations):
             self.normalise(self._key(mean), {role: _optional(value) for role, value in arrays.items()}, epsilon)
         elif name in ("max_pool2d", "avg_pool2d"):
             getattr(self, name)(name, *rest, **named)
-        elif name in ("adaptive_avg_pool2d", "adaptive_max_pool2d"):
-            getattr(self, name)(name, *rest[:1])
+        elif name.startswith(("adaptive_avg_pool2d", "adaptive_max_pool2d")):
+            getattr(self, name.removesuffix("_with_indices"))(name, *rest[:1])
         elif name in ("mean", "amax"):
             self._reduce(name, *rest, **named)
             rank = 4 if True in rest[1:2] or named.get("keepdim") else 2
@@ -143,7 +144,7 @@ class _Operations(Operations):
         elif name in ("flatten", "view", "reshape", "squeeze"):
             rank = self._reshaped(name, rest)
         elif name not in ("contiguous", "detach", "clone", "alias"):
-            raise self.error(f"unsupported operation {name}")
+            raise self.error(f"unsupported operation {function}")
         return rank
 
     def _reduce(self, name: str, dim: Any = None, keepdim: Any = False, **_: Any) -> None:

@@ -96,6 +96,7 @@ KNOWN: dict[str, Callable[..., Any]] = {
     # Lists and dictionaries of TorchScript.
     "torch.jit._pickle.restore_type_tag": lambda value, _: value,
     **{f"torch.jit._pickle.build_{kind}list": lambda values: values for kind in ("int", "bool", "double", "tensor")},
+    "torch._dynamo.eval_frame.OptimizedModule": lambda module, *_: module,
     # Objects of classes in the protocols 0 and 1.
     "copyreg._reconstructor": lambda made, *_: Record(made.name, ()),
     "copy_reg._reconstructor": lambda made, *_: Record(made.name, ()),

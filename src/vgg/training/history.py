@@ -92,7 +92,7 @@ def draw_curves(folder: Path, history: Sequence[Row]) -> None:
     accuracies.set(xlabel="epoch", ylabel=f"{_title(history[0])}, %")
     best = max(history, key=accuracy)
     place = {"xytext": (0, -6), "textcoords": "offset points", "ha": "right", "va": "top"}
-    accuracies.annotate(f"{accuracy(best):.2f}%", (best["epoch"], best["val_top1"]), **place)
+    accuracies.annotate(f"{accuracy(best):.2f}%", (best["epoch"], accuracy(best)), **place)
     for axes in (losses, accuracies):
         axes.grid(alpha=0.3)
     losses.legend()
