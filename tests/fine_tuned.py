@@ -1,6 +1,7 @@
-"""Fine-tuned networks as people save them: the convolutions of the network in the package with a new head, in torch and Keras."""
+"""Fine-tuned networks as people save them: the convolutions of the network in the package with a new head."""
 
 import os
+import warnings
 
 os.environ.setdefault("KERAS_BACKEND", "torch")
 
@@ -64,6 +65,7 @@ def save_keras(module: Pets, path) -> None:
     """The same network as Keras users build and save it, with its preprocessing in front."""
     import keras
 
+    warnings.simplefilter("ignore", DeprecationWarning)  # of Keras's use of NumPy; pytest restores the filters
     trunk = keras.applications.VGG16(include_top=False, weights=None, input_shape=(224, 224, 3))
     convolutions = [layer for layer in module.features if isinstance(layer, nn.Conv2d)]
     for ours, theirs in zip(convolutions, [one for one in trunk.layers if "conv" in one.name], strict=True):
