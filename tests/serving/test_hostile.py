@@ -15,7 +15,7 @@ import pytest
 
 import hostile
 from conftest import EXAMPLES
-from hostile import GZIP, HOSTILE, MESSAGES, Hostile, send, small_bomb
+from hostile import GZIP, HOSTILE, MESSAGES, MODEL_INFER, SIZE, SMALL, Hostile, message, proto, send, small_bomb
 from serving_helpers import Server, health_checks, memory, serving
 
 DELAY = 0.25  # seconds that a health check may take meanwhile
@@ -75,6 +75,20 @@ def test_a_hostile_message_is_refused_at_little_cost(running, one):
             return str(refused.value.details())
 
         check(running, one.name, one.memory, attempt)
+
+
+def test_refused_messages_leave_no_memory(running):
+    grpc = pytest.importorskip("grpc", reason="needs grpcio")
+    body = message(SMALL, proto(6, bytes(SIZE)))
+
+    def attempt() -> str:
+        with grpc.insecure_channel(running.log[0]["grpc"]) as channel:
+            for _ in range(12):
+                with pytest.raises(grpc.RpcError):
+                    channel.unary_unary(MODEL_INFER)(body, timeout=60)
+        return "12 messages were refused"
+
+    check(running, "messages", 250e6, attempt)
 
 
 def test_compressed_bodies_need_the_memory_of_their_content(running):

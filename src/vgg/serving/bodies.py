@@ -60,7 +60,7 @@ async def read_images(request: Request) -> Body:
         content = await decoded_body(request)
         body = await request.app.in_thread(lambda: _read_json(content, request.scope["memory"]))
     elif kind in RAW or kind.startswith("image/"):
-        data = await decoded_body(request)
+        data = bytes(await decoded_body(request))
         body = Body([EncodedImage("image", data)] if data else [])
     else:
         raise Unsupported(f"unsupported content type {kind}; send an image, multipart/form-data, or JSON with base64")
@@ -69,8 +69,8 @@ async def read_images(request: Request) -> Body:
     return body
 
 
-async def decoded_body(request: Request) -> bytes:
-    """The body, decompressed if it is compressed.
+async def decoded_body(request: Request) -> bytearray:
+    """The body, decompressed if it is compressed. It grows in place: many parts would leave holes in the process's memory.
 
     Raises:
         Unsupported: the content encoding is neither gzip nor deflate.
@@ -83,31 +83,34 @@ async def decoded_body(request: Request) -> bytes:
         raise Unsupported(f"unsupported content encoding {encoding}; use gzip or deflate")
     try:
         if encoding == "identity":
-            return b"".join([chunk async for chunk in request.stream()])
+            body = bytearray()
+            async for chunk in request.stream():
+                body += chunk
+            return body
         return await _decompressed(request, encoding)
     except ClientDisconnect:
         raise Refusal("the body is incomplete") from None
 
 
-async def _decompressed(request: Request, encoding: str) -> bytes:
+async def _decompressed(request: Request, encoding: str) -> bytearray:
     limit = request.app.settings.max_body * 2**20
     decompressor = zlib.decompressobj(wbits=47)  # detects the headers of zlib and gzip
-    parts, size = [], 0
+    body = bytearray()
     async for chunk in request.stream():
         while chunk and not decompressor.eof:
             try:
-                parts.append(decompressor.decompress(chunk, STEP))
+                part = decompressor.decompress(chunk, STEP)
             except zlib.error as error:
                 raise Refusal(f"the body is not valid {encoding}: {error}") from None
-            size += len(parts[-1])
-            if size > limit:
+            body += part
+            if len(body) > limit:
                 raise TooLarge(f"the body is larger than {limit >> 20} MiB once it is decompressed", connection="close")
-            request.scope["memory"].take(len(parts[-1]))
+            request.scope["memory"].take(len(part))
             chunk = decompressor.unconsumed_tail
             await asyncio.sleep(0)  # a few bytes may become many steps
     if not decompressor.eof:
         raise Refusal(f"the body is not valid {encoding}: it is truncated")
-    return b"".join(parts)
+    return body
 
 
 async def _read_form(request: Request) -> Body:
@@ -133,7 +136,7 @@ async def _read_form(request: Request) -> Body:
     return Body(images, options)
 
 
-def _read_json(body: bytes, memory: Reservation) -> Body:
+def _read_json(body: bytearray, memory: Reservation) -> Body:
     record = parse_object(body)
     entries = record.pop("images", None)
     if entries is None:

@@ -28,7 +28,7 @@ log = logging.getLogger("vgg.serving")
 CODES = {
     400: grpc.StatusCode.INVALID_ARGUMENT, 401: grpc.StatusCode.UNAUTHENTICATED, 403: grpc.StatusCode.PERMISSION_DENIED,
     404: grpc.StatusCode.NOT_FOUND, 413: grpc.StatusCode.RESOURCE_EXHAUSTED, 503: grpc.StatusCode.UNAVAILABLE,
-    504: grpc.StatusCode.DEADLINE_EXCEEDED,
+    500: grpc.StatusCode.INTERNAL, 504: grpc.StatusCode.DEADLINE_EXCEEDED,
 }  # fmt: skip
 SERVICE = messages.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 INLINE = 2**16  # bytes of a message that is parsed in the event loop's thread
@@ -85,6 +85,8 @@ def _guarded(method: Callable[..., Any]) -> Any:
     @functools.wraps(method)
     async def call(self: "_Service", content: bytes, context: Any) -> Any:
         app, started, status = self.application, time.perf_counter(), 200
+        parse: Any = None
+        request: Any = None
         admission = app.admission
         memory = admission.reservation()
         headers = Headers({key: str(value) for key, value in context.invocation_metadata()})
@@ -100,24 +102,24 @@ def _guarded(method: Callable[..., Any]) -> Any:
             async with asyncio.timeout(None if "Repository" in method.__name__ else app.settings.deadline):
                 parse = functools.partial(protobuf.parse, kind, content)
                 request = parse() if len(content) <= INLINE else await app.in_thread(parse)
-                del content, parse
                 return await method(self, request, memory)
         except (Error, TimeoutError) as error:
             status = _status(error)
             message = Late.example if isinstance(error, TimeoutError) else str(error)
-            await context.abort(CODES.get(status, grpc.StatusCode.INVALID_ARGUMENT), message)
         except asyncio.CancelledError:
             status = DISCONNECTED
             raise
         except Exception as error:
-            status = 500
+            status, message = 500, INTERNAL_ERROR
             log.error("internal error", exc_info=error, extra={"request_id": identity})
-            await context.abort(grpc.StatusCode.INTERNAL, INTERNAL_ERROR)
         finally:
+            # An exception would keep the message in memory until the next garbage collection.
+            content, parse, request = b"", None, None
             admission.active -= 1
             memory.release()
             seconds = time.perf_counter() - started
             log_request("call", identity, context.peer(), method.__name__, status, seconds)
+        return await context.abort(CODES.get(status, grpc.StatusCode.INVALID_ARGUMENT), message)
 
     return call
 

@@ -18,7 +18,7 @@ STRUCTURE = re.compile(rb"[\s,\[\]]*+")
 COMMA, END_OF_ROW = re.compile(rb","), re.compile(rb"\]")
 
 
-def parse(text: bytes | memoryview, kind: Any) -> Any:
+def parse(text: bytes | bytearray | memoryview, kind: Any) -> Any:
     """JSON as a type that msgspec knows. Raises msgspec.ValidationError for another type, and Refusal for invalid JSON."""
     try:
         return msgspec.json.decode(text, type=kind)
@@ -30,7 +30,7 @@ def parse(text: bytes | memoryview, kind: Any) -> Any:
         raise Refusal("the body is not valid JSON: nested too deeply") from None
 
 
-def parse_value(text: bytes, name: str = "the body") -> Any:
+def parse_value(text: bytes | bytearray, name: str = "the body") -> Any:
     """Any JSON of few values.
 
     Raises:
@@ -45,7 +45,7 @@ def parse_value(text: bytes, name: str = "the body") -> Any:
         raise Refusal(f"the body is not valid JSON: {error}") from None
 
 
-def parse_object(body: bytes) -> dict[str, Any]:
+def parse_object(body: bytes | bytearray) -> dict[str, Any]:
     """A JSON object of few values. Raises Refusal as `parse_value`, or if it is not an object."""
     record = parse_value(body)
     if not isinstance(record, dict):

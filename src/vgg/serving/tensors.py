@@ -82,7 +82,7 @@ class _Input(msgspec.Struct):
 
 
 def read_request(
-    body: bytes, header_length: str | None, architecture: Architecture, max_images: int, memory: Reservation
+    body: bytes | bytearray, header_length: str | None, architecture: Architecture, max_images: int, memory: Reservation
 ) -> Inference:
     """The inference request in a body.
 
