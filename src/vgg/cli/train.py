@@ -53,7 +53,7 @@ def train(
     size: Annotated[
         int | None,
         typer.Option(
-            "--input-size", min=32, metavar="N", help="Input size of a new network in pixels.  [default: 224; CIFAR-10: 32]"
+            "--input-size", min=32, metavar="N", help="Input size in pixels; of a new network.  [default: 224; CIFAR-10: 32]"
         ),
     ] = None,
     head: Annotated[

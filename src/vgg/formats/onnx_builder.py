@@ -90,8 +90,6 @@ def build(network: Network, options: OnnxOptions) -> tuple[onnx.ModelProto, list
     architecture.check_values(options.outputs)
     if options.dense and not architecture.fixed_size:
         raise ModelError("the dense form turns linear layers into convolutions; in this network they don't read a map")
-    if options.dense and any(name.startswith("bn5.") for name in architecture.parameters):
-        network = network.fold_batch_norm()  # of the elements of a map, which differ from position to position
     if options.softmax and not architecture.classifier:
         raise ModelError("a network without a head has no probabilities")
     outputs = [name for name in architecture.values if name in options.outputs]

@@ -24,6 +24,8 @@ MAX_BYTES = 2**31 - 1  # protobuf's limit for a message
 
 def write(network: Network, path: Path, options: OnnxOptions) -> None:
     """Write a network as an ONNX file; the same network and options give the same bytes. See `vgg.formats.write`."""
+    if options.dense and "bn5.scale" in network.parameters:
+        network = network.fold_batch_norm()  # of the elements of a map, which differ from position to position
     try:
         model, initializers = onnx_builder.build(network, options)
     except ModelError as error:
