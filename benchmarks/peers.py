@@ -19,8 +19,9 @@ import numpy as np
 
 from vgg import Error, Network, engines
 from vgg.arrays import Array
-from vgg.benchmark import REFERENCE, Runner, processor, side_by_side, work
+from vgg.benchmark import REFERENCE, Runner, side_by_side, work
 from vgg.cli.common import Format, print_records
+from vgg.engines import processor
 
 BATCH_SIZES = (1, 8)
 TOLERANCE = 1e-3  # of the largest logit

@@ -6,7 +6,8 @@ import pytest
 
 from conftest import needs_native, random_network
 from vgg import Architecture, Error, Network, Quantized, engines
-from vgg.benchmark import WARM_UP, Comparison, Machine, Timing, Work, compare, processor, side_by_side, work
+from vgg.benchmark import WARM_UP, Comparison, Machine, Timing, Work, compare, side_by_side, work
+from vgg.engines import processor
 from vgg.preprocessing import PRESETS
 
 ENGINES = ("native", "onnxruntime") if engines.native_library() else ("onnxruntime",)

@@ -56,7 +56,8 @@ def bench(
     import warnings
 
     from .. import engines
-    from ..benchmark import compare, processor
+    from ..benchmark import compare
+    from ..engines import processor
     from ..errors import Error, Notice
     from ..formats import load, network_of
 

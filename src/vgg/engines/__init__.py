@@ -8,11 +8,11 @@ from ..errors import Error
 from ..formats import QuantizedGraph, load
 from ..network import Network
 from ..zoo import locate
-from .engine import Engine, GraphEngine, Model, check_batch, check_dense, instruction_set, native_library
+from .engine import Engine, GraphEngine, Model, check_batch, check_dense, instruction_set, native_library, processor
 
 __all__ = [
     "DEVICES", "ENGINES", "Engine", "GraphEngine", "Model", "check_batch", "check_dense", "identity", "installed",
-    "native_library", "open",
+    "native_library", "open", "processor",
 ]  # fmt: skip
 
 # The class of each engine, and that for graphs with quantized activations.

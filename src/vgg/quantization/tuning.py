@@ -13,8 +13,9 @@ import numpy as np
 
 from .. import engines
 from ..arrays import Array
-from ..benchmark import REFERENCE, processor, side_by_side
+from ..benchmark import REFERENCE, side_by_side
 from ..classifier import Classifier, described
+from ..engines import processor
 from ..errors import Error
 from ..evaluation import Evaluation, evaluate, main_figure, records
 from ..formats import QuantizedGraph, load
