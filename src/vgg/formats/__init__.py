@@ -119,8 +119,8 @@ def _warn(path: Path, content: Bare, name: str, classes: labels.Labels | None) -
         using = f"; using {' and '.join(assumed)}" if assumed else ""
         parts.append(f"no {' or '.join(missing)} in the file{using}. Set with {' and '.join(options)}")
     if content.assumed:
-        options = ". Set with --head and --output-activation" if content.architecture.classifier else ""
-        parts.append(f"assumed {content.assumed}{options}")
+        advice = ". Set with --head and --output-activation" if content.architecture.classifier else ""
+        parts.append(f"assumed {content.assumed}{advice}")
     if parts:
         warnings.warn(Notice(f"{path}: {'; '.join(parts)}"), stacklevel=3)
 
