@@ -12,6 +12,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 import vgg
 from conftest import needs_native, random_network
 from vgg import ModelError, engines, formats
+from vgg.predictions import scores
 from vgg.preprocessing import PRESETS
 
 IMAGES = np.random.default_rng(0).normal(size=(5, 3, 64, 64)).astype(np.float32)
@@ -27,9 +28,15 @@ class Images(CalibrationDataReader):
 
 @pytest.fixture(params=[QuantFormat.QDQ, QuantFormat.QOperator], ids=["qdq", "qoperator"])
 def quantized(request, tmp_path):
-    def make(**form):
+    def make(head="fc", end="", **form):
         source, path = tmp_path / "float.onnx", tmp_path / "int8.onnx"
-        random_network("vgg16", input_size=64).write(source, opset=13, **form)
+        classes = 2 if "binary" in head else 7
+        random_network("vgg16", input_size=64, head=head, classes=classes).write(source, opset=13, **form)
+        if end:  # an operator behind the logits, in front of another output
+            model = onnx.load(source)
+            model.graph.node.add(op_type=end, input=["logits"], output=["scores"], name="scores")
+            model.graph.output.append(onnx.helper.make_tensor_value_info("scores", 1, None))
+            onnx.save(model, source)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what the quantizer warns of its own dependencies
             quantize_static(
@@ -87,6 +94,41 @@ def test_a_fixed_batch_is_filled_up(quantized):
 def test_probabilities_count_as_logits(quantized):
     path = quantized(softmax=True)
     np.testing.assert_allclose(np.exp(engines.open(path).logits(IMAGES)), bare(path, IMAGES), rtol=1e-5, atol=1e-30)
+
+
+HEADS = ["average, 40 gelu, classes", "max, 40 leaky-relu 0.1, classes", "40 silu, 20 tanh, classes", "40 elu, 20 relu, classes tanh"]
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_scores_count_as_logits_of_any_head(quantized, head):
+    for output, form in (("sigmoid", {"softmax": True}), ("binary", {"softmax": True}), ("softmax", {"end": "LogSoftmax"}),
+                         ("sigmoid", {"end": "Sigmoid"}), ("binary", {"end": "Sigmoid"})):  # fmt: skip
+        path = quantized(head if output == "softmax" else f"{head} {output}", **form)
+        opened = engines.open(path)
+        assert isinstance(opened, engines.GraphEngine)
+        logits = opened.logits(IMAGES)
+        assert logits.shape == (5, opened.graph.network.architecture.units)
+        found = scores(logits, output)
+        expected = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(
+            ["scores" if "end" in form else "probabilities"], {"data": IMAGES}
+        )[0]
+        expected = np.exp(expected) if output == "softmax" else expected
+        first = 1 if output == "binary" else 0  # in 8 bits, the two scores' sum is not 1
+        np.testing.assert_allclose(found[:, first:], expected[:, -found[:, first:].shape[1] :], atol=1e-6)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_graph_of_any_head_without_our_metadata(quantized, head):
+    path = quantized(head)
+    model = onnx.load(path)
+    del model.metadata_props[:]
+    onnx.save(model, path)
+    again = vgg.Network.read(path)
+    assert again.architecture.head == head
+    floats = random_network("vgg16", input_size=64, head=head)
+    expected = engines.open(floats, "onnxruntime").logits(IMAGES)
+    for found in (engines.open(again, "onnxruntime").logits(IMAGES), engines.open(path).logits(IMAGES)):
+        assert np.abs(found - expected).max() < 0.2 * np.abs(expected).max()
 
 
 @needs_native

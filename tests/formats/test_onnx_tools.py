@@ -9,12 +9,12 @@ import onnxruntime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from conftest import random_network
 from heads_helpers import CHANNELS, heads, run_onnx
-from vgg import ModelError, Network, Quantized, engines
+from vgg import ModelError, Network, Quantized, engines, formats
 from vgg.formats.onnx_builder import NEWEST
 from vgg.predictions import scores, sigmoid
 
@@ -148,3 +148,19 @@ def test_dynamic_quantization_keeps_the_integers(tmp_path, head, form):
     graph = engines.open(tmp_path / "q.onnx")
     assert graph.name == "onnxruntime"
     same(graph.logits(IMAGES), run_onnx(tmp_path / "q.onnx", IMAGES))
+
+
+def test_a_quantized_graph_with_another_input_is_read_as_its_weights(tmp_path):
+    """A graph that transposes or normalises its input would get that of the network."""
+    written(tmp_path / "n.onnx", "gap")
+    model = onnx.load(tmp_path / "n.onnx")
+    model.graph.node.insert(0, helper.make_node("Transpose", ["pixels"], ["data"], "turn", perm=[0, 3, 1, 2]))
+    model.graph.input[0].CopyFrom(helper.make_tensor_value_info("pixels", TensorProto.FLOAT, ["N", 64, 64, 3]))
+    onnx.save(model, tmp_path / "n.onnx")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        quantize_dynamic(tmp_path / "n.onnx", tmp_path / "q.onnx")
+    found = formats.load(tmp_path / "q.onnx")
+    assert isinstance(found, Network)
+    expected = run_onnx(tmp_path / "q.onnx", IMAGES.transpose(0, 2, 3, 1))
+    same(engines.open(found, "onnxruntime").logits(IMAGES), expected, 0.1)

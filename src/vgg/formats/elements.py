@@ -13,16 +13,17 @@ from .nodes import INTEGERS, Node, quantized, slices
 # Operators that change nothing at inference.
 _UNCHANGING = ("Identity", "Dropout", "Cast", "DequantizeLinear", "QuantizeLinear", "DynamicQuantizeLinear")
 _COLOURS = 3  # channels of the input
+_ORDERS = ((0, 1, 2), (2, 1, 0))
 
 
 class Elements(Frontier):
     """Takes the operators whose results are functions of each element; see `Frontier.function`."""
 
-    partial = ""  # rows or columns that are pooled; the others must be next
+    partial = ""  # the pooling of which only rows or columns are done; the others must be next
+    padding = 0  # pixels of zeros that an operator has put around the map, for the next convolution
 
     def function(self, node: Node) -> bool:
-        if self.partial and not node.operator.startswith(("Reduce", "MatMul")):
-            raise self.error(f"{node} reads a map of which only a side is pooled")
+        self._unfinished(node)
         if node.operator in _UNCHANGING:
             self._unchanging(node)
         elif node.operator in ("Concat", "QLinearConcat"):
@@ -36,6 +37,15 @@ class Elements(Frontier):
         else:
             return False
         return True
+
+    def _unfinished(self, node: Node) -> None:
+        """Raises ModelError if the operators before a node need others than this one."""
+        if node.operator in (*_UNCHANGING, "Transpose"):
+            return
+        if self.partial and not node.operator.startswith(("Reduce", "MatMul")):
+            raise self.error(f"{node} reads a map of which only a side is pooled")
+        if (self.padding and "Conv" not in node.operator) or self.pair:
+            raise self.error(f"unsupported operator {node}")
 
     def weight(self, node: Node, place: int, axis: int) -> Part:
         """Quantized numbers, scale and zero point: a node's three inputs from number `place` on."""
@@ -117,8 +127,8 @@ class Elements(Frontier):
         self._choose(node, Function(scale.reshape(shape), shift.reshape(shape), None, part))
 
     def _choose(self, node: Node, function: Function) -> None:
-        """Record channels; all three of them are the input in another order."""
-        if function.channels is not None and sorted(function.channels) == list(range(_COLOURS)):
-            self.pixels = self.pixels.taken(function.channels)
+        """Record channels; all three of them, in order or reversed, are the input."""
+        if function.channels in _ORDERS:
+            self.pixels = self.pixels.taken(function.channels or _ORDERS[0])
             function = replace(function, channels=None)
         self.record(node, function)

@@ -23,6 +23,8 @@ from .pixels import Pixels
 
 BLOCKS = 5  # of convolutions, each followed by a pooling
 MOST = 10_000  # operators of a graph; VGG-19 quantized in small steps has fewer than 1000
+LEAST = 1e-9  # factor of a pixel
+FOLDED = 2**24  # numbers that operators on constants compute
 PENDING = 64  # functions of one value
 EPSILON = 1e-5  # of a batch normalisation that was written as a product and a sum
 # Operators with parameters; none may be outside the chain.
@@ -45,7 +47,7 @@ class Frontier(Chain):
         self.functions = {start: Function.identity(len(dimensions.axes))}
         self._readers: dict[str, list[Node]] = {}  # those of each value that are not visited yet
         self._shapes = {start: dimensions.shape}
-        self._budget = sum(value.shape[0] if value.shape else 1 for value in constants.values()) + 2**24
+        self._budget = FOLDED
 
     def operator(self, node: Node) -> None:
         """Append what an operator computes of `value`, and set `dimensions` to those of its result."""
@@ -230,6 +232,9 @@ class Frontier(Chain):
         size = self.dimensions.shape[place] if place is not None else 1
         if not self.layers:
             self.pixels = self.pixels.then(scale, shift)
+            numbers = np.array((self.pixels.scale, self.pixels.shift))
+            if not np.isfinite(numbers).all() or np.abs(numbers[0]).min() < LEAST:
+                raise self.error(f"unsupported operator {node}: it makes pixels {numbers.tolist()}")
         elif self.ends_in("sigmoid") and self.dimensions.sizes["C"] == 1 and scale.tolist() == [-1, 1]:
             if shift.tolist() != [1, 0]:
                 raise self.error(f"unsupported operator {node}")

@@ -56,8 +56,9 @@ def transposed(value: Part) -> Part:
 
 def quantized(values: Array, scale: Array, zero_point: Array | None, axis: int, group: int = 0) -> Part:
     """Integers with scales along an axis, or a single scale; as floats if a `Quantized` can't hold them."""
-    if values.ndim == 0:
-        raise ValueError("a scalar instead of a tensor")
+    if values.ndim == 0:  # such as the factor of a GELU
+        number = values.astype(np.float32) - (0 if zero_point is None else zero_point.reshape(-1)[:1].astype(np.float32))
+        return np.asarray(number * scale.reshape(-1)[:1], np.float32).reshape(())
     axis %= values.ndim
     if group and (axis, values.ndim) != (1, 2):  # groups that don't run along rows
 

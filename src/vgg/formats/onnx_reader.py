@@ -12,12 +12,16 @@ from .dimensions import OPEN, Dimensions
 from .layouts import Bare
 from .nodes import INTEGERS, Node
 from .onnx_file import PRODUCER, OnnxFile, Port, Tensor, scan
+from .pixels import Pixels
 from .protobuf import fields
 from .walk import Walked
 
 _QUANTIZING = (
     "QuantizeLinear", "DynamicQuantize", "QLinear", "QGemm", "ConvInteger", "MatMulInteger",
 )  # fmt: skip
+
+
+FLOAT = 1  # TensorProto.DataType
 
 
 @dataclass(frozen=True)
@@ -68,14 +72,15 @@ def _is_streamed(model: OnnxFile) -> bool:
 def quantized_activations(path: Path) -> Graph | None:
     """What an engine must know of an ONNX file with quantized activations; None for any other file.
 
-    A graph that takes something else than the network's input, such as pixels, is read as its weights alone.
+    A graph with another input or output than the network's, such as pixels or the best class, is read as its weights alone.
     """
     model = scan(path)
     operators = [node.operator for node in model.nodes]
     if not any(one.startswith(_QUANTIZING) for one in operators):
         return None
-    walked = _walk(model)
-    if walked.pixels.scales or _dimensions(model.inputs[0], model.nodes).axes != walk.MAP.axes:
+    walked, port = _walk(model), model.inputs[0]
+    other = port.data_type not in (0, FLOAT) or _dimensions(port, model.nodes).axes != walk.MAP.axes
+    if other or walked.ignored or walked.pixels != Pixels():
         return None
     qdq = not any(one.startswith(_QUANTIZING[1:]) for one in operators)
     return Graph(qdq, walked.output, walked.ending)

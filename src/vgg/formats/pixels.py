@@ -6,6 +6,7 @@ from typing import Literal
 
 import numpy as np
 
+from ..arrays import Array
 from ..preprocessing import PRESETS, Preprocessing
 
 TOLERANCE = 1e-3  # of the largest, between a graph's numbers and a preset's
@@ -24,13 +25,12 @@ class Pixels:
         """Whether the numbers change, and not only their order."""
         return (self.scale, self.shift) != (Pixels().scale, Pixels().shift)
 
-    def then(self, scale: np.ndarray, shift: np.ndarray) -> "Pixels":
+    def then(self, scale: Array, shift: Array) -> "Pixels":
         """Followed by a product and a sum, for all channels or each one. Raises ValueError for another number of channels."""
-        return replace(
-            self,
-            scale=tuple(np.broadcast_to(np.array(self.scale) * scale, 3).tolist()),
-            shift=tuple(np.broadcast_to(np.array(self.shift) * scale + shift, 3).tolist()),
-        )
+        with np.errstate(all="ignore"):  # the caller checks that the numbers are finite
+            scaled, shifted = np.array(self.scale) * scale, np.array(self.shift) * scale + shift
+        scales, shifts = (tuple(np.broadcast_to(one, 3).tolist()) for one in (scaled, shifted))
+        return replace(self, scale=scales, shift=shifts)
 
     def taken(self, channels: Sequence[int]) -> "Pixels":
         """Followed by taking these channels, in this order."""
@@ -63,5 +63,11 @@ class Pixels:
             # Means that differ by channel show the order of the channels that the first convolution reads.
             if close and (len(set(preset.mean)) > 1 or channels == preset.channels):
                 return preset
-        mean, spread = (tuple(float(f"{value / 255:.7g}") + 0.0 for value in values) for values in (means, std))
+        mean, spread = (_rounded(values / 255) for values in (means, std))
         return Preprocessing("file", channels=channels, scale=1 / 255, mean=mean, std=spread)
+
+
+def _rounded(values: Array) -> tuple[float, float, float]:
+    """Three numbers with the digits of a float32."""
+    red, green, blue = (float(f"{value:.7g}") + 0.0 for value in values)  # which makes -0 to 0
+    return red, green, blue

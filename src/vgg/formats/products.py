@@ -26,7 +26,6 @@ _FUSED = {  # of ONNX Runtime's fused operators: our activation
 class Products(Elements):
     """Takes the operators with weights."""
 
-    padding = 0  # pixels of zeros that an operator has put around the map
     as_map = False  # the last linear layer was a convolution
     pointwise = False  # and a 1x1 one on a map of several positions
 

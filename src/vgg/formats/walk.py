@@ -63,13 +63,15 @@ def follow(
     if dimensions.sizes["H"] == dimensions.sizes["W"]:
         walk.input_size = dimensions.sizes["H"]
     output = walk.follow(nodes, outputs)
+    if walk.partial or walk.padding:
+        raise walk.error(f"its output {output} is that of a pooling or padding alone")
     sides = [walk.dimensions.sizes[axis] for axis in "HW" if axis not in walk.dimensions.free]
     if walk.count("linear") and max(sides, default=1) > 1:
         raise walk.error(f"its output is a map of {' x '.join(map(str, sides))} positions")
     ignored = walk.ignored
     walk.settle()
     if not walk.count("linear") and walk.ends_in(*POOLINGS):
-        ignored = f"the {walk.operations.pop().operation}"
+        ignored = f"the {walk.operations.pop().operation.replace('_', ' ')}"
     architecture, parameters, softmax = walk.network()
     ending = walk.operations[-1].operation if softmax or walk.ends_in("sigmoid") else ""
     return Walked(architecture, parameters, output, ending, ignored, walk.pixels)
