@@ -4,6 +4,7 @@ import io
 import struct
 import subprocess
 import sys
+import time
 import zlib
 
 import numpy as np
@@ -167,3 +168,29 @@ def test_the_type_is_known_before_anything_is_decoded():
 def test_the_estimate_refuses_what_is_no_image(data):
     with pytest.raises(ImageError):
         decoding_bytes(data)
+
+
+def crowded(format: str, part: bytes, place: int, count: int) -> bytes:
+    """A small image with many small parts at a place of its file."""
+    data = saved(Image.new("P" if format == "GIF" else "RGB", (8, 8)), format)
+    return data[:place] + part * count + data[place:]
+
+
+@pytest.mark.parametrize(
+    ("format", "part", "place"),
+    [
+        ("PNG", chunk(b"prIv", b""), 33),
+        ("PNG", chunk(b"IDAT", b""), 33),
+        ("JPEG", b"\xff\xfe\0\2", 2),
+        ("JPEG", b"\xff", 2),
+        ("GIF", b"\x21\xfe\1a\0", 13 + 3 * 2),
+    ],
+    ids=["chunks", "data chunks", "comments", "padding", "extensions"],
+)
+def test_an_image_of_millions_of_small_parts_is_refused_soon(format, part, place):
+    data = crowded(format, part, place, 2**23 // len(part))
+    started = time.process_time()
+    with pytest.raises(ImageError, match="has too many small parts"):
+        open_image(data)
+    assert time.process_time() - started < 1  # 2 to 4 seconds without the limit
+    assert open_image(crowded(format, part, place, 100)).size == (8, 8)

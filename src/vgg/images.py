@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 MAX_BYTES = 256 * 2**20
 MAX_PIXELS = 178_956_970  # Pillow's own limit: half a gibibyte of RGB
 MAX_MEMORY = 600 * 2**20  # bytes for decoding an image, so that a process needs less than 1 GB
+# Reads of a file by Pillow's readers, in all and for each byte. They read each part of a file, such as a chunk or comment, by
+# itself, so that millions of empty parts take many seconds.
+READS, READS_PER_BYTE = 10_000, 1 / 256
 REDUCTIONS = (1, 2, 4, 8)  # of each side, in which a JPEG file can be decoded
 ORIENTATION = 0x0112  # EXIF's tag
 # Pillow's names of the formats that are read. The others are programs (Ghostscript would run EPS) or not for photographs.
@@ -99,6 +102,20 @@ def _read(path: str | Path) -> bytes:
         raise ImageError(f"{path}: {reason(error)}") from None
 
 
+class _Source(io.BytesIO):
+    """The bytes of a file, which may be read a limited number of times."""
+
+    def __init__(self, data: bytes, name: str) -> None:
+        super().__init__(data)
+        self.left, self._name = READS + int(len(data) * READS_PER_BYTE), name
+
+    def read(self, size: int | None = -1) -> bytes:
+        self.left -= 1
+        if self.left < 0:
+            raise ImageError(f"{self._name}: has too many small parts, such as chunks, comments or padding")
+        return super().read(size)
+
+
 def _opened(data: bytes, name: str) -> tuple["Image.Image", int, bool, int]:
     """An image whose header was read, the reduction of its sides, whether simplejpeg may decode it, and the memory it takes."""
     from PIL import Image
@@ -108,10 +125,13 @@ def _opened(data: bytes, name: str) -> tuple["Image.Image", int, bool, int]:
     if len(data) > MAX_BYTES:
         raise ImageError(f"{name}: is {len(data) / 2**20:.0f} MiB; the limit for images is {MAX_BYTES // 2**20} MiB")
     Image.init()
-    image = Image.open(io.BytesIO(data), formats=[one for one in FORMATS if one in Image.OPEN])
+    source = _Source(data, name)
+    image = Image.open(source, formats=[one for one in FORMATS if one in Image.OPEN])
     pixels = image.width * image.height
     if pixels > MAX_PIXELS:
         raise Image.DecompressionBombError
+    if image.format == "PPM":
+        source.left += len(data)  # numbers that are not bytes are read one by one
     if image.format == "PNG":  # the orientation may follow the pixels
         turned = any(word in data for word in (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp"))
     else:

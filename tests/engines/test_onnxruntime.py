@@ -96,7 +96,12 @@ def test_probabilities_count_as_logits(quantized):
     np.testing.assert_allclose(np.exp(engines.open(path).logits(IMAGES)), bare(path, IMAGES), rtol=1e-5, atol=1e-30)
 
 
-HEADS = ["average, 40 gelu, classes", "max, 40 leaky-relu 0.1, classes", "40 silu, 20 tanh, classes", "40 elu, 20 relu, classes tanh"]
+HEADS = [
+    "average, 40 gelu, classes",
+    "max, 40 leaky-relu 0.1, classes",
+    "40 silu, 20 tanh, classes",
+    "40 elu, 20 relu, classes tanh",
+]
 
 
 @pytest.mark.parametrize("head", HEADS)
