@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from types import SimpleNamespace
+from typing import Any, Protocol, cast
 
 import numpy as np
 
@@ -55,8 +56,8 @@ def work(network: Network) -> dict[str, Work]:
         if layer.operation == "max_pool":
             side //= 2
         elif weight:
-            output = following if following and following.operation in ACTIVATIONS else layer
-            numbers, name = math.prod(weight), output.value
+            numbers = math.prod(weight)
+            name = following.value if following and following.operation in ACTIVATIONS else layer.value
             if layer.operation == "linear":
                 stored = network.parameters[f"{layer.name}.weight"]
                 parts = (stored.left, stored.right) if isinstance(stored, LowRank) else (stored,)
@@ -191,20 +192,6 @@ class Runner(Protocol):
     def logits(self, batch: Array) -> Array: ...
 
 
-@dataclass(frozen=True)
-class Features:
-    """A `Runner` for a network without a head, whose last layer output takes the place of the logits."""
-
-    engine: engines.Engine
-    value: str
-
-    def logits(self, batch: Array) -> Array:
-        return self.engine.run(batch, (self.value,))[self.value]
-
-    def times(self) -> dict[str, float]:
-        return dict(self.engine.times()) if self.engine.name == "native" else {}  # type: ignore[attr-defined]
-
-
 def compare(
     network: Network | QuantizedGraph,
     names: Sequence[str] = (),
@@ -249,9 +236,11 @@ def compare(
         del runners  # frees the memory before the next engines are opened
 
 
-def _opened(model: Network | QuantizedGraph, engine: str, threads: int) -> Runner:
-    architecture, opened = network_of(model).architecture, engines.open(model, engine, threads=threads)
-    return opened if architecture.classifier else Features(opened, architecture.values[-1])
+def _opened(model: Network | QuantizedGraph, name: str, threads: int) -> Runner:
+    """A network on an engine; without a head, its last layer output takes the place of the logits."""
+    architecture, engine = network_of(model).architecture, engines.open(model, name, threads=threads)
+    run, times = partial(engine.run, outputs=architecture.values[-1:]), getattr(engine, "times", None)
+    return engine if architecture.classifier else cast("Runner", SimpleNamespace(logits=run, times=times))
 
 
 def side_by_side(
