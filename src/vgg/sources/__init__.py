@@ -110,8 +110,9 @@ def classes_of(place: str | Path, *, several: bool = False) -> tuple[int, Labels
     seen = dict.fromkeys(folders, 0)
 
     def collect(name: str) -> int:
-        if several and (any(mark in name for mark in "|;,") or name.replace(" ", "").isdecimal() > name.isdecimal()):
-            raise ValueError("several names")
+        numbers = " " in name and name.replace(" ", "").isdecimal()
+        if several and (numbers or any(mark in name for mark in "|;,")):
+            raise ValueError("several names")  # which are then tried one by one
         return seen.setdefault(name, len(seen))
 
     if not folders:
