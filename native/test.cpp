@@ -267,9 +267,8 @@ int main() {
         if (vgg_instructions(instructions, &chosen)) continue;
         for (int threads : {1, 2, 5})
             for (auto [batch, height, width] : {std::array{1, 64, 64}, {3, 71, 96}, {18, 40, 33}, {2, 24, 112}}) {
-                for (Reading reading : {WHOLE, AVERAGE, SEVERAL, MAXIMUM})
-                    agrees(instructions, threads, batch, height, width, reading, threads + batch + reading) ? ++passed
-                                                                                                            : ++failed;
+                const auto reading = Reading((threads + batch) % 4);
+                agrees(instructions, threads, batch, height, width, reading, threads + batch) ? ++passed : ++failed;
             }
         std::vector<std::thread> callers;  // several engines at once
         std::vector<int> fine(4);
