@@ -24,6 +24,12 @@ def _sigmoid(x: Array) -> Array:
     return np.asarray(0.5 + np.tanh(x / 2) / 2)  # which doesn't overflow
 
 
+def _bell(x: Array) -> Array:
+    """The derivative of the sigmoid, which isn't rounded to 0 where that is rounded to 1."""
+    small = np.exp(-np.abs(x))
+    return np.asarray(small / (1 + small) ** 2)
+
+
 def _normal(x: Array) -> Array:
     """The standard normal distribution's cumulative probability."""
     return np.asarray(0.5 + _erf(x / math.sqrt(2)) / 2)
@@ -47,12 +53,12 @@ FUNCTIONS: dict[str, Function] = {
 AFTER: dict[str, Function] = {
     "relu": lambda y, _: y > 0,
     "leaky_relu": lambda y, slope: np.where(y > 0, 1, slope),
-    "elu": lambda y, factor: np.where(y > 0, 1, y + factor),
-    "tanh": lambda y, _: 1 - y**2,
-    "sigmoid": lambda y, _: y * (1 - y),
 }
-# The others are functions of the value before it: two of these can have the same value after it.
+# The others are functions of the value before it: after it, two of these can be equal, or are when they are rounded.
 BEFORE: dict[str, Function] = {
+    "elu": lambda x, factor: np.where(x > 0, 1, factor * np.exp(np.minimum(x, 0))),
+    "tanh": lambda x, _: 4 * _bell(2 * x),
+    "sigmoid": lambda x, _: _bell(x),
     "gelu": lambda x, _: _normal(x) + x * np.exp(-(x**2) / 2) / math.sqrt(2 * math.pi),
     "gelu_tanh": lambda x, _: 0.5 + _tanh(x) / 2 + x / 2 * (1 - _tanh(x) ** 2) * SLOPE * (1 + 3 * CUBE * x**2),
     "silu": lambda x, _: _sigmoid(x) * (1 + x * (1 - _sigmoid(x))),
@@ -94,7 +100,7 @@ def pool5_gradient(network: Network, values: Mapping[str, Array], signal: Array)
         elif layer.operation in AFTER:
             signal = signal * AFTER[layer.operation](values[layer.value], layer.number or 0.0).astype(np.float32)
         elif layer.operation in BEFORE:
-            value = _before(network, values, head[: index + 1])
+            value = _before(network, values, head[: index + 1]).astype(np.float64)
             signal = signal * BEFORE[layer.operation](value, layer.number or 0.0).astype(np.float32)
     # A mean divides its gradient among its positions, and a maximum passes it to one of them: neither changes their sum.
     channels = next(layer for layer in reversed(network.architecture.layers) if layer.operation == "convolution")
