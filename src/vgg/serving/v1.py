@@ -153,7 +153,7 @@ async def classify(request: Request) -> Response:
         layers = outputs(model.classifier.network) if explain else ("logits",)
         inferred = await app.infer_images(model, body.images, layers)
         names = [image.name for image in body.images]
-        if explain or len(names) * options["top"] > FEW:
+        if explain or len(names) * (options["top"] or model.classifier.network.architecture.classes) > FEW:
             results = await app.in_thread(lambda: _results(model, names, inferred, options))
         else:
             results = _results(model, names, inferred, options)
