@@ -68,18 +68,13 @@ def test_grad_cam_is_what_torch_differentiates(judged, name, gap, engine):
     np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
 
 
-def by_module(network, batch, classes):
-    """Grad-CAM by its definition, of any network: torch's gradients of logits at the value before pool5."""
+def by_module(network, channels, classes):
+    """Grad-CAM by its definition, of any head: torch's gradients of logits at the last convolution's output, `channels`."""
     module = Module(network.architecture).eval()
     module.load(network)
     module.double()  # in float32, the gradient of a sigmoid that is rounded to 1 would be 0
     end = module.index_of("pool5")
-    value = torch.from_numpy(batch).double()
-    with torch.no_grad():
-        for layer in list(module)[:end]:
-            value = layer(value)
-    value = value.clone().requires_grad_()
-    logits = value
+    value = logits = torch.from_numpy(channels).double()[None].requires_grad_()
     for layer in list(module)[end:]:
         logits = layer(logits)
     maps = []
@@ -90,9 +85,12 @@ def by_module(network, batch, classes):
     return np.stack(maps)
 
 
-def explained(network, batch, classes, engine):
+def compared(network, size, classes, engine):
+    """Grad-CAM by vgg and by torch, of the same output of the last convolution."""
+    batch = np.random.default_rng(0).normal(size=(1, 3, size, size)).astype(np.float32)
     run = vgg.engines.open(network, engine).run(batch, outputs(network))
-    return grad_cam(network, {key: value[0] for key, value in run.items()}, classes)
+    values = {key: value[0] for key, value in run.items()}
+    return grad_cam(network, values, classes), by_module(network, values[outputs(network)[0]], classes)
 
 
 @needs_native
@@ -105,9 +103,7 @@ def test_grad_cam_of_any_head_is_what_torch_differentiates(head, channels, bn, s
     classes = 2 if head.output == "binary" else 5
     options = {"input_size": size, "head": head.text, "channels": channels, "classes": classes}
     network = random_network("vgg11-bn" if bn else "vgg11", seed, **options)
-    batch = np.random.default_rng(seed).normal(size=(1, 3, size, size)).astype(np.float32)
-    expected = by_module(network, batch, range(classes))
-    found = explained(network, batch, range(classes), engine)
+    found, expected = compared(network, size, range(classes), engine)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * max(np.abs(expected).max(), 1e-30))
 
 
@@ -117,10 +113,9 @@ def test_each_activation_has_its_own_derivative(activation):
     network = random_network(
         "vgg11", 3, input_size=64, head=f"flatten batch-norm, 300 {word}, 40 batch-norm {word}, classes {word}"
     )
-    batch = np.random.default_rng(0).normal(size=(1, 3, 64, 64)).astype(np.float32)
-    expected = by_module(network, batch, range(7))
+    found, expected = compared(network, 64, range(7), "torch")
     assert np.abs(expected).max() > 0
-    np.testing.assert_allclose(explained(network, batch, range(7), "torch"), expected, atol=1e-5 * np.abs(expected).max())
+    np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
 
 
 def quantized(value, group=0, axis=0):

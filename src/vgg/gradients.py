@@ -182,5 +182,6 @@ def _product(signal: Array, weight: Parameter, rows: Array) -> Array:
 
 def _rows(weight: Parameter, rows: Array) -> Array:
     """Some rows of a weight as a matrix, float32 [rows, inputs]."""
-    part = weight[rows] if isinstance(weight, np.ndarray) else weight.take(rows)
+    chosen = slice(rows[0], rows[-1] + 1) if rows[-1] - rows[0] == len(rows) - 1 else rows  # a slice copies nothing
+    part = weight[chosen] if isinstance(weight, np.ndarray) else weight.take(chosen)
     return part.reshape(len(rows), -1).astype(np.float32, copy=False)
