@@ -154,7 +154,7 @@ def test_an_invalid_request_gets_a_message(server, options, status, line):
     ("side", "options", "line"),
     [
         (20_000, (), "has more than 178,956,970 pixels"),
-        (4_000, ("--decode-mib", 16), "memory to be decoded; the maximum is 16 MiB (`vgg serve --decode-mib`)"),
+        (6_000, ("--decode-mib", 80), "memory to be decoded; the maximum is 80 MiB (`vgg serve --decode-mib`)"),
     ],
 )
 def test_a_large_image_is_refused_before_decoding(models, side, options, line):
