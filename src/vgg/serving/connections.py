@@ -52,6 +52,8 @@ class Connection(H11Protocol):
         """Refuse what is not HTTP."""
         words = self._received[:PATH].split(b" ", 2)
         path = words[1].decode("latin-1") if len(words) == 3 else ""
+        if self.cycle is not None and self.cycle.more_body:  # in the body of a request
+            path = self.cycle.scope["path"]
         response = error_response(path, Refusal("the request is not valid HTTP"))
         identity = request_id(response.headers)
         log_request("request", identity, self.client[0] if self.client else "", "", 400, 0.0, path=path)
