@@ -50,6 +50,7 @@ void activate(int function, float number, float *values, std::int64_t count) {
         case VGG_SILU: return each([](float x) { return x / (1 + std::exp(-x)); });
         case VGG_TANH: return each([](float x) { return std::tanh(x); });
         case VGG_SIGMOID: return each([](float x) { return 1 / (1 + std::exp(-x)); });
+        default: return;
     }
 }
 
