@@ -138,7 +138,13 @@ def _from_zip(path: Path, mapped: mmap.mmap) -> Any:
             raise ModelError(f"{path}: a zip file, but not torch's: it has no data.pkl")
         folder = pickled.removesuffix("data.pkl")
         order = entries.get(f"{folder}byteorder")
-        if order and archive.read(order) == b"big":
+
+        def read(entry: zipfile.ZipInfo) -> bytes:
+            if max(entry.file_size, entry.compress_size) > MOST_CODE:  # zipfile allocates as much as an entry claims to have
+                raise ValueError(f"{entry.filename[:80]} is too large")
+            return archive.read(entry)
+
+        if order and read(order) == b"big":
             raise ModelError(f"{path}: unsupported byte order: written on a big-endian machine")
 
         def bounds(name: str) -> tuple[int, int]:
@@ -163,7 +169,7 @@ def _from_zip(path: Path, mapped: mmap.mmap) -> Any:
         if sum(entry.file_size for entry in code) > MOST_CODE:
             raise ModelError(f"{path}: not a VGG network: more than {MOST_CODE} characters of TorchScript")
         sources = {
-            entry.filename.removeprefix(f"{folder}code/").removesuffix(".py").replace("/", "."): archive.read(entry).decode()
+            entry.filename.removeprefix(f"{folder}code/").removesuffix(".py").replace("/", "."): read(entry).decode()
             for entry in code
         }
         inputs = load("traced_inputs") if f"{folder}traced_inputs.pkl" in entries else None
