@@ -27,6 +27,9 @@ OUTPUTS = {  # the files that the commands on a page write
 }
 
 
+SHORTENED = ("your-own-network.md",)  # pages that don't show all outputs
+
+
 @pytest.fixture
 def place(tmp_path):
     """A folder with the inputs of the pages, on a small scale: photos, class folders, a model."""
@@ -92,7 +95,8 @@ def test_commands_and_code_on_the_page_run(place, page, request):
             continue
         for command, expected in re.findall(r"^\$ vgg (.*)\n((?:[^$\n].*\n)*)", block, re.MULTILINE):
             output = run(place, "-m", "vgg", *shlex.split(command))
-            assert same(output, expected) or not expected, output
+            if expected or page not in SHORTENED:
+                assert same(output, expected), output
     for name in OUTPUTS[page]:
         assert (place / name).stat().st_size > 1000
 

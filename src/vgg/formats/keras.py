@@ -43,7 +43,8 @@ def read(path: Path) -> Bare:
     if mapped[:8] != MAGIC:
         with zipfile.ZipFile(path) as archive:
             begin, end = stored(mapped, archive.getinfo(_WEIGHTS))
-            if archive.getinfo(_CONFIG).file_size > keras_config.MAX_BYTES:
+            entry = archive.getinfo(_CONFIG)
+            if max(entry.file_size, entry.compress_size) > keras_config.MAX_BYTES:
                 raise ValueError("its configuration is too long")
             config = archive.read(_CONFIG)
     part = Part(mapped, begin, end)
