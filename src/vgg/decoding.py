@@ -109,6 +109,11 @@ def _avif(image: "Image.Image", data: bytes) -> int:
     return (24 if b"grid" in data else 16) * image.width * image.height
 
 
+def _heif(image: "Image.Image", data: bytes) -> int:
+    """Planes of up to 16 bits, a copy if they are turned, and the result; and a copy of the file."""
+    return len(data) + (12 if image.info.get("bit_depth") == 8 else 20) * image.width * image.height
+
+
 def _jpeg2000(image: "Image.Image", data: bytes) -> int:
     """A tile of all components as 32-bit and as packed numbers, and records of its tiles, precincts and code blocks."""
     area, precinct = 2**12, 2**30  # samples
@@ -131,6 +136,6 @@ def _jpeg2000(image: "Image.Image", data: bytes) -> int:
 
 # Bytes that a decoder takes beside the image. WebP has two canvases, its result and a plane of alpha.
 _WORKING: Mapping[str, Callable[["Image.Image", bytes], int]] = {
-    "AVIF": _avif, "BMP": _listed, "DIB": _listed, "GIF": _per_pixel(1), "JPEG": _jpeg, "MPO": _jpeg,
+    "AVIF": _avif, "BMP": _listed, "DIB": _listed, "GIF": _per_pixel(1), "HEIF": _heif, "JPEG": _jpeg, "MPO": _jpeg,
     "JPEG2000": _jpeg2000, "PNG": _png, "PPM": _listed, "TGA": _per_pixel(1), "TIFF": _tiff, "WEBP": _per_pixel(13),
 }  # fmt: skip
