@@ -12,22 +12,24 @@ from .extras import require
 FORMATS = ("AVIF", "BMP", "DIB", "GIF", "HEIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA", "TIFF", "WEBP")
 HEIC = "HEIC"  # which pillow-heif reads
 
-
-def _suffixes(names: str) -> frozenset[str]:
-    return frozenset(f".{name}" for name in names.split())
-
-
 # Suffixes of images in a folder; pillow-heif is optional.
-SUFFIXES = _suffixes("avif bmp dib gif heic heif hif j2k jfif jp2 jpe jpeg jpg mpo pbm pgm png pnm ppm tga tif tiff webp")
-# Suffixes of images that can't be read, or of what cameras, phones and scanners also write.
+SUFFIXES = frozenset(
+    f".{name}"
+    for name in "avif bmp dib gif heic heif hif j2k jfif jp2 jpe jpeg jpg mpo pbm pgm png pnm ppm tga tif tiff webp".split()  # noqa: SIM905
+)
+# Kinds of files, by suffix, that can't be read, and of others that cameras, phones and scanners write.
 OTHERS = {
-    HEIC: _suffixes("heic heif hif"),
-    "camera raw": _suffixes("3fr arw cr2 cr3 crw dng erf nef nrw orf pef raf raw rw2 sr2 srw"),
-    "JPEG XL": _suffixes("jxl"),
-    "PDF": _suffixes("pdf"),
-    "Photoshop": _suffixes("psb psd"),
-    "SVG": _suffixes("svg svgz"),
-    "video": _suffixes("3gp avi m4v mkv mov mp4 mpeg mpg mts webm wmv"),
+    f".{suffix}": kind
+    for kind, suffixes in {
+        HEIC: "heic heif hif",
+        "camera raw": "3fr arw cr2 cr3 crw dng erf nef nrw orf pef raf raw rw2 sr2 srw",
+        "JPEG XL": "jxl",
+        "PDF": "pdf",
+        "Photoshop": "psb psd",
+        "SVG": "svg svgz",
+        "video": "3gp avi m4v mkv mov mp4 mpeg mpg mts webm wmv",
+    }.items()
+    for suffix in suffixes.split()
 }
 
 
@@ -37,8 +39,8 @@ def suffix_of(name: str) -> str:
 
 def left_out(name: str) -> str | None:
     """The kind of a file that is left out of a folder of images, by its name; None for an image that is read, and others."""
-    suffix = suffix_of(name)
-    return next((kind for kind, known in OTHERS.items() if suffix in known and (kind != HEIC or heic_requirement())), None)
+    kind = OTHERS.get(suffix_of(name))
+    return None if kind == HEIC and not heic_requirement() else kind
 
 
 def is_heic(data: bytes) -> bool:

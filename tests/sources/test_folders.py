@@ -179,7 +179,7 @@ def test_patterns(place, monkeypatch, pattern, found):
 def test_patterns_that_match_nothing(place):
     made(".", "a.png/b.jpg", "c.jpg")
     for pattern in ("*.gif", "c.jpg/*", "gone/*.jpg", "*/x/*", "[", "c.jpg/**/*.png"):
-        with pytest.raises(Error, match="matches no file|not found|has no images"):
+        with pytest.raises(Error, match=r"matches no file|not found|has no images"):
             find(pattern)[0][1].read()
 
 

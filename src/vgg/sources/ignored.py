@@ -4,7 +4,8 @@
 # systems; Python.
 NAMES = frozenset((
     "__macosx", "icon\r", "network trash folder", "temporary items", "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin",
-    "recycler", "system volume information", "@eadir", "#recycle", "@recycle", "lost+found", "__pycache__",
+    "recycler", "recycled", "system volume information", "@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot",
+    "lost+found", "__pycache__",
 ))  # fmt: skip
 
 
