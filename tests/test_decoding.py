@@ -125,6 +125,9 @@ def heif_files() -> dict[str, bytes]:
         options.GRID_TILE_SIZE = 0
         pillow_heif.from_bytes("RGBA;16", rgba.size, deep).save(file, chroma=444, exif=exif)
         kinds["heif-12"] = file.getvalue()
+        file = io.BytesIO()
+        pillow_heif.from_bytes("RGBA;16", rgba.size, deep).save(file, chroma=422)
+        kinds["heif-422"] = file.getvalue()
     finally:
         options.GRID_TILE_SIZE, options.SAVE_HDR_TO_12_BIT = 0, False
     return kinds

@@ -110,8 +110,10 @@ def _avif(image: "Image.Image", data: bytes) -> int:
 
 
 def _heif(image: "Image.Image", data: bytes) -> int:
-    """Planes of up to 16 bits, a copy if they are turned, and the result; and a copy of the file."""
-    return len(data) + (12 if image.info.get("bit_depth") == 8 else 20) * image.width * image.height
+    """The planes, and copies of half as much again as those of the result, in 8 or 16 bits; and a copy of the file."""
+    channels, depth = len(image.getbands()), 1 if image.info.get("bit_depth") == 8 else 2
+    planes = {420: 1.5, 422: 2}.get(image.info.get("chroma", 0), 3) + channels - 3 if channels > 2 else channels
+    return len(data) + ceil(depth * (planes + 1.5 * channels) * image.width * image.height)
 
 
 def _jpeg2000(image: "Image.Image", data: bytes) -> int:
