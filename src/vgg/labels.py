@@ -170,18 +170,17 @@ def imagenet() -> Labels:
 def resolver(classes: int, labels: Labels | None) -> Resolve:
     """A function from a class's number, WordNet id or name to its index.
 
-    A name that is also a number is a name: the classes of a network may be named 0, 1, 10, 2 …, in alphabetical order. The
-    function raises ValueError for unknown classes and for names of several classes.
+    The function raises ValueError for unknown classes and for names of several classes.
     """
     known: dict[str, list[int]] = {}
-    for index, names in enumerate(zip(labels.names, labels.wnids or labels.names, strict=True) if labels else ()):
-        for name in {*names}:
+    for index in range(classes):
+        given = {str(index), *(() if labels is None else (labels.names[index],))}
+        given |= set() if labels is None or labels.wnids is None else {labels.wnids[index]}
+        for name in given:
             known.setdefault(name, []).append(index)
 
     def resolve(name: str) -> int:
         found = known.get(name, [])
-        if not found and name.isdecimal() and int(name) < classes:
-            found = [int(name)]
         if not found:
             raise ValueError(f"unknown class {name!r}; the model has {classes}")
         if len(found) > 1:

@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 
 from ..errors import Error, Notice
-from ..labels import Labels, resolver
+from ..labels import Labels, Resolve, resolver
 
 
 def in_order(names: Iterable[str]) -> list[str]:
@@ -20,12 +20,16 @@ def targets(root: str, folders: Sequence[str], classes: int, labels: Labels | No
     Labels decide. Without them, names that are numbers below the number of classes are the classes' numbers; other names are
     classes in alphabetical order, as in torchvision's ImageFolder.
     """
-    if labels is not None or _are_indices(folders, classes):
-        resolve = resolver(classes, labels)
-    elif len(folders) != classes:
-        raise Error(f"{root}: has {len(folders)} class folders; the model has {classes} classes and no labels to identify them")
-    else:
+    numbers = all(map(str.isdecimal, folders))
+    if numbers and labels is not None and {*folders} <= {*labels.names}:
+        resolve: Resolve = labels.names.index  # such as ImageFolder's 0, 1, 10, 2 …
+    elif labels is not None or (numbers and max(map(int, folders)) < classes):
+        known = resolver(classes, labels)
+        resolve = (lambda name: known(str(int(name)))) if numbers else known  # 007 is 7
+    elif len(folders) == classes:
         resolve = folders.index
+    else:
+        raise Error(f"{root}: has {len(folders)} class folders; the model has {classes} classes and no labels to identify them")
     owners: dict[int, str] = {}
     for name in folders:
         try:
@@ -40,10 +44,6 @@ def targets(root: str, folders: Sequence[str], classes: int, labels: Labels | No
     if labels is None:
         _explain(root, folders, found)
     return found
-
-
-def _are_indices(folders: Iterable[str], classes: int) -> bool:
-    return all(name.isdecimal() and int(name) < classes for name in folders)
 
 
 def _explain(root: str, folders: Sequence[str], found: Mapping[str, int]) -> None:
