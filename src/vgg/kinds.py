@@ -13,15 +13,16 @@ FORMATS = ("AVIF", "BMP", "DIB", "GIF", "HEIF", "JPEG", "JPEG2000", "MPO", "PNG"
 HEIC = "HEIC"  # which pillow-heif reads
 
 # Suffixes of images in a folder; pillow-heif is optional.
-SUFFIXES = frozenset(
-    f".{name}"
-    for name in "avif bmp dib gif heic heif hif j2k jfif jp2 jpe jpeg jpg mpo pbm pgm png pnm ppm tga tif tiff webp".split()  # noqa: SIM905
-)
+_NAMES = """
+    apng avif bmp dib gif heic heics heif heifs hif j2c j2k jfif jp2 jpc jpe jpeg jpf jpg jpx mpo pbm pgm png pnm ppm tga tif
+    tiff webp
+"""
+SUFFIXES = frozenset(f".{name}" for name in _NAMES.split())
 # Kinds of files, by suffix, that can't be read, and of others that cameras, phones and scanners write.
 OTHERS = {
     f".{suffix}": kind
     for kind, suffixes in {
-        HEIC: "heic heif hif",
+        HEIC: "heic heics heif heifs hif",
         "camera raw": "3fr arw cr2 cr3 crw dng erf nef nrw orf pef raf raw rw2 sr2 srw",
         "JPEG XL": "jxl",
         "PDF": "pdf",

@@ -130,7 +130,11 @@ def test_files_that_are_left_out_are_counted(place):
     assert (len(dataset), len(notes)) == (1, 1)
     made("b", "cat/a.jpg", "dog/b.jpg", "dog/c.pdf")
     assert noticed(sources.open, "b", 2)[1] == [f"b: left out 1 PDF file: {unsupported}"]
-    assert noticed(listed, "a/b.CR2") == (["a/b.CR2"], [])
+    made("a", "without-suffix")
+    assert noticed(listed, "a")[0] == ["a/a.jpg"]
+    for named in ("a/b.CR2", "a/without-suffix"):  # what is named is read, whatever its suffix
+        [(name, sample)], notes = noticed(find, named)
+        assert (name, sample.image().size, notes) == (named, (40, 30), [])
 
 
 def test_without_pillow_heif_heic_is_counted_and_named(place):
