@@ -108,6 +108,7 @@ def test_links_are_followed_once(place):
     images, _ = noticed(listed, "photos/**/*.jpg")
     assert len(images) == len({os.path.realpath(one) for one in images}) + 1  # the link to a file
     assert {*names} - {"photos/4-hidden/d.jpg"} <= {*images}
+    assert noticed(listed, "photos/*.jpg") == (["photos/3-file.jpg"], ["photos/*.jpg: left out 2 broken links"])
     assert noticed(listed, "photos/?-disk/*.jpg")[0] == ["photos/1-disk/a.jpg"]
 
 

@@ -194,6 +194,6 @@ def _matched(pattern: str, base: str | None) -> Iterator[Sample]:
         if is_folder(match):
             folders.add(match)
             yield from walk.images(match, base)
-        else:
+        elif not walk.is_broken(match):
             yield from _file(match, base)
     walk.report()

@@ -36,12 +36,18 @@ class Walk:
             if one.is_folder:
                 if not self.is_repeated(one):
                     yield from self.images(one.place, base, target)
-            elif one.is_link and not stores.exists(one.place):
-                self._left[LINK] += 1
+            elif one.is_link and self.is_broken(one.place):
+                continue
             elif kind := kinds.left_out(one.name):
                 self._left[kind] += 1
             elif kinds.suffix_of(one.name) in kinds.SUFFIXES or one.name.endswith(SHARD) or fnmatch(one.name, cifar.TRAIN):
                 yield sample(one.place, base, target, one.size)
+
+    def is_broken(self, place: str) -> bool:
+        """Whether a place is a link to nothing, which is counted."""
+        if broken := os.path.islink(place) and not os.path.exists(place):
+            self._left[LINK] += 1
+        return broken
 
     def is_repeated(self, one: stores.Entry) -> bool:
         """Whether a folder is a link to one that is listed without it, because it is in this place."""
