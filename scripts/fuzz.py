@@ -50,8 +50,10 @@ def images() -> tuple[list[bytes], Check]:
     from PIL import Image
 
     from vgg import ImageError
-    from vgg.images import FORMATS, decoding_bytes, open_image
+    from vgg.images import decoding_bytes, open_image
+    from vgg.kinds import FORMATS, prepare_pillow
 
+    prepare_pillow()
     exif = Image.Exif()
     exif.update({0x0112: 6, 0x010F: "maker"})
     small = Image.radial_gradient("L").resize((23, 17)).convert("RGB")

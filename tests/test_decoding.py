@@ -13,15 +13,17 @@ from PIL import Image
 
 from vgg import ImageError
 from vgg.images import MAX_MEMORY, decoding_bytes, open_image
+from vgg.kinds import prepare_pillow
 
 WIDTH, HEIGHT = 2800, 2000
 OVERHEAD = 8 * 2**20  # bytes: libraries that are loaded, and buffers
 MEASURE = """
 import os, re, sys, warnings
 from vgg.images import open_image
+from vgg.kinds import prepare_pillow
 warnings.simplefilter("ignore")
-import numpy, simplejpeg, PIL.Image
-PIL.Image.init()
+import numpy, simplejpeg
+prepare_pillow()
 
 def kilobytes(field):
     return int(re.search(field + r":\\s+(\\d+)", open("/proc/self/status").read())[1])
@@ -95,6 +97,39 @@ def files() -> dict[str, bytes]:
     if "AVIF" in Image.SAVE:
         kinds["avif"] = saved(rgb.resize((2000, 1500)), "AVIF", speed=10, subsampling="4:4:4")
         kinds["avif-alpha"] = saved(rgba.resize((2000, 1500)), "AVIF", speed=10)
+    kinds |= heif_files()
+    return kinds
+
+
+def heif_files() -> dict[str, bytes]:
+    """In the forms of phones (tiles, turned), and in those that take most memory."""
+    import pillow_heif
+
+    prepare_pillow()
+    rgb = Image.linear_gradient("L").resize((1000, 750)).convert("RGB")
+    rgba = rgb.copy()
+    rgba.putalpha(Image.radial_gradient("L").resize(rgb.size))
+    turn = Image.Exif()
+    turn[0x0112] = 6
+    exif = turn.tobytes()
+    kinds = {
+        "heif": saved(rgb, "HEIF"), "heif-alpha": saved(rgba, "HEIF", chroma=444, exif=exif),
+        "heif-grey": saved(rgb.convert("L"), "HEIF"),
+    }  # fmt: skip
+    options = pillow_heif.options
+    options.GRID_TILE_SIZE, options.SAVE_HDR_TO_12_BIT = 512, True
+    try:
+        kinds["heif-tiles"] = saved(rgb, "HEIF", exif=exif)
+        deep = (np.asarray(rgba).astype(np.uint16) * 257).tobytes()
+        file = io.BytesIO()
+        options.GRID_TILE_SIZE = 0
+        pillow_heif.from_bytes("RGBA;16", rgba.size, deep).save(file, chroma=444, exif=exif)
+        kinds["heif-12"] = file.getvalue()
+        file = io.BytesIO()
+        pillow_heif.from_bytes("RGBA;16", rgba.size, deep).save(file, chroma=422)
+        kinds["heif-422"] = file.getvalue()
+    finally:
+        options.GRID_TILE_SIZE, options.SAVE_HDR_TO_12_BIT = 0, False
     return kinds
 
 

@@ -8,7 +8,7 @@ from PIL import Image
 
 from conftest import ROOT
 from vgg import formats
-from vgg.images import FORMATS
+from vgg.kinds import FORMATS
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,8 @@ import os
 import random
 import socket
 import struct
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 
@@ -13,9 +15,11 @@ from PIL import Image
 from conftest import EXAMPLES
 from vgg import Error, ImageError, Labels, Network
 from vgg.images import open_image
+from vgg.kinds import prepare_pillow
 from vgg.sources import Sample
 from vgg.sources import open as open_dataset
 
+prepare_pillow()  # HEIC is written as well
 CAT = Image.open(EXAMPLES / "chelsea.png").convert("RGB")
 
 
@@ -35,7 +39,7 @@ def test_lossless_formats_come_through_unchanged(format):
     assert np.array_equal(open_image(saved(CAT, format)), CAT)
 
 
-@pytest.mark.parametrize("format", ["JPEG", "WEBP", "JPEG2000", "AVIF"])
+@pytest.mark.parametrize("format", ["JPEG", "WEBP", "JPEG2000", "AVIF", "HEIF"])
 def test_lossy_formats_come_through(format):
     assert far(open_image(saved(CAT, format, quality=90) if format != "JPEG2000" else saved(CAT, format)), CAT) < 4
 
@@ -98,7 +102,7 @@ def test_what_is_transparent_is_white(mode):
     assert opened.getpixel((35, 5)) == (255, 255, 255)
 
 
-@pytest.mark.parametrize("format", ["GIF", "WEBP", "TIFF"])
+@pytest.mark.parametrize("format", ["GIF", "WEBP", "TIFF", "PNG", "AVIF", "MPO", "HEIF"])
 def test_a_moving_picture_gives_its_first_frame(format):
     frames = [Image.new("RGB", (32, 32), colour) for colour in ("red", "blue")]
     opened = open_image(saved(frames[0], format, save_all=True, append_images=frames[1:]))
@@ -167,6 +171,51 @@ def damaged_exif() -> list[bytes]:
     return blocks
 
 
+@pytest.mark.parametrize("brand", [b"heic", b"mif1"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_heic_is_turned_once(orientation, brand):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    small = CAT.resize((60, 40))
+    content = saved(small, "HEIF", quality=95, exif=exif.tobytes())  # pillow-heif writes HEIF's own boxes as well
+    content = content[:8] + brand + content[12:]
+    expected = open_image(saved(small, "PNG", exif=exif))
+    opened = open_image(content)
+    assert opened.size == expected.size
+    assert far(opened, expected) < 3
+    assert np.array_equal(open_image(opened), opened)
+    assert np.array_equal(open_image(Image.open(io.BytesIO(content))), opened)
+
+
+def test_an_avif_image_with_an_invalid_exif_block_is_read():
+    exif = Image.Exif()
+    exif.update({0x0112: 6, 0x010F: "a maker"})
+    content = saved(CAT.resize((60, 40)), "AVIF", exif=exif)
+    broken = content.replace(b"MM\0*", b"XX\0*").replace(b"II*\0", b"XX*\0")
+    assert broken != content
+    with pytest.raises(ValueError, match="Invalid Exif payload"):
+        Image.open(io.BytesIO(broken))
+    assert np.array_equal(open_image(broken), open_image(content))  # which has AVIF's own box as well
+
+
+def test_libraries_print_nothing_about_damaged_images(tmp_path):
+    """libtiff would print a line for each damaged row."""
+    bits = CAT.convert("1")
+    for number, compression in enumerate(("group3", "group4", "tiff_lzw", "tiff_adobe_deflate", "jpeg")):
+        content = bytearray(saved(bits if "group" in compression else CAT, "TIFF", compression=compression))
+        for place in range(300, len(content) - 400, 50):
+            content[place] ^= 0x5A
+        (tmp_path / f"{number}.tif").write_bytes(content)
+    deep = saved(CAT, "TIFF").replace(struct.pack("<HHII", 277, 3, 1, 3), struct.pack("<HHII", 277, 3, 1, 65535))
+    (tmp_path / "samples.tif").write_bytes(deep)  # of which Pillow's own log would say something
+    command = [sys.executable, "-m", "vgg", "classify", str(tmp_path), "--format", "csv"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    lines = done.stderr.splitlines()
+    assert 3 <= len(lines) <= 6
+    assert all(line.startswith(f"vgg: {tmp_path}/") and line.count(str(tmp_path)) == 1 for line in lines)
+    assert len({line.split(":")[1] for line in lines}) == len(lines)
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
 def test_a_damaged_exif_block_only_costs_the_orientation(format):
@@ -232,7 +281,7 @@ def test_a_file_that_is_too_large_is_not_read(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::PIL.Image.DecompressionBombWarning")
-@pytest.mark.parametrize("format", ["JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "PPM", "TGA", "JPEG2000"])
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "PPM", "TGA", "JPEG2000", "AVIF", "HEIF"])
 def test_mutated_files_give_a_picture_or_an_error_and_nothing_else(format):
     rng = random.Random(format)
     whole = saved(CAT.resize((60, 40)), format)

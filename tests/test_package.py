@@ -8,7 +8,8 @@ import vgg
 from conftest import ROOT
 
 ORDER = [
-    "errors", "extras", "arrays", "progress", "files", "store", "parallel", "heads", "architectures", "labels", "decoding",
+    "errors", "extras", "arrays", "progress", "files", "store", "parallel", "heads", "architectures", "labels", "kinds",
+    "decoding",
     "images",
     "preprocessing", "parameters", "network", "zoo", "formats", "module", "sources", "engines", "predictions", "views",
     "overlay", "features", "gradients", "explanation", "perceptual", "torch", "classifier", "samples", "benchmark",

@@ -109,6 +109,13 @@ def _avif(image: "Image.Image", data: bytes) -> int:
     return (24 if b"grid" in data else 16) * image.width * image.height
 
 
+def _heif(image: "Image.Image", data: bytes) -> int:
+    """The planes, and copies of half as much again as those of the result, in 8 or 16 bits; and a copy of the file."""
+    channels, depth = len(image.getbands()), 1 if image.info.get("bit_depth") == 8 else 2
+    planes = {420: 1.5, 422: 2}.get(image.info.get("chroma", 0), 3) + channels - 3 if channels > 2 else channels
+    return len(data) + ceil(depth * (planes + 1.5 * channels) * image.width * image.height)
+
+
 def _jpeg2000(image: "Image.Image", data: bytes) -> int:
     """A tile of all components as 32-bit and as packed numbers, and records of its tiles, precincts and code blocks."""
     area, precinct = 2**12, 2**30  # samples
@@ -131,6 +138,6 @@ def _jpeg2000(image: "Image.Image", data: bytes) -> int:
 
 # Bytes that a decoder takes beside the image. WebP has two canvases, its result and a plane of alpha.
 _WORKING: Mapping[str, Callable[["Image.Image", bytes], int]] = {
-    "AVIF": _avif, "BMP": _listed, "DIB": _listed, "GIF": _per_pixel(1), "JPEG": _jpeg, "MPO": _jpeg,
+    "AVIF": _avif, "BMP": _listed, "DIB": _listed, "GIF": _per_pixel(1), "HEIF": _heif, "JPEG": _jpeg, "MPO": _jpeg,
     "JPEG2000": _jpeg2000, "PNG": _png, "PPM": _listed, "TGA": _per_pixel(1), "TIFF": _tiff, "WEBP": _per_pixel(13),
 }  # fmt: skip

@@ -6,6 +6,7 @@ Images are converted as a viewer shows them: upright, on white where they are tr
 
 import io
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Union
 from .decoding import BLOCK, blocks, memory
 from .errors import ImageError, one_line
 from .files import open_file, reason
+from .kinds import FORMATS, heic_requirement, is_heic, prepare_pillow
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,15 +31,9 @@ MAX_MEMORY = 600 * 2**20  # bytes for decoding an image, so that a process needs
 READS, READS_PER_BYTE = 10_000, 1 / 256
 REDUCTIONS = (1, 2, 4, 8)  # of each side, in which a JPEG file can be decoded
 ORIENTATION = 0x0112  # EXIF's tag
-# Pillow's names of the formats that are read. The others are programs (Ghostscript would run EPS) or not for photographs.
-FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA", "TIFF", "WEBP")
+AVIF_EXIF = re.compile(rb"(infe\x02.{7})Exif", re.DOTALL)  # the entry of the EXIF block, up to its type
 # Entries of `Image.info` that can hold an orientation.
 METADATA = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
-# Suffixes of images in a folder.
-SUFFIXES = frozenset(
-    f".{name}"
-    for name in "avif bmp gif jfif jp2 jpe jpeg jpg pbm pgm png pnm ppm tga tif tiff webp".split()  # noqa: SIM905
-)
 
 
 class Readable(Protocol):
@@ -124,9 +120,16 @@ def _opened(data: bytes, name: str) -> tuple["Image.Image", int, bool, int]:
         raise ImageError(f"{name}: is empty")
     if len(data) > MAX_BYTES:
         raise ImageError(f"{name}: is {len(data) / 2**20:.0f} MiB; the limit for images is {MAX_BYTES // 2**20} MiB")
-    Image.init()
+    prepare_pillow()
+    if is_heic(data) and (missing := heic_requirement()):
+        raise ImageError(f"{name}: {missing}")
     source = _Source(data, name)
-    image = Image.open(source, formats=[one for one in FORMATS if one in Image.OPEN])
+    formats = [one for one in FORMATS if one in Image.OPEN]
+    try:
+        image = Image.open(source, formats=formats)
+    except ValueError:  # of AVIF's reader, for any EXIF block that is invalid
+        source = _Source(AVIF_EXIF.sub(rb"\1free", data), name)
+        image = Image.open(source, formats=formats)
     pixels = image.width * image.height
     if pixels > MAX_PIXELS:
         raise Image.DecompressionBombError
@@ -192,7 +195,6 @@ def _has_simplejpeg() -> bool:
 
 
 def _rgb(image: "Image.Image", name: str) -> "Image.Image":
-
     if min(image.size) == 0:
         raise ImageError(f"{name}: has no pixels")
     image.load()

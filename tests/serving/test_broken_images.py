@@ -10,10 +10,11 @@ from PIL import Image
 
 from conftest import EXAMPLES
 from serving_helpers import serving
+from vgg.kinds import prepare_pillow
 
 FORMATS = {
     "JPEG": {"quality": 80}, "PNG": {}, "GIF": {}, "BMP": {}, "TIFF": {"compression": "tiff_lzw"}, "WEBP": {}, "PPM": {},
-    "TGA": {}, "JPEG2000": {}, "AVIF": {"quality": 60}, "ICO": {}, "PDF": {}, "EPS": {}, "MPO": {},
+    "TGA": {}, "JPEG2000": {}, "AVIF": {"quality": 60}, "HEIF": {}, "ICO": {}, "PDF": {}, "EPS": {}, "MPO": {},
 }  # fmt: skip
 EACH = 25
 
@@ -45,6 +46,7 @@ def mutated(data: bytes, rng: random.Random) -> bytes:
 
 @pytest.fixture(scope="module")
 def corpus() -> list[bytes]:
+    prepare_pillow()  # HEIC is written as well
     rng = random.Random(0)
     small = Image.open(EXAMPLES / "chelsea.png").convert("RGB").resize((96, 64))
     corpus = []
@@ -56,7 +58,7 @@ def corpus() -> list[bytes]:
 
 
 def test_broken_images_get_a_result_or_an_error(models, corpus):
-    assert len(corpus) == 350
+    assert len(corpus) == 375
     with serving("-m", models["gap"]) as server:
         good = (EXAMPLES / "rocket.jpg").read_bytes()
         expected = server.ask("POST", "/v1/classify", content=good).json()["results"][0]["predictions"]
@@ -81,8 +83,8 @@ def test_broken_images_get_a_result_or_an_error(models, corpus):
         status = Path(f"/proc/{server.process.pid}/status").read_text()
         peak = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) * 1024
         assert peak < 1e9
-        # libtiff writes to descriptor 2; every line of the log is JSON all the same.
-        assert {entry["message"] for entry in server.log if entry["level"] != "info"} == {"a library wrote to standard error"}
+        # Damaged images are no warnings, and no library writes to standard error.
+        assert not [entry for entry in server.log if entry["level"] != "info"]
         assert not server.other
 
 

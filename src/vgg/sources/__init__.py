@@ -2,6 +2,7 @@
 
 All verbs accept the same places: files, folders, globs, list files (.txt), WebDataset shards (.tar), CIFAR-10, and URLs of
 these in object stores and on web servers. `find` returns any images, `open` labelled ones. Images are read when they are used.
+Hidden files and folders, and what systems leave in folders (`ignored`), are only images if their name is given.
 """
 
 import os
@@ -13,7 +14,7 @@ from ..errors import Error, ImageError
 from ..images import ImageLike
 from ..labels import Labels, resolver
 from ..labels import imagenet as imagenet_labels  # `imagenet` is a module of this package
-from . import cifar, listing, stores
+from . import cifar, listing, numbering, stores
 from .samples import UNLABELLED, Dataset, Sample
 
 __all__ = ["UNLABELLED", "Dataset", "Sample", "classes_of", "find", "is_cifar", "is_single", "open", "splits", "unlabelled"]
@@ -74,8 +75,9 @@ def open(place: str | Path, classes: int = 1000, labels: Labels | None = None, *
             them; a file of CIFAR-10 (.bin), or the folder cifar-10-batches-bin, which means its training files; or a URL of
             one of these.
         classes: number of classes of the network.
-        labels: their names. Without them, class folders are 0, 1, 2 … in the order of their names, as in torchvision's
-            ImageFolder, and lists and shards must hold numbers.
+        labels: their names. Without them, lists and shards must hold numbers. Class folders whose names are numbers are the
+            classes with these numbers, and others are 0, 1, 2 … in alphabetical order, as in torchvision's ImageFolder. If
+            `class_10` comes before `class_2`, so that programs differ, a notice says which class is meant.
         several: whether an image in a list or table may have any number of classes. A table has them in a cell, separated by
             `|`, `;`, `,` or spaces, or has a column for each class with 0 or 1.
 
@@ -96,9 +98,10 @@ def open(place: str | Path, classes: int = 1000, labels: Labels | None = None, *
 def classes_of(place: str | Path, *, several: bool = False) -> tuple[int, Labels | None]:
     """The number of classes of the labelled images at a place, and their names, for a new network.
 
-    Class folders are classes in the order of their names, and so are the names in lists and shards. If these hold numbers,
-    the classes have no names. If all names are WordNet ids of ImageNet, the classes get ImageNet's names as well. With
-    `several`, as for `open`, the names in a cell are separated by `|`, `;` or `,`, since a name may have spaces.
+    Class folders are classes in alphabetical order or, if all of them are numbers, in that of the numbers, and so are the names
+    in lists and shards. If lists or shards hold numbers, the classes have no names. If all names are WordNet ids of ImageNet,
+    the classes get ImageNet's names as well. With `several`, as for `open`, the names in a cell are separated by `|`, `;` or
+    `,`, since a name may have spaces.
 
     Raises:
         Error: as `open`, or if numbers are missing.
@@ -118,7 +121,7 @@ def classes_of(place: str | Path, *, several: bool = False) -> tuple[int, Labels
     if not folders:
         for _ in listing.unpack(containers or listing.list_file(path, collect, several=several), collect):
             pass
-    names = sorted(seen)
+    names = numbering.in_order(seen)
     if not names:
         raise Error(f"{path}: has no images in it")
     if not folders and all(name.isdecimal() for name in names):

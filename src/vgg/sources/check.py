@@ -11,6 +11,7 @@ from ..errors import Error, ImageError
 from ..labels import imagenet, resolver
 from ..parallel import ahead
 from ..progress import Progress, silent
+from .ignored import is_ignored
 from .imagenet import IMAGES, validation_targets
 from .listing import unpack
 from .samples import Dataset, Sample
@@ -84,12 +85,12 @@ def _layout(root: Path, split: str, problems: list[Problem]) -> Dataset:
 def _folders(folder: Path, problems: list[Problem]) -> Iterator[Sample]:
     targets = {wnid: target for target, wnid in enumerate(imagenet().wnids or ())}
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-        if entry.name.startswith("."):
+        if is_ignored(entry.name):
             continue
         if entry.name not in targets or not entry.is_dir():
             problems.append(Problem(f"{folder.name}/{entry.name}", "is not a class of ImageNet"))
             continue
-        for file in sorted(os.listdir(entry.path)):
+        for file in sorted(name for name in os.listdir(entry.path) if not is_ignored(name)):
             yield Sample(f"{entry.name}/{file}", targets[entry.name], os.path.join(entry.path, file))
 
 

@@ -5,20 +5,20 @@ A place is an image, a folder, which is walked, a glob, a list file (.txt), a We
 replaces by the images in it. So a list is short, and bulk work can open containers where it reads them.
 """
 
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from fnmatch import fnmatch
 from glob import has_magic
 from pathlib import Path
 
 from ..errors import Error, ImageError
-from ..images import SUFFIXES
+from ..kinds import SUFFIXES, suffix_of
 from ..labels import Labels, Resolve, resolver
-from . import cifar, stores, tables
+from . import cifar, numbering, patterns, stores, tables
 from .samples import UNLABELLED, Sample
+from .walk import SHARD, Walk, sample
 
-SHARD, CIFAR, LIST = ".tar", ".bin", ".txt"
+CIFAR, LIST = ".bin", ".txt"
 
 
 def is_container(sample: Sample) -> bool:
@@ -27,7 +27,7 @@ def is_container(sample: Sample) -> bool:
 
 def is_image(place: str) -> bool:
     """Whether a place has the suffix of an image."""
-    return os.path.splitext(place)[1].lower() in SUFFIXES
+    return suffix_of(place) in SUFFIXES
 
 
 def is_collection(place: str) -> bool:
@@ -53,13 +53,11 @@ def images(place: str, base: str | None = None, *, check: bool = True) -> Iterat
         Error: a folder or store can't be listed.
     """
     if is_folder(place):
-        yield from _walk(place, base)
+        walk = Walk(place)
+        yield from walk.images(place, base)
+        walk.report()
     elif has_magic(place) and not stores.exists(place):
-        found = stores.matches(place)
-        if not found:
-            raise ImageError(f"{place}: matches no file")
-        for match in found:
-            yield from _walk(match, base) if is_folder(match) else _file(match, base)
+        yield from _matched(place, base)
     elif check and not stores.exists(place):
         raise ImageError(f"{place}: file or folder not found")
     else:
@@ -84,10 +82,12 @@ def labelled(
     containers, folders = parts(place)
     if any(one.path.endswith(CIFAR) for one in containers) and classes != len(cifar.NAMES):
         raise Error(f"{place}: is CIFAR-10, which has 10 classes; the model has {classes}")
-    yield from (_sample(one.path, base, size=one.size) for one in containers)
+    yield from (sample(one.path, base, size=one.size) for one in containers)
     if folders:
-        for name, target in _targets(place, list(folders), classes, labels).items():
-            yield from (one for one in _walk(folders[name], base, target) if not is_container(one))
+        walk = Walk(place)
+        for name, target in numbering.targets(place, list(folders), classes, labels).items():
+            yield from (one for one in walk.images(folders[name], base, target) if not is_container(one))
+        walk.report()
     elif not containers:
         yield from list_file(place, resolver(classes, labels), base, several=several)
 
@@ -98,14 +98,15 @@ def parts(place: str) -> tuple[list[Sample], dict[str, str]]:
     A folder of CIFAR-10 means its training files.
     """
     if not is_folder(place):
-        return [_sample(place)] if place.endswith((SHARD, CIFAR)) else [], {}
+        return [sample(place)] if place.endswith((SHARD, CIFAR)) else [], {}
     found = stores.entries(place)
     batches = [one for one in found if fnmatch(one.name, cifar.TRAIN)]
     containers = batches or [one for one in found if one.name.endswith(SHARD) and not one.is_folder]
-    folders = {one.name: one.place for one in found if one.is_folder and not one.name.startswith(".")}
+    walk = Walk(place)
+    folders = {one.name: one.place for one in found if one.is_folder and not walk.is_repeated(one)}
     if not containers and not folders:
         raise Error(f"{place}: has no class folders in it, nor .tar shards")
-    return [_sample(one.place, size=one.size) for one in containers], {} if containers else folders
+    return [sample(one.place, size=one.size) for one in containers], {} if containers else folders
 
 
 def unpack(samples: Iterable[Sample], resolve: Resolve | None = None) -> Iterator[Sample]:
@@ -157,7 +158,7 @@ def list_file(path: str, resolve: Resolve | None, base: str | None = None, *, se
                         raise ValueError(f"line {row.line}: {error}") from None
                     seen[row.image] = f"class {' and '.join(map(str, classes))}" if classes else "an image without a class"
                     target = classes[0] if len(classes) == 1 else UNLABELLED
-                place = stores.join(folder, row.image)
+                place = stores.portable(stores.join(folder, row.image))
                 name = place if base is None else row.image
                 yield Sample(name, target, place, several=classes if several else None)
     except UnicodeDecodeError:
@@ -177,37 +178,22 @@ def _lines(lines: Iterable[str], labelled: bool, several: bool) -> Iterator[tabl
             yield tables.Row(number, name.strip(), classes.strip())
 
 
-def _sample(place: str, base: str | None = None, target: int = UNLABELLED, size: int = stores.UNKNOWN) -> Sample:
-    return Sample(place.removeprefix(stores.join(base, "")) if base else place, target, place, size=size)
-
-
 def _file(place: str, base: str | None) -> Iterator[Sample]:
-    return list_file(place, None, base) if place.endswith(LIST) else iter([_sample(place, base)])
+    return list_file(place, None, base) if place.endswith(LIST) else iter([sample(place, base)])
 
 
-def _walk(folder: str, base: str | None, target: int = UNLABELLED) -> Iterator[Sample]:
-    """The images and containers in a folder and below; links to folders below are not followed."""
-    for one in stores.entries(folder):
-        if one.is_folder:
-            if not Path(one.place).is_symlink():
-                yield from _walk(one.place, base, target)
-        elif is_image(one.name) or one.name.endswith(SHARD) or fnmatch(one.name, cifar.TRAIN):
-            yield _sample(one.place, base, target, one.size)
-
-
-def _targets(root: str, folders: Sequence[str], classes: int, labels: Labels | None) -> Mapping[str, int]:
-    """The classes of folders with these names, sorted. Raises Error if one is unknown or repeated."""
-    if labels is None and len(folders) != classes:
-        raise Error(f"{root}: has {len(folders)} class folders; the model has {classes} classes and no labels to identify them")
-    resolve = resolver(classes, labels) if labels is not None else folders.index
-    owners: dict[int, str] = {}
-    for name in folders:
-        try:
-            target = resolve(name)
-        except ValueError as error:
-            inside = next((f"; did you mean {root}/{one}?" for one in ("val", "train") if one in folders), "")
-            raise Error(f"{root}/{name}: {error}{inside}") from None
-        if target in owners:
-            raise Error(f"{root}/{name}: is class {target}, as is {root}/{owners[target]}")
-        owners[target] = name
-    return {name: target for target, name in owners.items()}
+def _matched(pattern: str, base: str | None) -> Iterator[Sample]:
+    """The images of a pattern. What is in a folder that matches is listed with it, and not again."""
+    found = patterns.matches(pattern)
+    if not found:
+        raise ImageError(f"{pattern}: matches no file")
+    walk, folders = Walk(pattern), set[str]()
+    for match in found:
+        if any(one in folders for one in stores.parents(match)):
+            continue
+        if is_folder(match):
+            folders.add(match)
+            yield from walk.images(match, base)
+        elif not walk.is_broken(match):
+            yield from _file(match, base)
+    walk.report()

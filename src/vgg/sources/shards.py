@@ -6,13 +6,15 @@ The layout is that of the webdataset package: members whose paths agree up to th
 import io
 import tarfile
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
 from ..errors import Error
 from ..files import open_file, reason
-from ..images import SUFFIXES
+from ..kinds import SUFFIXES
 from ..labels import Resolve
+from .ignored import is_within_ignored
 from .samples import UNLABELLED, Sample
 
 LONGEST_LABEL = 256  # bytes
@@ -20,11 +22,12 @@ BLOCK = 512  # bytes; the unit of a tar file
 
 
 def read(path: Path, resolve: Resolve | None = None) -> list[Sample]:
-    """The images in a shard, which are located and not read. Without `resolve`, classes are ignored.
+    """The images in a shard, which are located and not read. Without `resolve`, classes are ignored, and any images are listed.
 
     Raises Error if the shard is damaged, an image has no class, or a class is unknown.
     """
-    images: dict[str, tuple[str, int, int]] = {}
+    images: list[tuple[str, Sample]] = []
+    keys: set[str] = set()
     targets: dict[str, int] = {}
     for member, shard in members(path):
         folder, slash, file = member.name.rpartition("/")
@@ -32,7 +35,7 @@ def read(path: Path, resolve: Resolve | None = None) -> list[Sample]:
         key, suffix = folder + slash + stem, suffix.lower()
         if not member.isreg() or (f".{suffix}" not in SUFFIXES and (suffix != "cls" or resolve is None)):
             continue
-        if key in (targets if suffix == "cls" else images):
+        if resolve and key in (targets if suffix == "cls" else keys):
             raise Error(f"{path}: {key} has two {'classes' if suffix == 'cls' else 'images'}, the second in {member.name}")
         if suffix == "cls" and resolve:
             shard.seek(member.offset_data)
@@ -41,11 +44,12 @@ def read(path: Path, resolve: Resolve | None = None) -> list[Sample]:
             except ValueError as error:
                 raise Error(f"{path}: {member.name}: {error}") from None
         else:
-            images[key] = member.name, member.offset_data, member.size
-    for key, (name, _, _) in images.items():
-        if resolve and key not in targets:
-            raise Error(f"{path}: {name} has no class; {key}.cls is missing")
-    return [Sample(name, targets.get(key, UNLABELLED), str(path), *part) for key, (name, *part) in images.items()]
+            keys.add(key)
+            images.append((key, Sample(member.name, UNLABELLED, str(path), member.offset_data, member.size)))
+    for key, sample in images if resolve else ():
+        if key not in targets:
+            raise Error(f"{path}: {sample.name} has no class; {key}.cls is missing")
+    return [replace(sample, target=targets[key]) if resolve else sample for key, sample in images]
 
 
 def write(file: BinaryIO, samples: Iterable[tuple[str, bytes, int]]) -> None:
@@ -61,6 +65,8 @@ def write(file: BinaryIO, samples: Iterable[tuple[str, bytes, int]]) -> None:
 
 def members(path: Path, start: int = 0, size: int | None = None) -> Iterator[tuple[tarfile.TarInfo, BinaryIO]]:
     """The members of a tar file, with the open file in which a member's bytes begin at `offset_data`. Only headers are read.
+
+    What is `ignored` is left out: macOS's tar adds `._a.jpg` to `a.jpg`.
 
     Args:
         path: a tar file, not compressed.
@@ -78,7 +84,8 @@ def members(path: Path, start: int = 0, size: int | None = None) -> Iterator[tup
                 for member in tar:
                     if member.offset_data + member.size > end:
                         raise tarfile.ReadError(f"{member.name!r} exceeds the file")
-                    yield member, file
+                    if not is_within_ignored(member.name):
+                        yield member, file
                     tar.members = []  # type: ignore[attr-defined]  # tarfile would keep all of them
                 stopped: int = tar.offset
                 file.seek(stopped)

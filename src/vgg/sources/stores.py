@@ -4,7 +4,6 @@ A place is a path, or a URL of any kind that fsspec supports (`s3://`, `gs://`, 
 Folders are listed one at a time, so that listing takes the memory of one folder's names.
 """
 
-import glob
 import os
 import tempfile
 import time
@@ -19,6 +18,7 @@ from typing import Any, TextIO, TypeVar
 from ..errors import Error, ImageError, one_line
 from ..extras import require
 from ..files import open_file, reason
+from .ignored import is_ignored
 
 Result = TypeVar("Result")
 
@@ -34,10 +34,14 @@ class Entry:
     place: str
     is_folder: bool
     size: int  # bytes; UNKNOWN for local files
+    is_link: bool = False
 
 
 def normalised(place: str | Path) -> str:
-    """A place without redundant separators; a file:// URL as a path. Raises ImageError if it is empty."""
+    """A place without redundant separators; a file:// URL as a path, `~` as the home folder.
+
+    Raises ImageError if it is empty.
+    """
     place = str(place)
     if not place:
         raise ImageError("an empty name; the current folder is `.`")
@@ -45,7 +49,14 @@ def normalised(place: str | Path) -> str:
         from urllib.request import url2pathname  # which is slow to import
 
         place = url2pathname(place.removeprefix("file://"))
-    return place.rstrip("/") if is_url(place) else str(Path(place))
+    if is_url(place):
+        return place.rstrip("/")
+    return str(Path(portable(place if os.path.lexists(place) else os.path.expanduser(place))))
+
+
+def portable(path: str) -> str:
+    """A path with slashes if it was written with the backslashes of Windows: a file whose name has them doesn't exist."""
+    return path.replace("\\", os.sep) if "\\" in path and not os.path.lexists(path) else path
 
 
 def is_url(place: str) -> bool:
@@ -61,6 +72,13 @@ def join(folder: str, name: str) -> str:
 
 def parent(place: str) -> str:
     return place.rpartition("/")[0] if is_url(place) else os.path.dirname(place)
+
+
+def parents(place: str) -> Iterator[str]:
+    """The folders that a place is in, from the inside out."""
+    while (folder := parent(place)) not in ("", place):
+        yield folder
+        place = folder
 
 
 def filesystem(place: str) -> tuple[Any, str]:
@@ -103,17 +121,17 @@ def _ask(url: str, question: str) -> bool:
         return bool(getattr(system, question)(path))
 
 
-def matches(pattern: str) -> list[str]:
-    """The places that match a glob pattern, sorted."""
-    if not is_url(pattern):
-        return sorted(glob.glob(pattern, recursive=True))
-    with reported(pattern):
-        system, path = filesystem(pattern)
-        return [system.unstrip_protocol(name) for name in sorted(system.glob(path))]
+def identity(folder: str) -> object:
+    """A value that is the same for all paths to a local folder, through whichever links."""
+    if is_url(folder):
+        return folder
+    with reported(folder):
+        status = os.stat(folder)
+    return status.st_dev, status.st_ino
 
 
-def entries(folder: str) -> list[Entry]:
-    """The contents of a folder, sorted by name. Raises Error if it can't be listed."""
+def entries(folder: str, *, ignored: bool = False) -> list[Entry]:
+    """The contents of a folder, sorted by name, without what is `ignored`. Raises Error if it can't be listed."""
     with reported(folder):
         if is_url(folder):
             system, path = filesystem(folder)
@@ -125,8 +143,13 @@ def entries(folder: str) -> list[Entry]:
             ]
         else:
             with os.scandir(folder) as local:
-                found = [Entry(one.name, join(folder, one.name), one.is_dir(), UNKNOWN) for one in local]
-    return sorted(found, key=lambda one: one.name)
+                found = [
+                    # `DirEntry.is_dir` raises an error for a link to itself.
+                    Entry(one.name, join(folder, one.name), os.path.isdir(one) if link else one.is_dir(), UNKNOWN, link)
+                    for one in local
+                    for link in [one.is_symlink()]
+                ]
+    return sorted((one for one in found if ignored or not is_ignored(one.name)), key=lambda one: one.name)
 
 
 @contextmanager

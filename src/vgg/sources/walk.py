@@ -1,0 +1,80 @@
+"""The images in folders and below, and notes of what was left out."""
+
+import os
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from fnmatch import fnmatch
+from pathlib import Path
+
+from .. import kinds
+from ..errors import Notice
+from . import cifar, stores
+from .ignored import is_within_ignored
+from .samples import UNLABELLED, Sample
+
+SHARD = ".tar"
+LINK = "broken link"
+
+
+class Walk:
+    """A walk through the folders of one place. Links are followed, and each folder is listed once."""
+
+    def __init__(self, place: str) -> None:
+        self._place = place
+        self._root = os.path.realpath(place)  # of links, which URLs don't have
+        self._seen: set[object] = set()
+        self._left: Counter[str] = Counter()
+
+    def images(self, folder: str, base: str | None, target: int = UNLABELLED) -> Iterator[Sample]:
+        """The images and containers in a folder and below; nothing if it was listed before."""
+        identity = stores.identity(folder)
+        if identity in self._seen:
+            return
+        self._seen.add(identity)
+        for one in stores.entries(folder):
+            if one.is_folder:
+                if not self.is_repeated(one):
+                    yield from self.images(one.place, base, target)
+            elif one.is_link and self.is_broken(one.place):
+                continue
+            elif kind := kinds.left_out(one.name):
+                self._left[kind] += 1
+            elif kinds.suffix_of(one.name) in kinds.SUFFIXES or one.name.endswith(SHARD) or fnmatch(one.name, cifar.TRAIN):
+                yield sample(one.place, base, target, one.size)
+
+    def is_broken(self, place: str) -> bool:
+        """Whether a place is a link to nothing, which is counted."""
+        if broken := os.path.islink(place) and not os.path.exists(place):
+            self._left[LINK] += 1
+        return broken
+
+    def is_repeated(self, one: stores.Entry) -> bool:
+        """Whether a folder is a link to one that is listed without it, because it is in this place."""
+        if not one.is_link:
+            return False
+        real = Path(os.path.realpath(one.place))
+        return real.is_relative_to(self._root) and not is_within_ignored(real.relative_to(self._root).as_posix())
+
+    def report(self) -> None:
+        """Warn of what was left out."""
+        links, heic = self._left.pop(LINK, 0), self._left.pop(kinds.HEIC, 0)
+        if heic:
+            self._note(f"left out {_counted(heic, kinds.HEIC)}: {kinds.heic_requirement()}")
+        if self._left:
+            others = [_counted(count, kind) for kind, count in sorted(self._left.items())]
+            self._note(f"left out {', '.join(others)}: unsupported formats; convert the images to JPEG or PNG")
+        if links:
+            self._note(f"left out {links:,} broken link{'s' * (links != 1)}")
+
+    def _note(self, text: str) -> None:
+        warnings.warn(Notice(f"{self._place}: {text}"), stacklevel=3)
+
+
+def sample(place: str, base: str | None = None, target: int = UNLABELLED, size: int = stores.UNKNOWN) -> Sample:
+    """The sample of a file. Its name is relative to the folder `base`, if there is one."""
+    return Sample(place.removeprefix(stores.join(base, "")) if base else place, target, place, size=size)
+
+
+def _counted(count: int, kind: str) -> str:
+    return f"{count:,} {kind} file{'s' * (count != 1)}"
