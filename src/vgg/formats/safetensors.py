@@ -20,6 +20,7 @@ from ..parameters import blocks, is_int4
 from . import metadata
 from .layouts import Bare
 from .state_dict import from_state_dict
+from .state_keys import Keys, restored, stored
 
 MAX_HEADER = 100 * 2**20  # the limit of the package safetensors
 DTYPES: dict[str, Any] = {
@@ -47,23 +48,27 @@ def read(path: Path) -> Network | Bare:
             raise ValueError(name)
         tensors[name] = np.frombuffer(mapped, dtype, math.prod(shape), start + begin).reshape(shape)
     if metadata.ARCHITECTURE in text:
-        return metadata.build(path, text, tensors)
+        return metadata.build(path, text, restored(path, text, tensors))
     return from_state_dict(path, tensors)
 
 
-def write(network: Network, path: Path) -> None:
-    """Write a network under the paper's names, with its metadata in `__metadata__`."""
-    tensors, offset = network.tensors(), 0
-    if any(is_int4(array) for array in tensors.values()):
+def write(network: Network, path: Path, keys: Keys = "paper") -> None:
+    """Write a network with its metadata in `__metadata__`.
+
+    With other keys than the paper's, the network is one that `state_keys.prepared` returns.
+    """
+    tensors, offset = list(stored(network, keys)), 0
+    if any(is_int4(tensor.value) for tensor in tensors):
         raise ModelError(f"{path}: safetensors has no 4-bit numbers; write to .onnx")
-    header: dict[str, Mapping[str, Any]] = {"__metadata__": {**metadata.describe(network), metadata.SHA256: network.sha256()}}
-    for name, array in tensors.items():
-        span = [offset, offset := offset + array.nbytes]
-        header[name] = {"dtype": NAMES[array.dtype], "shape": list(array.shape), "data_offsets": span}
+    text = {**metadata.describe(network), metadata.SHA256: network.sha256()}
+    header: dict[str, Mapping[str, Any]] = {"__metadata__": text | ({} if keys == "paper" else {metadata.KEYS: keys})}
+    for key, shape, value in tensors:
+        span = [offset, offset := offset + value.nbytes]
+        header[key] = {"dtype": NAMES[value.dtype], "shape": list(shape), "data_offsets": span}
     encoded = json.dumps(header).encode()
     encoded += b" " * (-len(encoded) % 64 - 8 + 64)
     with replacing(path) as file:
         file.write(len(encoded).to_bytes(8, "little") + encoded)
-        for array in tensors.values():
-            for block in blocks(array):
+        for tensor in tensors:
+            for block in blocks(tensor.value):
                 file.write(block.view(np.uint8).data)
