@@ -91,7 +91,7 @@ def read(path: str | Path) -> Network:
     sha256 = digest(path)
     known = zoo.recognise(path, sha256)
     source: Source = "known hash" if known else "guess"
-    name = known.preset if known else _USUAL.get(format) or reader.usual_preset(path)
+    name = known.preset if known else content.preset or _USUAL.get(format) or reader.usual_preset(path)
     published = architecture.classes == IMAGENET_CLASSES and architecture.head == "fc"  # by its form
     classes = content.labels or (labels.imagenet() if published else None)
     if not known:
