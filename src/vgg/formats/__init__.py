@@ -99,7 +99,8 @@ def read(path: str | Path) -> Network:
     described: Source = "metadata"
     origin = Provenance(
         path.name, format, sha256, known.name if known else "",
-        described if content.preprocessing else source, described if content.labels else source, assumed=content.assumed,
+        described if content.preprocessing else source, described if content.labels else source,
+        licence=known.licence if known else "", assumed=content.assumed,
     )  # fmt: skip
     preprocessing = _cropped(content.preprocessing or preset(name), architecture)
     return Network(architecture, content.parameters, preprocessing, classes, origin)

@@ -119,11 +119,11 @@ def recognise(path: Path, sha256: str) -> Published | None:
     """The published file with the content of a file, whose SHA-256 is given; None if there is none."""
     size, found = path.stat().st_size, {"sha256": sha256}
     for known in PUBLISHED:
-        if known.digest and known.fits(size):
+        if known.digest and known.bytes in (None, size):
             algorithm, expected = known.digest
-            if algorithm not in found:
+            if algorithm not in found and known.fits(size):
                 found[algorithm] = digest(path, algorithm)
-            if found[algorithm].startswith(expected):
+            if found.get(algorithm, "").startswith(expected):
                 return known
     return None
 
