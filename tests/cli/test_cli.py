@@ -190,6 +190,8 @@ def test_convert_writes_a_state_dictionary_with_the_librarys_keys(model, tmp_pat
         state = torch.load(path, weights_only=True) if path.suffix == ".pth" else safetensors.torch.load_file(path)
         assert len(state[key]) == 7
         assert Network.read(path).labels == Network.read(model).labels
+        facts = json.loads(ok("inspect", path, "--format", "json"))
+        assert (facts["preprocessing_source"], facts["labels_source"], facts["parameters_intact"]) == (*["metadata"] * 2, True)
     refused = vgg("convert", model, "-o", tmp_path / "n.onnx", "--keys", "timm")
     assert (refused.returncode, refused.stderr.decode()) == (
         1, f"vgg: {tmp_path / 'n.onnx'}: keys are of state dictionaries; write to .pth or .safetensors, or leave out --keys\n"

@@ -6,6 +6,7 @@ would copy them.
 
 import json
 import math
+import mmap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -38,8 +39,7 @@ def matches(head: bytes) -> bool:
 def read(path: Path) -> Network | Bare:
     """The network in a file that vgg wrote, or the parameters in a file with torchvision's, timm's or the paper's keys."""
     mapped = map_file(path)
-    start = 8 + int.from_bytes(mapped[:8], "little")
-    header = json.loads(mapped[8:start])
+    header, start = _header(mapped)
     text = header.pop("__metadata__", {})
     tensors = {}
     for name, entry in header.items():
@@ -50,6 +50,18 @@ def read(path: Path) -> Network | Bare:
     if metadata.ARCHITECTURE in text:
         return metadata.build(path, text, restored(path, text, tensors))
     return from_state_dict(path, tensors)
+
+
+def described(path: Path) -> dict[str, str]:
+    """The metadata in a file."""
+    header, _ = _header(map_file(path))
+    return dict(header.get("__metadata__", {}))
+
+
+def _header(mapped: mmap.mmap) -> tuple[dict[str, Any], int]:
+    """The header, and the start of the numbers."""
+    start = 8 + int.from_bytes(mapped[:8], "little")
+    return json.loads(mapped[8:start]), start
 
 
 def write(network: Network, path: Path, keys: Keys = "paper") -> None:
