@@ -92,6 +92,7 @@ def models() -> tuple[list[bytes], Check]:
     network.write(folder / "a.onnx")
     quantize_weights(network).write(folder / "b.onnx")
     network.write(folder / "c.safetensors")
+    network.write(folder / "i.pth")
     subprocess.run([sys.executable, "-c", SAVE, "d.pth", "e.pth"], cwd=folder, check=True)
     (folder / "f.caffemodel").write_bytes(caffe_model(network).SerializeToString())
     (folder / "g.pb").write_bytes(caffe2_nets(network)[0].SerializeToString())

@@ -94,8 +94,9 @@ class Network:
             names: Literal["paper", "zoo"] = "paper",
             preprocessing: bool = False,
             layout: Literal["file", "triton"] = "file",
+            keys: Literal["torchvision", "timm", "paper"] | None = None,
         ) -> None:
-            """Write the network to `.onnx` or `.safetensors`, or to a model repository; see `vgg.formats.write`."""
+            """Write the network to `.onnx`, `.safetensors` or `.pth`, or to a model repository; see `vgg.formats.write`."""
 
     def check_finite(self) -> None:
         """Raise ModelError if a parameter has values that are not finite numbers; reads all of them."""

@@ -1,6 +1,6 @@
 """Preprocessing: from an image to a network's input, as each family of published weights was trained or evaluated.
 
-There is no single preprocessing for VGG, so there are six presets. A network loses accuracy with another family's preset.
+There is no single preprocessing for VGG, so there are seven presets. A network loses accuracy with another family's preset.
 """
 
 import math
@@ -147,6 +147,9 @@ PRESETS = {
         Preprocessing("torchvision"),
         # onnx/models, validated/vision/classification/imagenet_preprocess.py, `preprocess`.
         Preprocessing("zoo", resize="short-round"),
+        # GluonCV's and osmr's evaluation: MXNet's transforms.Resize(256, keep_ratio=True), which resizes with OpenCV. Its crop
+        # starts one pixel earlier where an odd number of pixels remains.
+        Preprocessing("gluon", interpolation="bilinear"),
         # onnx/models, the notebooks for training, validation and inference: MXNet's transforms.Resize(256), which ignores the
         # aspect ratio and resizes with OpenCV.
         Preprocessing("zoo-squash", resize="squash", interpolation="bilinear"),
@@ -176,7 +179,7 @@ def preprocess(image: ImageLike, preprocessing: Preprocessing | str = "torchvisi
 
     Args:
         image: a path, a file's bytes, a PIL image, or an array; see `vgg.images.open_image`.
-        preprocessing: a `Preprocessing`, or the name of a preset: torchvision, zoo, zoo-squash, onnxrt, caffe, mms.
+        preprocessing: a `Preprocessing`, or the name of a preset: torchvision, zoo, gluon, zoo-squash, onnxrt, caffe, mms.
 
     Raises:
         ImageError: the image can't be read.

@@ -12,6 +12,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import safetensors.torch
+import torch
 
 from conftest import EXAMPLES, random_network, read_terminal
 from reference import save_tiny
@@ -171,6 +173,29 @@ def test_a_guess_is_said_once_and_what_is_given_is_no_guess(tmp_path):
         "Set with --preset and --labels"
     )
     assert len(guess) == 2
+
+
+def test_convert_writes_a_state_dictionary_with_the_librarys_keys(model, tmp_path):
+    for options, file, key in (
+        ((), "n.pth", "classifier.6.weight"),
+        (("--keys", "timm"), "n.pth", "head.fc.weight"),
+        (("--keys", "torchvision"), "n.safetensors", "classifier.6.weight"),
+    ):
+        result = vgg("convert", model, "-o", tmp_path / file, *options)
+        assert (result.returncode, result.stdout) == (0, b"")
+        note, written = result.stderr.decode().splitlines()
+        assert note.startswith(f"vgg: note: {tmp_path / file}: it has other channels than 64, 128, 256, 512, 512, unlike ")
+        assert written == f"{tmp_path / file}: vgg11, 0.5 MB"
+        path = tmp_path / file
+        state = torch.load(path, weights_only=True) if path.suffix == ".pth" else safetensors.torch.load_file(path)
+        assert len(state[key]) == 7
+        assert Network.read(path).labels == Network.read(model).labels
+        facts = json.loads(ok("inspect", path, "--format", "json"))
+        assert (facts["preprocessing_source"], facts["labels_source"], facts["parameters_intact"]) == (*["metadata"] * 2, True)
+    refused = vgg("convert", model, "-o", tmp_path / "n.onnx", "--keys", "timm")
+    assert (refused.returncode, refused.stderr.decode()) == (
+        1, f"vgg: {tmp_path / 'n.onnx'}: keys are of state dictionaries; write to .pth or .safetensors, or leave out --keys\n"
+    )  # fmt: skip
 
 
 def test_a_full_disk_leaves_nothing_behind(tmp_path):

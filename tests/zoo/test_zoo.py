@@ -39,20 +39,37 @@ def test_rows_of_the_onnx_model_zoo_match_its_manifest(shared):
 
 def test_every_row_is_complete():
     rows = zoo.list()
-    assert len(rows) == 12 + 8 + 8 + 2
+    assert len(rows) == 12 + 8 + 8 + 2 + 8 + 8 + 4 * 12
     assert len({known.name for known in rows}) == len({known.file for known in rows}) == len({known.address for known in rows})
     for known in rows:
         publisher, name = known.name.split("/")
-        assert name.startswith(known.architecture.name.split("-")[0])
+        assert name.removeprefix("bn-").startswith(known.architecture.name.split("-")[0])
         assert ("bn" in name) == known.architecture.configuration.batch_norm
         assert known.preset in PRESETS
         assert known.address.startswith("https://")
-        assert known.licence in ("Apache-2.0", "BSD-3-Clause", "CC-BY-4.0")
-        assert all(len(whole) == 64 for whole in (known.sha256, known.data_sha256) if whole and publisher != "torchvision")
-        if publisher == "torchvision":
+        assert known.licence in ("Apache-2.0", "BSD-3-Clause", "CC-BY-4.0", "MIT")
+        prefix = publisher in ("torchvision", "mmpretrain")  # the hash's first digits, in the name of the file
+        assert all(len(whole) == 64 for whole in (known.sha256, known.data_sha256) if whole and not prefix)
+        if prefix:
             assert f"-{known.sha256}.pth" in known.address
+        assert bool(known.sha1) == bool(known.member) == known.address.endswith(".zip")
+        if known.sha1:
+            assert len(known.sha1) == 40
+            assert f"-{known.sha1[:8]}." in known.member
+            assert known.member.split(".")[0] in known.address
         if known.bytes and "int8" not in name and "qdq" not in name:
             assert 0 < known.bytes - 4 * known.architecture.parameter_count < 2**20
+
+
+def test_the_most_accurate_networks_are_published_with_their_accuracy():
+    facts = {known.name: (known.architecture.name, known.preset, known.top1, known.top5) for known in zoo.list()}
+    assert facts["gluoncv2/bn-vgg19"] == ("vgg19-bn", "gluon", 76.09, 93.11)
+    assert facts["pytorchcv/bn-vgg19"] == ("vgg19-bn", "torchvision", 75.87, 92.88)
+    assert facts["tf2cv/bn-vgg19b"] == ("vgg19-bn", "gluon", 75.14, 92.67)
+    assert facts["mmpretrain/vgg19-bn"] == ("vgg19-bn", "torchvision", 74.68, 92.27)
+    assert facts["gluoncv/vgg16"] == ("vgg16", "gluon", 73.23, 91.31)
+    assert zoo.info("tf2cv/bn-vgg19").file == "tf2cv/bn-vgg19.h5"
+    assert zoo.info("kerascv/vgg11").address.endswith("/v0.0.381/vgg11-1016-c6bc31d0.h5.zip")
 
 
 @pytest.mark.parametrize(
@@ -71,6 +88,8 @@ def test_every_row_is_complete():
         ("torchvision/vgg16_bn", "torchvision/vgg16-bn"),
         ("timm/vgg16_bn.tv_in1k", "timm/vgg16_bn.tv_in1k"),
         ("keras/vgg19", "keras/vgg19"),
+        ("pytorchcv/bn_vgg19b", "pytorchcv/bn-vgg19b"),
+        ("mmpretrain/vgg19_bn", "mmpretrain/vgg19-bn"),
     ],
 )
 def test_a_short_name_has_one_meaning(name, meaning):
@@ -129,11 +148,17 @@ def test_a_file_has_priority_over_a_published_name_and_a_folder_has_not(classes,
     assert vgg.load("tiny-7").network.architecture.name == "vgg11"
 
 
-@pytest.mark.parametrize("digest", ["sha256", "head", "md5"])
+@pytest.mark.parametrize("digest", ["sha256", "head", "md5", "sha1"])
 def test_a_file_is_recognised_by_hash_and_size(known, model, tmp_path, monkeypatch, digest):
     (tmp_path / "any.bin").write_bytes(model)
     sha256, md5 = known.sha256, hashlib.md5(model).hexdigest()
-    hashes = {"sha256": {"sha256": sha256}, "head": {"sha256": sha256[:8]}, "md5": {"sha256": None, "md5": md5}}[digest]
+    sha1 = hashlib.sha1(model).hexdigest()
+    hashes = {
+        "sha256": {"sha256": sha256},
+        "head": {"sha256": sha256[:8]},
+        "md5": {"sha256": None, "md5": md5},
+        "sha1": {"sha256": None, "sha1": sha1},
+    }[digest]
     row = replace(known, **hashes)
     unknown = replace(known, sha256=None)
     for one, fits in ((row, True), (replace(row, bytes=None), True), (replace(row, bytes=1), False), (unknown, False)):

@@ -13,7 +13,10 @@ def convert(
         Path, typer.Argument(help="Model file (ONNX, torch, safetensors, Keras, MXNet, Caffe, Caffe2) or published name.")
     ],
     output: Annotated[
-        Path, typer.Option("-o", "--output", metavar="OUT", help="Output file, .onnx or .safetensors; or folder, see --layout.")
+        Path,
+        typer.Option(
+            "-o", "--output", metavar="OUT", help="Output file, .onnx, .safetensors or .pth; or folder, see --layout."
+        ),
     ],
     opset: Annotated[
         int | None, typer.Option("--opset", metavar="N", help="ONNX opset, 3 or newer.  [default: 17]", show_default=False)
@@ -47,18 +50,29 @@ def convert(
         Literal["file", "triton"],
         typer.Option("--layout", help="One file, or a model repository for Triton and OpenVINO Model Server."),
     ] = "file",
+    keys: Annotated[
+        Literal["torchvision", "timm", "paper"] | None,
+        typer.Option(
+            "--keys",
+            help="Keys of the tensors in a .pth or .safetensors file.  [default: torchvision in .pth, paper in .safetensors]",
+            show_default=False,
+        ),
+    ] = None,
     preset: common.PresetOption = None,
     labels: common.LabelsOption = None,
     head: common.HeadOption = None,
     output_activation: common.OutputActivationOption = None,
     input_size: common.InputSizeOption = None,
 ) -> None:
-    """Convert a model file to ONNX or safetensors.
+    """Convert a model file to ONNX, safetensors or a state dictionary of torch.
 
     Example: `vgg convert vgg19_weights_tf_dim_ordering_tf_kernels.h5 -o vgg19.onnx`
 
     The output contains preprocessing, labels and origin, so no other file is needed to classify correctly. Old ONNX files
     can be updated: `vgg convert vgg19-caffe2-9.onnx -o vgg19.onnx --softmax`
+
+    Networks of torchvision and timm load a .pth or .safetensors file with their keys strictly:
+    `vgg convert pets.onnx -o pets.pth --keys timm`
     """
     import warnings
 
@@ -75,7 +89,7 @@ def convert(
         network = network.fold_batch_norm()
     write(
         network, output, opset=opset, outputs=extra_outputs or (), softmax=softmax, batch=batch, dense=dense,
-        bits=int(bits), names=names, preprocessing=with_preprocessing, layout=layout,
+        bits=int(bits), names=names, preprocessing=with_preprocessing, layout=layout, keys=keys,
     )  # fmt: skip
     file = output / "1" / "model.onnx" if layout == "triton" else output
     typer.echo(f"{file}: {network.architecture.name}, {file.stat().st_size / 1e6:,.1f} MB", err=True)

@@ -36,7 +36,8 @@ def inspect(
     import warnings
 
     from ..errors import ModelError, Notice
-    from ..formats import detect, metadata, read
+    from ..formats import TITLES, detect, metadata, read, safetensors, torch_writer
+    from ..formats.layouts import reading
     from ..formats.onnx_file import scan
 
     file = common.locate(file)
@@ -51,6 +52,9 @@ def inspect(
         for key, ports in (("inputs", onnx.inputs), ("outputs", onnx.outputs)):
             facts[key] = [{"name": port.name, "shape": port.shape} for port in ports]
         facts["tensors"] = len(onnx.tensors)
+    elif kind in ("safetensors", "torch"):
+        with reading(file, TITLES[kind]):
+            written = safetensors.described(file) if kind == "safetensors" else torch_writer.described(file)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Notice)  # the table shows what is a guess
         try:

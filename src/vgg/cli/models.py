@@ -7,7 +7,7 @@ from . import common
 if TYPE_CHECKING:
     from ..zoo import Published
 
-FACTS = ("bytes", "sha256", "md5", "data_bytes", "data_sha256", "onnx", "opset", "top1", "top5")  # of Published
+FACTS = ("bytes", "sha256", "sha1", "md5", "data_bytes", "data_sha256", "onnx", "opset", "top1", "top5")  # of Published
 
 
 def models(format: common.FormatOption = common.Format.table) -> None:

@@ -1,4 +1,4 @@
-"""Model files: read from any supported format, written as ONNX or safetensors.
+"""Model files: read from any supported format, written as ONNX, safetensors or torch's state dictionaries.
 
 This module attaches `read` and `write` to `Network`, which itself does not depend on file formats.
 """
@@ -91,7 +91,7 @@ def read(path: str | Path) -> Network:
     sha256 = digest(path)
     known = zoo.recognise(path, sha256)
     source: Source = "known hash" if known else "guess"
-    name = known.preset if known else _USUAL.get(format) or reader.usual_preset(path)
+    name = known.preset if known else content.preset or _USUAL.get(format) or reader.usual_preset(path)
     published = architecture.classes == IMAGENET_CLASSES and architecture.head == "fc"  # by its form
     classes = content.labels or (labels.imagenet() if published else None)
     if not known:
@@ -99,7 +99,8 @@ def read(path: str | Path) -> Network:
     described: Source = "metadata"
     origin = Provenance(
         path.name, format, sha256, known.name if known else "",
-        described if content.preprocessing else source, described if content.labels else source, assumed=content.assumed,
+        described if content.preprocessing else source, described if content.labels else source,
+        licence=known.licence if known else "", assumed=content.assumed,
     )  # fmt: skip
     preprocessing = _cropped(content.preprocessing or preset(name), architecture)
     return Network(architecture, content.parameters, preprocessing, classes, origin)
@@ -145,12 +146,15 @@ def write(
     names: Literal["paper", "zoo"] = "paper",
     preprocessing: bool = False,
     layout: Literal["file", "triton"] = "file",
+    keys: Literal["torchvision", "timm", "paper"] | None = None,
 ) -> None:
-    """Write a network to `.onnx` or `.safetensors`, by the suffix of the path. The result appears complete or not at all.
+    """Write a network to `.onnx`, `.safetensors`, `.pth` or `.pt`, by the suffix of the path.
+
+    The result appears complete or not at all.
 
     Args:
         network: the network.
-        path: the file; an existing one is replaced. All further options are for ONNX files only.
+        path: the file; an existing one is replaced. All further options but `keys` are for ONNX files only.
         opset: 3 up to the newest of the installed onnx package; 17 by default.
         outputs: named values that the model gives in addition to `logits`, such as `fc7` or `conv5_3`.
         softmax: give `probabilities` instead of `logits`, by a sigmoid if the network's output is that.
@@ -162,6 +166,9 @@ def write(
         preprocessing: take `image`, uint8 [batch, height, width, 3], RGB, 0..255, instead of `data`, and resize, crop and
             normalise it in the graph. Needs opset 18, which is then the default.
         layout: `triton` writes a new folder `path`, for a model repository of Triton or OpenVINO Model Server.
+        keys: of the tensors in files that are not ONNX: those of torchvision or timm, whose networks load such a file strictly,
+            or the paper's. By default torchvision's in `.pth` and `.pt`, and the paper's in `.safetensors`, the only ones
+            with quantized weights as they are. Assumptions and changes are a `Notice`.
 
     Raises:
         Error: the result can't be written.
@@ -172,6 +179,8 @@ def write(
     path = Path(path)
     plain = OnnxOptions(outputs=network.architecture.values[-1:])
     options = OnnxOptions(opset, (*plain.outputs, *outputs), softmax, batch, dense, bits, names, preprocessing)
+    if keys and (layout == "triton" or path.suffix == ".onnx"):
+        raise ModelError(f"{path}: keys are of state dictionaries; write to .pth or .safetensors, or leave out --keys")
     if layout == "triton":
         from . import triton
 
@@ -180,14 +189,20 @@ def write(
         from . import onnx_writer
 
         onnx_writer.write(network, path, options)
-    elif path.suffix != ".safetensors":
-        raise ModelError(f"{path}: unsupported suffix; networks are written to .onnx or .safetensors")
+    elif path.suffix not in (".safetensors", ".pth", ".pt"):
+        raise ModelError(f"{path}: unsupported suffix; networks are written to .onnx, .safetensors, .pth or .pt")
     elif options != plain:
         raise ModelError(f"{path}: only ONNX files have an opset, further outputs and other forms; write to .onnx")
-    else:
-        from . import safetensors
+    elif path.suffix == ".safetensors":
+        from . import safetensors, state_keys
 
-        safetensors.write(network, path)
+        keys = keys or "paper"
+        safetensors.write(network if keys == "paper" else state_keys.prepared(path, network, keys), path, keys)
+    else:
+        from . import state_keys, torch_writer
+
+        keys = keys or "torchvision"
+        torch_writer.write(state_keys.prepared(path, network, keys), path, keys)
 
 
 Network.read = staticmethod(read)  # type: ignore[method-assign]

@@ -21,7 +21,7 @@ from ..heads import Head, Pooling, Step
 from ..parameters import expanded
 from . import keras_config, keras_layers
 from .keras_layers import EPSILON, NORM_ROLES
-from .keras_store import Part, Store, natural
+from .keras_store import Part, Store, natural, role
 from .layouts import Bare, Found, Layer, assemble
 
 MAGIC = b"\x89HDF\r\n\x1a\n"
@@ -31,6 +31,9 @@ _LARGEST, _FEWEST = 3, 8  # side of a convolution's kernel, and number of convol
 _POOLINGS: dict[str, Pooling] = {"global_max_pooling2d": "max", "global_average_pooling2d": "average", "flatten": "flatten"}
 _STRANGE = frozenset(("average_pooling2d", "elu", "leaky_re_lu", "p_re_lu"))
 _LEFT_OUT = frozenset(("lambda", "normalization", "rescaling"))
+# Names of kerascv's and tf2cv's convolutions. Converted from Gluon, they have its epsilon and its order of a flattened map.
+_GLUON = re.compile(r"(.*/)?stage\d+/unit\d+/conv/.*")
+_GLUON_EPSILON = 1e-5
 
 
 def read(path: Path) -> Bare:
@@ -73,10 +76,13 @@ def _by_convention(path: Path, store: Store) -> Bare:
         raise ModelError(f"{path}: its weights don't show what {strange[0]} computes; save the whole model as a .keras file")
     layers = _matrices(_listed(path, store) if store.listed is not None else _grouped(path, store))
     pooling = next((one for name, one in _POOLINGS.items() if name in kinds), None)
-    bare = assemble(path, layers, epsilon=EPSILON, channels_last=True, head=_head(layers, pooling) if pooling else None)
+    gluon = any(_GLUON.fullmatch(key) for arrays in (store.listed or {}).values() for key in arrays)
+    epsilon = _GLUON_EPSILON if gluon else EPSILON
+    head = _head(layers, pooling) if pooling else None
+    bare = assemble(path, layers, epsilon=epsilon, channels_last=not gluon, head=head)
     assumed = [] if bare.architecture.head in ("fc", heads.NONE) else [f"the head {bare.architecture.head!r}"]
     assumed += [f"a network without its layer {name}" for name in sorted(kinds & _LEFT_OUT)]
-    return bare._replace(assumed=" and ".join(assumed))
+    return bare._replace(assumed=" and ".join(assumed), preset="gluon" if gluon else "")
 
 
 def _kind(name: str) -> str:
@@ -192,11 +198,11 @@ def _layer(path: Path, name: str, arrays: dict[str, Found]) -> Layer:
     """One layer. Scale and bias of a batch normalisation are optional in Keras."""
     layer: Layer = {}
     for found in arrays.values():
-        last = re.sub(r":\d+$", "", found.key.split("/")[-1])
+        last = role(found.key)
         if len(found.value.shape) in (2, 4):
             layer["weight"] = found
         elif len(found.value.shape) == 1:
-            layer[next((role for word, role in NORM_ROLES.items() if last.endswith(word)), "bias")] = found
+            layer[next((ours for word, ours in NORM_ROLES.items() if last.endswith(word)), "bias")] = found
         else:
             raise ModelError(
                 f"{path}: not a VGG network: unsupported array {found.key} {list(found.value.shape)} of layer {name}"

@@ -78,6 +78,7 @@ class Store:
         self.listed: dict[str, dict[str, Any]] | None = None
         self.groups: dict[str, list[Any]] = {}
         root = _member(file, "model_weights") if "model_weights" in file else file
+        self._mxnet = root.attrs.get("backend") in ("mxnet", b"mxnet")  # keras-mxnet
         if "layer_names" in root.attrs or "layer_names0" in root.attrs:
             self.listed = {}
             for name in _names(root, "layer_names"):
@@ -106,7 +107,10 @@ class Store:
         return found
 
     def found(self, key: str, dataset: Any) -> Found:
-        return Found(key, oriented(self._part.view(dataset)))
+        """An array in our orientation, which is that of MXNet's kernels for channels first."""
+        value = self._part.view(dataset)
+        ours = self._mxnet and value.ndim == 4 and value.shape[2:] == (3, 3) != value.shape[:2]
+        return Found(key, value if ours else oriented(value))
 
     def _listed(self, layer: KerasLayer, roles: Sequence[str]) -> dict[str, Any]:
         """The arrays of a layer in the old layout, in the order of the roles if their names show these."""
@@ -122,11 +126,11 @@ class Store:
                     break
             arrays = {key: arrays[key] for key in own}
             if len(own) > len(roles):  # layers of the same name in several models
-                first = [next((key for key in own if _role(key) == role), "") for role in roles]
+                first = [next((key for key in own if role(key) == wanted), "") for wanted in roles]
                 arrays = {key: arrays[key] for key in first if key}
             self._taken.update(arrays)
-        by_role = {_role(key): key for key in arrays}
-        return {by_role[role]: arrays[by_role[role]] for role in roles} if by_role.keys() == {*roles} else arrays
+        by_role = {role(key): key for key in arrays}
+        return {by_role[wanted]: arrays[by_role[wanted]] for wanted in roles} if by_role.keys() == {*roles} else arrays
 
 
 def oriented(value: Array) -> Array:
@@ -134,8 +138,9 @@ def oriented(value: Array) -> Array:
     return value.transpose(3, 2, 0, 1) if value.ndim == 4 else value.T
 
 
-def _role(key: str) -> str:
-    return re.sub(r"(_\d+)?(:\d+)?$", "", key.split("/")[-1])
+def role(key: str) -> str:
+    """The last part of an array's name without numbers: `kernel` of `conv/kernel:0`, or `conv/kernel1` by keras-mxnet."""
+    return re.sub(r"(_?\d+)?(:\d+)?$", "", key.split("/")[-1])
 
 
 def _names(group: Any, attribute: str) -> list[str]:

@@ -22,6 +22,7 @@ PREPROCESSING = "vgg.preprocessing"
 LABELS = "vgg.labels"
 PROVENANCE = "vgg.provenance"
 QUANTIZED = "vgg.quantized"
+KEYS = "vgg.keys"
 SHA256 = "vgg.parameters_sha256"
 
 T = TypeVar("T")

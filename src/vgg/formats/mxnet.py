@@ -31,6 +31,8 @@ _MAX_DIMENSIONS = 32
 # prefix `arg:` or `aux:`.
 _GLUON = re.compile(r"(?:.*_)?(conv|batchnorm|dense)(\d+)_(\w+)")
 _SAVED = re.compile(r"(?:(?:features\.)?(\d+)|output)\.(\w+)")
+# Names of gluoncv2: `features.0.0.conv.weight`, `features.0.0.bn.gamma`, `output.1.fc1.fc.weight`, `output.1.fc3.bias`.
+_STAGED = re.compile(r"(?:features\.(\d+)\.(\d+)\.(?:conv|(bn))|output\.1\.fc(\d)(?:\.fc)?)\.(\w+)")
 _PAPER = re.compile(r"(conv|bn|fc)(\d)(?:_(\d))?_(\w+)")
 _ROLES = {
     "weight": "weight", "bias": "bias", "gamma": "scale", "beta": "bias", "running_mean": "mean", "running_var": "variance",
@@ -50,6 +52,8 @@ def read(path: Path) -> Bare:
         left = {key: value for key, value in arrays.items() if key.rpartition(".")[0] in matrices}
     kept = {key: value for key, value in arrays.items() if key not in left}
     bare = from_names(path, kept, _place, "a name such as vgg0_conv0_weight or features.0.weight")
+    if any(_STAGED.fullmatch(key) for key in arrays):
+        bare = bare._replace(preset="gluon")
     head = bare.architecture.head
     assumed = f"a backbone without {next(iter(left))} and the like, since there is no output layer" if left else ""
     return bare._replace(assumed=assumed or ("" if head in ("fc", heads.NONE) else f"the head {head!r}"))
@@ -60,6 +64,9 @@ def _place(key: str) -> tuple[tuple[int, ...], str | None]:
     bare = key.removeprefix("arg:").removeprefix("aux:")
     if match := _SAVED.fullmatch(bare):
         return (0, int(match[1])) if match[1] else (1,), _ROLES.get(match[2])
+    if match := _STAGED.fullmatch(bare):
+        stage, unit, norm, linear, role = match.groups()
+        return (1, int(linear)) if linear else (0, int(stage), int(unit), int(norm == "bn")), _ROLES.get(role)
     if match := _PAPER.fullmatch(bare):
         return (int(match[1] == "fc"), int(match[2]), int(match[3] or 0), int(match[1] == "bn")), _ROLES.get(match[4])
     if match := _GLUON.fullmatch(bare):

@@ -6,6 +6,7 @@ would copy them.
 
 import json
 import math
+import mmap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from ..parameters import blocks, is_int4
 from . import metadata
 from .layouts import Bare
 from .state_dict import from_state_dict
+from .state_keys import Keys, restored, stored
 
 MAX_HEADER = 100 * 2**20  # the limit of the package safetensors
 DTYPES: dict[str, Any] = {
@@ -37,8 +39,7 @@ def matches(head: bytes) -> bool:
 def read(path: Path) -> Network | Bare:
     """The network in a file that vgg wrote, or the parameters in a file with torchvision's, timm's or the paper's keys."""
     mapped = map_file(path)
-    start = 8 + int.from_bytes(mapped[:8], "little")
-    header = json.loads(mapped[8:start])
+    header, start = _header(mapped)
     text = header.pop("__metadata__", {})
     tensors = {}
     for name, entry in header.items():
@@ -47,23 +48,39 @@ def read(path: Path) -> Network | Bare:
             raise ValueError(name)
         tensors[name] = np.frombuffer(mapped, dtype, math.prod(shape), start + begin).reshape(shape)
     if metadata.ARCHITECTURE in text:
-        return metadata.build(path, text, tensors)
+        return metadata.build(path, text, restored(path, text, tensors))
     return from_state_dict(path, tensors)
 
 
-def write(network: Network, path: Path) -> None:
-    """Write a network under the paper's names, with its metadata in `__metadata__`."""
-    tensors, offset = network.tensors(), 0
-    if any(is_int4(array) for array in tensors.values()):
+def described(path: Path) -> dict[str, str]:
+    """The metadata in a file."""
+    header, _ = _header(map_file(path))
+    return dict(header.get("__metadata__", {}))
+
+
+def _header(mapped: mmap.mmap) -> tuple[dict[str, Any], int]:
+    """The header, and the start of the numbers."""
+    start = 8 + int.from_bytes(mapped[:8], "little")
+    return json.loads(mapped[8:start]), start
+
+
+def write(network: Network, path: Path, keys: Keys = "paper") -> None:
+    """Write a network with its metadata in `__metadata__`.
+
+    With other keys than the paper's, the network is one that `state_keys.prepared` returns.
+    """
+    tensors, offset = list(stored(network, keys)), 0
+    if any(is_int4(tensor.value) for tensor in tensors):
         raise ModelError(f"{path}: safetensors has no 4-bit numbers; write to .onnx")
-    header: dict[str, Mapping[str, Any]] = {"__metadata__": {**metadata.describe(network), metadata.SHA256: network.sha256()}}
-    for name, array in tensors.items():
-        span = [offset, offset := offset + array.nbytes]
-        header[name] = {"dtype": NAMES[array.dtype], "shape": list(array.shape), "data_offsets": span}
+    text = {**metadata.describe(network), metadata.SHA256: network.sha256()}
+    header: dict[str, Mapping[str, Any]] = {"__metadata__": text | ({} if keys == "paper" else {metadata.KEYS: keys})}
+    for key, shape, value in tensors:
+        span = [offset, offset := offset + value.nbytes]
+        header[key] = {"dtype": NAMES[value.dtype], "shape": list(shape), "data_offsets": span}
     encoded = json.dumps(header).encode()
     encoded += b" " * (-len(encoded) % 64 - 8 + 64)
     with replacing(path) as file:
         file.write(len(encoded).to_bytes(8, "little") + encoded)
-        for array in tensors.values():
-            for block in blocks(array):
+        for tensor in tensors:
+            for block in blocks(tensor.value):
                 file.write(block.view(np.uint8).data)

@@ -19,10 +19,12 @@ from .. import files
 from ..arrays import Array
 from ..errors import ModelError
 from ..files import map_file
-from . import pickles, torch_modules, torch_script
+from ..network import Network
+from . import metadata, pickles, torch_modules, torch_script, torch_writer
 from .layouts import Bare, reading
 from .pickles import Record
 from .state_dict import choice, from_state_dict, labels
+from .state_keys import restored
 from .torch_tensors import KNOWN, Storage, Tensor, stored
 
 LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
@@ -31,9 +33,13 @@ MOST_CODE = 2**20  # characters of TorchScript's code
 DEPTH = 5  # of dictionaries and objects in a checkpoint around the weights
 
 
-def read(path: Path) -> Bare:
-    """The network in a state dictionary, whole module, checkpoint with one of them, or TorchScript archive."""
+def read(path: Path) -> Network | Bare:
+    """The network in a file that vgg wrote, or in a state dictionary, whole module, checkpoint with one of them, or TorchScript
+    archive.
+    """
     content = _content(path)
+    if text := torch_writer.described(path):
+        return metadata.build(path, text, restored(path, text, _arrays(path, content)))
     if isinstance(content, torch_script.Script):
         return torch_script.read(path, content)
     found = dict(_candidates(content))

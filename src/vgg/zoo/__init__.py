@@ -79,7 +79,7 @@ def pull(name: str, progress: Progress = silent) -> Path:
     if verified(path, known):
         return path
     try:
-        download(replace(known, address=_mirrored(known)), path, progress)
+        download(_mirrored(known), path, progress)
     except Unreachable as error:
         available = ", ".join([EMBEDDED, *(other.name for other in PUBLISHED if cached(other))])
         raise Error(f"{known.name}: not downloaded yet, and {error}; available offline: {available}") from None
@@ -111,28 +111,30 @@ def locate(model: str | Path | None, progress: Progress = silent) -> Path:
     if file := cached(known):
         return file
     size = f" ({known.bytes / 1e6:,.1f} MB)" if known.bytes else ""
-    warnings.warn(Notice(f"downloading {known.name} from {_mirrored(known)}{size}"), stacklevel=3)
+    warnings.warn(Notice(f"downloading {known.name} from {_mirrored(known).address}{size}"), stacklevel=3)
     return pull(known.name, progress)
 
 
 def recognise(path: Path, sha256: str) -> Published | None:
     """The published file with the content of a file, whose SHA-256 is given; None if there is none."""
-    size = path.stat().st_size
+    size, found = path.stat().st_size, {"sha256": sha256}
     for known in PUBLISHED:
         if known.digest and known.bytes in (None, size):
             algorithm, expected = known.digest
-            if (sha256 if algorithm == "sha256" else digest(path, algorithm)).startswith(expected):
+            if algorithm not in found and known.fits(size):
+                found[algorithm] = digest(path, algorithm)
+            if found.get(algorithm, "").startswith(expected):
                 return known
     return None
 
 
-def _mirrored(known: Published) -> str:
-    """The address to download from: the publisher's, or the mirror's."""
+def _mirrored(known: Published) -> Published:
+    """The published file with the address to download it from: the publisher's, or the mirror's."""
     mirror = os.environ.get("VGG_MIRROR")
     if not mirror:
-        return known.address
+        return known
     if "://" not in mirror:
         mirror = Path(mirror).expanduser().absolute().as_uri()
     if not mirror.startswith(("http://", "https://", "file://")):
         raise Error(f"VGG_MIRROR={mirror}: invalid mirror; use a folder, or an http://, https:// or file:// address")
-    return f"{mirror.rstrip('/')}/{quote(known.file)}"
+    return replace(known, address=f"{mirror.rstrip('/')}/{quote(known.file)}", member="")

@@ -11,6 +11,8 @@ import shutil
 import ssl
 import time
 import warnings
+import zipfile
+import zlib
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
@@ -18,7 +20,7 @@ from urllib.error import HTTPError, URLError
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from ..errors import Error, Notice, one_line
-from ..files import digest, reason
+from ..files import digest, reason, replacing
 from ..progress import Progress
 from .manifest import Published
 
@@ -80,6 +82,8 @@ def download(known: Published, to: Path, progress: Progress) -> None:
 def _download(known: Published, to: Path, part: Path, progress: Progress) -> None:
     for _ in range(2):
         resumed = Transfer(known, part, progress).run()
+        if known.member:
+            _unpack(known, part)
         if verified(part, known):
             os.replace(part, to)
             if not known.digest:
@@ -93,6 +97,18 @@ def _download(known: Published, to: Path, part: Path, progress: Progress) -> Non
         if not resumed:  # otherwise, the file on the server may have changed since the first part
             break
     raise Error(f"{known.address}: not the published file: {actual}, expected {expected}; deleted")
+
+
+def _unpack(known: Published, part: Path) -> None:
+    """Replace a downloaded zip file by the published file in it; one without that file stays, and is not the published file."""
+    try:
+        with zipfile.ZipFile(part) as archive, archive.open(known.member) as source, replacing(part) as file:
+            left = known.max_bytes + 1  # what the archive claims about the size is not used
+            while left and (block := source.read(min(left, BLOCK))):
+                file.write(block)
+                left -= len(block)
+    except (zipfile.BadZipFile, zlib.error, KeyError, EOFError, NotImplementedError, RuntimeError):  # RuntimeError: encrypted
+        return
 
 
 class Transfer:

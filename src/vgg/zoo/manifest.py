@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from ..architectures import Architecture
+from . import osmr
 
 
 @dataclass(frozen=True)
@@ -23,21 +24,29 @@ class Published:
     data_sha256: str | None = None  # SHA-256 of that tarball
     top1: float | None = None  # percent
     top5: float | None = None  # percent
+    sha1: str | None = None  # hexadecimal, where the publisher gives neither SHA-256 nor MD5
+    member: str = ""  # name of the file, if the address is that of a zip file with it
 
     @property
     def file(self) -> str:
         """The path of the file in a cache or a mirror, such as `zoo/vgg16-12.onnx`."""
-        return self.name + self.address[self.address.rindex(".") :]
+        whole = self.member or self.address
+        return self.name + whole[whole.rindex(".") :]
 
     @property
     def digest(self) -> tuple[str, str] | None:
         """The algorithm and all or the first hexadecimal digits of the published hash; None if no hash is published."""
-        return ("sha256", self.sha256) if self.sha256 else ("md5", self.md5) if self.md5 else None
+        hashes = (("sha256", self.sha256), ("md5", self.md5), ("sha1", self.sha1))
+        return next(((algorithm, found) for algorithm, found in hashes if found), None)
 
     @property
     def max_bytes(self) -> int:
         """The largest possible size: the published one, or float32 parameters and 1 MiB for their names."""
         return self.bytes or 4 * self.architecture.parameter_count + 2**20
+
+    def fits(self, size: int) -> bool:
+        """Whether the file may have this size in bytes; if none is published, that of float32 parameters with their names."""
+        return size == self.bytes if self.bytes else 4 * self.architecture.parameter_count <= size <= self.max_bytes
 
 
 def _zoo(
@@ -73,6 +82,36 @@ def _keras(name: str, bytes: int, md5: str, top1: float, top5: float) -> Publish
     file = f"{name}_weights_tf_dim_ordering_tf_kernels.h5"
     address = f"https://storage.googleapis.com/tensorflow/keras-applications/{name}/{file}"
     return Published(f"keras/{name}", Architecture(name), "caffe", address, "CC-BY-4.0", bytes, md5=md5, top1=top1, top5=top5)
+
+
+def _openmmlab(file: str, top1: float, top5: float) -> Published:
+    name, head = file.split("_batch256")[0].replace("_", "-"), file.rsplit("-", 1)[1]
+    address = f"https://download.openmmlab.com/mmclassification/v0/vgg/{file}.pth"
+    return Published(
+        f"mmpretrain/{name}", Architecture(name), "torchvision", address, "Apache-2.0", None, head, top1=top1, top5=top5
+    )
+
+
+def _gluoncv(name: str, sha1: str, top1: float, top5: float) -> Published:
+    file, model = f"{name}-{sha1[:8]}", name.replace("_", "-")
+    address = f"https://apache-mxnet.s3-accelerate.dualstack.amazonaws.com/gluon/models/{file}.zip"
+    return Published(
+        f"gluoncv/{model}", Architecture(model), "gluon", address, "Apache-2.0",
+        top1=top1, top5=top5, sha1=sha1, member=f"{file}.params",
+    )  # fmt: skip
+
+
+def _osmr(package: str, name: str, error1: float, error5: str, release: str, sha1: str) -> Published:
+    member = f"{name}-{error5}-{sha1[:8]}{osmr.SUFFIXES[package]}"
+    norm, _, plain = name.rpartition("_")
+    return Published(
+        f"{package}/{name.replace('_', '-')}",
+        Architecture(plain.removesuffix("b") + ("-bn" if norm else "")),
+        "torchvision" if package == "pytorchcv" else "gluon",
+        f"https://github.com/osmr/imgclsmob/releases/download/{release}/{member}.zip",
+        "MIT",
+        top1=round(100 - error1, 2), top5=round(100 - int(error5) / 100, 2), sha1=sha1, member=member,
+    )  # fmt: skip
 
 
 PUBLISHED = (
@@ -136,6 +175,25 @@ PUBLISHED = (
     # keras/src/applications/vgg16.py and vgg19.py; accuracies from keras.io/api/applications.
     _keras("vgg16", 553_467_096, "64373286793e3c8b2b4e3219cbf3544b", 71.3, 90.1),
     _keras("vgg19", 574_710_816, "cbe5617147190e668d6c5d5026f83318", 71.3, 90.0),
+    # open-mmlab/mmpretrain, configs/vgg/README.md; the file name has the first digits of the SHA-256.
+    _openmmlab("vgg11_batch256_imagenet_20210208-4271cd6c", 68.75, 88.87),
+    _openmmlab("vgg13_batch256_imagenet_20210208-4d1d6080", 70.02, 89.46),
+    _openmmlab("vgg16_batch256_imagenet_20210208-db26f1a5", 71.62, 90.49),
+    _openmmlab("vgg19_batch256_imagenet_20210208-e6920e4a", 72.41, 90.80),
+    _openmmlab("vgg11_bn_batch256_imagenet_20210207-f244902c", 70.67, 90.16),
+    _openmmlab("vgg13_bn_batch256_imagenet_20210207-1a8b7864", 72.12, 90.66),
+    _openmmlab("vgg16_bn_batch256_imagenet_20210208-7e55cd29", 73.74, 91.66),
+    _openmmlab("vgg19_bn_batch256_imagenet_20210208-da620c4f", 74.68, 92.27),
+    # dmlc/gluon-cv, gluoncv/model_zoo/model_store.py and its table of classification models.
+    _gluoncv("vgg11", "dd221b160977f36a53f464cb54648d227c707a05", 66.62, 87.34),
+    _gluoncv("vgg13", "6bc5de58a05a5e2e7f493e2d75a580d83efde38c", 67.74, 88.11),
+    _gluoncv("vgg16", "e660d4569ccb679ec68f1fd3cce07a387252a90a", 73.23, 91.31),
+    _gluoncv("vgg19", "ad2f660d101905472b83590b59708b71ea22b2e5", 74.11, 91.35),
+    _gluoncv("vgg11_bn", "ee79a8098a91fbe05b7a973fed2017a6117723a8", 68.59, 88.72),
+    _gluoncv("vgg13_bn", "7d97a06c3c7a1aecc88b6e7385c2b373a249e95e", 68.84, 88.82),
+    _gluoncv("vgg16_bn", "7f01cf050d357127a73826045c245041b0df7363", 73.10, 91.76),
+    _gluoncv("vgg19_bn", "f360b758e856f1074a85abd5fd873ed1d98297c3", 74.33, 91.85),
+    *(_osmr(*row) for row in osmr.ROWS),
 )  # fmt: skip
 
 # Names without publisher: the newest float32 file of that name in the ONNX Model Zoo, otherwise torchvision's.
