@@ -64,6 +64,7 @@ def test_the_health_follows_models_and_the_shutdown(models, tmp_path):
             assert (statuses.get(timeout=30), spare.get(timeout=30)) == (SERVING, SERVICE_UNKNOWN)
             assert server.ask("POST", "/v2/repository/models/spare/load").status_code == 200
             assert spare.get(timeout=30) == SERVING
+            assert server.logged(message="loaded a model", model="spare:1")[0]["seconds"] > 0
             # The published package has no message for List yet: a map from names to responses of Check.
             listed = channel.unary_unary(f"/{health.DESCRIPTOR.services_by_name['Health'].full_name}/List")(b"", timeout=30)
             assert all(name.encode() in listed for name in ("gap", "spare", INFERENCE))
