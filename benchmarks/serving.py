@@ -223,16 +223,18 @@ def cost(model: str, images: Path, seconds: float) -> str:
     times: list[float] = []
     with secured() as options, server("-m", model) as plain, server("-m", model, *options) as other:
         for _ in range(PAIRS):
-            counts, spent = dict.fromkeys((plain, other), 0), dict.fromkeys((plain, other), 0.0)
+            counts, elapsed, spent = (dict.fromkeys((plain, other), 0.0) for _ in range(3))
             for turn in range(TURNS):
                 for one in (plain, other) if turn % 2 else (other, plain):
-                    before = processor(one[1])
+                    before, started = processor(one[1]), time.perf_counter()
                     counts[one] += responses(one[0], data, seconds / TURNS)
+                    elapsed[one] += time.perf_counter() - started  # also of the last responses
                     spent[one] += processor(one[1]) - before
-            speeds.append(counts[other] / counts[plain])
+            speed = counts[plain] / elapsed[plain]
+            speeds.append(counts[other] / elapsed[other] / speed)
             times.append(spent[other] / counts[other] / (spent[plain] / counts[plain]))
             ms = 1000 * spent[plain] / counts[plain]
-            print(f"{counts[plain] / seconds:.1f} requests/s, {ms:.2f} ms; {speeds[-1]:.1%}, {times[-1]:.1%}", flush=True)
+            print(f"{speed:.1f} requests/s, {ms:.2f} ms; {speeds[-1]:.1%}, {times[-1]:.1%}", flush=True)
 
     def spread(ratios: list[float]) -> str:
         return f"{statistics.median(ratios):.1%} ({min(ratios):.1%} to {max(ratios):.1%})"
