@@ -1,6 +1,7 @@
-"""Benchmark of `vgg serve`: throughput beside the same work without a server, Poisson arrivals, overload, memory, and latency.
+"""Benchmark of `vgg serve`: throughput beside the same work without a server, Poisson arrivals, overload, memory, latency, and
+the cost of TLS and traces.
 
-    .venv/bin/pip install '.[serve]' locust
+    .venv/bin/pip install '.[serve,telemetry]' locust trustme
     .venv/bin/python benchmarks/serving.py vgg16.onnx --images photos/
 
 Server and clients run on this machine. `--parts` selects parts; poisson and overload need the capacity of the server, which
@@ -11,15 +12,19 @@ import argparse
 import http.client
 import json
 import os
+import ssl
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import cycle, islice
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 
@@ -27,8 +32,9 @@ import vgg
 
 HERE = Path(__file__).parent
 WARM_UP = 4  # seconds
-PARTS = ("throughput", "poisson", "overload", "memory", "latency")
+PARTS = ("throughput", "poisson", "overload", "memory", "latency", "secured")
 ROUNDS = 5
+PAIRS, TURNS = 6, 6
 BATCHES = (8, 16)  # of the comparison without a server; the better one counts
 
 
@@ -144,6 +150,98 @@ def latency(address: str, classifier: vgg.Classifier, images: Path, count: int =
     return "; ".join(f"{name} {1000 * statistics.median(seconds):.1f} ms" for name, seconds in times.items())
 
 
+class Sink(BaseHTTPRequestHandler):
+    """A collector of traces that drops them."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        self.send_response(200)
+        self.send_header("content-length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextmanager
+def secured() -> Iterator[tuple[str, ...]]:
+    """The options of a server with TLS and traces."""
+    import trustme
+
+    with tempfile.TemporaryDirectory() as folder, ThreadingHTTPServer(("127.0.0.1", 0), Sink) as collector:
+        Thread(target=collector.serve_forever, daemon=True).start()
+        issued = trustme.CA().issue_cert("127.0.0.1")
+        issued.private_key_and_cert_chain_pem.write_to_path(f"{folder}/pem")
+        yield (
+            "--tls-cert",
+            f"{folder}/pem",
+            "--tls-key",
+            f"{folder}/pem",
+            "--traces",
+            f"http://127.0.0.1:{collector.server_port}",
+        )
+        collector.shutdown()
+
+
+def processor(process: int) -> float:
+    """The CPU time of a process, in seconds."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def responses(address: str, data: bytes, seconds: float) -> int:
+    """The number of responses that four clients get, each on one connection. locust's TLS would take most of the time."""
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    end = time.perf_counter() + seconds
+
+    def send() -> int:
+        scheme, _, host = address.partition("://")
+        secure = scheme == "https"
+        client = http.client.HTTPSConnection(host, context=context) if secure else http.client.HTTPConnection(host)
+        count = 0
+        while time.perf_counter() < end:
+            client.request("POST", "/v1/classify", data)
+            response = client.getresponse()
+            response.read()
+            assert response.status == 200
+            count += 1
+        client.close()
+        return count
+
+    with ThreadPoolExecutor(4) as pool:
+        return sum(future.result() for future in [pool.submit(send) for _ in range(4)])
+
+
+def cost(model: str, images: Path, seconds: float) -> str:
+    """Throughput and CPU time per request of a server with TLS and traces, beside one without.
+
+    In pairs of `seconds` each, in short turns, so that other programs on the machine affect both.
+    """
+    data = min(images.rglob("*.[jJ]*")).read_bytes()
+    speeds: list[float] = []
+    times: list[float] = []
+    with secured() as options, server("-m", model) as plain, server("-m", model, *options) as other:
+        for _ in range(PAIRS):
+            counts, elapsed, spent = (dict.fromkeys((plain, other), 0.0) for _ in range(3))
+            for turn in range(TURNS):
+                for one in (plain, other) if turn % 2 else (other, plain):
+                    before, started = processor(one[1]), time.perf_counter()
+                    counts[one] += responses(one[0], data, seconds / TURNS)
+                    elapsed[one] += time.perf_counter() - started  # also of the last responses
+                    spent[one] += processor(one[1]) - before
+            speed = counts[plain] / elapsed[plain]
+            speeds.append(counts[other] / elapsed[other] / speed)
+            times.append(spent[other] / counts[other] / (spent[plain] / counts[plain]))
+            ms = 1000 * spent[plain] / counts[plain]
+            print(f"{speed:.1f} requests/s, {ms:.2f} ms; {speeds[-1]:.1%}, {times[-1]:.1%}", flush=True)
+
+    def spread(ratios: list[float]) -> str:
+        return f"{statistics.median(ratios):.1%} ({min(ratios):.1%} to {max(ratios):.1%})"
+
+    return f"with TLS and traces: throughput {spread(speeds)}, CPU time per request {spread(times)}, median of {PAIRS} pairs"
+
+
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("model")
@@ -154,6 +252,10 @@ def main() -> None:
     options.add_argument("--requests", type=int, default=20_000, help="number of requests of the part memory")
     given = options.parse_args()
     parts, capacity = given.parts.split(","), given.capacity
+    if "secured" in parts:
+        print(cost(given.model, given.images, given.seconds / 6), flush=True)
+    if parts == ["secured"]:
+        return
     classifier = vgg.load(given.model)
     with server("-m", given.model) as (address, process):
         if "throughput" in parts:

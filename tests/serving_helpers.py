@@ -5,6 +5,7 @@ import http.client
 import json
 import os
 import signal
+import ssl
 import subprocess
 import sys
 import threading
@@ -39,9 +40,16 @@ class Server:
         options: of the command line.
         run: Python code that starts the command line.
         within: a command that runs a command.
+        verify: the certificates that its client trusts.
     """
 
-    def __init__(self, *options: object, run: str = "from vgg.cli import main; main()", within: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        *options: object,
+        run: str = "from vgg.cli import main; main()",
+        within: Sequence[str] = (),
+        verify: ssl.SSLContext | bool = True,
+    ) -> None:
         command = [*within, sys.executable, "-W", "ignore", "-c", run, "serve", "--port", "0", *map(str, options)]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         self.log: list[dict] = []
@@ -51,8 +59,8 @@ class Server:
         self._reader.start()
         assert self._ready.wait(60), "the server did not start within a minute"
         assert self.log, "".join(self.other)
-        self.address = self.log[0]["address"]
-        self.client = httpx.Client(base_url=self.address, timeout=60)
+        self.address = next(entry["address"] for entry in self.log if "address" in entry)
+        self.client = httpx.Client(base_url=self.address, timeout=60, verify=verify)
 
     def _read(self) -> None:
         for line in self.process.stderr:
@@ -60,7 +68,7 @@ class Server:
                 self.log.append(json.loads(line))
             except ValueError:
                 self.other.append(line)
-            if self.log:
+            if self.log and "address" in self.log[-1]:
                 self._ready.set()
         self._ready.set()
 
@@ -114,9 +122,9 @@ def serving(*options: object, **more: Any) -> Iterator[Server]:
 
 
 @contextlib.contextmanager
-def gated(*options: object, before: str = "") -> Iterator[Server]:
+def gated(*options: object, before: str = "", **more: Any) -> Iterator[Server]:
     """A server whose engine waits until the test calls `open_gate`. `before` is Python code that runs first."""
-    with serving(*options, run=before + GATED) as server:
+    with serving(*options, run=before + GATED, **more) as server:
         try:
             yield server
         finally:

@@ -11,8 +11,15 @@ def require(feature: str, extra: str, *packages: str) -> None:
     Args:
         feature: the subject of the message, such as `training`.
         extra: the extra of vgg that installs the packages, such as `train`.
-        packages: names as they are imported; only top-level packages, which are looked up and not imported.
+        packages: names as they are imported. They are looked up and not imported, but the packages that contain them are.
     """
-    missing = [package for package in packages if find_spec(package) is None]
+    missing = [package for package in packages if not _is_installed(package)]
     if missing:
         raise Error(f"{feature} requires {', '.join(missing)}; install with `pip install 'vgg[{extra}]'`")
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except ModuleNotFoundError:  # the package that would contain it
+        return False

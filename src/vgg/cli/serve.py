@@ -40,6 +40,15 @@ def serve(
     api_key_file: Annotated[
         Path | None, typer.Option("--api-key-file", metavar="FILE", help="File of accepted API keys, one per line.")
     ] = None,
+    tls_cert: Annotated[
+        Path | None,
+        typer.Option(
+            "--tls-cert", metavar="FILE", help="Certificate chain in PEM format, for HTTPS and gRPC.  [default: no TLS]"
+        ),
+    ] = None,
+    tls_key: Annotated[
+        Path | None, typer.Option("--tls-key", metavar="FILE", help="Private key of --tls-cert in PEM format, not encrypted.")
+    ] = None,
     allow_origin: Annotated[
         list[str] | None,
         typer.Option("--allow-origin", metavar="ORIGIN", help="Origin whose web pages may call the server; may be repeated."),
@@ -62,6 +71,13 @@ def serve(
     decode_mib: Annotated[
         int, typer.Option("--decode-mib", min=1, metavar="N", help="Memory for decoding images, in MiB.")
     ] = 512,
+    traces: Annotated[
+        str | None,
+        typer.Option(
+            "--traces", metavar="URL",
+            help="OpenTelemetry collector, such as http://127.0.0.1:4318; requires vgg[telemetry].  [default: no traces]",
+        ),
+    ] = None,
     engine: common.EngineOption = "auto",
     threads: common.ThreadsOption = None,
     device: common.DeviceOption = "cpu",
@@ -75,12 +91,17 @@ def serve(
     require("serving", "serve", "msgspec", "starlette", "uvicorn", "prometheus_client", "python_multipart")
     if grpc_port is not None:
         require("gRPC", "grpc", "grpc", "tritonclient", "google")
+    if traces:
+        require("--traces", "telemetry", "opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http")
+    if (tls_cert is None) != (tls_key is None):
+        missing = "--tls-key" if tls_key is None else "--tls-cert"
+        raise typer.BadParameter("TLS requires --tls-cert and --tls-key", param_hint=missing)
     from ..serving import Settings
     from ..serving.server import serve as run
 
     run(
         Settings(
             tuple(model or ()), host, port, grpc_port, repository, api_key_file, tuple(allow_origin or ()), batch_size, queue,
-            deadline_seconds, drain_seconds, max_body_mib, decode_mib, engine, threads, device,
+            deadline_seconds, drain_seconds, max_body_mib, decode_mib, engine, threads, device, tls_cert, tls_key, traces,
         )
     )  # fmt: skip

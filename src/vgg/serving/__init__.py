@@ -27,3 +27,6 @@ class Settings:
     engine: str = "auto"
     threads: int | None = None
     device: str = "cpu"
+    tls_cert: Path | None = None  # PEM file of the server's certificate; None: no TLS
+    tls_key: Path | None = None  # PEM file of its private key
+    traces: str | None = None  # address of an OpenTelemetry collector

@@ -13,7 +13,7 @@ from . import Settings, limits
 from .memory import Memory, Reservation
 from .refusals import Busy, Forbidden, TooLarge, Unauthorized
 
-# Health checks and the web page need no key, and work during a shutdown.
+# Health checks and the web page need no key, and work while models load and during a shutdown.
 OPEN = ("/healthz", "/readyz", "/ping", "/v2/health/live", "/v2/health/ready", "/", "/docs", "/openapi.json")
 SAFE = ("GET", "HEAD", "OPTIONS")
 
@@ -22,6 +22,7 @@ class Admission:
     """The rules for accepting requests, and the state that they depend on."""
 
     def __init__(self, settings: Settings) -> None:
+        self.loaded = False  # the models are loaded
         self.draining = False  # the server is shutting down
         self.active = 0  # requests that were accepted and have no complete response yet
         self._origins = set(settings.allow_origins)
@@ -34,6 +35,18 @@ class Admission:
         """The seconds in which a request must be finished; None if there is no limit."""
         return self._deadline if has_deadline(path) else None
 
+    @property
+    def ready(self) -> bool:
+        """Whether the server accepts requests."""
+        return self.loaded and not self.draining
+
+    def check_ready(self) -> None:
+        """Raise Busy unless the server accepts requests."""
+        if self.draining:
+            raise shutting_down()
+        if not self.loaded:
+            raise Busy("the server is loading its models; try again later", retry_after="1")
+
     def check(self, scope: Scope, headers: Headers) -> None:
         """Raise a Refusal if a request must not be accepted, from its path and headers."""
         path = scope["path"]
@@ -44,8 +57,8 @@ class Admission:
         if is_open(path):
             return
         self.check_key(headers)
-        if self.draining and stops_on_shutdown(path):
-            raise shutting_down()
+        if requires_readiness(path):
+            self.check_ready()
         length = headers.get("content-length", "")
         if length.isdigit():
             self.check_size(int(length))
@@ -79,8 +92,8 @@ def is_open(path: str) -> bool:
     return path in OPEN or path.startswith("/page/")
 
 
-def stops_on_shutdown(path: str) -> bool:
-    """Whether a path refuses new requests during a shutdown."""
+def requires_readiness(path: str) -> bool:
+    """Whether a path refuses requests while models load and during a shutdown."""
     return not is_open(path) and path != "/metrics"
 
 

@@ -24,6 +24,7 @@ from .exchange import Exchange
 from .memory import DecodingMemory
 from .metrics import Metrics
 from .repository import Model, Repository
+from .traces import Traces, current
 
 Item = TypeVar("Item")
 Outcome = TypeVar("Outcome")
@@ -51,6 +52,7 @@ class Application:
         self.metrics = Metrics()
         self.repository = Repository(settings, self.metrics)
         self._decoding = DecodingMemory(settings.decode * 2**20)
+        self.traces = Traces(settings.traces) if settings.traces else None
         self._pool = ThreadPoolExecutor(os.cpu_count() or 1, "decode")
         self._router = Router(
             [*site.ROUTES, *v1.ROUTES, *open_inference_rest.ROUTES, *model_server.ROUTES], redirect_slashes=False
@@ -59,7 +61,7 @@ class Application:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             scope["app"] = self
-            await Exchange(self._router, self.admission, self.metrics, scope, receive, send).run()
+            await Exchange(self._router, self.admission, self.metrics, self.traces, scope, receive, send).run()
 
     async def infer_images(
         self, model: Model, images: Sequence[EncodedImage], outputs: Sequence[str]
@@ -71,10 +73,16 @@ class Application:
         """
 
         async def infer_one(image: EncodedImage, place: Place) -> ImageValues | ImageError:
+            started, trace = time.perf_counter(), current.get()
             try:
                 value, size, decoded = await self.in_thread(lambda: _decode(model, image, self._decoding))
             except ImageError as error:
+                if trace:
+                    trace.stage("decode", started, time.perf_counter(), failed=True)
                 return error
+            if trace:
+                ended = time.perf_counter()
+                trace.stage("decode", ended - decoded, ended, width=size[0], height=size[1])
             model.statistics.decoded(decoded)
             done = await model.batcher.run(value, outputs, place)
             return ImageValues(done.values, *size, decoded, done.queued, done.inferred)

@@ -7,7 +7,7 @@ request never waits, and there is no delay to configure.
 import asyncio
 import math
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,6 +19,7 @@ from ..arrays import Array
 from ..engines import Engine
 from .metrics import Statistics
 from .refusals import Busy, TooLarge
+from .traces import Trace, current
 
 SMOOTHING = 0.2  # weight of the newest batch in the running mean of the time per image
 
@@ -52,6 +53,7 @@ class _Job:
     place: Place
     future: asyncio.Future[Values]
     created: float
+    trace: Trace | None
 
     @property
     def kind(self) -> tuple[Any, ...]:
@@ -105,7 +107,7 @@ class Batcher:
     async def run(self, value: Array, outputs: Sequence[str], place: Place) -> Values:
         """The layer outputs for one image, float32 [3, height, width]. Cancelling the caller cancels the work."""
         future: asyncio.Future[Values] = asyncio.get_running_loop().create_future()
-        self._jobs.append(_Job(value, tuple(outputs), place, future, time.perf_counter()))
+        self._jobs.append(_Job(value, tuple(outputs), place, future, time.perf_counter(), current.get()))
         self._start()
         return await future
 
@@ -148,10 +150,12 @@ class Batcher:
                     values = {name: array[row] for name, array in outputs.items()}
                     job.future.set_result(Values(values, started - job.created, inferred))
                     self._statistics.queued(started - job.created)
+            _trace(batch, started, inferred)
             change = inferred / len(batch) - self._seconds_per_image
             self._seconds_per_image += change * (SMOOTHING if self._seconds_per_image else 1)
             self._statistics.batch(len(batch), inferred, time.perf_counter() - started - inferred)
         except Exception as error:
+            _trace(batch, started, time.perf_counter() - started, failed=True)
             for job in batch:
                 if not job.future.done():
                     job.future.set_exception(error)
@@ -164,3 +168,12 @@ class Batcher:
         started = time.perf_counter()
         outputs = self._engine.run(np.stack([job.value for job in batch]), batch[0].outputs)
         return outputs, time.perf_counter() - started
+
+
+def _trace(batch: list[_Job], started: float, seconds: float, failed: bool = False) -> None:
+    """Record in the trace of each request that its images waited, and were computed in this batch."""
+    images = Counter(job.trace for job in batch if job.trace)
+    for trace, count in images.items():
+        created = min(job.created for job in batch if job.trace is trace)
+        trace.stage("queue", created, started, images=count)
+        trace.stage("engine", started, started + seconds, failed, images=count, batch_size=len(batch))

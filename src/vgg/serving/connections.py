@@ -1,7 +1,10 @@
 """HTTP connections: a limited number of them, and errors of HTTP itself in the formats of the protocols."""
 
 import asyncio
+import socket
+import ssl
 import time
+from collections.abc import Callable
 from typing import Any
 
 import h11
@@ -11,32 +14,37 @@ from .exchange import error_response, log_request, request_id
 from .limits import PATH
 from .refusals import Refusal
 
+HANDSHAKE = 10.0  # seconds in which a client must finish the TLS handshake
+GOODBYE = 2.0  # seconds in which a client must confirm the end of a connection with TLS
+RECORD = b"\x16"  # first byte of a handshake
+
 
 class Connection(H11Protocol):
-    """An HTTP/1.1 connection. If there are too many, the one that has sent nothing for the longest time is closed.
-
-    A connection that waits for a response is never closed.
-    """
+    """An HTTP/1.1 connection."""
 
     limit: int
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
+    def __init__(self, *arguments: Any, refused: bool = False, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self._active = time.monotonic()  # when the client last sent something
+        self.active = time.monotonic()  # when the client last sent something
         self._received = b""  # the last bytes
+        self._refused = refused  # it must use TLS and does not
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        if len(self.connections) > self.limit:
-            others = [one for one in self.connections if isinstance(one, Connection) and not one.waits and one is not self]
-            closed = min(others, key=lambda one: one._active, default=self)
-            closed.connections.discard(closed)
-            closed.transport.abort()
+        make_room(self.connections, self.limit, self)
 
     def data_received(self, data: bytes) -> None:
-        self._active = time.monotonic()
+        self.active = time.monotonic()
         self._received = data
-        super().data_received(data)
+        if self._refused:
+            self._refuse("this port requires TLS; use https://")
+        else:
+            super().data_received(data)
+
+    def drop(self) -> None:
+        """Close the connection at once."""
+        self.transport.abort()
 
     @property
     def waits(self) -> bool:
@@ -50,11 +58,14 @@ class Connection(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         """Refuse what is not HTTP."""
+        self._refuse("the request is not valid HTTP")
+
+    def _refuse(self, message: str) -> None:
         words = self._received[:PATH].split(b" ", 2)
         path = words[1].decode("latin-1") if len(words) == 3 else ""
         if self.cycle is not None and self.cycle.more_body:  # in the body of a request
             path = self.cycle.scope["path"]
-        response = error_response(path, Refusal("the request is not valid HTTP"))
+        response = error_response(path, Refusal(message))
         identity = request_id(response.headers)
         log_request("request", identity, self.client[0] if self.client else "", "", 400, 0.0, path=path)
         headers = [*response.raw_headers, (b"x-request-id", identity.encode()), (b"connection", b"close")]
@@ -69,6 +80,99 @@ class Connection(H11Protocol):
         self.transport.close()
 
 
-def limited(number: int) -> type[Connection]:
-    """The class of connections of a server that has at most `number` of them."""
-    return type("Connection", (Connection,), {"limit": number})
+class Opening(asyncio.Protocol):
+    """A connection until its TLS handshake is complete. Its first byte shows whether the client uses TLS at all.
+
+    Args:
+        context: the server's certificate.
+        connections: of the server; this one is among them until it is open.
+        limit: maximum number of connections.
+        opened: makes the protocol of the open connection, from whether it is secure.
+    """
+
+    def __init__(
+        self, context: ssl.SSLContext, connections: set[Any], limit: int, opened: Callable[[bool], asyncio.Protocol]
+    ) -> None:
+        self._context, self._connections, self._limit, self._opened = context, connections, limit, opened
+        self._early: list[bytes] = []  # what the client sent right after its handshake
+        self._lost = False
+        self.active = time.monotonic()
+        self.waits, self.is_new = False, True  # as of a connection without a request
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        transport.pause_reading()
+        self.transport = transport
+        self._connections.add(self)
+        make_room(self._connections, self._limit, self)
+        self._task = asyncio.get_running_loop().create_task(self._open())
+
+    def data_received(self, data: bytes) -> None:
+        self._early.append(data)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._lost = True
+
+    def drop(self) -> None:
+        """Close the connection at once."""
+        self._task.cancel()
+
+    shutdown = drop
+
+    async def _open(self) -> None:
+        transport = self.transport
+        try:
+            async with asyncio.timeout(HANDSHAKE):
+                secure = await _first_byte(transport) == RECORD
+                if secure:
+                    transport = await asyncio.get_running_loop().start_tls(  # type: ignore[assignment]
+                        transport, self, self._context, server_side=True, ssl_shutdown_timeout=GOODBYE
+                    )
+        except (OSError, asyncio.CancelledError):  # also TimeoutError and SSLError
+            self._lost = True
+        finally:
+            self._connections.discard(self)
+        if self._lost or transport.is_closing():
+            self.transport.abort()
+            return
+        connection = self._opened(secure)
+        transport.set_protocol(connection)
+        connection.connection_made(transport)
+        transport.resume_reading()
+        for data in self._early:
+            connection.data_received(data)
+
+
+async def _first_byte(transport: asyncio.Transport) -> bytes:
+    """The first byte that a client sends, which remains to be read; nothing if it closes the connection."""
+    loop, readable = asyncio.get_running_loop(), asyncio.Event()
+    with transport.get_extra_info("socket").dup() as copy:  # the event loop does not watch a transport's own descriptor twice
+        copy.setblocking(False)
+        loop.add_reader(copy, readable.set)
+        try:
+            await readable.wait()
+        finally:
+            loop.remove_reader(copy)
+        first: bytes = copy.recv(1, socket.MSG_PEEK)
+        return first
+
+
+def make_room(connections: set[Any], limit: int, new: Any) -> None:
+    """If there are too many connections, close the one that has sent nothing for the longest time and waits for no response."""
+    if len(connections) > limit:
+        others = [one for one in connections if isinstance(one, Connection | Opening) and not one.waits and one is not new]
+        closed = min(others, key=lambda one: one.active, default=new)
+        connections.discard(closed)
+        closed.drop()
+
+
+def limited(number: int, context: ssl.SSLContext | None = None) -> Callable[..., asyncio.Protocol]:
+    """What makes the connections of a server that has at most `number` of them, with TLS if there is a certificate."""
+    connection = type("Connection", (Connection,), {"limit": number})
+    if context is None:
+        return connection
+
+    def opening(**options: Any) -> Opening:
+        connections = options["server_state"].connections
+        return Opening(context, connections, number, lambda secure: connection(**options, refused=not secure))
+
+    return opening

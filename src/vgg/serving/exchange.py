@@ -6,7 +6,7 @@ import re
 import time
 import uuid
 from collections.abc import Mapping
-from typing import Annotated, TypedDict
+from typing import Annotated, Any, TypedDict
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
@@ -15,11 +15,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..errors import Error
 from . import model_server
-from .admission import Admission, shutting_down
+from .admission import Admission, requires_readiness, shutting_down
 from .metrics import Metrics
 from .operations import schema
 from .refusals import Busy, Late, Refusal, TooSlow
 from .repository import Model
+from .traces import Traces
 
 log = logging.getLogger("vgg.serving")
 
@@ -39,8 +40,9 @@ class Exchange:
     """One HTTP request and its response."""
 
     def __init__(
-        self, router: ASGIApp, admission: Admission, metrics: Metrics, scope: Scope, receive: Receive, send: Send
-    ) -> None:
+        self, router: ASGIApp, admission: Admission, metrics: Metrics, traces: Traces | None,
+        scope: Scope, receive: Receive, send: Send,
+    ) -> None:  # fmt: skip
         self._router, self._admission, self._metrics = router, admission, metrics
         self._scope, self._receive, self._send = scope, receive, send
         self._deadline = admission.deadline(scope["path"])
@@ -51,6 +53,8 @@ class Exchange:
         self._status = 0
         self._watcher: asyncio.Task[None] | None = None
         self._disconnected = False
+        traced = traces and requires_readiness(scope["path"])
+        self._trace = traces.start(self._headers, self._started) if traces and traced else None
         self._memory = scope["memory"] = admission.reservation()
         scope["facts"] = {}  # handlers add the model and what else to log
 
@@ -151,7 +155,30 @@ class Exchange:
         if model:
             facts = {"model": f"{model.name}:{model.version}", **facts}
         client = (scope.get("client") or ("",))[0]
+        if self._trace:
+            facts = {**facts, "trace_id": self._trace.id}
+            self._end_trace(method, route, client, facts)
         log_request("request", self._id, client, scope["method"], self._status, seconds, path=scope["path"], **facts)
+
+    def _end_trace(self, method: str, route: str, client: str, facts: Mapping[str, Any]) -> None:
+        scope = self._scope
+        attributes: dict[str, str | int] = {
+            "http.request.method": scope["method"] if method in METHODS else "_OTHER",
+            "http.response.status_code": self._status,
+            "url.scheme": scope["scheme"],
+            "url.path": scope["path"],
+            "client.address": client,
+            "network.protocol.version": scope["http_version"],
+            "vgg.request_id": self._id,
+        }
+        if route != "none":
+            attributes["http.route"] = route
+        if self._status >= 500:
+            attributes["error.type"] = str(self._status)
+        attributes |= {f"vgg.{name}": facts[name] for name in ("model", "images") if name in facts}
+        name = method if method in METHODS else "HTTP"
+        assert self._trace
+        self._trace.end(f"{name} {route}" if route != "none" else name, attributes, self._status >= 500)
 
 
 def log_request(message: str, request_id: str, client: str, method: str, status: int, seconds: float, **facts: object) -> None:

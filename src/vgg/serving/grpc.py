@@ -16,26 +16,31 @@ from tritonclient.grpc import service_pb2 as messages
 from ..architectures import Architecture
 from ..errors import Error
 from . import limits, open_inference, protobuf, tensors
-from .admission import shutting_down
 from .application import Application
 from .exchange import DISCONNECTED, FAILURES, INTERNAL_ERROR, log_request, request_id
+from .health import Health
 from .memory import Reservation
 from .refusals import Late, Refusal
 from .repository import Model
+from .tls import Certificate
+from .traces import Trace
 
 log = logging.getLogger("vgg.serving")
 
 CODES = {
-    400: grpc.StatusCode.INVALID_ARGUMENT, 401: grpc.StatusCode.UNAUTHENTICATED, 403: grpc.StatusCode.PERMISSION_DENIED,
-    404: grpc.StatusCode.NOT_FOUND, 413: grpc.StatusCode.RESOURCE_EXHAUSTED, 503: grpc.StatusCode.UNAVAILABLE,
-    500: grpc.StatusCode.INTERNAL, 504: grpc.StatusCode.DEADLINE_EXCEEDED,
+    200: grpc.StatusCode.OK, 400: grpc.StatusCode.INVALID_ARGUMENT, 401: grpc.StatusCode.UNAUTHENTICATED,
+    403: grpc.StatusCode.PERMISSION_DENIED, 404: grpc.StatusCode.NOT_FOUND, 413: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    499: grpc.StatusCode.CANCELLED, 500: grpc.StatusCode.INTERNAL, 503: grpc.StatusCode.UNAVAILABLE,
+    504: grpc.StatusCode.DEADLINE_EXCEEDED,
 }  # fmt: skip
 SERVICE = messages.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 INLINE = 2**16  # bytes of a message that is parsed in the event loop's thread
 CHUNK = 2**16  # numbers that are copied at once, so that other threads can run in between
 
 
-async def start(application: Application, host: str, port: int) -> tuple[int, Callable[[float], Awaitable[None]]]:
+async def start(
+    application: Application, host: str, port: int, certificate: Certificate | None
+) -> tuple[int, Callable[[float], Awaitable[None]]]:
     """Start listening.
 
     Returns:
@@ -51,7 +56,7 @@ async def start(application: Application, host: str, port: int) -> tuple[int, Ca
             ("grpc.max_allowed_incoming_connections", limits.connections(2)),
             ("grpc.so_reuseport", 0),
         ),
-        maximum_concurrent_rpcs=2 * settings.queue,
+        maximum_concurrent_rpcs=2 * settings.queue + limits.WATCHERS,
     )
     service = _Service(application)
     # Messages are parsed by `_guarded`, not by the library, so that they are counted first.
@@ -60,9 +65,11 @@ async def start(application: Application, host: str, port: int) -> tuple[int, Ca
         for method in SERVICE.methods
         if hasattr(service, method.name)
     }
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE.full_name, handlers),))
+    health = Health(application, SERVICE.full_name)
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE.full_name, handlers), health.handler()))
+    address = f"{f'[{host}]' if ':' in host else host}:{port}"
     try:
-        bound = server.add_insecure_port(f"{f'[{host}]' if ':' in host else host}:{port}")
+        bound = server.add_secure_port(address, _credentials(certificate)) if certificate else server.add_insecure_port(address)
     except RuntimeError:
         raise Error(f"can't listen on {host} port {port} for gRPC") from None
     await server.start()
@@ -71,6 +78,15 @@ async def start(application: Application, host: str, port: int) -> tuple[int, Ca
         await server.stop(seconds)
 
     return bound, stop
+
+
+def _credentials(certificate: Certificate) -> Any:
+    """Credentials that follow the certificate when it is reloaded."""
+
+    def configuration() -> Any:
+        return grpc.ssl_server_certificate_configuration([certificate.pair])
+
+    return grpc.dynamic_ssl_server_credentials(configuration(), configuration)
 
 
 def _serialize(message: Any) -> bytes:
@@ -93,10 +109,10 @@ def _guarded(method: Callable[..., Any]) -> Any:
         identity = request_id(headers)
         context.set_trailing_metadata((("x-request-id", identity),))
         admission.active += 1
+        trace = app.traces.start(headers, started) if app.traces else None
         try:
             admission.check_key(headers)
-            if admission.draining:
-                raise shutting_down()
+            admission.check_ready()
             # The bytes, the message, which may have room for as many again, and the tensor.
             memory.take(4 * len(content))
             async with asyncio.timeout(None if "Repository" in method.__name__ else app.settings.deadline):
@@ -118,10 +134,25 @@ def _guarded(method: Callable[..., Any]) -> Any:
             admission.active -= 1
             memory.release()
             seconds = time.perf_counter() - started
-            log_request("call", identity, context.peer(), method.__name__, status, seconds)
-        return await context.abort(CODES.get(status, grpc.StatusCode.INVALID_ARGUMENT), message)
+            facts = {"trace_id": trace.id} if trace else {}
+            log_request("call", identity, context.peer(), method.__name__, status, seconds, **facts)
+            if trace:
+                _end_trace(trace, method.__name__, identity, status)
+        return await context.abort(_code(status), message)
 
     return call
+
+
+def _code(status: int) -> grpc.StatusCode:
+    return CODES.get(status, grpc.StatusCode.INVALID_ARGUMENT)
+
+
+def _end_trace(trace: Trace, method: str, identity: str, status: int) -> None:
+    name = f"{SERVICE.full_name}/{method}"
+    code = _code(status).name
+    attributes = {"rpc.system.name": "grpc", "rpc.method": name, "rpc.response.status_code": code, "vgg.request_id": identity}
+    failed = status >= 500
+    trace.end(name, {**attributes, "error.type": code} if failed else attributes, failed)
 
 
 def _status(error: BaseException) -> int:
@@ -145,7 +176,7 @@ class _Service:
         return messages.ServerLiveResponse(live=True)
 
     async def ServerReady(self, content: bytes, context: Any) -> Any:
-        return messages.ServerReadyResponse(ready=not self.application.admission.draining)
+        return messages.ServerReadyResponse(ready=self.application.admission.ready)
 
     @_guarded
     async def ModelReady(self, request: Any, memory: Reservation) -> Any:

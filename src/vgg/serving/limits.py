@@ -14,12 +14,18 @@ PATH = 1000  # characters of a path in a log entry
 MESSAGE = 1000  # characters of an error message
 CONNECTIONS = 1000
 DESCRIPTORS = 128  # that connections leave to the rest of the process
+WATCHERS = 16  # calls of gRPC that wait for changes of the health
 ACCEPTS = 16  # connections that are accepted before the event loop continues; each needs a descriptor
 LOG_LINES = 1000  # per second: requests
 LOG_WARNINGS = 10  # per second and logger: warnings and errors, which may have a traceback
 
 
-def connections(protocols: int) -> int:
-    """The number of connections that each of several protocols may have, from the process's limit of open files."""
+def connections(protocols: int, descriptors: int = 1) -> int:
+    """The number of connections that each of several protocols may have, from the process's limit of open files.
+
+    Args:
+        protocols: number of protocols.
+        descriptors: that a connection needs.
+    """
     available, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return max(8, min(CONNECTIONS, available - DESCRIPTORS) // protocols)
+    return max(8, min(CONNECTIONS, (available - DESCRIPTORS) // descriptors) // protocols)

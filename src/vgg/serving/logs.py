@@ -14,6 +14,10 @@ from . import limits
 
 STANDARD = set(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message", "taskName"}
 
+LEVELS = {
+    "vgg.serving": logging.INFO, "uvicorn": logging.WARNING, "opentelemetry": logging.WARNING, "asyncio": logging.ERROR
+}  # fmt: skip
+
 log = logging.getLogger("vgg.serving")
 
 
@@ -45,11 +49,11 @@ def _log_lines(descriptor: int) -> None:
 
 
 def configure(stream: TextIO, terminal: bool) -> None:
-    """Log the server's, uvicorn's and asyncio's records."""
+    """Log the records of the server and its libraries."""
     handler = logging.StreamHandler(stream)
     handler.setFormatter(_Lines() if terminal else _Json())
     handler.addFilter(_Limit())
-    for name, level in (("vgg.serving", logging.INFO), ("uvicorn", logging.WARNING), ("asyncio", logging.ERROR)):
+    for name, level in LEVELS.items():
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False
         logger.setLevel(level)

@@ -42,7 +42,7 @@ def owns(path: str) -> bool:
 
 
 async def ping(request: Request) -> Response:
-    healthy = not request.app.admission.draining
+    healthy = request.app.admission.ready
     return JSONResponse(site.Status(status="Healthy" if healthy else "Unhealthy"), 200 if healthy else 503)
 
 
@@ -83,7 +83,7 @@ CLASSES = Content(
     [{"class": "n02124075 Egyptian cat", "probability": 0.41}],
 )
 HEALTHY = Content("Healthy", site.Status, "The server is healthy.", {"status": "Healthy"})
-UNHEALTHY = Content("Unhealthy", site.Status, "The server is shutting down.", {"status": "Unhealthy"})
+UNHEALTHY = Content("Unhealthy", site.Status, "The server loads its models, or is shutting down.", {"status": "Unhealthy"})
 
 
 def _predict(path: str, id: str, methods: list[str], **more: Any) -> Operation:

@@ -42,7 +42,7 @@ async def live(request: Request) -> Response:
 
 
 async def ready(request: Request) -> Response:
-    is_ready = not request.app.admission.draining
+    is_ready = request.app.admission.ready
     return JSONResponse(Ready(ready=is_ready), 200 if is_ready else 503)
 
 

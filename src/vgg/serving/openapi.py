@@ -4,7 +4,7 @@ import types
 from typing import Annotated, Any, Literal, NotRequired, Union, get_args, get_origin, get_type_hints, is_typeddict
 
 from . import model_server, open_inference_rest, site, v1
-from .admission import has_deadline, is_open, stops_on_shutdown
+from .admission import has_deadline, is_open, requires_readiness
 from .exchange import ErrorBody, error_body
 from .operations import Content, Operation
 from .refusals import Busy, Forbidden, Late, NotFound, Refusal, TooLarge, TooSlow, Unauthorized, Unsupported
@@ -157,7 +157,7 @@ def refusals(route: Operation, method: str) -> set[type[Refusal]]:
     if not is_open(route.path):
         kinds.add(Unauthorized)
         kinds |= {Late} if has_deadline(route.path) else set()
-    if stops_on_shutdown(route.path):
+    if requires_readiness(route.path):
         kinds.add(Busy)
     if method in ("POST", "PUT"):
         kinds |= {Refusal, Forbidden, TooSlow, TooLarge, Unsupported}

@@ -72,7 +72,7 @@ class NotSupported(Refusal):
 
 
 class Busy(Refusal):
-    """The server is full or is shutting down; `Retry-After` says in how many seconds to try again."""
+    """The server is full, loads its models, or is shutting down; `Retry-After` says in how many seconds to try again."""
 
     status = 503
     example = "the queue is full; try again later"

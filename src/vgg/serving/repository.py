@@ -5,6 +5,7 @@ import logging
 import re
 import shutil
 import tempfile
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -148,6 +149,7 @@ class Repository:
             if (found := self._loadable().get(name)) is None:
                 raise NotFound(f"the repository has no model {name!r}")
             version, path = found
+            started = time.perf_counter()
             try:
                 model = await self._open(name, version, path)
             except ModelError as error:
@@ -157,6 +159,8 @@ class Repository:
             replaced = self._models.get(name, {})
             self._models[name] = {version: model}
             self._close_all(replaced)
+            seconds = round(time.perf_counter() - started, 2)
+            log.info("loaded a model", extra={"model": f"{name}:{version}", "seconds": seconds})
 
     async def unload(self, name: str) -> None:
         """Unload a model. Its accepted requests still finish.
@@ -223,7 +227,7 @@ class Repository:
 
 
 def open_model(path: Path, settings: Settings, name: str) -> Classifier:
-    """A classifier from a private copy of a model file, after a first run of the engine.
+    """A classifier from a private copy of a model file, after first runs of the engine.
 
     Engines map model files into memory. Truncating a mapped file crashes the process, so the server maps a copy.
 
@@ -241,7 +245,8 @@ def open_model(path: Path, settings: Settings, name: str) -> Classifier:
             raise ModelError(str(error).replace(str(copy), str(path))) from None
         classifier = Classifier(model, settings.engine, threads=settings.threads, device=settings.device, name=name)
         side = network.preprocessing.crop
-        classifier.engine.run(np.zeros((1, 3, side, side), np.float32), network.architecture.values[-1:])
+        for count in sorted({1, settings.batch_size}):  # the largest batch needs the most memory
+            classifier.engine.run(np.zeros((count, 3, side, side), np.float32), network.architecture.values[-1:])
     for notice in notices:
         warnings.warn(type(notice.message)(str(notice.message).replace(str(copy), str(path))), stacklevel=2)
     return classifier

@@ -12,7 +12,6 @@ from contextlib import suppress
 from typing import Any
 
 import uvicorn
-from PIL import Image
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
@@ -20,8 +19,9 @@ from ..errors import Error
 from ..files import reason
 from . import Settings, limits
 from .application import Application
-from .connections import Connection, limited
+from .connections import limited
 from .logs import logging_to
+from .tls import Certificate
 
 log = logging.getLogger("vgg.serving")
 
@@ -54,36 +54,43 @@ def _return_freed_memory() -> None:
 
 async def _serve(settings: Settings) -> None:
     started = time.perf_counter()
+    certificate = Certificate(settings.tls_cert, settings.tls_key) if settings.tls_cert and settings.tls_key else None
     with listen(settings.host, settings.port) as listener:
         application = Application(settings)
-        Image.init()  # load Pillow's decoders before the first request
-        await application.repository.load_all()
-        front: ASGIApp = application
-        if settings.allow_origins:
-            front = CORSMiddleware(
-                application, settings.allow_origins, ("GET", "POST"), ("*",), expose_headers=("x-request-id", "retry-after")
-            )
-        protocols = 1 if settings.grpc_port is None else 2
-        config = uvicorn.Config(
-            front, http=limited(limits.connections(protocols)), log_config=None, access_log=False, lifespan="off", ws="none",
-            server_header=False, proxy_headers=False, timeout_keep_alive=KEEP_ALIVE, timeout_graceful_shutdown=1,
-            backlog=limits.ACCEPTS,
-        )  # fmt: skip
+        server = _Server(_configuration(application, certificate), application)
         host, port = listener.getsockname()[:2]
-        address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-        server = _Server(config, application)
-        facts = {"address": address}
+        scheme = "https" if certificate else "http"
+        facts = {"address": f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"}
         if settings.grpc_port is not None:
             from .grpc import start
 
-            bound, server.stop_grpc = await start(application, settings.host, settings.grpc_port)
+            bound, server.stop_grpc = await start(application, settings.host, settings.grpc_port, certificate)
             facts["grpc"] = f"{host}:{bound}"
-        names = [f"{model.name}:{model.version}" for model in application.repository]
-        seconds = round(time.perf_counter() - started, 2)
-        log.info(f"ready at {address}", extra={**facts, "models": names, "seconds": seconds})
+        if certificate:
+            facts["certificate_expires"] = certificate.expires
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, certificate.reload)
         signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises the signal again after the shutdown
+        loading = asyncio.create_task(server.load(facts, started))
         await server.serve(sockets=[listener])
+        await loading
         await application.repository.close()
+
+
+def _configuration(application: Application, certificate: Certificate | None) -> uvicorn.Config:
+    settings = application.settings
+    front: ASGIApp = application
+    if settings.allow_origins:
+        front = CORSMiddleware(
+            application, settings.allow_origins, ("GET", "POST"), ("*",), expose_headers=("x-request-id", "retry-after")
+        )
+    # A connection needs two descriptors until its TLS handshake is complete.
+    number = limits.connections(1 if settings.grpc_port is None else 2, descriptors=2 if certificate else 1)
+    protocol: Any = limited(number, certificate.context if certificate else None)
+    return uvicorn.Config(
+        front, http=protocol, log_config=None, access_log=False, lifespan="off", ws="none",
+        server_header=False, proxy_headers=False, timeout_keep_alive=KEEP_ALIVE, timeout_graceful_shutdown=1,
+        backlog=limits.ACCEPTS,
+    )  # fmt: skip
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -106,6 +113,21 @@ class _Server(uvicorn.Server):
         self._application = application
         self.stop_grpc: Callable[[float], Awaitable[None]] | None = None
 
+    async def load(self, facts: dict[str, Any], started: float) -> None:
+        """Load the models, then accept requests. If a model can't be loaded, end the server and raise the Error."""
+        try:
+            await self._application.repository.load_all()
+        except Exception:
+            if not self.should_exit:  # after a signal, the outcome does not matter
+                self.should_exit = True
+                raise
+        if self.should_exit:
+            return
+        self._application.admission.loaded = True
+        names = [f"{model.name}:{model.version}" for model in self._application.repository]
+        seconds = round(time.perf_counter() - started, 2)
+        log.info(f"ready at {facts['address']}", extra={**facts, "models": names, "seconds": seconds})
+
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         for listener in sockets or []:
@@ -114,7 +136,8 @@ class _Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         admission, settings = self._application.admission, self._application.settings
         started, admission.draining = time.monotonic(), True
-        log.info("shutting down", extra={"active": admission.active})
+        if admission.loaded:
+            log.info("shutting down", extra={"active": admission.active})
         end = started + settings.drain
         if self.stop_grpc:
             await self.stop_grpc(settings.drain)
@@ -123,7 +146,10 @@ class _Server(uvicorn.Server):
         unanswered = admission.active
         await self._finish_new_connections(sockets or [])
         await super().shutdown(sockets)
-        log.info("shut down", extra={"unanswered": unanswered, "seconds": round(time.monotonic() - started, 2)})
+        if self._application.traces:
+            self._application.traces.close()
+        if admission.loaded:
+            log.info("shut down", extra={"unanswered": unanswered, "seconds": round(time.monotonic() - started, 2)})
 
     async def _finish_new_connections(self, listeners: list[socket.socket]) -> None:
         """Close the listeners, and respond to the clients that have connected: closing resets what has not been accepted."""
@@ -139,7 +165,8 @@ class _Server(uvicorn.Server):
         for one in accepted:
             await loop.connect_accepted_socket(lambda: protocol(config=self.config, server_state=state, app_state={}), one)
         end = time.monotonic() + LINGER
-        while any(isinstance(one, Connection) and (one.is_new or one.waits) for one in state.connections):
+        connections: set[Any] = state.connections
+        while any(one.is_new or one.waits for one in connections):
             if time.monotonic() > end or self.force_exit:
                 break
             await asyncio.sleep(SETTLE)

@@ -64,10 +64,11 @@ async def alive(request: Request) -> Response:
 
 
 async def ready(request: Request) -> Response:
-    """200 while the server accepts requests, 503 during the shutdown."""
-    if request.app.admission.draining:
-        return JSONResponse(Status(status="shutting down"), 503)
-    return JSONResponse(Status(status="ready"))
+    """200 while the server accepts requests, 503 while it loads its models and during the shutdown."""
+    admission = request.app.admission
+    if admission.ready:
+        return JSONResponse(Status(status="ready"))
+    return JSONResponse(Status(status="shutting down" if admission.draining else "loading"), 503)
 
 
 async def metrics(request: Request) -> Response:
@@ -76,7 +77,7 @@ async def metrics(request: Request) -> Response:
 
 ALIVE = Content("Alive", Status, "The process is alive.", {"status": "alive"})
 READY = Content("Ready", Status, "The server accepts requests.", {"status": "ready"})
-NOT_READY = Content("NotReady", Status, "The server is shutting down.", {"status": "shutting down"})
+NOT_READY = Content("NotReady", Status, "The server loads its models, or is shutting down.", {"status": "shutting down"})
 METRICS = Content(
     "Metrics",
     {"text/plain": str},
