@@ -30,6 +30,7 @@ class Bare(NamedTuple):
     preprocessing: Preprocessing | None = None  # if the file describes it
     labels: Labels | None = None  # if the file has them
     assumed: str = ""  # what the file doesn't say of its head, and the convention that is used: "ReLU between …"
+    part: str = ""  # which of a file's weights these are, if it has others: "reading 'ema', the average of …"
 
 
 @dataclass(frozen=True)
