@@ -95,6 +95,45 @@ def test_several_networks_are_refused_by_their_names(tmp_path, names, wrap):
         read(tmp_path / "n.pth")
 
 
+def test_the_average_of_a_module_may_be_a_state_dictionary(tmp_path):
+    average = own(1)
+    torch.save({"model": own(), "ema": {"decay": 0.9, "shadow": average.state_dict()}}, tmp_path / "n.pth")
+    _, notices = check(tmp_path / "n.pth", output(average))
+    assert "reading 'ema.shadow', the average of 'model'" in notices
+
+
+@pytest.mark.parametrize(
+    "content", [lambda state: (3, state), lambda state: {"models": [state]}, lambda state: [{"net": state}]]
+)
+def test_a_state_dictionary_may_stand_in_a_list(tmp_path, content):
+    module = own()
+    torch.save(content(module.state_dict()), tmp_path / "n.pth")
+    check(tmp_path / "n.pth", output(module))
+
+
+NORMALISED = {
+    "sequential": (("0.mean", "0.std", "1."), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "torchvision"),
+    "top": (("mean", "std", ""), (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616), "file"),
+    "detectron2": (("pixel_mean", "pixel_std", "backbone."), (123.675, 116.28, 103.53), (58.395, 57.12, 57.375), "torchvision"),
+    "robustbench": (("mu", "sigma", "model."), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "file"),
+}
+
+
+@pytest.mark.parametrize("kind", NORMALISED)
+def test_a_mean_and_deviation_in_front_are_the_preprocessing(tmp_path, kind):
+    (mean, std, prefix), means, deviations, preset = NORMALISED[kind]
+    shape = (1, 3, 1, 1) if kind in ("sequential", "robustbench") else (3, 1, 1)
+    numbers = {mean: torch.tensor(means).view(shape), std: torch.tensor(deviations).view(shape)}
+    module = own()
+    torch.save(prefixed(prefix, module.state_dict()) | numbers, tmp_path / "n.pth")
+    network, notices = check(tmp_path / "n.pth", output(module))
+    found = network.preprocessing
+    assert (found.name, "left" in notices, "without" in notices) == (preset, False, False)
+    scale = 255 if max(means) > 1 else 1
+    np.testing.assert_allclose(np.array(found.mean) / found.scale, np.array(means) * 255 / scale, rtol=1e-3)
+    assert f"pixels are normalised by {mean} and {std}" in notices
+
+
 def test_an_average_of_another_network_is_no_average(tmp_path):
     wide = randomised(Own(nn.Linear(MAP, CLASSES + 1)))
     torch.save({"model": own().state_dict(), "ema": wide.state_dict()}, tmp_path / "n.pth")

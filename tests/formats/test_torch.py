@@ -143,7 +143,7 @@ def test_neither_torch_nor_onnx_is_needed_to_read(tmp_path):
     [
         ({}, "nothing"),
         ({"a": 1, 2: None}, "a (int), 2 (NoneType)"),
-        ([1, 2], "one int"),
+        ([1, 2], "0 (int), 1 (int)"),
         (3, "one int"),
         ({"state_dict": {"a": "b"}}, "state_dict (dict)"),
         (torch.zeros(3), "one [3]"),

@@ -6,6 +6,7 @@ average of the weights if a file has one, so it is read here too. MMEngine's EMA
 average as `state_dict`, and the weights of the last step beside it.
 """
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -15,7 +16,9 @@ import numpy as np
 from ..arrays import Array
 from ..errors import ModelError
 from ..parameters import expanded
+from ..preprocessing import Preprocessing
 from .layouts import Bare, Found
+from .pixels import Pixels
 
 # Attributes under which wrappers hold a module: DataParallel and AveragedModel, torch.compile, FSDP, activation checkpointing.
 _WRAPPERS = frozenset(("module", "_orig_mod", "_fsdp_wrapped_module", "_fpw_module", "_checkpoint_wrapped_module"))
@@ -29,6 +32,7 @@ _BESIDE = re.compile(
 )
 _AVERAGES = re.compile(r"(\w+_)?ema(_\w+)?")  # in other forms than a state dictionary, or their settings
 _COUNTER = "num_batches_tracked"
+_NORMALISATIONS = (("mean", "std"), ("pixel_mean", "pixel_std"), ("mu", "sigma"))  # buffers in front of the network
 # Names of torch.nn.utils.parametrizations as those of the hooks that they replace.
 _PARAMETRIZED = re.compile(r"(?:(.*)\.)?parametrizations\.(\w+)\.(original[01]?|0\._[uv])")
 _PARTS = {"original": "orig", "original0": "g", "original1": "v", "0._u": "u", "0._v": "v"}
@@ -118,6 +122,25 @@ def within_beside(path: Sequence[str]) -> bool:
     return any(map(_BESIDE.fullmatch, path))
 
 
+def normalisation(found: Mapping[str, Found]) -> tuple[list[str], Preprocessing | None]:
+    """The names of the mean and standard deviation that a module in front of the network has, and the preprocessing they are.
+
+    Each has three numbers. Without them, or with several of them, there is none.
+    """
+    pairs = [
+        [name, name[: -len(mean)] + std]
+        for name in found
+        for mean, std in _NORMALISATIONS
+        if name.rpartition(".")[2] == mean and name[: -len(mean)] + std in found
+    ]
+    if len(pairs) != 1 or any(math.prod(found[name].value.shape) != 3 for name in pairs[0]):
+        return [], None
+    mean, std = (expanded(found[name].value).reshape(-1).astype(np.float64) for name in pairs[0])
+    if not (np.isfinite(mean).all() and np.isfinite(std).all() and (std > 0).all()):
+        return [], None
+    return pairs[0], Pixels().then(1 / std, -mean / std).preprocessing(False, "torchvision")
+
+
 def listed(keys: Iterable[str], most: int = 4) -> str:
     """Names in a message, of which the last may be left out."""
     names = [*dict.fromkeys(keys)]
@@ -158,8 +181,8 @@ def chosen(path: object, candidates: Mapping[str, Callable[[], Bare]], stepped: 
         except ModelError as error:
             refused[name] = str(error)
         else:
-            if not any(_same(bare, other) for other in made.values()):
-                made[name] = bare
+            if not any(_part_of(bare, other) for other in made.values()):
+                made = {kept: other for kept, other in made.items() if not _part_of(other, bare)} | {name: bare}
     if not made:
         first, reason = next(iter(refused.items()))
         reason = reason.removeprefix(f"{path}: not a VGG network: ").removeprefix(f"{path}: ")
@@ -182,21 +205,25 @@ def _pick(path: object, made: Mapping[str, Bare], stepped: str) -> tuple[str, st
         return next(iter(made)), ""
     averages = [name for name in made if name != stepped and (stepped in made or _words(name) & _AVERAGED)]
     others = [name for name in made if name not in averages]
-    if len(averages) == len(others) == 1 and made[averages[0]].architecture == made[others[0]].architecture:
+    if len(averages) == len(others) == 1 and _shapes(made[averages[0]]) == _shapes(made[others[0]]):
         return averages[0], others[0]
     raise _SeveralError(
-        f"{path}: several VGG networks in the file: {_quoted(made)}; save the one to read alone, with torch.save and the keys "
-        "below its name"
+        f"{path}: several VGG networks in the file: {_quoted(made)}; save the one to read alone: "
+        "torch.save(model.state_dict(), path)"
     )
 
 
-def _same(one: Bare, other: Bare) -> bool:
-    """Whether two networks have the same weights in the file, as a module and its state dictionary."""
+def _shapes(bare: Bare) -> dict[str, tuple[int, ...]]:
+    return {name: value.shape for name, value in bare.parameters.items()}
 
-    def places(bare: Bare) -> dict[str, Any]:
-        return {name: value.ctypes.data for name, value in bare.parameters.items() if isinstance(value, np.ndarray)}
 
-    return places(one) == places(other)
+def _part_of(one: Bare, other: Bare) -> bool:
+    """Whether a network's weights are also another's, at the same places in the file, as a module's and its state's."""
+
+    def places(bare: Bare) -> set[tuple[str, int]]:
+        return {(name, value.ctypes.data) for name, value in bare.parameters.items() if isinstance(value, np.ndarray)}
+
+    return places(one) <= places(other)
 
 
 def _quoted(names: Iterable[str]) -> str:

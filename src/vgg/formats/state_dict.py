@@ -55,7 +55,12 @@ def from_state_dict(path: object, state: Mapping[str, Array]) -> Bare:
         ModelError: it contains no VGG network, or several; the message names the first key that doesn't fit.
     """
     found = checkpoints.tidied(state)
-    return _chosen(path, _entries(found))
+    names, preprocessing = checkpoints.normalisation(found)
+    bare = _chosen(path, _entries({name: one for name, one in found.items() if name not in names}))
+    if not preprocessing:
+        return bare
+    text = f"pixels are normalised by {' and '.join(names)}; assumed images resized as by preset 'torchvision'"
+    return bare._replace(preprocessing=preprocessing, part="; ".join(filter(None, (bare.part, text))))
 
 
 def _chosen(path: object, entries: Sequence[Entry]) -> Bare:
@@ -115,7 +120,7 @@ def _scoped(path: object, entries: Sequence[Entry], start: Entry) -> Bare:
 def _reads(entry: Entry, classes: int) -> bool:
     """Whether a layer may read a network's output."""
     shape = entry.found.value.shape
-    return bool(classes) and len(shape) < 3 and shape[-1:] == (classes,)
+    return entry.kind != "unknown" and bool(classes) and len(shape) < 3 and shape[-1:] == (classes,)
 
 
 def _network(path: object, trunk: Sequence[Entry], rest: Sequence[Entry]) -> Bare:

@@ -10,6 +10,7 @@ from .pickles import Record
 from .torch_tensors import Tensor, as_tensor
 
 _DEPTH = 5  # of dictionaries and objects in a checkpoint around the weights
+_LONGEST = 100  # lists and tuples that may have a network in them
 _WEIGHT = re.compile(r"(.*[._])?(weight|original|kernel)([_\d].*)?")  # keys of convolutions, not of an optimizer's averages
 
 
@@ -33,9 +34,11 @@ def candidates(content: Any) -> Iterator[tuple[str, Any]]:
 
 
 def entries(value: Any) -> dict[Any, Any]:
-    """The entries of a dictionary, or of an object that is one or has attributes; NumPy's arrays are tensors in them."""
+    """The entries of a dictionary, list or object, with NumPy's arrays as tensors."""
     if isinstance(value, Record):
         value = value.items or value.state
+    if isinstance(value, list | tuple):
+        value = dict(enumerate(value[:_LONGEST]))
     if not isinstance(value, dict):
         return {}
     return {key: inner if (made := as_tensor(inner)) is None else made for key, inner in value.items()}
@@ -43,8 +46,6 @@ def entries(value: Any) -> dict[Any, Any]:
 
 def summary(content: Any) -> str:
     """What a file holds instead of a network: the first keys, with their shapes or kinds."""
-    while isinstance(content, list | tuple) and content:
-        content = content[0]
     held = entries(content)
     if not held or torch_modules.is_module(content):
         return "nothing" if held == content else f"one {_kind(content).strip('()')}"
@@ -58,8 +59,8 @@ def _kind(value: Any) -> str:
 
 
 def _walk(name: str, value: Any, depth: int, seen: set[int]) -> Iterator[tuple[str, Any]]:
-    """The dictionaries and records in a value, itself included, each once, with the keys that lead to it."""
-    if not isinstance(value, dict | Record) or id(value) in seen:
+    """The dictionaries, lists and records in a value, itself included, each once, with the keys that lead to it."""
+    if not isinstance(value, dict | list | tuple | Record) or id(value) in seen:
         return
     seen.add(id(value))
     yield name, value
