@@ -178,6 +178,16 @@ def test_the_only_vgg_among_networks_is_read(tmp_path, kind):
     assert kind == "encoder" or "n.pth: reading '" in notices
 
 
+def test_a_detectors_convolutions_are_not_the_trunks(tmp_path):
+    state = prefixed("extractor.", own().features.state_dict()) | {
+        "rpn.conv1.weight": torch.ones(32, 32, 3, 3), "rpn.score.weight": torch.ones(18, 32, 1, 1),
+        "head.classifier.0.weight": torch.ones(64, 32 * 49), "head.cls_loc.weight": torch.ones(84, 64),
+    }  # fmt: skip
+    torch.save(state, tmp_path / "n.pth")
+    _, notices = check(tmp_path / "n.pth", output(own().features), "map")
+    assert "a backbone, without rpn, head" in notices
+
+
 def test_networks_of_other_kinds_are_refused_by_what_they_are(tmp_path):
     torch.save({"netG": generator(), "netD": discriminator()}, tmp_path / "gan.pth")
     with pytest.raises(
@@ -250,6 +260,7 @@ def over_layers(function, **options):
 
 COMBINED = {
     "pruned": pruned,
+    # torch pickles no parametrized modules.
     "weight norm": over_layers(parametrizations.weight_norm),
     "weight norm of all": over_layers(parametrizations.weight_norm, dim=None),
     "old weight norm": over_layers(nn.utils.weight_norm),
@@ -258,12 +269,12 @@ COMBINED = {
 }
 
 
-@pytest.mark.parametrize("kind", COMBINED)
-@pytest.mark.parametrize("whole", [False, True], ids=["state", "module"])
+@pytest.mark.parametrize(
+    ("kind", "whole"),
+    [*((kind, False) for kind in COMBINED), *((kind, True) for kind in ("pruned", "old weight norm", "old spectral norm"))],
+)
 def test_a_weight_of_several_tensors_is_computed(tmp_path, kind, whole):
     module = COMBINED[kind](own())
-    if whole and kind in ("weight norm", "weight norm of all", "spectral norm"):
-        pytest.skip("torch doesn't pickle parametrized modules")
     torch.save(module if whole else {"model": prefixed("module.", module.state_dict())}, tmp_path / "n.pth")
     _, notices = check(tmp_path / "n.pth", output(module))
     assert "left aside" not in notices

@@ -28,7 +28,7 @@ def split(entries: Sequence[Entry], start: Entry) -> tuple[list[Entry], list[Ent
         normalised = any(entry.kind == "norm" and entry.path[:depth] == start.path[:depth] for entry in entries)
         wholes = [found[:count] for count in counts if count < len(found)]
         whole = [one for one in wholes if _chains(one) and blocks(one, normalised) in DEPTHS]  # before other convolutions
-        if _chains(found) and (len(found) in counts or (len(found) == len(every) and not whole)):
+        if _chains(found) and not whole and (len(found) in counts or len(found) == len(every)):
             chosen = found
         elif whole:
             chosen = whole[0]
