@@ -357,6 +357,32 @@ def test_storages_within_a_pickle_have_its_limits():
         assert time.monotonic() - started < 60
 
 
+MANY = {
+    "starts": lambda place: (f"n{place}.0.weight", torch.zeros(4, 3, 3, 3)),
+    "starts in each other": lambda place: ("a." * (place % 900) + f"{place}.weight", torch.zeros(4, 3, 3, 3)),
+    "layers": lambda place: (f"features.{100 + place}.bias", torch.zeros(4)),
+    "linear": lambda place: (f"fc{place}.weight", torch.zeros(4, 4)),
+    "long keys": lambda place: ("loss_" * 2000 + f"-{place}.weight", torch.zeros(4)),
+}
+
+
+@pytest.mark.parametrize("kind", MANY)
+@pytest.mark.parametrize("wrap", [True, False], ids=["dictionaries", "keys"])
+def test_many_layers_and_networks_are_refused_in_time(kind, wrap):
+    state = Own(nn.Linear(128, CLASSES)).state_dict()
+    shared: dict = {}
+    for place in range(500 if kind == "long keys" else 4000):
+        key, tensor = MANY[kind](place)
+        shared[key] = shared.get(next(iter(shared), ""), tensor)
+    content = (
+        {str(place): {"weight": value, **state} for place, value in enumerate(shared.values())} if wrap else {**state, **shared}
+    )
+    torch.save(content, "n.pth")
+    started = time.monotonic()
+    assert attempt("n.pth")
+    assert time.monotonic() - started < 30
+
+
 def checkpoint(kind: str) -> bytes:
     """The bytes of a checkpoint, with objects beside the weights that would leave a mark."""
     module = randomised(Own(nn.Linear(128, CLASSES), bn=kind != "arrays"))

@@ -8,7 +8,7 @@ average as `state_dict`, and the weights of the last step beside it.
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,9 @@ _BESIDE = re.compile(
     r"|cross_entropy|ce|bce|nll|objective|steps?|initted"
 )
 _AVERAGES = re.compile(r"(\w+_)?ema(_\w+)?")  # in other forms than a state dictionary, or their settings
+_LONGEST = 80  # characters of a part of a key, since the time that these patterns take is quadratic in the length
+_MOST = 20  # networks in a file or state dictionary, each of which is tried
+_ALONE = "save the one to read alone: torch.save(model.state_dict(), path)"
 _COUNTER = "num_batches_tracked"
 _NORMALISATIONS = (("mean", "std"), ("pixel_mean", "pixel_std"), ("mu", "sigma"))  # buffers in front of the network
 # Names of torch.nn.utils.parametrizations as those of the hooks that they replace.
@@ -69,7 +72,7 @@ def tidied(state: Mapping[str, Array]) -> dict[str, Found]:
     names = {key: ".".join(part for part in key.split(".") if part not in _WRAPPERS) for key in state}
     if "" in names.values() or len({*names.values()}) < len(names):  # of two networks, one of which is wrapped
         names = {key: key for key in state}
-    found = {name: Found(key, state[key]) for key, name in names.items() if not key.endswith(_COUNTER)}
+    found = {name: Found(_short(key), state[key]) for key, name in names.items() if not key.endswith(_COUNTER)}
     return _whole(found)
 
 
@@ -110,7 +113,7 @@ def _whole(found: dict[str, Found]) -> dict[str, Found]:
 def is_beside(path: Sequence[str], start: Sequence[str] = ()) -> int:
     """How many parts of a path name something of training only, beside a network whose first layer is `start`; or 0."""
     for place, part in enumerate(path):
-        if _BESIDE.fullmatch(part) or _AVERAGES.fullmatch(part):
+        if _is(_BESIDE, part) or _is(_AVERAGES, part):
             other = start[place] if place < len(start) else ""
             inside = place and other.isdigit()  # a Sequential, all of whose modules are in use
             return place + 1 if tuple(path[:place]) == tuple(start[:place]) and part != other and not inside else 0
@@ -119,7 +122,11 @@ def is_beside(path: Sequence[str], start: Sequence[str] = ()) -> int:
 
 def within_beside(path: Sequence[str]) -> bool:
     """Whether a part of a path names something of training only."""
-    return any(map(_BESIDE.fullmatch, path))
+    return any(_is(_BESIDE, part) for part in path)
+
+
+def _is(pattern: re.Pattern[str], part: str) -> bool:
+    return len(part) <= _LONGEST and pattern.fullmatch(part) is not None
 
 
 def normalisation(found: Mapping[str, Found]) -> tuple[list[str], Preprocessing | None]:
@@ -143,8 +150,12 @@ def normalisation(found: Mapping[str, Found]) -> tuple[list[str], Preprocessing 
 
 def listed(keys: Iterable[str], most: int = 4) -> str:
     """Names in a message, of which the last may be left out."""
-    names = [*dict.fromkeys(keys)]
+    names = [*dict.fromkeys(map(_short, keys))]
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _short(key: str) -> str:
+    return key if len(key) <= 2 * _LONGEST else f"{key[: 2 * _LONGEST]}…"
 
 
 def exchanged(entries: Mapping[Any, Any]) -> str:
@@ -171,6 +182,7 @@ def chosen(path: object, candidates: Mapping[str, Callable[[], Bare]], stepped: 
     """
     if len(candidates) == 1:
         return next(iter(candidates.values()))()
+    check_few(path, candidates)
     made: dict[str, Bare] = {}
     refused: dict[str, str] = {}
     for name, read in candidates.items():
@@ -195,6 +207,12 @@ def chosen(path: object, candidates: Mapping[str, Callable[[], Bare]], stepped: 
     return made[name]._replace(part="; ".join(filter(None, (part, made[name].part))))
 
 
+def check_few(path: object, names: Collection[str]) -> None:
+    """Raise ModelError if so many networks are in a file that trying each of them takes long."""
+    if len(names) > _MOST:
+        raise _SeveralError(f"{path}: {len(names)} networks in the file: {_quoted(names)}; {_ALONE}")
+
+
 class _SeveralError(ModelError):
     """Several VGG networks, none of which is the average of another."""
 
@@ -207,10 +225,7 @@ def _pick(path: object, made: Mapping[str, Bare], stepped: str) -> tuple[str, st
     others = [name for name in made if name not in averages]
     if len(averages) == len(others) == 1 and _shapes(made[averages[0]]) == _shapes(made[others[0]]):
         return averages[0], others[0]
-    raise _SeveralError(
-        f"{path}: several VGG networks in the file: {_quoted(made)}; save the one to read alone: "
-        "torch.save(model.state_dict(), path)"
-    )
+    raise _SeveralError(f"{path}: several VGG networks in the file: {_quoted(made)}; {_ALONE}")
 
 
 def _shapes(bare: Bare) -> dict[str, tuple[int, ...]]:

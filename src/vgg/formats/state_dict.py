@@ -69,15 +69,12 @@ def _chosen(path: object, entries: Sequence[Entry]) -> Bare:
     if not starts:
         held = [f"{one.key} {[*one.value.shape]}" for entry in entries for one in entry.layer.values()]
         raise ModelError(f"{path}: not a VGG network: expected {_EXAMPLE}, found {checkpoints.listed(held) or 'nothing'}")
+    checkpoints.check_few(path, [".".join(start.path) for start in starts])
     common = len(shared([entry.path for entry in starts])) if len(starts) > 1 else 0
     prefixes = {".".join(start.path[: common + 1]): start.path[: common + 1] for start in starts}
     main = {name: prefix for name, prefix in prefixes.items() if not checkpoints.within_beside(prefix)} or prefixes
     if len(main) > 1:
-        candidates = {}
-        for name in main:
-            others = [prefix for other, prefix in prefixes.items() if other != name]
-            candidates[name] = partial(_chosen, path, [entry for entry in entries if not _within(entry.path, others)])
-        return checkpoints.chosen(path, candidates)
+        return checkpoints.chosen(path, {name: partial(_one_of, path, entries, prefixes, name) for name in main})
     start = next(entry for entry in starts if _within(entry.path, main.values()))
     left: list[str] = []
     inside = []
@@ -91,6 +88,12 @@ def _chosen(path: object, entries: Sequence[Entry]) -> Bare:
     return bare._replace(part="; ".join(filter(None, part)))
 
 
+def _one_of(path: object, entries: Sequence[Entry], prefixes: Mapping[str, tuple[str, ...]], name: str) -> Bare:
+    """The network under one of several prefixes."""
+    others = [prefix for other, prefix in prefixes.items() if other != name]
+    return _chosen(path, [entry for entry in entries if not _within(entry.path, others)])
+
+
 def _scoped(path: object, entries: Sequence[Entry], start: Entry) -> Bare:
     """The network around a first layer: all of the layers, those under a prefix, or the convolutions alone."""
     trunk, rest = split(entries, start)
@@ -98,7 +101,7 @@ def _scoped(path: object, entries: Sequence[Entry], start: Entry) -> Bare:
     refused: ModelError | None = None
     for depth in range(max(len(prefix), 1)):
         inside = [entry for entry in rest if entry.path[:depth] == prefix[:depth]]
-        outside = [entry for entry in rest if entry not in inside]
+        outside = [entry for entry in rest if entry.path[:depth] != prefix[:depth]]
         if depth and not (inside and outside):
             continue
         if any(entry.kind == "convolution" for entry in inside):

@@ -36,17 +36,18 @@ def split(entries: Sequence[Entry], start: Entry) -> tuple[list[Entry], list[Ent
             continue
         break
     prefix = shared([entry.path for entry in chosen]) if len(chosen) > 1 else start.path[:-1]
-    inside = [
+    within = [
         entry
         for entry in entries
         if entry.path[: len(prefix)] == prefix and not any(HEADS.fullmatch(part) for part in entry.path)
     ]
-    norms = sorted((entry for entry in inside if entry.kind == "norm"), key=sort_key)
+    norms = sorted((entry for entry in within if entry.kind == "norm"), key=sort_key)
     norms = norms[: len(chosen)] if len(norms) >= len(chosen) else []
-    broken = [entry for entry in inside if entry.kind == "other"]
+    broken = [entry for entry in within if entry.kind == "other"]
     trunk = [*chosen, *norms, *broken]
     trunk.sort(key=sort_key if chosen == sorted(chosen, key=sort_key) else lambda entry: entry.place)
-    return trunk, [entry for entry in entries if entry not in trunk]
+    inside = {entry.path for entry in trunk}
+    return trunk, [entry for entry in entries if entry.path not in inside]
 
 
 def _ordered(convolutions: Sequence[Entry]) -> list[Entry]:

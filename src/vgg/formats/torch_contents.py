@@ -11,7 +11,7 @@ from .torch_tensors import Tensor, as_tensor
 
 _DEPTH = 5  # of dictionaries and objects in a checkpoint around the weights
 _LONGEST = 100  # lists and tuples that may have a network in them
-_WEIGHT = re.compile(r"(.*[._])?(weight|original|kernel)([_\d].*)?")  # keys of convolutions, not of an optimizer's averages
+_WEIGHT = re.compile(r"(^|[._])(weight|original|kernel)")  # keys of convolutions, not of an optimizer's averages
 
 
 def dictionaries(content: Any) -> Iterator[dict[Any, Any]]:
@@ -74,7 +74,7 @@ def _walk(name: str, value: Any, depth: int, seen: set[int]) -> Iterator[tuple[s
 def _is_state(value: Any) -> bool:
     """Whether a value is a dictionary with the weight of a convolution."""
     held = entries(value).items()
-    return any(isinstance(one, Tensor) and len(one.shape) == 4 and _WEIGHT.fullmatch(str(key)) for key, one in held)
+    return any(isinstance(one, Tensor) and len(one.shape) == 4 and _WEIGHT.search(str(key)) for key, one in held)
 
 
 def _joined(held: Mapping[Any, Any]) -> dict[str, Tensor]:
