@@ -32,10 +32,12 @@ REFUSALS = ("INVALID_ARGUMENT", "NOT_FOUND", "UNIMPLEMENTED", "RESOURCE_EXHAUSTE
 
 # In a process of its own: torch and atheris can't share one.
 SAVE = """
-import sys, torch
+import pickle, sys, torch
 state = {f"features.{index}.weight": torch.zeros(2, 3, 3, 3) for index in (0, 3, 6)}
 torch.save(state, sys.argv[1])
 torch.save(state, sys.argv[2], _use_new_zipfile_serialization=False)
+with open(sys.argv[3], "wb") as file:
+    pickle.dump({"state_dict": state, "ema": {key: value.numpy() for key, value in state.items()}}, file)
 """
 
 Check = Callable[[bytes], None]
@@ -93,7 +95,7 @@ def models() -> tuple[list[bytes], Check]:
     quantize_weights(network).write(folder / "b.onnx")
     network.write(folder / "c.safetensors")
     network.write(folder / "i.pth")
-    subprocess.run([sys.executable, "-c", SAVE, "d.pth", "e.pth"], cwd=folder, check=True)
+    subprocess.run([sys.executable, "-c", SAVE, "d.pth", "e.pth", "i.pkl"], cwd=folder, check=True)
     (folder / "f.caffemodel").write_bytes(caffe_model(network).SerializeToString())
     (folder / "g.pb").write_bytes(caffe2_nets(network)[0].SerializeToString())
     (folder / "h.keras").write_bytes(_keras(network))

@@ -35,6 +35,7 @@ class Provenance:
     licence: str = ""  # of the numbers
     quantization: str = ""  # the method, and the reason for its choice
     assumed: str = ""  # what the file didn't say of the head, and what was taken for it
+    part: str = ""  # which of that file's weights these are, if it has others
 
 
 @dataclass(frozen=True)

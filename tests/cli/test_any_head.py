@@ -168,6 +168,8 @@ def test_inspect_shows_what_was_assumed_and_where_labels_are_from(tmp_path):
     text = run("inspect", tmp_path / "n.onnx")[1]
     assert "fc6, 12 units tanh" in text
     assert "assumed" not in text
+    torch.save({"state_dict": state | {"criterion.weight": torch.ones(3)}}, tmp_path / "loss.pth")
+    assert "left aside as no part of the network: criterion.weight" in run("inspect", tmp_path / "loss.pth")[1]
 
 
 def test_parameters_that_are_no_numbers_are_refused_by_their_name(tmp_path):

@@ -252,22 +252,6 @@ def test_every_protocol_of_pickles_is_read(tmp_path, protocol):
     check(tmp_path / "n.pth", output(module))
 
 
-@pytest.mark.parametrize(
-    ("chosen", "other"), [("model", "ema"), ("state_dict", "state_dict_ema"), ("net", "teacher"), ("a", "b")]
-)
-@pytest.mark.parametrize("wrap", [True, False], ids=["dictionaries", "prefixes"])
-def test_a_choice_between_networks_is_stated(tmp_path, chosen, other, wrap):
-    module, averaged = (randomised(Own(HEADS["two"][0]()), seed) for seed in (0, 1))
-    states = {other: averaged.state_dict(), chosen: module.state_dict()}
-    if chosen == "a":
-        states = dict(reversed(states.items()))
-    if not wrap:
-        states = {f"{name}.{key}": value for name, state in states.items() for key, value in state.items()}
-    torch.save(states, tmp_path / "n.pth")
-    _, notices = check(tmp_path / "n.pth", output(module))
-    assert f"several networks in the file; reading '{chosen}', not '{other}'" in notices
-
-
 @pytest.mark.parametrize("prefix", ["features.", "", "encoder.features.", "0."])
 @pytest.mark.parametrize("bn", [False, True], ids=["", "bn"])
 def test_features_alone_are_a_backbone(tmp_path, prefix, bn):

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import re
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from conftest import read_damaged
 from reference import save_tiny, timm_state, torchvision_like
@@ -94,7 +96,7 @@ def test_a_network_of_another_kind_is_refused_by_its_first_key(tmp_path):
         Network.read(tmp_path / "resnet.pth")
     assert str(error.value) == (
         f"{tmp_path}/resnet.pth: not a VGG network: expected a key such as features.0.weight [64, 3, 3, 3], "
-        "found conv1.weight [64, 3, 7, 7]"
+        "found conv1.weight [64, 3, 7, 7], bn1.weight [64]"
     )
 
 
@@ -136,16 +138,31 @@ def test_neither_torch_nor_onnx_is_needed_to_read(tmp_path):
     assert result.stdout == "set()\n"
 
 
-@pytest.mark.parametrize("content", [{}, {"a": 1}, [1, 2], 3, {"state_dict": {"a": "b"}}, torch.zeros(3)])
-def test_a_file_without_a_state_dictionary_is_said(tmp_path, content):
+@pytest.mark.parametrize(
+    ("content", "held"),
+    [
+        ({}, "nothing"),
+        ({"a": 1, 2: None}, "a (int), 2 (NoneType)"),
+        ([1, 2], "0 (int), 1 (int)"),
+        (3, "one int"),
+        ({"state_dict": {"a": "b"}}, "state_dict (dict)"),
+        (torch.zeros(3), "one [3]"),
+        (
+            {"fc.weight": torch.zeros(2, 3), "fc.bias": torch.zeros(2), "best": np.float64(3)},
+            "fc.weight [2, 3], fc.bias [2], best",
+        ),
+        (nn.Sequential(nn.Linear(2, 2)), "one torch.nn.modules.container.Sequential"),
+    ],
+)
+def test_a_sound_file_without_a_network_says_what_it_holds(tmp_path, content, held):
     torch.save(content, tmp_path / "n.pth")
-    with pytest.raises(ModelError, match=r"n\.pth: no state dictionary in it; save that of a model"):
+    with pytest.raises(ModelError, match=rf"n\.pth: no network in it; it holds {re.escape(held)}.*\. Save that of a model"):
         Network.read(tmp_path / "n.pth")
 
 
 def test_a_plain_pickle_or_zip_is_none_of_torchs(tmp_path):
     (tmp_path / "p.pth").write_bytes(pickle.dumps({"a": 1}))
-    with pytest.raises(ModelError, match="unsupported format; vgg reads ONNX, torch"):
+    with pytest.raises(ModelError, match=r"no network in it; it holds a \(int\)"):
         Network.read(tmp_path / "p.pth")
     np.savez(tmp_path / "z.npz", a=np.zeros(3))
     with pytest.raises(ModelError, match=r"a zip file, but not torch's"):

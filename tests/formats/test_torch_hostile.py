@@ -114,10 +114,7 @@ def test_nothing_runs_beside_the_weights(kind):
     module = randomised(Own(nn.Linear(128, CLASSES)))
     torch.save(module.state_dict(), "n.pth")
     replaced("n.pth", "data.pkl", lambda content: nested(HOSTILE[kind], content))
-    if kind == "persistent":
-        assert attempt("n.pth")
-    else:
-        check("n.pth", output(module))
+    check("n.pth", output(module))
 
 
 @pytest.mark.parametrize("kind", HOSTILE)
@@ -329,3 +326,109 @@ def test_a_broken_file_is_one_clear_line(form):
         assert peak < 2 * len(content) + 4_000_000, peak
 
     run()
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_nothing_runs_in_pythons_own_pickles(kind):
+    module = randomised(Own(nn.Linear(128, CLASSES)))
+    with open("n.pkl", "wb") as file:
+        file.write(nested(HOSTILE[kind], pickle.dumps(module.state_dict(), 2)))
+    check("n.pkl", output(module))
+    with open("n.pkl", "wb") as file:
+        file.write(b"\x80\x02" + HOSTILE[kind].removeprefix(b"\x80\x02"))
+    assert attempt("n.pkl")
+
+
+def test_storages_within_a_pickle_have_its_limits():
+    """Each storage is a file in itself, which a pickle could have read any number of times, or again within itself."""
+    inner = io.BytesIO()
+    torch.save([0] * 20_000, inner, _use_new_zipfile_serialization=False)
+    call = b"ctorch.storage\n_load_from_bytes\n"
+    blob = b"B" + struct.pack("<I", len(inner.getvalue())) + inner.getvalue()
+    many = b"\x80\x02" + call + b"q\x000" + blob + b"\x85q\x010]" + b"h\x00h\x01Ra" * 10_000 + b"."
+    deep = inner.getvalue()
+    for _ in range(50):
+        deep = b"\x80\x02" + call + b"B" + struct.pack("<I", len(deep)) + deep + b"\x85R."
+    for content in (many, deep):
+        with open("n.pkl", "wb") as file:
+            file.write(content)
+        started = time.monotonic()
+        assert attempt("n.pkl")
+        assert time.monotonic() - started < 60
+
+
+MANY = {
+    "starts": lambda place: (f"n{place}.0.weight", torch.zeros(4, 3, 3, 3)),
+    "starts in each other": lambda place: ("a." * (place % 900) + f"{place}.weight", torch.zeros(4, 3, 3, 3)),
+    "layers": lambda place: (f"features.{100 + place}.bias", torch.zeros(4)),
+    "linear": lambda place: (f"fc{place}.weight", torch.zeros(4, 4)),
+    "long keys": lambda place: ("loss_" * 2000 + f"-{place}.weight", torch.zeros(4)),
+}
+
+
+@pytest.mark.parametrize("kind", MANY)
+@pytest.mark.parametrize("wrap", [True, False], ids=["dictionaries", "keys"])
+def test_many_layers_and_networks_are_refused_in_time(kind, wrap):
+    state = Own(nn.Linear(128, CLASSES)).state_dict()
+    shared: dict = {}
+    for place in range(500 if kind == "long keys" else 4000):
+        key, tensor = MANY[kind](place)
+        shared[key] = shared.get(next(iter(shared), ""), tensor)
+    content = (
+        {str(place): {"weight": value, **state} for place, value in enumerate(shared.values())} if wrap else {**state, **shared}
+    )
+    torch.save(content, "n.pth")
+    started = time.monotonic()
+    assert attempt("n.pth")
+    assert time.monotonic() - started < 30
+
+
+def checkpoint(kind: str) -> bytes:
+    """The bytes of a checkpoint, with objects beside the weights that would leave a mark."""
+    module = randomised(Own(nn.Linear(128, CLASSES), bn=kind != "arrays"))
+    state = module.state_dict()
+    beside = {"args": Evaluated(), "hooks": [Reduced()], "path": Built()}
+    contents = {
+        "zip": {**beside, "state_dict": state},
+        "legacy": {"model": state, **beside},
+        "module": {"model": module, **beside},
+        "lightning": {"state_dict": {f"net.{key}": value for key, value in state.items()}, "hyper_parameters": beside},
+        "ema": {"state_dict": state, "state_dict_ema": dict(state), **beside},
+        "pruned": {"net": {f"{key}_orig": value for key, value in state.items()}, **beside},
+        "pickle": {"model": state, **beside},
+        "arrays": {"model": {key: value.numpy() for key, value in state.items()}, **beside},
+        "alone": state,
+        "two": {"a": state, "b": state, **beside},
+        "empty": beside,
+        "list": [beside, state],
+    }
+    file = io.BytesIO()
+    if kind in ("pickle", "arrays"):
+        pickle.dump(contents[kind], file)
+    else:
+        torch.save(contents[kind], file, _use_new_zipfile_serialization=kind not in ("legacy", "list"))
+    return file.getvalue()
+
+
+CHECKPOINTS = ("zip", "legacy", "module", "lightning", "ema", "pruned", "pickle", "arrays", "alone", "two", "empty", "list")
+
+
+@pytest.mark.parametrize("kind", CHECKPOINTS)
+def test_a_mutated_checkpoint_runs_nothing_and_is_read_or_refused(kind):
+    whole = checkpoint(kind)
+    rng = np.random.default_rng(len(kind))
+    # The pickle is at the beginning; at the end are an archive's directory or the numbers.
+    begin = min(len(whole), 30_000)
+    opcodes = b"cRbo\x81\x82\x92i(tQP0.}]\x85\x86\x93\x94h"
+    started = time.monotonic()
+    for _ in range(60):
+        changed = bytearray(whole)
+        for place in rng.integers(0, begin, rng.integers(1, 12)):
+            changed[place] = rng.choice([rng.integers(256), *opcodes])
+        if rng.random() < 0.2:
+            changed = changed[: rng.integers(1, len(changed))]
+        with open("n.pt", "wb") as file:
+            file.write(changed)
+        attempt("n.pt")  # a ModelError of one line, or nothing
+        assert sorted(os.listdir()) == ["n.pt"]
+    assert time.monotonic() - started < 60

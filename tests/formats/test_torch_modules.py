@@ -286,8 +286,9 @@ def test_a_users_own_flatten_is_known_by_its_name(tmp_path):
 
 
 def hooked() -> nn.Module:
-    module = linear(MAP)
-    return nn.utils.weight_norm(module)
+    made = linear(MAP)
+    made.register_forward_hook(print)
+    return made
 
 
 def changed(**attributes: object) -> nn.Module:

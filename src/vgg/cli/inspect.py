@@ -129,6 +129,7 @@ def _table(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("preprocessing", f"{facts['preprocessing']['name']} ({_source(facts, 'preprocessing')})"),
         *([("labels", _labels(facts))] if facts["head"] else []),
         ("origin", f"{origin['source'] or 'unknown'}{published}"),
+        *([("", origin["part"])] if origin["part"] else []),
         ("licence", origin["licence"] or "unknown"),
         ("parameters", f"sha256 {facts['parameters_sha256']}"),
     ]

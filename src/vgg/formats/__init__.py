@@ -94,13 +94,15 @@ def read(path: str | Path) -> Network:
     name = known.preset if known else content.preset or _USUAL.get(format) or reader.usual_preset(path)
     published = architecture.classes == IMAGENET_CLASSES and architecture.head == "fc"  # by its form
     classes = content.labels or (labels.imagenet() if published else None)
+    if content.part:
+        warnings.warn(Notice(f"{path}: {content.part}"), stacklevel=2)
     if not known:
         _warn(path, content, name, classes)
     described: Source = "metadata"
     origin = Provenance(
         path.name, format, sha256, known.name if known else "",
         described if content.preprocessing else source, described if content.labels else source,
-        licence=known.licence if known else "", assumed=content.assumed,
+        licence=known.licence if known else "", assumed=content.assumed, part=content.part,
     )  # fmt: skip
     preprocessing = _cropped(content.preprocessing or preset(name), architecture)
     return Network(architecture, content.parameters, preprocessing, classes, origin)
@@ -228,7 +230,7 @@ def detect(path: Path) -> str:
 
     if head.startswith(keras.MAGIC) or (head.startswith(torch.ZIP_MAGIC) and keras.is_archive(path)):
         return "keras"
-    if head.startswith((torch.ZIP_MAGIC, torch.LEGACY_MAGIC)):
+    if head.startswith((torch.ZIP_MAGIC, *torch.PICKLE_MAGIC)):
         return "torch"
     if head.startswith(mxnet.MAGIC):
         return "mxnet"

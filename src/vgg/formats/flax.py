@@ -1,72 +1,39 @@
-"""Pickles of NumPy arrays in dictionaries, in which Flax's users save parameters, read without running code.
+"""Pickles of NumPy arrays in dictionaries, in which Flax's users save parameters, read without running code."""
 
-Only text, numbers, containers and arrays are loaded; arrays are made here, from shape, type and bytes. The layout is that of
-NumPy's `ndarray.__reduce__`.
-"""
-
-import math
-import pickle
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ..arrays import Array
+from ..errors import ModelError
 from ..files import map_file
+from . import pickled_arrays, pickles
 from .layouts import Forbidden, reading
+from .pickles import Record
 
-DTYPES = ("f2", "f4", "f8")
+_DEPTH = 20  # of dictionaries
 
 
 def read(path: Path) -> dict[str, Array]:
     """The arrays in a pickle by their keys, outermost first: `VGG16_0/Conv_0/kernel`.
 
     Raises:
-        ModelError: the file can't be read, or contains anything but arrays.
+        ModelError: the file can't be read, or contains anything but arrays of floats.
     """
     with reading(path, "Flax"):
-        return dict(_flat(_Unpickler(map_file(path)).load()))
+        file: Any = map_file(path)
+        content = pickles.load(path, file, pickled_arrays.KNOWN, lambda pid: Record("a persistent object", (pid,)))
+        return dict(_flat(path, content))
 
 
-class _Array:
-    """An array in a pickle; its state follows it."""
-
-    value: Array
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        _, shape, dtype, fortran, data = state
-        if not isinstance(data, bytes) or len(data) != math.prod(shape) * dtype.value.itemsize:
-            raise ValueError("a truncated array")
-        self.value = np.frombuffer(data, dtype.value).reshape(shape, order="F" if fortran else "C")
-
-
-class _Dtype:
-    """The dtype of an array in a pickle."""
-
-    def __init__(self, kind: str, *_: Any) -> None:
-        if kind not in DTYPES:
-            raise ValueError(f"an array of type {str(kind)[:20]!r}")
-        self.value = np.dtype(kind)
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        if state[1] not in ("<", "="):
-            raise ValueError("an array of another byte order")
-
-
-class _Unpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in (("numpy.core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "_reconstruct")):
-            return lambda *_: _Array()
-        if (module, name) == ("numpy", "dtype"):
-            return _Dtype
-        if (module, name) == ("numpy", "ndarray"):
-            return None  # an argument of _reconstruct
-        raise Forbidden(f"{module}.{name}")
-
-
-def _flat(content: Any, before: str = "") -> Any:
-    if isinstance(content, _Array):
-        yield before, content.value
-        return
-    for key, value in content.items():
-        yield from _flat(value, f"{before}/{key}" if before else str(key))
+def _flat(path: Path, content: Any, before: str = "", depth: int = _DEPTH) -> Iterator[tuple[str, Array]]:
+    found = pickled_arrays.array(content)
+    if found is not None and found.dtype.kind == "f":
+        yield before, found
+    elif isinstance(content, dict) and depth:
+        for key, value in content.items():
+            yield from _flat(path, value, f"{before}/{key}" if before else str(key), depth - 1)
+    elif isinstance(content, Record) and not content.name.startswith("numpy."):
+        raise Forbidden(content.name)
+    else:
+        raise ModelError(f"{path}: not arrays of floats in dictionaries: {before or 'it'} is something else")

@@ -25,6 +25,8 @@ QUANTIZED = "vgg.quantized"
 KEYS = "vgg.keys"
 SHA256 = "vgg.parameters_sha256"
 
+_RARE = ("assumed", "part")  # fields of the provenance that few networks have
+
 T = TypeVar("T")
 
 
@@ -43,7 +45,7 @@ def describe(network: Network, expanded: Collection[str] = ()) -> dict[str, str]
     text = {
         ARCHITECTURE: _json(described(network.architecture)),
         PREPROCESSING: _json(asdict(network.preprocessing)),
-        PROVENANCE: _json({name: value for name, value in asdict(network.provenance).items() if value or name != "assumed"}),
+        PROVENANCE: _json({name: value for name, value in asdict(network.provenance).items() if value or name not in _RARE}),
     }
     if network.labels is not None:
         text[LABELS] = network.labels.text()

@@ -6,7 +6,7 @@ caller, which makes plain values of them. The memory is bounded by the length of
 """
 
 import pickletools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, BinaryIO
 
 from ..errors import ModelError
@@ -73,14 +73,15 @@ class _Machine:
         if isinstance(function, Record) and function.arguments is None and name in self.known:
             try:
                 return self.known[name](*arguments)
-            except (TypeError, ValueError, AttributeError):  # other arguments than expected
+            except (TypeError, ValueError, AttributeError, LookupError):  # other arguments than expected
                 pass
         return Record(name, arguments)
 
     def fill(self, target: Any, values: list[Any]) -> None:
         """Keys and values, alternating, into a dictionary or record."""
         entries = target.items if isinstance(target, Record) else target
-        fill(entries, zip(values[::2], values[1::2], strict=True))
+        if isinstance(entries, dict):
+            fill(entries, zip(values[::2], values[1::2], strict=True))
 
     def step(self, name: str, argument: Any, persistent: Callable[[Any], Any]) -> None:
         """Follow one opcode."""
@@ -116,7 +117,7 @@ class _Machine:
             self.fill(stack[-1], values)
         elif name in ("APPEND", "APPENDS", "ADDITEMS"):
             values = self.last(1) if name == "APPEND" else self.marked()
-            if isinstance(stack[-1], list):  # a record that is a kind of list stays empty
+            if isinstance(stack[-1], list):  # a record that is a kind of list or set stays empty
                 stack[-1].extend(values)
         elif name in ("GLOBAL", "STACK_GLOBAL"):
             parts = argument.split(" ") if name == "GLOBAL" else self.last(2)
@@ -145,7 +146,9 @@ class _Machine:
             stack.append(stack[-1])
         elif name in ("EXT1", "EXT2", "EXT4"):
             stack.append(Record(f"extension {argument}"))
-        elif name not in ("PROTO", "FRAME"):
+        elif name == "NEXT_BUFFER":
+            stack.append(Record("a buffer outside the file"))
+        elif name not in ("PROTO", "FRAME", "READONLY_BUFFER"):
             raise ValueError(f"unsupported opcode {name}")
 
 
@@ -154,7 +157,18 @@ def fill(target: dict[Any, Any], pairs: Iterable[tuple[Any, Any]]) -> None:
     target.update((key, value) for key, value in pairs if isinstance(key, _SCALARS))
 
 
-def load(path: object, file: BinaryIO, known: Mapping[str, Callable[..., Any]], persistent: Callable[[Any], Any]) -> Any:
+def budget() -> Iterator[int]:
+    """The opcodes that may be followed in one file; a pickle within a pickle uses the same."""
+    return iter(range(MOST))
+
+
+def load(
+    path: object,
+    file: BinaryIO,
+    known: Mapping[str, Callable[..., Any]],
+    persistent: Callable[[Any], Any],
+    opcodes: Iterator[int] | None = None,
+) -> Any:
     """The content of the pickle at a file's position, of which the rest is not read.
 
     Args:
@@ -162,16 +176,18 @@ def load(path: object, file: BinaryIO, known: Mapping[str, Callable[..., Any]], 
         file: the pickle.
         known: functions that make a plain value for a name, from the arguments in the pickle.
         persistent: makes the value of an object outside the pickle, from its identifier.
+        opcodes: `budget()`, if several pickles share it.
 
     Raises:
         ModelError: the pickle is too long.
         ValueError, LookupError, TypeError: it is damaged.
     """
     machine = _Machine(known)
-    for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
+    opcodes = budget() if opcodes is None else opcodes
+    for opcode, argument, _ in pickletools.genops(file):
         if opcode.name == "STOP":
             break
-        if count > MOST:
+        if next(opcodes, None) is None:
             raise ModelError(f"{path}: its pickle has more than {MOST} entries; save the weights alone, in torch a state_dict")
         machine.step(opcode.name, argument, persistent)
     return machine.stack.pop()

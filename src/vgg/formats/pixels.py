@@ -1,4 +1,4 @@
-"""What a graph does to pixels before the first convolution, as a preprocessing."""
+"""What a network does to pixels before the first convolution, as a preprocessing."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -14,6 +14,8 @@ from ..errors import ModelError
 from ..heads import DROPOUT, Head, Step
 from .layouts import Found, Layer, misfit
 
+# Parts of keys of linear layers, which may be convolutions over the whole map.
+HEADS = re.compile(r"(classifier|fc|head|pre_logits|last_linear|linear|logits|dense|output)[\d_]*")
 _PERMUTED = 7  # modules whose order is sought by their shapes
 
 

@@ -1,5 +1,5 @@
 """Files of torch, `.pth` and `.pt`, read without torch: of torch.save, in the zip format since 1.6 and the pickle stream before
-it, and of torch.jit.save.
+it, of torch.jit.save, and pickles of state dictionaries.
 
 All contain a pickle whose tensors refer to storages of raw numbers, which are mapped from the file. Nothing in the pickle or
 in the code of TorchScript is run; see `pickles` and `torch_script`. Layouts from torch/serialization.py (_load, _legacy_load).
@@ -10,6 +10,7 @@ import mmap
 import struct
 import zipfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +21,18 @@ from ..arrays import Array
 from ..errors import ModelError
 from ..files import map_file
 from ..network import Network
-from . import metadata, pickles, torch_modules, torch_script, torch_writer
+from . import checkpoints, metadata, pickles, torch_modules, torch_script, torch_writer
 from .layouts import Bare, reading
 from .pickles import Record
-from .state_dict import choice, from_state_dict, labels
+from .state_dict import from_state_dict, labels
 from .state_keys import restored
+from .torch_contents import candidates, dictionaries, entries, summary
 from .torch_tensors import KNOWN, Storage, Tensor, stored
 
 LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 ZIP_MAGIC = b"PK\x03\x04"
+PICKLE_MAGIC = tuple(bytes((0x80, protocol)) for protocol in range(2, 6))
 MOST_CODE = 2**20  # characters of TorchScript's code
-DEPTH = 5  # of dictionaries and objects in a checkpoint around the weights
 
 
 def read(path: Path) -> Network | Bare:
@@ -42,13 +44,18 @@ def read(path: Path) -> Network | Bare:
         return metadata.build(path, text, restored(path, text, _arrays(path, content)))
     if isinstance(content, torch_script.Script):
         return torch_script.read(path, content)
-    found = dict(_candidates(content))
+    found = dict(candidates(content))
     if not found:
-        raise ModelError(f"{path}: no state dictionary in it; save that of a model: torch.save(model.state_dict(), path)")
-    name = choice(path, [*found])
-    chosen = found[name]
-    made = from_state_dict(path, _arrays(path, chosen)) if isinstance(chosen, dict) else torch_modules.read(path, chosen)
-    return made._replace(labels=labels(_dictionaries(content), made.architecture.classes))
+        raise ModelError(
+            f"{path}: no network in it; it holds {summary(content)}. Save that of a model: torch.save(model.state_dict(), path)"
+        )
+    readers = {name: partial(_read, path, value) for name, value in found.items()}
+    bare = checkpoints.chosen(path, readers, checkpoints.exchanged(entries(content)))
+    return bare._replace(labels=labels(dictionaries(content), bare.architecture.classes))
+
+
+def _read(path: Path, value: Any) -> Bare:
+    return from_state_dict(path, _arrays(path, value)) if isinstance(value, dict) else torch_modules.read(path, value)
 
 
 def read_state(path: Path) -> dict[str, Array]:
@@ -59,10 +66,10 @@ def read_state(path: Path) -> dict[str, Array]:
     """
     with reading(path, "torch"):
         content = _content(path)
-        for state in (content, *_dictionaries(content)):
-            if isinstance(state, dict) and any(isinstance(value, Tensor) for value in state.values()):
+        for state in dictionaries(content):
+            if any(isinstance(value, Tensor) for value in state.values()):
                 return _arrays(path, state)
-    raise ModelError(f"{path}: no state dictionary in it")
+    raise ModelError(f"{path}: no state dictionary in it; it holds {summary(content)}")
 
 
 def _arrays(path: Path, state: dict[Any, Any]) -> dict[str, Array]:
@@ -74,66 +81,30 @@ def _arrays(path: Path, state: dict[Any, Any]) -> dict[str, Array]:
     return {str(key): value.array() for key, value in state.items() if isinstance(value, Tensor)}
 
 
-def _dictionaries(content: Any) -> Iterator[dict[Any, Any]]:
-    """The dictionaries in a file's content, outer ones first, without those in modules."""
-    for _, value in _walk("", content, DEPTH, set()):
-        yield _entries(value)
-
-
-def _candidates(content: Any) -> Iterator[tuple[str, Any]]:
-    """The state dictionaries and modules in a file's content, each with the keys that lead to it."""
-    for name, value in _walk("", content, DEPTH, set()):
-        entries = _entries(value)
-        if torch_modules.is_module(value):
-            yield name, value
-        elif any(_is_state(inner) for inner in entries.values()) and (joined := _joined(entries)):
-            yield name, joined
-        elif _is_state(value):
-            yield name, value
-
-
-def _walk(name: str, value: Any, depth: int, seen: set[int]) -> Iterator[tuple[str, Any]]:
-    """The dictionaries and records in a value, itself included, each once, with the keys that lead to it."""
-    if not isinstance(value, dict | Record) or id(value) in seen:
-        return
-    seen.add(id(value))
-    yield name, value
-    if depth and not torch_modules.is_module(value):
-        entries = _entries(value)
-        if not _joined(entries):
-            for key, inner in entries.items():
-                yield from _walk(f"{name}.{key}" if name else str(key), inner, depth - 1, seen)
-
-
-def _entries(value: Any) -> dict[Any, Any]:
-    """The entries of a dictionary, or of an object that is one or has attributes."""
-    if isinstance(value, Record):
-        return value.items or (value.state if isinstance(value.state, dict) else {})
-    return value if isinstance(value, dict) else {}
-
-
-def _is_state(value: Any) -> bool:
-    """Whether a value is a dictionary with the weight of a convolution."""
-    return any(isinstance(one, Tensor) and len(one.shape) == 4 for one in _entries(value).values())
-
-
-def _joined(entries: dict[Any, Any]) -> dict[str, Tensor]:
-    """One state dictionary from those of a network's parts, such as `features` and `classifier`; empty if there are none."""
-    parts = {str(key): inner for key, inner in entries.items() if isinstance(inner, dict) and inner}
-    tensors = {
-        f"{part}.{key}": value for part, inner in parts.items() for key, value in inner.items() if isinstance(value, Tensor)
-    }
-    ranks = {part: {len(v.shape) for v in inner.values() if isinstance(v, Tensor)} for part, inner in parts.items()}
-    trunks = [part for part, found in ranks.items() if 4 in found]
-    rest = [part for part, found in ranks.items() if found and 4 not in found]
-    whole = len(trunks) == 1 and 2 not in ranks[trunks[0]] and rest
-    return tensors if whole and all(2 in ranks[part] for part in rest) else {}
-
-
 def _content(path: Path) -> Any:
     """What a file's pickle holds."""
     mapped = map_file(path)
-    return _from_zip(path, mapped) if mapped[:4] == ZIP_MAGIC else _from_stream(path, mapped)
+    if mapped[:4] == ZIP_MAGIC:
+        return _from_zip(path, mapped)
+    if mapped[: len(LEGACY_MAGIC)] == LEGACY_MAGIC:
+        return _from_stream(path, mapped, mapped, pickles.budget())
+    return _from_pickle(path, mapped)
+
+
+def _from_pickle(path: Path, mapped: mmap.mmap) -> Any:
+    """The content of a pickle of Python's own, in which each storage is a whole file of the old format."""
+    opcodes = pickles.budget()
+
+    def storage(data: bytes) -> Any:
+        return _from_stream(path, io.BytesIO(data), data, opcodes)
+
+    def joblibs(*_: Any) -> Any:
+        raise ModelError(f"{path}: unsupported arrays of joblib between the parts of the pickle; save them with pickle")
+
+    known = {
+        **KNOWN, "torch.storage._load_from_bytes": storage, "joblib.numpy_pickle.NumpyArrayWrapper": joblibs,
+    }  # fmt: skip
+    return pickles.load(path, mapped, known, lambda pid: Record("a persistent object", (pid,)), opcodes)  # type: ignore[arg-type]
 
 
 def _from_zip(path: Path, mapped: mmap.mmap) -> Any:
@@ -182,7 +153,8 @@ def _from_zip(path: Path, mapped: mmap.mmap) -> Any:
         return torch_script.Script(content, load("constants"), sources, inputs)
 
 
-def _from_stream(path: Path, mapped: mmap.mmap) -> Any:
+def _from_stream(path: Path, file: Any, numbers: Any, opcodes: Iterator[int]) -> Any:
+    """The content of a file of the old format, given as a file and as bytes."""
     storages: dict[str, Storage] = {}
 
     def storage(key: str, count: int, dtype: Any) -> Storage:
@@ -191,17 +163,16 @@ def _from_stream(path: Path, mapped: mmap.mmap) -> Any:
     # Five pickles: a magic number, the protocol's number, the writer's machine, the content, the keys of the storages.
     # Then an 8-byte count and the numbers of each storage.
     _, _, machine, content, keys = (
-        pickles.load(path, mapped, KNOWN, lambda pid: stored(pid, storage))  # type: ignore[arg-type]
-        for _ in range(5)
+        pickles.load(path, file, KNOWN, lambda pid: stored(pid, storage), opcodes) for _ in range(5)
     )
     if not machine.get("little_endian", True):
         raise ModelError(f"{path}: unsupported byte order: written on a big-endian machine")
-    place = mapped.tell()
+    place = file.tell()
     for key in keys:
         found = storages[key]
-        (count,) = struct.unpack("<q", mapped[place : place + 8])
+        (count,) = struct.unpack("<q", numbers[place : place + 8])
         if count != found.count:
             raise ValueError("a storage of the wrong length")
-        found.view = np.frombuffer(mapped, found.dtype, count, place + 8)
+        found.view = np.frombuffer(numbers, found.dtype, count, place + 8)
         place += 8 + found.view.nbytes
     return content

@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 from ..arrays import Array
+from .checkpoints import combined, parts_of
 from .layouts import Bare
 from .pickles import Record
 from .torch_operations import Operations
@@ -18,9 +19,11 @@ from .torch_tensors import Tensor
 _IN_ORDER = frozenset((
     "torch.nn.modules.container.Sequential", "torchvision.models.vgg.VGG", "torch.nn.parallel.data_parallel.DataParallel",
     "torch.nn.parallel.distributed.DistributedDataParallel", "torch._dynamo.eval_frame.OptimizedModule",
+    "torch.optim.swa_utils.AveragedModel",
 ))  # fmt: skip
 _OWN = ("torch.nn.", "torch.ao.", "torch.jit.")  # whose classes are known, or refused by name
 _NOTHING = ("torch.nn.modules.loss.", "torchmetrics.")  # beside the network, in training
+_COMBINING = ("torch.nn.utils.prune.", "torch.nn.utils.weight_norm.", "torch.nn.utils.spectral_norm.")  # hooks; see checkpoints
 _RESHAPES = ("flatten", "identity", "view", "reshape", "squeeze")  # names of users' classes without parameters
 _DEPTH = 50  # of modules in modules
 _MOST = 10_000  # modules; one that stands in several places counts each time
@@ -52,8 +55,11 @@ class _Module:
         return self.name.rpartition(".")[2] if self.name.startswith("torch.nn.modules.") else ""
 
     def array(self, name: str) -> Array | None:
-        value = self.entries("_parameters").get(name, self.entries("_buffers").get(name))
-        return value.array() if isinstance(value, Tensor) else None
+        held = self.entries("_parameters") | self.entries("_buffers")
+        if isinstance(value := held.get(name), Tensor):
+            return value.array()
+        parts = parts_of(map(str, held)).get(name, {})
+        return combined({part: held[key].array() for part, key in parts.items() if isinstance(held[key], Tensor)})
 
     def weight(self) -> Array:
         found = self.array("weight")
@@ -121,6 +127,18 @@ def is_module(value: Any) -> bool:
     return isinstance(value, Record) and isinstance(value.state, dict) and "_modules" in value.state
 
 
+def convolves(record: Record) -> bool:
+    """Whether a module or one within it has the weight of a convolution."""
+    found, seen = [record], {id(record)}
+    while found:
+        module = _Module(found.pop())
+        if any(isinstance(one, Tensor) and len(one.shape) == 4 for one in module.entries("_parameters").values()):
+            return True
+        found += [child for child in module.children.values() if id(child) not in seen]
+        seen |= {id(child) for child in module.children.values()}
+    return False
+
+
 def read(path: object, record: Record) -> Bare:
     """The network that a module is.
 
@@ -144,7 +162,8 @@ def _leaves(
     title = f"{name} ({module.name})" if name else module.name
     if module.name.startswith(_NOTHING):
         return
-    if module.entries("_forward_hooks") or module.entries("_forward_pre_hooks"):
+    hooks = [*module.entries("_forward_hooks").values(), *module.entries("_forward_pre_hooks").values()]
+    if any(not isinstance(hook, Record) or not hook.name.startswith(_COMBINING) for hook in hooks):
         raise operations.error(f"{title} has hooks, whose effect is unknown")
     if module.kind in _LEAVES:
         for key, one in (module.entries("_parameters") | module.entries("_buffers")).items():
@@ -153,6 +172,7 @@ def _leaves(
         yield name, module
         return
     held = [key for place in ("_parameters", "_buffers") for key, one in module.entries(place).items() if one is not None]
+    held = [key for key in held if key != "n_averaged"]
     if not depth or held or not is_module(record) or (not module.children and not _reshapes(module)):
         raise operations.error(f"unsupported module {title}")
     children = list(module.children.items())

@@ -13,6 +13,7 @@ import ml_dtypes
 import numpy as np
 
 from ..arrays import Array
+from . import pickled_arrays
 from .pickles import Record, fill
 
 _STORAGES: dict[str, Any] = {
@@ -53,14 +54,27 @@ class Tensor:
         return np.lib.stride_tricks.as_strided(view[self.offset :], self.shape, steps, writeable=False)
 
 
+def as_tensor(value: Any) -> Tensor | None:
+    """A value in a pickle as a tensor, if it is one, or an array of NumPy."""
+    if isinstance(value, Tensor):
+        return value
+    found = pickled_arrays.array(value)
+    if found is None:
+        return None
+    steps = tuple(step // found.itemsize for step in found.strides)
+    return Tensor(Storage(found.dtype, found.size, found.reshape(-1, order="A")), 0, found.shape, steps)
+
+
 def stored(pid: Any, storage: Callable[[str, int, Any], Storage]) -> Any:
-    """The object with a persistent identifier: a storage, or a class, of which old files also hold the source."""
-    if pid[0] == "module":
+    """The object with a persistent identifier: a storage, a class, of which old files also hold the source, or unknown."""
+    if not isinstance(pid, tuple) or not pid:
+        return Record("a persistent object", (pid,))
+    if pid[0] == "module" and len(pid) > 1:
         return pid[1]
-    _, kind, key, _, count, *view = pid
-    name = kind.name.rpartition(".")[2]
+    _, kind, key, _, count, *view = (*pid, *(None,) * 5)[: max(5, len(pid))]
+    name = kind.name.rpartition(".")[2] if isinstance(kind, Record) else ""
     if pid[0] != "storage" or name not in _STORAGES or not isinstance(count, int) or count < 0 or any(view):
-        raise ValueError("unknown kind of storage")
+        return Record(name or "a persistent object", pid)
     return storage(str(key), count, _STORAGES[name])
 
 
@@ -90,6 +104,7 @@ _TENSORS: dict[str, Callable[..., Any]] = {
 }
 KNOWN: dict[str, Callable[..., Any]] = {
     **_TENSORS,
+    **pickled_arrays.KNOWN,
     "torch._tensor._rebuild_from_type_v2": _of_type,
     "torch.Size": lambda size=(): tuple(size),
     "collections.OrderedDict": _dictionary,
