@@ -16,7 +16,7 @@ from ..heads import ACTIVATIONS
 from ..parameters import LowRank, Parameter, Part, expanded
 from .chain import OUTPUTS, Chain
 from .dimensions import Dimensions, Mismatch
-from .functions import Function, Operand, compute, is_pair, recognised
+from .functions import OPERATORS, Function, Operand, compute, is_pair, recognised
 from .layouts import Found
 from .nodes import Node, folded, multiplied
 from .pixels import Pixels
@@ -30,9 +30,12 @@ EPSILON = 1e-5  # of a batch normalisation that was written as a product and a s
 # Operators with parameters; none may be outside the chain.
 _WEIGHTED = frozenset((
     "Conv", "Gemm", "MatMul", "BatchNormalization", "QLinearConv", "QLinearMatMul", "QGemm", "ConvInteger", "MatMulInteger",
-    "FusedConv", "FusedGemm", "FusedMatMul", "DynamicQuantizeMatMul", "MatMulIntegerToFloat",
+    "FusedConv", "FusedGemm", "FusedMatMul", "DynamicQuantizeMatMul", "MatMulIntegerToFloat", "MatMulNBits",
+    "NhwcConv", "NhwcFusedConv",
 ))  # fmt: skip
-_SELECTING = ("ArgMax", "TopK")  # what follows them are classes, not scores
+_PASSING = ("Cast", "QuantizeLinear", "DequantizeLinear")  # may stand between the operators of a function
+_SELECTING = ("ArgMax", "TopK", "Greater", "GreaterOrEqual")  # what follows them are classes, not scores
+NEGLIGIBLE = 1e-5  # what is added to a probability before its logarithm
 
 
 class Frontier(Chain):
@@ -84,14 +87,16 @@ class Frontier(Chain):
         depths = {self.value: 0}
         selected: set[str] = set()  # the results of selecting operators
         before: dict[str, str] = {}  # a selecting operator's input
+        chosen = {node.inputs[0] for node in nodes if node.operator in _SELECTING and node.inputs}
         for node in nodes:
             found = [depths[name] for name in node.inputs if name in depths]
             if not found or node.operator in ("Shape", "Size"):
                 continue
             depths.update((name, max(found) + 1) for name in node.outputs)
-            if node.operator in _SELECTING and not selected.intersection(node.inputs):
-                before[node.inputs[0]] = node.operator
-            if node.operator in _SELECTING or selected.intersection(node.inputs):
+            selects = node.operator in _SELECTING or (node.operator == "ReduceMax" and node.inputs[0] in chosen)
+            if selects and not selected.intersection(node.inputs):
+                before.setdefault(node.inputs[0], node.operator)
+            if selects or selected.intersection(node.inputs):
                 selected.update(node.outputs)
         plain = [name for name in outputs if name in depths and name not in selected]
         ends = plain or [name for name in before if selected.intersection(outputs)]
@@ -193,9 +198,16 @@ class Frontier(Chain):
             self.add("sigmoid")
         elif found := recognised(function):
             self.activation(node, *found)
+        elif self._continues(name):
+            return
         else:
             raise self.error(f"unsupported operator {node}: an unknown function of {self.value}")
         self._reach(name)
+
+    def _continues(self, name: str) -> bool:
+        """Whether operators of each element follow, as the factor 0.5 at the end of a GELU."""
+        readers = [node.operator.removeprefix("QLinear") for node in self._readers.get(name, [])]
+        return bool(readers) and all(one in OPERATORS or one in _PASSING for one in readers)
 
     def _is_part(self, function: Function) -> bool:
         """Whether a function has a part of the channels, or is [-x, x], of whose sigmoids the scores of two classes consist."""
@@ -239,6 +251,8 @@ class Frontier(Chain):
             if shift.tolist() != [1, 0]:
                 raise self.error(f"unsupported operator {node}")
             self.pair = True
+        elif self.ends_in("softmax") and scale.size == 1 and scale > 0 and np.abs(shift).max() <= NEGLIGIBLE:
+            self.ignored = self.ignored or ("" if scale == 1 else node.operator)
         elif {scale.size, shift.size} - {1, size}:
             raise self.error(f"unsupported operator {node}: constants for {max(scale.size, shift.size)} of {size} channels")
         elif self.ends_in("convolution", "linear", "batch_norm") or self._implied:

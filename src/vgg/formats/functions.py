@@ -104,6 +104,7 @@ class Function:
     shift: Array
     values: Array | None = None  # float64 [len(GRID), ...]
     channels: tuple[int, ...] | None = None  # those of the value, in order, if the function has not all of them
+    dropped: bool = False  # the dimension of its one channel is missing
 
     @staticmethod
     def identity(rank: int) -> "Function":
@@ -136,19 +137,18 @@ def compute(operator: str, attributes: Mapping[str, Any], operands: Sequence[Ope
     """
     functions = [one for one in operands if isinstance(one, Function)]
     constants = [one for one in operands if isinstance(one, np.ndarray)]
-    rank, channels = len(functions[0].shape), functions[0].channels
-    if any((len(one.shape), one.channels) != (rank, channels) for one in functions) or any(
-        one.ndim > rank for one in constants
-    ):
+    rank, channels, dropped = len(functions[0].shape), functions[0].channels, functions[0].dropped
+    same = all((len(one.shape), one.channels, one.dropped) == (rank, channels, dropped) for one in functions)
+    if not same or any(one.ndim > rank or (dropped and one.size > 1) for one in constants):
         raise ValueError("other dimensions than those of the value")
     with np.errstate(all="ignore"):
         if operator in _AFFINE and all(one.values is None for one in functions):
             result = _affine(operator, [_lifted(one, rank) for one in operands if one is not None])
             if result is not None:
-                return replace(result, channels=channels)
+                return replace(result, channels=channels, dropped=dropped)
         values = [_sampled(one, rank) for one in operands]
         computed = np.asarray(OPERATORS[operator](attributes, *values))
-    return Function(np.ones((1,) * rank), np.zeros((1,) * rank), computed, channels)
+    return Function(np.ones((1,) * rank), np.zeros((1,) * rank), computed, channels, dropped)
 
 
 def _sampled(one: Operand, rank: int) -> Array | None:
@@ -156,8 +156,12 @@ def _sampled(one: Operand, rank: int) -> Array | None:
 
 
 def _wide(value: Array, rank: int) -> Array:
-    """A constant, with as many dimensions as the value."""
-    return np.asarray(value, np.float64).reshape((1,) * (rank - value.ndim) + value.shape)
+    """A constant, with as many dimensions as the value, of size 1 if its numbers are the same along them."""
+    wide: Array = np.asarray(value, np.float64).reshape((1,) * (rank - value.ndim) + value.shape)
+    for axis in range(rank):
+        first = wide.take([0], axis) if wide.shape[axis] > 1 else wide
+        wide = first if (wide == first).all() else wide
+    return wide
 
 
 def _lifted(one: Function | Array, rank: int) -> tuple[Array, Array]:

@@ -26,8 +26,9 @@ from .protobuf import Buffer, Value, floats, integers, last, lenient_text, messa
 PRODUCER = "vgg"  # in the files that vgg writes
 # TensorProto.DataType
 DTYPES: Mapping[int, Any] = {
-    1: np.float32, 2: np.uint8, 3: np.int8, 6: np.int32, 7: np.int64, 9: np.bool_, 10: np.float16, 11: np.float64,
-    16: ml_dtypes.bfloat16, 21: ml_dtypes.uint4, 22: ml_dtypes.int4,
+    1: np.float32, 2: np.uint8, 3: np.int8, 4: np.uint16, 5: np.int16, 6: np.int32, 7: np.int64, 9: np.bool_, 10: np.float16,
+    11: np.float64, 12: np.uint32, 13: np.uint64, 16: ml_dtypes.bfloat16, 17: ml_dtypes.float8_e4m3fn, 19: ml_dtypes.float8_e5m2,
+    21: ml_dtypes.uint4, 22: ml_dtypes.int4,
 }  # fmt: skip
 _INT4 = (21, 22)
 _INT32S, _INT64S = 5, 7
@@ -81,12 +82,16 @@ class OnnxFile:
             raise ValueError(f"tensor {tensor.name} has the unknown type {tensor.data_type}")
         dtype, count = np.dtype(DTYPES[tensor.data_type]), math.prod(tensor.dims)
         buffer, begin, end = self._outside(tensor) if tensor.external else (self.mapped, tensor.begin, tensor.end)
-        if tensor.data_type in _INT4 and end - begin == (count + 1) // 2 and tensor.kind != _INT32S:
+        if tensor.data_type in _INT4 and tensor.kind == _INT32S:  # two numbers in each
+            packed = integers(buffer, begin, end, np.uint8, (count + 1) // 2)
+            return from_int4(packed, dtype, count).reshape(tensor.dims)
+        if tensor.data_type in _INT4 and end - begin == (count + 1) // 2:
             packed = np.frombuffer(buffer, np.uint8, end - begin, begin)
             return from_int4(packed, dtype, count).reshape(tensor.dims)
         if tensor.kind in (_INT32S, _INT64S):
-            halves = dtype.itemsize == 2  # 16-bit floats are stored as integers with the same bits
-            decoded = integers(buffer, begin, end, np.uint16 if halves else dtype, count)
+            # Floats of 8 and 16 bits are stored as integers with the same bits.
+            stored = dtype if dtype.kind in "iub" else np.dtype(f"u{dtype.itemsize}")
+            decoded = integers(buffer, begin, end, stored, count)
             return np.asarray(decoded.view(dtype).reshape(tensor.dims))
         if end - begin != count * dtype.itemsize:
             raise ValueError(f"tensor {tensor.name} has {end - begin} bytes, not {count * dtype.itemsize}")

@@ -10,7 +10,7 @@ from ..parameters import Part
 from . import metadata, walk
 from .dimensions import OPEN, Dimensions
 from .layouts import Bare
-from .nodes import INTEGERS, Node
+from .nodes import INTEGERS, Node, in_order
 from .onnx_file import PRODUCER, OnnxFile, Port, Tensor, scan
 from .pixels import Pixels
 from .protobuf import fields
@@ -54,11 +54,18 @@ def read(path: Path) -> Network | Bare:
         warnings.warn(Notice(f"{path}: removed the softmax at its end; writing can add it again"), stacklevel=2)
     if walked.ignored:
         warnings.warn(Notice(f"{path}: removed {walked.ignored} at its end"), stacklevel=2)
-    preprocessing = walked.pixels.preprocessing(model.inputs[0].data_type in INTEGERS, usual_preset(path))
-    if preprocessing:
-        usual = "torchvision" if preprocessing.name == "file" else preprocessing.name
-        text = f"{path}: normalises pixels in its graph; assumed images resized as by preset {usual!r}. Set with --preset"
-        warnings.warn(Notice(text), stacklevel=2)
+    found = walked.pixels.preprocessing(model.inputs[0].data_type in INTEGERS, usual_preset(path))
+    if not found:
+        return Bare(walked.architecture, walked.parameters)
+    preprocessing, pixels = found
+    usual = "torchvision" if preprocessing.name == "file" else preprocessing.name
+    warnings.warn(
+        Notice(
+            f"{path}: normalises pixels in its graph, taken as {pixels}, which is now the preprocessing; assumed images resized "
+            f"as by preset {usual!r}. Set with --preset"
+        ),
+        stacklevel=2,
+    )
     return Bare(walked.architecture, walked.parameters, preprocessing)
 
 
@@ -106,6 +113,7 @@ def _walk(model: OnnxFile) -> Walked:
     for node in model.nodes:
         tensors = {key: model.array(value) for key, value in node.attributes.items() if isinstance(value, Tensor)}
         nodes.append(replace(node, attributes={**node.attributes, **tensors}))
+    nodes = in_order(nodes)
     start, dimensions = model.inputs[0].name, _dimensions(model.inputs[0], nodes)
     if metadata.ARCHITECTURE in model.metadata:  # may start with preprocessing
         within = next((name for node in nodes for name in node.outputs if name in ("data", "data_0")), "")
