@@ -6,19 +6,17 @@ then these results are functions of the value, and the one in which they meet is
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from ..arrays import Array
 from ..heads import ACTIVATIONS
-from ..parameters import LowRank, Parameter, Part, expanded
+from ..parameters import Part, expanded
 from .chain import OUTPUTS, Chain
 from .dimensions import Dimensions, Mismatch
-from .functions import OPERATORS, Function, Operand, compute, is_pair, recognised
-from .layouts import Found
-from .nodes import Node, folded, multiplied
+from .functions import OPERATORS, SWISH, Function, Operand, compute, is_pair, recognised
+from .nodes import BLOCKED, DOMAINS, Node, folded
 from .pixels import Pixels
 
 BLOCKS = 5  # of convolutions, each followed by a pooling
@@ -26,7 +24,6 @@ MOST = 10_000  # operators of a graph; VGG-19 quantized in small steps has fewer
 LEAST = 1e-9  # factor of a pixel
 FOLDED = 2**24  # numbers that operators on constants compute
 PENDING = 64  # functions of one value
-EPSILON = 1e-5  # of a batch normalisation that was written as a product and a sum
 # Operators with parameters; none may be outside the chain.
 _WEIGHTED = frozenset((
     "Conv", "Gemm", "MatMul", "BatchNormalization", "QLinearConv", "QLinearMatMul", "QGemm", "ConvInteger", "MatMulInteger",
@@ -105,6 +102,9 @@ class Frontier(Chain):
         return depths, end
 
     def _visit(self, node: Node) -> None:
+        if node.domain not in DOMAINS:
+            blocked = f": {BLOCKED}" if node.domain == "com.microsoft.nchwc" else ""
+            raise self.error(f"unsupported operator {node}{blocked}")
         inputs = [name for name in node.inputs if name]
         read = {name for name in inputs if name in self.functions}
         for name in read if node.operator not in ("Shape", "Size") else ():
@@ -220,6 +220,13 @@ class Frontier(Chain):
         """An activation of the head; those of the convolutions are ReLUs."""
         if operation != "relu" and not self.count("linear"):
             raise self.error(f"unsupported operator {node}")
+        if operation == SWISH:  # silu(a * x) / a
+            if not self.ends_in("linear", "batch_norm"):
+                raise self.error(f"unsupported operator {node}")
+            self.scale(np.array([number]), np.zeros(1))
+            self.add("silu")
+            self.affine(str(node), np.array([1 / number]), np.zeros(1), self.dimensions.sizes["C"])
+            return
         self.add(operation, number)
 
     def add(self, operation: str, number: float | None = 0.0) -> None:
@@ -259,31 +266,8 @@ class Frontier(Chain):
             self.withdraw()
             if {scale.size, shift.size} - {1, next(iter(self.layers[-1].values())).value.shape[0]}:
                 raise self.error(f"unsupported operator {node}")
-            self._scale(scale, shift)
+            self.scale(scale, shift)
         elif self.count("linear") or self.count("max_pool") == BLOCKS:
-            values = {
-                "scale": np.broadcast_to(scale, size), "bias": np.broadcast_to(shift, size),
-                "mean": np.zeros(size), "variance": np.full(size, 1 - EPSILON),
-            }  # fmt: skip
-            self.batch_norm({role: Found(str(node), value.astype(np.float32)) for role, value in values.items()}, EPSILON)
+            self.affine(str(node), scale, shift, size)
         else:
             raise self.error(f"unsupported operator {node}")
-
-    def _scale(self, scale: Array, shift: Array) -> None:
-        """Multiply the last layer's output, and add to it."""
-        layer, role = self.layers[-1], "scale" if self.ends_in("batch_norm") else "weight"
-        weight, bias = layer.get(role), layer.get("bias")
-        first = next(iter(layer.values()))
-        if (scale != 1).any():
-            value = _multiplied(weight.value, scale) if weight else np.broadcast_to(scale, first.value.shape).astype(np.float32)
-            layer[role] = Found(weight.key if weight else first.key, value)
-        if bias is not None or shift.any():
-            before: Any = expanded(bias.value) if bias is not None else 0.0
-            total = np.broadcast_to(before * scale + shift, first.value.shape[:1])
-            layer["bias"] = Found(bias.key if bias is not None else f"{first.key}'s bias", total.astype(np.float32))
-
-
-def _multiplied(weight: Parameter, scale: Array) -> Parameter:
-    if isinstance(weight, LowRank):
-        return replace(weight, left=multiplied(weight.left, scale))
-    return multiplied(weight, scale)

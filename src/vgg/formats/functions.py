@@ -16,6 +16,8 @@ from ..heads import ACTIVATIONS
 
 # The places where functions are compared: closely around 0, and some far away.
 GRID = np.concatenate([np.linspace(-8, 8, 129), [-1000.0, -100.0, -30.0, -12.0, 12.0, 30.0, 100.0, 1000.0]])
+SWISH = "swish"  # x * sigmoid(a * x), which for a = 1 is SiLU, and for 1.702 the QuickGelu of ONNX Runtime
+_ONE = int(np.flatnonzero(GRID == 1)[0])
 _MINUS_ONE = int(np.flatnonzero(GRID == -1)[0])
 TOLERANCE = 1e-4  # half-precision constants; GELU and its approximation by tanh differ by 5e-4
 LARGEST = 2**22  # samples of a function
@@ -196,7 +198,7 @@ def shortest(number: Any) -> float:
 
 
 def recognised(function: Function) -> tuple[str, float] | None:
-    """The activation that a function is, with its number; None if it is none of `vgg.heads.ACTIVATIONS`."""
+    """The activation that a function is, with its number; None if it is neither SWISH nor one of `vgg.heads.ACTIVATIONS`."""
     values = function.sampled().reshape(len(GRID), -1)
     first = values[:, 0]
     if not np.isfinite(values).all() or (np.ptp(values, axis=1) > TOLERANCE).any():
@@ -209,7 +211,16 @@ def recognised(function: Function) -> tuple[str, float] | None:
         error = float((np.abs(first - wanted) / (1 + np.abs(wanted))).max())
         if error < best and own >= 0:
             best, name, number = error, candidate, own
+    slope = _slope(first)
+    if not name and slope and np.abs(first - GRID * _sigmoid(slope * GRID)).max() < TOLERANCE:
+        return SWISH, slope
     return (name, number) if name else None
+
+
+def _slope(values: Array) -> float:
+    """The factor a of x * sigmoid(a * x), from its value at 1; 0 if there is none."""
+    share = float(values[_ONE])
+    return shortest(math.log(share / (1 - share))) if 0.5 < share < 1 else 0.0
 
 
 def is_pair(function: Function) -> bool:

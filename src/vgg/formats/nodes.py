@@ -14,6 +14,8 @@ from ..parameters import Part, Quantized, expanded, from_int4, is_int4, shaped
 from .functions import LARGEST, OPERATORS
 
 VERSION = "\0"  # follows the name of a value for each time that it was replaced
+DOMAINS = ("", "com.microsoft")  # of the operators that are known
+BLOCKED = "ONNX Runtime arranged its weights for one processor; save the graph at the optimisation level extended"
 INTEGERS = (2, 3, 4, 5, 6, 7, 12, 13)  # the types of ONNX that hold integers
 
 
@@ -25,10 +27,11 @@ class Node:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     attributes: Mapping[str, Any]
+    domain: str = ""  # of its operator, if that is not ONNX's
 
     def __str__(self) -> str:
         name = self.outputs[0].partition(VERSION)[0] if self.outputs else ""
-        return f"{self.operator} (node {name!r})"
+        return f"{self.domain}{'.' * bool(self.domain)}{self.operator} (node {name!r})"
 
 
 def numbered(nodes: Iterable[Node], outputs: Sequence[str]) -> tuple[list[Node], list[str]]:
@@ -185,10 +188,11 @@ def slices(attributes: Mapping[str, Any], rank: int, *given: Array | None) -> tu
     return tuple(found)
 
 
-def _range(attributes: Mapping[str, Any], start: Array, limit: Array, delta: Array) -> Array:
-    if abs(float(limit) - float(start)) > LARGEST * abs(float(delta)):
+def _range(attributes: Mapping[str, Any], *limits: Array) -> Array:
+    start, limit, delta = (float(one) for one in limits)
+    if abs(limit - start) > LARGEST * abs(delta):
         raise ValueError("a Range of too many numbers")
-    return np.arange(start, limit, delta)
+    return np.arange(start, limit, delta).astype(limits[0].dtype)
 
 
 def _constant_of_shape(attributes: Mapping[str, Any], shape: Array) -> Array:

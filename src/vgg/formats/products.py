@@ -210,7 +210,7 @@ class Products(Elements):
 
     def on_matmulintegertofloat(self, node: Node) -> None:
         self.matrix(node, bias=self.optional(node, 6), weight=self._integers(node, 1, 5, self.array(node, 3), 1))
-        self._scale(self.array(node, 2).reshape(-1), np.zeros(1))
+        self.scale(self.array(node, 2).reshape(-1), np.zeros(1))
 
     def on_dynamicquantizematmul(self, node: Node) -> None:
         self.matrix(node, bias=self.optional(node, 4), weight=self._integers(node, 1, 3, self.array(node, 2), 1))
@@ -224,7 +224,10 @@ class Products(Elements):
         if self.optional(node, 4) is not None:
             raise self.error(f"{node} has its inputs in another order, by g_idx")
         packed, scale = self.array(node, 1).reshape(units, -1), self.array(node, 2).reshape(units, blocks)
-        values, zero_point = unpacked(packed, bits, blocks * size, signed=self.optional(node, 3) is None), self.optional(node, 3)
+        values, zero_point = (
+            unpacked(packed, bits, blocks * size, signed=self.optional(node, 3) is None),
+            self.optional(node, 3),
+        )
         if zero_point is not None and zero_point.dtype == np.uint8:
             zero_point = unpacked(zero_point.reshape(units, -1), bits, blocks)
         zero_point = None if zero_point is None else zero_point.reshape(units, blocks)

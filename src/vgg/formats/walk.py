@@ -20,7 +20,6 @@ from .nodes import Node, axes_of
 from .pixels import Pixels
 from .products import MATRICES, Products
 
-_BLOCKED = "com.microsoft.nchwc."
 MAP = Dimensions(("N", "C", "H", "W"), {"C": 3, **OPEN}, "HW")
 
 
@@ -88,11 +87,6 @@ class _Walk(Products):
 
     def operator(self, node: Node) -> None:
         step = getattr(self, f"on_{node.operator.lower()}", None)
-        if node.operator.startswith(_BLOCKED):
-            raise self.error(
-                f"unsupported operator {node}: ONNX Runtime arranged its weights for one processor; save the graph at the "
-                "optimisation level extended"
-            )
         if step is None or self.value not in node.inputs[: 2 if node.operator in MATRICES else 1]:
             raise self.error(f"unsupported operator {node}")
         # Those that ONNX Runtime made for a map with the channels last.
