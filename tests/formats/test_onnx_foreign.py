@@ -11,6 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
 from conftest import FIXTURES, random_network
+from heads_helpers import without_gemm
 from onnx_judge import error
 from onnx_judge import run as judge
 from vgg import ModelError, Network, Notice, Quantized, engines
@@ -128,26 +129,6 @@ class Images(CalibrationDataReader):
 
     def get_next(self):
         return next(self._left, None)
-
-
-def without_gemm(path: Path) -> None:
-    """Rewrite each Gemm as MatMul and Add, as the Intel Neural Compressor did before it quantized."""
-    model = onnx.load(path)
-    nodes = []
-    weights = {one.name: one for one in model.graph.initializer}
-    for node in model.graph.node:
-        if node.op_type == "Gemm":
-            data, weight, bias = node.input
-            turned = numpy_helper.from_array(numpy_helper.to_array(weights[weight]).T.copy(), weight)
-            weights[weight].CopyFrom(turned)
-            nodes.append(helper.make_node("MatMul", [data, weight], [f"{node.output[0]}.product"]))
-            nodes.append(helper.make_node("Add", [f"{node.output[0]}.product", bias], list(node.output)))
-        else:
-            nodes.append(node)
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
-    del model.metadata_props[:]
-    onnx.save(model, path)
 
 
 @pytest.mark.parametrize("matmul", [False, True], ids=["Gemm", "MatMul"])

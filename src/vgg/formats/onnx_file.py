@@ -147,7 +147,9 @@ def scan(path: Path) -> OnnxFile:
     mapped: Buffer = map_file(path)
     with reading(path, "ONNX"):
         if any(number == _FUNCTIONS for number, _ in fields(mapped, 0, len(mapped))):
-            mapped = _inlined(path)
+            from .onnx_inlining import inlined
+
+            mapped = inlined(path)
         model = message(mapped, (0, len(mapped)), {1: number, 2: text, 3: text, 7: _graph, 8: _opset, 14: _entry})
         graph = last(model[7], {part: [] for part in (1, 5, 11, 12)})
         opset = last([version for domain, version in model[8] if domain in ("", "ai.onnx")], 0)
@@ -159,14 +161,6 @@ def scan(path: Path) -> OnnxFile:
             path, mapped, model[1][-1], opset, last(model[2], ""), last(model[3], ""), dict(model[14]), graph[1], tensors,
             inputs, graph[12],
         )  # fmt: skip
-
-
-def _inlined(path: Path) -> bytes:
-    """A model in whose graph the functions that it defines are replaced by their operators, as torch 2.1 to 2.4 wrote them."""
-    import onnx
-    from onnx import inliner
-
-    return bytes(inliner.inline_local_functions(onnx.load(path, load_external_data=False)).SerializeToString())
 
 
 def _graph(buffer: Buffer, value: Value) -> dict[int, list[Any]]:
