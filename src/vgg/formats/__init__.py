@@ -90,7 +90,7 @@ def read(path: str | Path) -> Network:
 
 
 def in_floats(path: Path) -> Notice:
-    """What is said of a file with quantized activations if only its weights are used."""
+    """The note on a file with quantized activations of which only the weights are used."""
     return Notice(f"{path}: activations are computed in floats; their quantization in the file is not carried over")
 
 
