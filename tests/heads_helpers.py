@@ -1,6 +1,10 @@
 """Heads and files for tests of any head."""
 
+from pathlib import Path
+
+import onnx
 from hypothesis import strategies as st
+from onnx import helper, numpy_helper
 
 from vgg.heads import ACTIVATIONS, Head, Step
 
@@ -34,3 +38,23 @@ def run_onnx(path, batch):
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     return session.run(None, {session.get_inputs()[0].name: batch})[0]
+
+
+def without_gemm(path: Path) -> None:
+    """Rewrite each Gemm as MatMul and Add, as the Intel Neural Compressor did before it quantized."""
+    model = onnx.load(path)
+    nodes = []
+    weights = {one.name: one for one in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "Gemm":
+            data, weight, bias = node.input
+            turned = numpy_helper.from_array(numpy_helper.to_array(weights[weight]).T.copy(), weight)
+            weights[weight].CopyFrom(turned)
+            nodes.append(helper.make_node("MatMul", [data, weight], [f"{node.output[0]}.product"]))
+            nodes.append(helper.make_node("Add", [f"{node.output[0]}.product", bias], list(node.output)))
+        else:
+            nodes.append(node)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    del model.metadata_props[:]
+    onnx.save(model, path)

@@ -340,8 +340,8 @@ def hard_swish(graph):
     graph.add("HardSwish")
 
 
-def quick_gelu(graph):
-    graph.add("Mul", graph.value, graph.add("Sigmoid", graph.with_("Mul", 1.702, keep=True), keep=True))
+def mish(graph):
+    graph.add("Mul", graph.value, graph.add("Tanh", graph.add("Exp", keep=True), keep=True))
 
 
 def gate(graph):  # attention: a factor from the features themselves
@@ -393,7 +393,7 @@ def chosen(graph):
     ("change", "message"),
     [
         (hard_swish, r"unsupported operator HardSwish \(node 'v\d+'\)"),
-        (quick_gelu, r"unsupported operator Mul \(node 'v\d+'\): an unknown function of v\d+"),
+        (mish, r"unsupported operator Mul \(node 'v\d+'\): an unknown function of v\d+"),
         (gate, r"the graph branches at MatMul \(node 'v\d+'\): Mul \(node 'v\d+'\) reads the same value"),
         (skip, r"the graph branches at MatMul \(node 'v\d+'\): Add \(node 'v\d+'\) reads the same value"),
         (two_heads, r"the graph branches at MatMul \(node 'v\d+'\)"),

@@ -1,11 +1,12 @@
 """Inference engines: each computes the named values of a network for a batch."""
 
+import warnings
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
 from ..errors import Error
-from ..formats import QuantizedGraph, load
+from ..formats import QuantizedGraph, in_floats, load
 from ..network import Network
 from ..zoo import locate
 from .engine import Engine, GraphEngine, Model, check_batch, check_dense, instruction_set, native_library, processor
@@ -64,6 +65,8 @@ def open(
     if graph and (engine == "onnxruntime" or (engine == "openvino" and graph.qdq)):
         opened: Engine = getattr(module, graph_name)(graph, threads)
     else:
+        if graph:
+            warnings.warn(in_floats(graph.path), stacklevel=2)
         opened = getattr(module, name)(network, threads, *([device] if engine == "torch" else []))
     return opened
 

@@ -145,7 +145,7 @@ def _in_place(weight: Part) -> tuple[Array, int, Array | None, int]:
             return contiguous(weight.values), KINDS[np.dtype(np.int8)], scale, group
         if weight.values.dtype == ml_dtypes.int4 and inputs % 2 == 0 and (group % 2 == 0 or group >= inputs):
             return as_bytes(contiguous(weight.values)), INT4, scale, group
-    return weight.dequantize(), KINDS[np.dtype(np.float32)], None, inputs
+    return contiguous(weight, np.float32), KINDS[np.dtype(np.float32)], None, inputs
 
 
 def check(code: int, task: str) -> None:

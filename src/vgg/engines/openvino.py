@@ -11,7 +11,7 @@ from onnx import helper
 
 from ..arrays import Array
 from ..errors import ModelError, one_line
-from ..formats import QuantizedGraph, onnx_builder
+from ..formats import QuantizedGraph, companions, onnx_builder, onnx_whole
 from ..formats.onnx_builder import OnnxOptions
 from ..network import Network
 from ..parameters import LowRank, Parameter, Part, Quantized, as_bytes, contiguous
@@ -26,7 +26,9 @@ class OpenVinoGraphEngine(GraphEngine):
     def __init__(self, graph: QuantizedGraph, threads: int | None = None) -> None:
         super().__init__(graph)
         try:
-            model = openvino.Core().read_model(graph.path)
+            # It reads no external data behind a link.
+            content = onnx_whole.whole(graph.path).SerializeToString() if companions(graph.path) else graph.path
+            model = openvino.Core().read_model(content)
             # Float32 where values are not integers: OpenVINO would use bfloat16 with AMX, for which it has no kernel with
             # signed activations.
             self._model = openvino.Core().compile_model(model, "CPU", _options(threads))

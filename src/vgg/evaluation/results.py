@@ -10,7 +10,7 @@ from ..arrays import Array
 from ..classifier import Classifier
 from ..engines import GraphEngine, identity
 from ..errors import Error
-from ..files import digest
+from ..formats import file_digest
 from ..sources import Dataset
 from ..store import Work, key_of
 from ..views import Views
@@ -136,4 +136,4 @@ class Evaluation:
 
 def content_hash(model: Classifier) -> str:
     """SHA-256 of what a model computes: of its parameters, or of its file if the activations are quantized."""
-    return digest(model.engine.graph.path) if isinstance(model.engine, GraphEngine) else model.network.sha256()
+    return file_digest(model.engine.graph.path) if isinstance(model.engine, GraphEngine) else model.network.sha256()

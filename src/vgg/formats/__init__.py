@@ -6,6 +6,7 @@ This module attaches `read` and `write` to `Network`, which itself does not depe
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
 from typing import Literal, final
@@ -28,6 +29,7 @@ TITLES = {
 _USUAL = {
     "keras": "caffe", "torch": "torchvision", "safetensors": "torchvision", "mxnet": "zoo", "caffe": "caffe", "caffe2": "caffe",
 }  # fmt: skip
+_COMPANIONS = {"onnx": ".onnx_file", "caffe2": ".caffe2"}  # formats of several files: the modules with `companions`
 
 
 @final
@@ -57,12 +59,13 @@ def load(path: str | Path) -> Network | QuantizedGraph:
         ModelError: the file can't be read or contains no VGG network.
     """
     path = Path(path)
-    network = read(path)
+    network = _read(path)
     if detect(path) == "onnx":
         from . import onnx_reader
 
         if graph := onnx_reader.quantized_activations(path):
             return QuantizedGraph(network, path, graph.qdq, graph.output, graph.ending)
+    _warn_of_floats(path)
     return network
 
 
@@ -81,6 +84,25 @@ def read(path: str | Path) -> Network:
         ModelError: the file can't be read or contains no VGG network.
     """
     path = Path(path)
+    network = _read(path)
+    _warn_of_floats(path)
+    return network
+
+
+def in_floats(path: Path) -> Notice:
+    """The note on a file with quantized activations of which only the weights are used."""
+    return Notice(f"{path}: activations are computed in floats; their quantization in the file is not carried over")
+
+
+def _warn_of_floats(path: Path) -> None:
+    if detect(path) == "onnx":
+        from . import onnx_file, onnx_reader
+
+        if onnx_reader.quantizes(onnx_file.scan(path)):
+            warnings.warn(in_floats(path), stacklevel=3)
+
+
+def _read(path: Path) -> Network:
     format = detect(path)
     reader = import_module(f".{'onnx_reader' if format == 'onnx' else format}", __name__)
     with reading(path, TITLES[format]):
@@ -88,8 +110,8 @@ def read(path: str | Path) -> Network:
     if isinstance(content, Network):
         return content
     architecture = content.architecture
-    sha256 = digest(path)
-    known = zoo.recognise(path, sha256)
+    hashed = digest(path)
+    known = zoo.recognise(path, hashed)
     source: Source = "known hash" if known else "guess"
     name = known.preset if known else content.preset or _USUAL.get(format) or reader.usual_preset(path)
     published = architecture.classes == IMAGENET_CLASSES and architecture.head == "fc"  # by its form
@@ -100,12 +122,32 @@ def read(path: str | Path) -> Network:
         _warn(path, content, name, classes)
     described: Source = "metadata"
     origin = Provenance(
-        path.name, format, sha256, known.name if known else "",
+        path.name, format, hashed, known.name if known else "",
         described if content.preprocessing else source, described if content.labels else source,
         licence=known.licence if known else "", assumed=content.assumed, part=content.part,
     )  # fmt: skip
     preprocessing = _cropped(content.preprocessing or preset(name), architecture)
     return Network(architecture, content.parameters, preprocessing, classes, origin)
+
+
+def companions(path: Path) -> dict[str, Path]:
+    """The other files that a model file needs, by their names relative to it: external data, the other half of Caffe2's pair.
+
+    Raises:
+        ModelError: the file can't be read, or such a file is missing or outside the file's folder.
+    """
+    format = detect(path)
+    if format not in _COMPANIONS:
+        return {}
+    with reading(path, TITLES[format]):
+        found: dict[str, Path] = import_module(_COMPANIONS[format], __name__).companions(path)
+    return found
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a model file and of the files that it needs."""
+    digests = [digest(one) for one in (path, *companions(path).values())]
+    return digests[0] if len(digests) == 1 else sha256(" ".join(digests).encode()).hexdigest()
 
 
 def _warn(path: Path, content: Bare, name: str, classes: labels.Labels | None) -> None:
@@ -125,7 +167,7 @@ def _warn(path: Path, content: Bare, name: str, classes: labels.Labels | None) -
         advice = ". Set with --head and --output-activation" if content.architecture.classifier else ""
         parts.append(f"assumed {content.assumed}{advice}")
     if parts:
-        warnings.warn(Notice(f"{path}: {'; '.join(parts)}"), stacklevel=3)
+        warnings.warn(Notice(f"{path}: {'; '.join(parts)}"), stacklevel=4)
 
 
 def _cropped(preprocessing: Preprocessing, architecture: Architecture) -> Preprocessing:

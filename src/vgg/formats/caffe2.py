@@ -27,14 +27,25 @@ _SAME = {
 }  # fmt: skip
 
 
-def read(path: Path) -> Bare:
-    """The parameters in a pair of files, mapped; `path` is either one, and the other is beside it."""
-    operators = _operators(map_file(path))
-    fills = any(node.operator.endswith("Fill") for node in operators)
+def companions(path: Path) -> dict[str, Path]:
+    """The other half of a network, by its name. Raises ModelError if it is missing."""
+    fills = _fills(_operators(map_file(path)))
     here, there = ("init", "predict") if fills else ("predict", "init")
     other = path.with_name(path.name.replace(here, there))
     if other == path or not other.exists():
         raise ModelError(f"{path}: half of a Caffe2 network; put the other half, {there}_net.pb, beside it")
+    return {other.name: other}
+
+
+def _fills(operators: list[Node]) -> bool:
+    """Whether operators make the parameters, rather than compute."""
+    return any(node.operator.endswith("Fill") for node in operators)
+
+
+def read(path: Path) -> Bare:
+    """The parameters in a pair of files, mapped; `path` is either one, and the other is beside it."""
+    operators = _operators(map_file(path))
+    fills, other = _fills(operators), next(iter(companions(path).values()))
     with reading(other, "Caffe2"):
         others = _operators(map_file(other))
     filling, computing = (operators, others) if fills else (others, operators)

@@ -1,5 +1,8 @@
 """The operations of a file in the order of execution, assembled into a network."""
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 
 from .. import heads
@@ -7,11 +10,14 @@ from ..architectures import POOLINGS, Architecture
 from ..arrays import Array
 from ..errors import ModelError
 from ..heads import Head, Step
-from ..parameters import LowRank, Parameter, Part
+from ..parameters import LowRank, Parameter, Part, expanded
 from .layouts import Found, Layer, assemble
+from .nodes import multiplied
 
 # What ends a network, and the output that it means.
 OUTPUTS: dict[str, heads.Output] = {"softmax": "softmax", "log_softmax": "softmax", "sigmoid": "sigmoid"}
+
+EPSILON = 1e-5  # of a batch normalisation that was written as a product and a sum
 
 
 class Chain:
@@ -86,6 +92,27 @@ class Chain:
         self.layers.append(layer)
         self.add("batch_norm")
         self._epsilons.append(epsilon)
+
+    def affine(self, key: str, scale: Array, shift: Array, size: int) -> None:
+        """Append a product and a sum, for each of `size` channels, as a batch normalisation."""
+        values = {
+            "scale": np.broadcast_to(scale, size), "bias": np.broadcast_to(shift, size),
+            "mean": np.zeros(size), "variance": np.full(size, 1 - EPSILON),
+        }  # fmt: skip
+        self.batch_norm({role: Found(key, value.astype(np.float32)) for role, value in values.items()}, EPSILON)
+
+    def scale(self, scale: Array, shift: Array) -> None:
+        """Multiply the last layer's output, and add to it."""
+        layer, role = self.layers[-1], "scale" if self.ends_in("batch_norm") else "weight"
+        weight, bias = layer.get(role), layer.get("bias")
+        first = next(iter(layer.values()))
+        if (scale != 1).any():
+            value = _multiplied(weight.value, scale) if weight else np.broadcast_to(scale, first.value.shape).astype(np.float32)
+            layer[role] = Found(weight.key if weight else first.key, value)
+        if bias is not None or shift.any():
+            before: Any = expanded(bias.value) if bias is not None else 0.0
+            total = np.broadcast_to(before * scale + shift, first.value.shape[:1])
+            layer["bias"] = Found(bias.key if bias is not None else f"{first.key}'s bias", total.astype(np.float32))
 
     def quantize(self, zero_point: Array) -> None:
         """Record the ReLU that quantizers leave out before a value that can't be negative."""
@@ -162,3 +189,9 @@ class Chain:
             return Head(tuple(steps), kind, int(pooling.number or 1), output or "softmax")
         except ModelError as error:
             raise self.error(str(error)) from None
+
+
+def _multiplied(weight: Parameter, scale: Array) -> Parameter:
+    if isinstance(weight, LowRank):
+        return replace(weight, left=multiplied(weight.left, scale))
+    return multiplied(weight, scale)

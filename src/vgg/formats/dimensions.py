@@ -87,11 +87,14 @@ class Dimensions:
         return replace(self, axes=tuple(held for place, held in enumerate(self.axes) if place not in places))
 
     def unsqueezed(self, axes: Array) -> "Dimensions":
-        """With new dimensions of size 1."""
+        """With new dimensions of size 1; the first one is that of the images if the value is a single image."""
         rank = len(self.axes) + axes.size
         places = replace(self, axes=("",) * rank).places(axes.reshape(-1)) if rank <= 8 else []
         held = iter(self.axes)
-        return replace(self, axes=tuple("" if place in places else next(held) for place in range(rank)))
+        made = ["" if place in places else next(held) for place in range(rank)]
+        if 0 in places and "N" not in "".join(made):
+            return replace(self.sized(N=1), axes=("N", *made[1:]))
+        return replace(self, axes=tuple(made))
 
     def flattened(self, axis: int) -> "Dimensions":
         """As a matrix: the dimensions before `axis`, and those from it on."""

@@ -5,10 +5,11 @@ from dataclasses import replace
 import numpy as np
 
 from ..arrays import Array
+from ..heads import Step
 from ..parameters import Part, expanded
 from .frontier import Frontier
 from .functions import OPERATORS, Function
-from .nodes import INTEGERS, Node, quantized, slices
+from .nodes import INTEGERS, Node, axes_of, quantized, slices
 
 # Operators that change nothing at inference.
 _UNCHANGING = ("Identity", "Dropout", "Cast", "DequantizeLinear", "QuantizeLinear", "DynamicQuantizeLinear")
@@ -28,8 +29,13 @@ class Elements(Frontier):
             self._unchanging(node)
         elif node.operator in ("Concat", "QLinearConcat"):
             self._concatenate(node)
-        elif node.operator in ("Split", "Slice", "Gather"):
+        elif node.operator in ("Split", "Slice", "Gather", "GatherND") and len(self.dimensions.axes) > 1:
             self._take(node)
+        elif node.operator == "Unsqueeze" and (found := self.functions.get(node.inputs[0])) and found.dropped:
+            self._restore(node, found)
+        elif node.operator == "Exp" and self.ends_in("log_softmax") and node.inputs[0] == self.value:
+            self.operations[-1] = Step("softmax")
+            self.record(node, self.functions[self.value])
         elif node.operator in OPERATORS:
             self.computed(node, node.operator, node.inputs)
         elif node.operator.removeprefix("QLinear") in OPERATORS:
@@ -98,13 +104,24 @@ class Elements(Frontier):
                     taken = [list(range(_COLOURS))[limits[place]]]
             elif axis % rank == place and node.operator == "Split" and len(node.outputs) == _COLOURS:
                 taken = [[channel] for channel in range(_COLOURS)]
-            elif axis % rank == place and node.operator == "Gather" and self.array(node, 1).ndim == 1:
-                taken = [[int(channel) for channel in self.array(node, 1)]]
+            elif axis % rank == place and node.operator == "Gather" and self.array(node, 1).ndim < 2:
+                taken = [[int(channel) for channel in self.array(node, 1).reshape(-1)]]
+            elif place == 0 and node.operator == "GatherND" and self.array(node, 1).shape[1:] == (1,):
+                taken = [[int(channel) for channel in self.array(node, 1)[:, 0]]]
         if not taken or not all(channels and -_COLOURS <= min(channels) <= max(channels) < _COLOURS for channels in taken):
             raise self.error(f"unsupported operator {node}")
         for name, channels in zip(node.outputs, taken, strict=False):
-            function = replace(Function.identity(rank), channels=tuple(channel % _COLOURS for channel in channels))
+            dropped = node.operator == "Gather" and not self.array(node, 1).ndim
+            known = tuple(channel % _COLOURS for channel in channels)
+            function = replace(Function.identity(rank), channels=known, dropped=dropped)
             self._choose(replace(node, outputs=(name,)), function)
+
+    def _restore(self, node: Node, function: Function) -> None:
+        """The dimension of a channel that a Gather with one number dropped."""
+        axes, rank = axes_of(node.attributes, self.optional(node, 1)), len(self.dimensions.axes)
+        if axes is None or [int(axis) % rank for axis in axes] != [self.dimensions.channel]:
+            raise self.error(f"unsupported operator {node}")
+        self.record(node, replace(function, dropped=False))
 
     def _concatenate(self, node: Node) -> None:
         """Channels of the input again, or the two classes of one logit."""
@@ -112,7 +129,7 @@ class Elements(Frontier):
         functions = [self.functions[name] for name in names if name in self.functions]
         place, rank = self.dimensions.channel, len(self.dimensions.axes)
         fits = len(functions) == len(names) and place is not None and int(node.attributes.get("axis", 1)) % rank == place
-        if place is None or not fits or any(one.values is not None for one in functions):
+        if place is None or not fits or any(one.values is not None or one.dropped for one in functions):
             raise self.error(f"unsupported operator {node}")
         channels = [one.channels or tuple(range(self.dimensions.shape[place])) for one in functions]
         joined = sum(channels, ())

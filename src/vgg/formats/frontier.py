@@ -6,19 +6,17 @@ then these results are functions of the value, and the one in which they meet is
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from ..arrays import Array
 from ..heads import ACTIVATIONS
-from ..parameters import LowRank, Parameter, Part, expanded
+from ..parameters import Part, expanded
 from .chain import OUTPUTS, Chain
 from .dimensions import Dimensions, Mismatch
-from .functions import Function, Operand, compute, is_pair, recognised
-from .layouts import Found
-from .nodes import Node, folded, multiplied
+from .functions import OPERATORS, SWISH, Function, Operand, compute, is_pair, recognised
+from .nodes import BLOCKED, DOMAINS, Node, folded
 from .pixels import Pixels
 
 BLOCKS = 5  # of convolutions, each followed by a pooling
@@ -26,13 +24,15 @@ MOST = 10_000  # operators of a graph; VGG-19 quantized in small steps has fewer
 LEAST = 1e-9  # factor of a pixel
 FOLDED = 2**24  # numbers that operators on constants compute
 PENDING = 64  # functions of one value
-EPSILON = 1e-5  # of a batch normalisation that was written as a product and a sum
 # Operators with parameters; none may be outside the chain.
 _WEIGHTED = frozenset((
     "Conv", "Gemm", "MatMul", "BatchNormalization", "QLinearConv", "QLinearMatMul", "QGemm", "ConvInteger", "MatMulInteger",
-    "FusedConv", "FusedGemm", "FusedMatMul", "DynamicQuantizeMatMul", "MatMulIntegerToFloat",
+    "FusedConv", "FusedGemm", "FusedMatMul", "DynamicQuantizeMatMul", "MatMulIntegerToFloat", "MatMulNBits",
+    "NhwcConv", "NhwcFusedConv",
 ))  # fmt: skip
-_SELECTING = ("ArgMax", "TopK")  # what follows them are classes, not scores
+_PASSING = ("Cast", "QuantizeLinear", "DequantizeLinear")  # may stand between the operators of a function
+_SELECTING = ("ArgMax", "TopK", "Greater", "GreaterOrEqual")  # what follows them are classes, not scores
+NEGLIGIBLE = 1e-5  # what is added to a probability before its logarithm
 
 
 class Frontier(Chain):
@@ -84,14 +84,16 @@ class Frontier(Chain):
         depths = {self.value: 0}
         selected: set[str] = set()  # the results of selecting operators
         before: dict[str, str] = {}  # a selecting operator's input
+        chosen = {node.inputs[0] for node in nodes if node.operator in _SELECTING and node.inputs}
         for node in nodes:
             found = [depths[name] for name in node.inputs if name in depths]
             if not found or node.operator in ("Shape", "Size"):
                 continue
             depths.update((name, max(found) + 1) for name in node.outputs)
-            if node.operator in _SELECTING and not selected.intersection(node.inputs):
-                before[node.inputs[0]] = node.operator
-            if node.operator in _SELECTING or selected.intersection(node.inputs):
+            selects = node.operator in _SELECTING or (node.operator == "ReduceMax" and node.inputs[0] in chosen)
+            if selects and not selected.intersection(node.inputs):
+                before.setdefault(node.inputs[0], node.operator)
+            if selects or selected.intersection(node.inputs):
                 selected.update(node.outputs)
         plain = [name for name in outputs if name in depths and name not in selected]
         ends = plain or [name for name in before if selected.intersection(outputs)]
@@ -100,6 +102,9 @@ class Frontier(Chain):
         return depths, end
 
     def _visit(self, node: Node) -> None:
+        if node.domain not in DOMAINS:
+            blocked = f": {BLOCKED}" if node.domain == "com.microsoft.nchwc" else ""
+            raise self.error(f"unsupported operator {node}{blocked}")
         inputs = [name for name in node.inputs if name]
         read = {name for name in inputs if name in self.functions}
         for name in read if node.operator not in ("Shape", "Size") else ():
@@ -193,9 +198,16 @@ class Frontier(Chain):
             self.add("sigmoid")
         elif found := recognised(function):
             self.activation(node, *found)
+        elif self._continues(name):
+            return
         else:
             raise self.error(f"unsupported operator {node}: an unknown function of {self.value}")
         self._reach(name)
+
+    def _continues(self, name: str) -> bool:
+        """Whether operators of each element follow, as the factor 0.5 at the end of a GELU."""
+        readers = [node.operator.removeprefix("QLinear") for node in self._readers.get(name, [])]
+        return bool(readers) and all(one in OPERATORS or one in _PASSING for one in readers)
 
     def _is_part(self, function: Function) -> bool:
         """Whether a function has a part of the channels, or is [-x, x], of whose sigmoids the scores of two classes consist."""
@@ -208,6 +220,13 @@ class Frontier(Chain):
         """An activation of the head; those of the convolutions are ReLUs."""
         if operation != "relu" and not self.count("linear"):
             raise self.error(f"unsupported operator {node}")
+        if operation == SWISH:  # silu(a * x) / a
+            if not self.ends_in("linear", "batch_norm"):
+                raise self.error(f"unsupported operator {node}")
+            self.scale(np.array([number]), np.zeros(1))
+            self.add("silu")
+            self.affine(str(node), np.array([1 / number]), np.zeros(1), self.dimensions.sizes["C"])
+            return
         self.add(operation, number)
 
     def add(self, operation: str, number: float | None = 0.0) -> None:
@@ -239,37 +258,16 @@ class Frontier(Chain):
             if shift.tolist() != [1, 0]:
                 raise self.error(f"unsupported operator {node}")
             self.pair = True
+        elif self.ends_in("softmax") and scale.size == 1 and scale > 0 and np.abs(shift).max() <= NEGLIGIBLE:
+            self.ignored = self.ignored or ("" if scale == 1 else node.operator)
         elif {scale.size, shift.size} - {1, size}:
             raise self.error(f"unsupported operator {node}: constants for {max(scale.size, shift.size)} of {size} channels")
         elif self.ends_in("convolution", "linear", "batch_norm") or self._implied:
             self.withdraw()
             if {scale.size, shift.size} - {1, next(iter(self.layers[-1].values())).value.shape[0]}:
                 raise self.error(f"unsupported operator {node}")
-            self._scale(scale, shift)
+            self.scale(scale, shift)
         elif self.count("linear") or self.count("max_pool") == BLOCKS:
-            values = {
-                "scale": np.broadcast_to(scale, size), "bias": np.broadcast_to(shift, size),
-                "mean": np.zeros(size), "variance": np.full(size, 1 - EPSILON),
-            }  # fmt: skip
-            self.batch_norm({role: Found(str(node), value.astype(np.float32)) for role, value in values.items()}, EPSILON)
+            self.affine(str(node), scale, shift, size)
         else:
             raise self.error(f"unsupported operator {node}")
-
-    def _scale(self, scale: Array, shift: Array) -> None:
-        """Multiply the last layer's output, and add to it."""
-        layer, role = self.layers[-1], "scale" if self.ends_in("batch_norm") else "weight"
-        weight, bias = layer.get(role), layer.get("bias")
-        first = next(iter(layer.values()))
-        if (scale != 1).any():
-            value = _multiplied(weight.value, scale) if weight else np.broadcast_to(scale, first.value.shape).astype(np.float32)
-            layer[role] = Found(weight.key if weight else first.key, value)
-        if bias is not None or shift.any():
-            before: Any = expanded(bias.value) if bias is not None else 0.0
-            total = np.broadcast_to(before * scale + shift, first.value.shape[:1])
-            layer["bias"] = Found(bias.key if bias is not None else f"{first.key}'s bias", total.astype(np.float32))
-
-
-def _multiplied(weight: Parameter, scale: Array) -> Parameter:
-    if isinstance(weight, LowRank):
-        return replace(weight, left=multiplied(weight.left, scale))
-    return multiplied(weight, scale)

@@ -16,6 +16,8 @@ from ..heads import ACTIVATIONS
 
 # The places where functions are compared: closely around 0, and some far away.
 GRID = np.concatenate([np.linspace(-8, 8, 129), [-1000.0, -100.0, -30.0, -12.0, 12.0, 30.0, 100.0, 1000.0]])
+SWISH = "swish"  # x * sigmoid(a * x), which for a = 1 is SiLU, and for 1.702 the QuickGelu of ONNX Runtime
+_ONE = int(np.flatnonzero(GRID == 1)[0])
 _MINUS_ONE = int(np.flatnonzero(GRID == -1)[0])
 TOLERANCE = 1e-4  # half-precision constants; GELU and its approximation by tanh differ by 5e-4
 LARGEST = 2**22  # samples of a function
@@ -104,6 +106,7 @@ class Function:
     shift: Array
     values: Array | None = None  # float64 [len(GRID), ...]
     channels: tuple[int, ...] | None = None  # those of the value, in order, if the function has not all of them
+    dropped: bool = False  # the dimension of its one channel is missing
 
     @staticmethod
     def identity(rank: int) -> "Function":
@@ -136,19 +139,18 @@ def compute(operator: str, attributes: Mapping[str, Any], operands: Sequence[Ope
     """
     functions = [one for one in operands if isinstance(one, Function)]
     constants = [one for one in operands if isinstance(one, np.ndarray)]
-    rank, channels = len(functions[0].shape), functions[0].channels
-    if any((len(one.shape), one.channels) != (rank, channels) for one in functions) or any(
-        one.ndim > rank for one in constants
-    ):
+    rank, channels, dropped = len(functions[0].shape), functions[0].channels, functions[0].dropped
+    same = all((len(one.shape), one.channels, one.dropped) == (rank, channels, dropped) for one in functions)
+    if not same or any(one.ndim > rank or (dropped and one.size > 1) for one in constants):
         raise ValueError("other dimensions than those of the value")
     with np.errstate(all="ignore"):
         if operator in _AFFINE and all(one.values is None for one in functions):
             result = _affine(operator, [_lifted(one, rank) for one in operands if one is not None])
             if result is not None:
-                return replace(result, channels=channels)
+                return replace(result, channels=channels, dropped=dropped)
         values = [_sampled(one, rank) for one in operands]
         computed = np.asarray(OPERATORS[operator](attributes, *values))
-    return Function(np.ones((1,) * rank), np.zeros((1,) * rank), computed, channels)
+    return Function(np.ones((1,) * rank), np.zeros((1,) * rank), computed, channels, dropped)
 
 
 def _sampled(one: Operand, rank: int) -> Array | None:
@@ -156,8 +158,12 @@ def _sampled(one: Operand, rank: int) -> Array | None:
 
 
 def _wide(value: Array, rank: int) -> Array:
-    """A constant, with as many dimensions as the value."""
-    return np.asarray(value, np.float64).reshape((1,) * (rank - value.ndim) + value.shape)
+    """A constant, with as many dimensions as the value, of size 1 if its numbers are the same along them."""
+    wide: Array = np.asarray(value, np.float64).reshape((1,) * (rank - value.ndim) + value.shape)
+    for axis in range(rank):
+        first = wide.take([0], axis) if wide.shape[axis] > 1 else wide
+        wide = first if (wide == first).all() else wide
+    return wide
 
 
 def _lifted(one: Function | Array, rank: int) -> tuple[Array, Array]:
@@ -192,7 +198,7 @@ def shortest(number: Any) -> float:
 
 
 def recognised(function: Function) -> tuple[str, float] | None:
-    """The activation that a function is, with its number; None if it is none of `vgg.heads.ACTIVATIONS`."""
+    """The activation that a function is, with its number; None if it is neither SWISH nor one of `vgg.heads.ACTIVATIONS`."""
     values = function.sampled().reshape(len(GRID), -1)
     first = values[:, 0]
     if not np.isfinite(values).all() or (np.ptp(values, axis=1) > TOLERANCE).any():
@@ -205,7 +211,16 @@ def recognised(function: Function) -> tuple[str, float] | None:
         error = float((np.abs(first - wanted) / (1 + np.abs(wanted))).max())
         if error < best and own >= 0:
             best, name, number = error, candidate, own
+    slope = _slope(first)
+    if not name and slope and np.abs(first - GRID * _sigmoid(slope * GRID)).max() < TOLERANCE:
+        return SWISH, slope
     return (name, number) if name else None
+
+
+def _slope(values: Array) -> float:
+    """The factor a of x * sigmoid(a * x), from its value at 1; 0 if there is none."""
+    share = float(values[_ONE])
+    return shortest(math.log(share / (1 - share))) if 0.5 < share < 1 else 0.0
 
 
 def is_pair(function: Function) -> bool:

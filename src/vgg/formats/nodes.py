@@ -3,15 +3,19 @@
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from graphlib import TopologicalSorter
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from ..arrays import Array
-from ..parameters import Part, Quantized, expanded, is_int4, shaped
+from ..parameters import Part, Quantized, expanded, from_int4, is_int4, shaped
 from .functions import LARGEST, OPERATORS
 
 VERSION = "\0"  # follows the name of a value for each time that it was replaced
+DOMAINS = ("", "com.microsoft")  # of the operators that are known
+BLOCKED = "ONNX Runtime arranged its weights for one processor; save the graph at the optimisation level extended"
 INTEGERS = (2, 3, 4, 5, 6, 7, 12, 13)  # the types of ONNX that hold integers
 
 
@@ -23,10 +27,11 @@ class Node:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     attributes: Mapping[str, Any]
+    domain: str = ""  # of its operator, if that is not ONNX's
 
     def __str__(self) -> str:
         name = self.outputs[0].partition(VERSION)[0] if self.outputs else ""
-        return f"{self.operator} (node {name!r})"
+        return f"{self.domain}{'.' * bool(self.domain)}{self.operator} (node {name!r})"
 
 
 def numbered(nodes: Iterable[Node], outputs: Sequence[str]) -> tuple[list[Node], list[str]]:
@@ -39,6 +44,15 @@ def numbered(nodes: Iterable[Node], outputs: Sequence[str]) -> tuple[list[Node],
             versions[name] = f"{versions[name]}{VERSION}" if name in versions else name
         renamed.append(replace(node, inputs=inputs, outputs=tuple(versions[name] for name in node.outputs)))
     return renamed, [versions.get(name, name) for name in outputs]
+
+
+def in_order(nodes: list[Node]) -> list[Node]:
+    """Nodes in the order of execution, which some tools don't keep. Raises ValueError if there is none."""
+    producers = {name: place for place, node in enumerate(nodes) for name in node.outputs if name}
+    before = {place: [producers[name] for name in node.inputs if name in producers] for place, node in enumerate(nodes)}
+    if all(one < place for place, several in before.items() for one in several):
+        return nodes
+    return [nodes[place] for place in TopologicalSorter(before).static_order()]
 
 
 def transposed(value: Part) -> Part:
@@ -60,7 +74,8 @@ def quantized(values: Array, scale: Array, zero_point: Array | None, axis: int, 
         number = values.astype(np.float32) - (0 if zero_point is None else zero_point.reshape(-1)[:1].astype(np.float32))
         return np.asarray(number * scale.reshape(-1)[:1], np.float32).reshape(())
     axis %= values.ndim
-    if group and (axis, values.ndim) != (1, 2):  # groups that don't run along rows
+    exact = zero_point is None or zero_point.dtype.kind != "f" or bool((zero_point == zero_point.astype(values.dtype)).all())
+    if group and ((axis, values.ndim) != (1, 2) or not exact):  # groups that don't run along rows
 
         def each(along: Array) -> Array:
             return np.repeat(along, group, axis).take(range(values.shape[axis]), axis).astype(np.float32)
@@ -75,6 +90,15 @@ def quantized(values: Array, scale: Array, zero_point: Array | None, axis: int, 
         zero_point = zero_point.astype(values.dtype) if zero_point.any() else None
     result = Quantized(values, scale.astype(np.float32), zero_point, axis, group)
     return result if is_int4(values) or values.dtype.name in ("int8", "uint8") else result.dequantize()
+
+
+def unpacked(packed: Array, bits: int, count: int, signed: bool = False) -> Array:
+    """The first `count` numbers of 4 or 8 bits in each row of bytes; `signed` ones less half of their range."""
+    packed = packed ^ np.uint8(0x88 if bits == 4 else 0x80) if signed else packed
+    if bits == 8:
+        return packed.view(np.int8 if signed else np.uint8)[:, :count]
+    values = from_int4(packed.reshape(-1), ml_dtypes.int4 if signed else ml_dtypes.uint4, 2 * packed.size)
+    return values.reshape(len(packed), -1)[:, :count]
 
 
 def multiplied(value: Part, factor: Array) -> Part:
@@ -164,6 +188,13 @@ def slices(attributes: Mapping[str, Any], rank: int, *given: Array | None) -> tu
     return tuple(found)
 
 
+def _range(attributes: Mapping[str, Any], *limits: Array) -> Array:
+    start, limit, delta = (float(one) for one in limits)
+    if abs(limit - start) > LARGEST * abs(delta):
+        raise ValueError("a Range of too many numbers")
+    return np.arange(start, limit, delta).astype(limits[0].dtype)
+
+
 def _constant_of_shape(attributes: Mapping[str, Any], shape: Array) -> Array:
     value = np.asarray(attributes.get("value", np.zeros(1, np.float32)))
     return np.broadcast_to(value.reshape(()), shape.reshape(-1).tolist())
@@ -178,6 +209,7 @@ FOLDING: dict[str, Callable[..., Any]] = {
     "Gather": lambda attributes, value, places: value.take(places, attributes.get("axis", 0)),
     "Slice": lambda attributes, value, *limits: value[slices(attributes, value.ndim, *limits)],
     "Concat": lambda attributes, *values: np.concatenate(values, attributes.get("axis", 1)),
+    "Range": _range,
     "ReduceProd": lambda attributes, value, axes=None: np.prod(value, keepdims=bool(attributes.get("keepdims", 1))),
     "Floor": lambda attributes, value: np.floor(value),
 }

@@ -9,7 +9,7 @@ float_data 4, int32_data 5, int64_data 7, name 8, raw_data 9, double_data 10, ex
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import ml_dtypes
@@ -21,18 +21,19 @@ from ..files import map_file
 from ..parameters import from_int4
 from .layouts import reading
 from .nodes import Node
-from .protobuf import Buffer, Value, floats, integers, last, lenient_text, message, number, numbers, span, text
+from .protobuf import Buffer, Value, fields, floats, integers, last, lenient_text, message, number, numbers, span, text
 
 PRODUCER = "vgg"  # in the files that vgg writes
 # TensorProto.DataType
 DTYPES: Mapping[int, Any] = {
-    1: np.float32, 2: np.uint8, 3: np.int8, 6: np.int32, 7: np.int64, 9: np.bool_, 10: np.float16, 11: np.float64,
-    16: ml_dtypes.bfloat16, 21: ml_dtypes.uint4, 22: ml_dtypes.int4,
+    1: np.float32, 2: np.uint8, 3: np.int8, 4: np.uint16, 5: np.int16, 6: np.int32, 7: np.int64, 9: np.bool_, 10: np.float16,
+    11: np.float64, 12: np.uint32, 13: np.uint64, 16: ml_dtypes.bfloat16, 17: ml_dtypes.float8_e4m3fn,
+    19: ml_dtypes.float8_e5m2, 21: ml_dtypes.uint4, 22: ml_dtypes.int4,
 }  # fmt: skip
 _INT4 = (21, 22)
+_FUNCTIONS = 25  # a field of ModelProto
 _INT32S, _INT64S = 5, 7
 _DATA = (4, _INT32S, _INT64S, 9, 10)  # the fields of a TensorProto that can contain its numbers
-_DOMAINS = ("", "ai.onnx", "com.microsoft")  # of operators that are known without their domain
 
 
 @dataclass(frozen=True)
@@ -80,24 +81,48 @@ class OnnxFile:
         if tensor.data_type not in DTYPES:
             raise ValueError(f"tensor {tensor.name} has the unknown type {tensor.data_type}")
         dtype, count = np.dtype(DTYPES[tensor.data_type]), math.prod(tensor.dims)
-        buffer, begin, end = self._outside(tensor) if tensor.external else (self.mapped, tensor.begin, tensor.end)
-        if tensor.data_type in _INT4 and end - begin == (count + 1) // 2 and tensor.kind != _INT32S:
+        buffer, begin, end = self.bytes_of(tensor)
+        if tensor.data_type in _INT4 and tensor.kind == _INT32S:  # two numbers in each
+            packed = integers(buffer, begin, end, np.uint8, (count + 1) // 2)
+            return from_int4(packed, dtype, count).reshape(tensor.dims)
+        if tensor.data_type in _INT4 and end - begin == (count + 1) // 2:
             packed = np.frombuffer(buffer, np.uint8, end - begin, begin)
             return from_int4(packed, dtype, count).reshape(tensor.dims)
         if tensor.kind in (_INT32S, _INT64S):
-            halves = dtype.itemsize == 2  # 16-bit floats are stored as integers with the same bits
-            decoded = integers(buffer, begin, end, np.uint16 if halves else dtype, count)
+            # Floats of 8 and 16 bits are stored as integers with the same bits.
+            stored = dtype if dtype.kind in "iub" else np.dtype(f"u{dtype.itemsize}")
+            decoded = integers(buffer, begin, end, stored, count)
             return np.asarray(decoded.view(dtype).reshape(tensor.dims))
         if end - begin != count * dtype.itemsize:
             raise ValueError(f"tensor {tensor.name} has {end - begin} bytes, not {count * dtype.itemsize}")
         return np.frombuffer(buffer, dtype, count, begin).reshape(tensor.dims)
 
-    def _outside(self, tensor: Tensor) -> tuple[Buffer, int, int]:
-        """The place of a tensor's numbers in another file, which must be in the same folder or below it."""
-        folder, location = self.path.parent.resolve(), tensor.external.get("location", "")
-        file = (folder / location).resolve()
-        if not file.is_relative_to(folder) or not file.is_file():
-            raise ModelError(f"{self.path}: its external data {location!r} is missing, or outside its folder")
+    def companions(self) -> dict[str, Path]:
+        """The files with external data, by their names relative to this file. Raises ModelError as `array` does."""
+        attributes = [value for node in self.nodes for value in node.attributes.values() if isinstance(value, Tensor)]
+        external = [tensor.external for tensor in (*self.tensors.values(), *attributes) if tensor.external]
+        return {name: self._companion(name) for name in dict.fromkeys(one.get("location", "") for one in external)}
+
+    def _companion(self, location: str) -> Path:
+        """A file with external data: in the folder of this file or below it.
+
+        It may be a link to a file in the folder that this file, if it is a link, leads to: in the cache of a download program,
+        both are links into one folder, that of the contents. ONNX Runtime has the same rule.
+        """
+        folder, name = self.path.parent.resolve(), PurePath(location)
+        file = (folder / name).resolve()
+        inside = any(file.is_relative_to(one) for one in (folder, self.path.resolve().parent))
+        if name.is_absolute() or ".." in name.parts or not inside:
+            raise ModelError(f"{self.path}: its external data {location!r} is outside its folder, where vgg reads no file")
+        if not file.is_file():
+            raise ModelError(f"{self.path}: its external data {location!r} is missing; put that file beside it")
+        return file
+
+    def bytes_of(self, tensor: Tensor) -> tuple[Buffer, int, int]:
+        """The file of a tensor's numbers, and their start and end there."""
+        if not tensor.external:
+            return self.mapped, tensor.begin, tensor.end
+        file = self._companion(tensor.external.get("location", ""))
         if file not in self.outside:
             self.outside[file] = map_file(file)
         buffer = self.outside[file]
@@ -108,14 +133,23 @@ class OnnxFile:
         return buffer, begin, end
 
 
+def companions(path: Path) -> dict[str, Path]:
+    """See `OnnxFile.companions`."""
+    return scan(path).companions()
+
+
 def scan(path: Path) -> OnnxFile:
     """The content of an ONNX file; its numbers are not read.
 
     Raises:
         ModelError: the file can't be read or is not an ONNX file.
     """
-    mapped = map_file(path)
+    mapped: Buffer = map_file(path)
     with reading(path, "ONNX"):
+        if any(number == _FUNCTIONS for number, _ in fields(mapped, 0, len(mapped))):
+            from .onnx_inlining import inlined
+
+            mapped = inlined(path)
         model = message(mapped, (0, len(mapped)), {1: number, 2: text, 3: text, 7: _graph, 8: _opset, 14: _entry})
         graph = last(model[7], {part: [] for part in (1, 5, 11, 12)})
         opset = last([version for domain, version in model[8] if domain in ("", "ai.onnx")], 0)
@@ -148,8 +182,8 @@ def _entry(buffer: Buffer, value: Value) -> tuple[str, str]:
 def _node(buffer: Buffer, value: Value) -> Node:
     content = message(buffer, value, {1: text, 2: text, 4: text, 5: _attribute, 7: text})
     operator, domain = last(content[4], ""), last(content[7], "")
-    known = operator if domain in _DOMAINS else f"{domain}.{operator}"
-    return Node(known, tuple(content[1]), tuple(content[2]), dict(content[5]))
+    domain = "" if domain == "ai.onnx" else domain
+    return Node(operator, tuple(content[1]), tuple(content[2]), dict(content[5]), domain)
 
 
 def _attribute(buffer: Buffer, value: Value) -> tuple[str, Any]:

@@ -1,5 +1,6 @@
 """The network in an ONNX file, mapped."""
 
+import re
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from ..parameters import Part
 from . import metadata, walk
 from .dimensions import OPEN, Dimensions
 from .layouts import Bare
-from .nodes import INTEGERS, Node
+from .nodes import INTEGERS, Node, in_order
 from .onnx_file import PRODUCER, OnnxFile, Port, Tensor, scan
 from .pixels import Pixels
 from .protobuf import fields
@@ -19,9 +20,13 @@ from .walk import Walked
 _QUANTIZING = (
     "QuantizeLinear", "DynamicQuantize", "QLinear", "QGemm", "ConvInteger", "MatMulInteger",
 )  # fmt: skip
-
-
+# Names that converters of Keras and TensorFlow models leave: theirs, those of TensorFlow's operators, of Keras's layers.
+_KERAS = re.compile(
+    r"[Kk]eras|tf2onnx|OnnxMLTools|StatefulPartitionedCall|ReadVariableOp|BiasAdd|/Conv2D|/kernel|kernel:0|functional(_\d+)?/|"
+    r"block[1-5]_conv[1-4]"
+)
 FLOAT = 1  # TensorProto.DataType
+OPSET, IR = 28, 14  # the newest ones whose operators and messages were compared with this module
 
 
 @dataclass(frozen=True)
@@ -54,11 +59,18 @@ def read(path: Path) -> Network | Bare:
         warnings.warn(Notice(f"{path}: removed the softmax at its end; writing can add it again"), stacklevel=2)
     if walked.ignored:
         warnings.warn(Notice(f"{path}: removed {walked.ignored} at its end"), stacklevel=2)
-    preprocessing = walked.pixels.preprocessing(model.inputs[0].data_type in INTEGERS, usual_preset(path))
-    if preprocessing:
-        usual = "torchvision" if preprocessing.name == "file" else preprocessing.name
-        text = f"{path}: normalises pixels in its graph; assumed images resized as by preset {usual!r}. Set with --preset"
-        warnings.warn(Notice(text), stacklevel=2)
+    steps = walked.pixels.preprocessing(model.inputs[0].data_type in INTEGERS, usual_preset(path))
+    if not steps:
+        return Bare(walked.architecture, walked.parameters)
+    preprocessing, pixels = steps
+    usual = "torchvision" if preprocessing.name == "file" else preprocessing.name
+    warnings.warn(
+        Notice(
+            f"{path}: normalises pixels in its graph, which is now the preprocessing; assumed pixels {pixels} and images "
+            f"resized as by preset {usual!r}. Set with --preset"
+        ),
+        stacklevel=2,
+    )
     return Bare(walked.architecture, walked.parameters, preprocessing)
 
 
@@ -69,15 +81,20 @@ def _is_streamed(model: OnnxFile) -> bool:
     return model.producer == PRODUCER and order[0] == opsets
 
 
+def quantizes(model: OnnxFile) -> bool:
+    """Whether a graph quantizes activations."""
+    return any(node.operator.startswith(_QUANTIZING) for node in model.nodes)
+
+
 def quantized_activations(path: Path) -> Graph | None:
     """What an engine must know of an ONNX file with quantized activations; None for any other file.
 
     A graph with another input or output than the network's, such as pixels or the best class, is read as its weights alone.
     """
     model = scan(path)
-    operators = [node.operator for node in model.nodes]
-    if not any(one.startswith(_QUANTIZING) for one in operators):
+    if not quantizes(model):
         return None
+    operators = [node.operator for node in model.nodes]
     walked, port = _walk(model), model.inputs[0]
     other = port.data_type not in (0, FLOAT) or _dimensions(port, model.nodes).axes != walk.MAP.axes
     if other or walked.ignored or walked.pixels != Pixels():
@@ -87,17 +104,41 @@ def quantized_activations(path: Path) -> Graph | None:
 
 
 def usual_preset(path: Path) -> str:
-    """The usual preset of files of this file's producer, which its name and the tensors' names show."""
+    """The usual preset of files of this file's origin, which its producer and the names in its graph show.
+
+    Optimisers and quantizers write their own name as the producer, but keep most of the others.
+    """
     model = scan(path)
-    names = " ".join((model.producer, *model.tensors)).lower()
-    if "caffe" in names or "conv1_1_w" in names:
+    tensors = " ".join(model.tensors)
+    ports = [port.name for port in (*model.inputs, *model.outputs)]
+    values = [name for node in model.nodes for name in (*node.inputs, *node.outputs)]
+    names = " ".join((model.producer, tensors, *ports, *values))
+    if "caffe" in names.lower() or "conv1_1_w" in tensors.lower() or _KERAS.search(names):
         return "caffe"
-    if "conv0_weight" in names:  # MXNet's; the zoo measured its quantized files with another preprocessing
-        return "onnxrt" if any("quant" in name for name in model.tensors) else "zoo"
+    if "conv0_weight" in tensors.lower():  # MXNet's; the zoo measured its quantized files with another preprocessing
+        return "onnxrt" if "quant" in tensors.lower() else "zoo"
     return "torchvision"
 
 
+def _check_version(model: OnnxFile) -> None:
+    """Raise ModelError for a version of ONNX that neither this module nor the installed onnx package knows."""
+    if model.opset <= OPSET and model.ir_version <= IR:
+        return
+    import onnx
+
+    for name, found, newest in (
+        ("opset", model.opset, onnx.defs.onnx_opset_version()),
+        ("IR version", model.ir_version, int(onnx.IR_VERSION)),
+    ):
+        if found > newest:
+            raise ModelError(
+                f"{model.path}: {name} {found} is newer than {newest}, the newest that the installed onnx package knows; "
+                "update the package, or export the file with an older version"
+            )
+
+
 def _walk(model: OnnxFile) -> Walked:
+    _check_version(model)
     if len(model.inputs) != 1:
         names = ", ".join(port.name for port in model.inputs) or "none"
         raise ModelError(f"{model.path}: not a VGG network: expected one input, found {names}")
@@ -106,6 +147,7 @@ def _walk(model: OnnxFile) -> Walked:
     for node in model.nodes:
         tensors = {key: model.array(value) for key, value in node.attributes.items() if isinstance(value, Tensor)}
         nodes.append(replace(node, attributes={**node.attributes, **tensors}))
+    nodes = in_order(nodes)
     start, dimensions = model.inputs[0].name, _dimensions(model.inputs[0], nodes)
     if metadata.ARCHITECTURE in model.metadata:  # may start with preprocessing
         within = next((name for node in nodes for name in node.outputs if name in ("data", "data_0")), "")

@@ -13,7 +13,7 @@ from .elements import Elements
 from .frontier import BLOCKS
 from .functions import shortest
 from .layouts import Found
-from .nodes import Node, multiplied, quantized, transposed
+from .nodes import Node, multiplied, quantized, transposed, unpacked
 from .pixels import Pixels
 from .windows import windows
 
@@ -162,6 +162,12 @@ class Products(Elements):
 
     on_fusedconv = on_conv
 
+    def on_nhwcconv(self, node: Node) -> None:
+        self.conv(node, self.array(node, 1).transpose(0, 3, 1, 2), self.optional(node, 2))
+        self._fused(node, *node.attributes.get("activation_params", ()))
+
+    on_nhwcfusedconv = on_nhwcconv
+
     def on_gemm(self, node: Node) -> None:
         if self.dimensions.is_map:  # which old files let Gemm flatten
             self.dimensions = self.dimensions.flattened(1)
@@ -204,10 +210,29 @@ class Products(Elements):
 
     def on_matmulintegertofloat(self, node: Node) -> None:
         self.matrix(node, bias=self.optional(node, 6), weight=self._integers(node, 1, 5, self.array(node, 3), 1))
-        self._scale(self.array(node, 2).reshape(-1), np.zeros(1))
+        self.scale(self.array(node, 2).reshape(-1), np.zeros(1))
 
     def on_dynamicquantizematmul(self, node: Node) -> None:
         self.matrix(node, bias=self.optional(node, 4), weight=self._integers(node, 1, 3, self.array(node, 2), 1))
+
+    def on_matmulnbits(self, node: Node) -> None:
+        """A linear layer with one scale for each block of a row's 4-bit or 8-bit numbers, which are packed in bytes."""
+        units, inputs, size, bits = (int(node.attributes.get(name, 4)) for name in ("N", "K", "block_size", "bits"))
+        blocks = -(-inputs // max(size, 1))
+        if bits not in (4, 8) or size < 8 or min(units, inputs) < 1:
+            raise self.error(f"{node} has {bits} bits in blocks of {size}")
+        if self.optional(node, 4) is not None:
+            raise self.error(f"{node} has its inputs in another order, by g_idx")
+        packed, scale = self.array(node, 1).reshape(units, -1), self.array(node, 2).reshape(units, blocks)
+        values, zero_point = (
+            unpacked(packed, bits, blocks * size, signed=self.optional(node, 3) is None),
+            self.optional(node, 3),
+        )
+        if zero_point is not None and zero_point.dtype == np.uint8:
+            zero_point = unpacked(zero_point.reshape(units, -1), bits, blocks)
+        zero_point = None if zero_point is None else zero_point.reshape(units, blocks)
+        weight = quantized(values[:, :inputs], scale, zero_point, 1, size)
+        self.matrix(node, (False, True), bias=self.optional(node, 5), weight=weight)
 
     def scaled_bias(self, node: Node, place: int) -> Array | None:
         """An integer bias in floats: its scale is the product of the scales of input and weight."""

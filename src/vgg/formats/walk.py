@@ -20,7 +20,6 @@ from .nodes import Node, axes_of
 from .pixels import Pixels
 from .products import MATRICES, Products
 
-_BLOCKED = "com.microsoft.nchwc."
 MAP = Dimensions(("N", "C", "H", "W"), {"C": 3, **OPEN}, "HW")
 
 
@@ -88,14 +87,15 @@ class _Walk(Products):
 
     def operator(self, node: Node) -> None:
         step = getattr(self, f"on_{node.operator.lower()}", None)
-        if node.operator.startswith(_BLOCKED):
-            raise self.error(
-                f"unsupported operator {node}: ONNX Runtime arranged its weights for one processor; save the graph at the "
-                "optimisation level extended"
-            )
         if step is None or self.value not in node.inputs[: 2 if node.operator in MATRICES else 1]:
             raise self.error(f"unsupported operator {node}")
+        # Those that ONNX Runtime made for a map with the channels last.
+        last = bool(node.attributes.get("channels_last")) or node.operator.startswith("Nhwc")
+        if last:
+            self.dimensions = self.dimensions.transposed([0, 3, 1, 2])
         step(node)
+        if last:
+            self.dimensions = self.dimensions.transposed([0, 2, 3, 1])
 
     # One method per operator: `on_` and its name in lower case.
 
@@ -141,6 +141,8 @@ class _Walk(Products):
         self.add("max_pool")
         self.dimensions = self.dimensions.scaled(lambda side: side // 2)
 
+    on_nhwcmaxpool = on_maxpool
+
     def on_averagepool(self, node: Node) -> None:
         sides, kernel = self.sides(node), node.attributes.get("kernel_shape", [])
         self.expect(node, pads=0, dilations=1)
@@ -159,7 +161,6 @@ class _Walk(Products):
             raise self.error(f"{node} has kernel_shape {kernel} and strides {strides} for a map of {sides[0]} x {sides[1]}")
 
     def on_globalaveragepool(self, node: Node) -> None:
-        self.expect(node, channels_last=0)
         self.sides(node)
         self.pooled(node, "average_pool")
 
@@ -210,6 +211,13 @@ class _Walk(Products):
     def on_reshape(self, node: Node) -> None:
         target = node.attributes.get("shape") if len(node.inputs) < 2 else self.array(node, 1).reshape(-1).tolist()
         self.dimensions = self.dimensions.reshaped(target or [], not node.attributes.get("allowzero"))
+
+    def on_gather(self, node: Node) -> None:
+        """All elements of a vector, in order, in another shape: torch's export of strides."""
+        places = self.array(node, 1)
+        if places.size != self.dimensions.shape[0] or (places.reshape(-1) != np.arange(places.size)).any():
+            raise self.error(f"unsupported operator {node}")
+        self.dimensions = self.dimensions.reshaped(places.shape)
 
     def on_squeeze(self, node: Node) -> None:
         self.dimensions = self.dimensions.squeezed(axes_of(node.attributes, self.optional(node, 1)))

@@ -19,7 +19,7 @@ from .. import engines
 from ..arrays import Array
 from ..errors import Error, ModelError, one_line
 from ..files import replacing
-from ..formats import detect, load, network_of, read, write
+from ..formats import companions, detect, load, network_of, onnx_whole, write
 from ..heads import Output
 from ..network import Network
 from ..predictions import scores
@@ -46,7 +46,8 @@ class Checked:
 def make(model: str | Path, to: str | Path, images: Any = None, *, sets: int = 3, seed: int = 0) -> int:
     """Write a model with sample data as a tarball. The same call writes the same bytes.
 
-    ONNX Runtime computes the outputs. An ONNX model is stored as it is, another one is converted to ONNX.
+    ONNX Runtime computes the outputs. An ONNX model is stored as it is, external data inside it; another one is converted to
+    ONNX.
 
     Args:
         model: a file or name that `vgg.load` accepts.
@@ -67,7 +68,7 @@ def make(model: str | Path, to: str | Path, images: Any = None, *, sets: int = 3
     if not to.name.endswith((".tar.gz", ".tgz")):
         raise Error(f"{to}: unsupported suffix; sample data is written as .tar.gz")
     path = locate(model)
-    network = read(path)
+    network = network_of(load(path))
     preprocessing = network.preprocessing
     if images is None:
         random = np.random.RandomState(seed)  # NumPy guarantees that its numbers never change
@@ -79,6 +80,8 @@ def make(model: str | Path, to: str | Path, images: Any = None, *, sets: int = 3
         if detect(path) != "onnx":
             path = Path(folder) / f"{path.stem}.onnx"
             write(network, path)
+        elif companions(path):
+            path = onnx_whole.write(path, Path(folder) / path.name)
         run = _open_graph(path)
         # Level 1 is the fastest; weights hardly compress at any level.
         with (

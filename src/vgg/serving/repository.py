@@ -18,7 +18,7 @@ import numpy as np
 from ..classifier import Classifier
 from ..errors import Error, ModelError, Notice
 from ..files import reason
-from ..formats import detect, load, metadata, network_of, onnx_file
+from ..formats import companions, detect, load, metadata, network_of, onnx_file
 from ..network import Network
 from ..zoo import EMBEDDED, EMBEDDED_FILE, locate
 from . import Settings
@@ -254,11 +254,17 @@ def open_model(path: Path, settings: Settings, name: str) -> Classifier:
 
 @contextmanager
 def private_copy(path: Path) -> Iterator[Path]:
-    """A copy of a file in a private temporary folder, which is deleted when the block ends. Mappings of it stay valid."""
+    """A copy of a model file, and of those that it needs, in a private temporary folder.
+
+    The folder is deleted when the block ends. Mappings of the files stay valid.
+    """
     with ExitStack() as stack:
         try:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="vgg-", ignore_cleanup_errors=True))
             copy = Path(shutil.copyfile(path, Path(folder, path.name)))
+            for name, source in companions(path).items():
+                Path(folder, name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source, Path(folder, name))
         except OSError as error:
             raise ModelError(f"{path}: can't be copied to the temporary folder: {reason(error)}") from None
         yield copy

@@ -1,0 +1,27 @@
+"""ONNX models whose tensors are in other files, as one file. The onnx package loads no data behind a link."""
+
+from pathlib import Path
+
+import onnx
+
+from .onnx_file import Tensor, scan
+
+
+def whole(path: Path) -> onnx.ModelProto:
+    """The model in a file, with its external data inside it. Raises ModelError if that is missing or outside the folder."""
+    content, model = scan(path), onnx.load(path, load_external_data=False)
+    attributes = [one.t for node in model.graph.node for one in node.attribute if one.HasField("t")]
+    for tensor in (*model.graph.initializer, *attributes):
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            external = {entry.key: entry.value for entry in tensor.external_data}
+            buffer, begin, end = content.bytes_of(Tensor(tensor.name, 0, (), 0, 0, 0, external))
+            tensor.raw_data = buffer[begin:end]
+            tensor.ClearField("external_data")
+            tensor.ClearField("data_location")
+    return model
+
+
+def write(path: Path, to: Path) -> Path:
+    """Write the model in a file as one file; its path."""
+    onnx.save(whole(path), to)
+    return to
