@@ -4,7 +4,7 @@ This module attaches `read` and `write` to `Network`, which itself does not depe
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -47,17 +47,18 @@ def network_of(model: Network | QuantizedGraph) -> Network:
     return model.network if isinstance(model, QuantizedGraph) else model
 
 
-def load(path: str | Path) -> Network | QuantizedGraph:
+def load(path: str | Path, given: Collection[str] = ()) -> Network | QuantizedGraph:
     """The model in a file: a Network, or a QuantizedGraph if the file is ONNX with quantized activations.
 
     Args:
         path: see `read`.
+        given: see `read`.
 
     Raises:
         ModelError: the file can't be read or contains no VGG network.
     """
     path = Path(path)
-    network = read(path)
+    network = read(path, given)
     if detect(path) == "onnx":
         from . import onnx_reader
 
@@ -66,7 +67,7 @@ def load(path: str | Path) -> Network | QuantizedGraph:
     return network
 
 
-def read(path: str | Path) -> Network:
+def read(path: str | Path, given: Collection[str] = ()) -> Network:
     """Read the network in a file; its parameters are mapped, not copied, where the format allows.
 
     Files written by vgg contain preprocessing and labels. For a published file, recognised by its hash, they are known.
@@ -76,6 +77,8 @@ def read(path: str | Path) -> Network:
     Args:
         path: a file of ONNX, torch (.pth, .pt), safetensors, Keras (.h5, .keras), MXNet (.params), Caffe (.caffemodel) or
             Caffe2 (init_net.pb or predict_net.pb, with the other one beside it).
+        given: what the caller replaces, of `preprocessing`, `labels`, `head`, `output` and `input_size`, so that no notice is
+            needed.
 
     Raises:
         ModelError: the file can't be read or contains no VGG network.
@@ -95,7 +98,7 @@ def read(path: str | Path) -> Network:
     published = architecture.classes == IMAGENET_CLASSES and architecture.head == "fc"  # by its form
     classes = content.labels or (labels.imagenet() if published else None)
     if not known:
-        _warn(path, content, name, classes)
+        _warn(path, content, name, classes is not None, given)
     described: Source = "metadata"
     origin = Provenance(
         path.name, format, sha256, known.name if known else "",
@@ -105,24 +108,35 @@ def read(path: str | Path) -> Network:
     return Network(architecture, content.parameters, preprocessing, classes, origin)
 
 
-def _warn(path: Path, content: Bare, name: str, classes: labels.Labels | None) -> None:
-    """State what is assumed of a file that doesn't describe itself."""
-    missing = [word for word, value in (("preprocessing", content.preprocessing), ("labels", content.labels)) if not value]
-    assumed = ([] if content.preprocessing else [f"preprocessing {name!r}"]) + (
-        ["ImageNet's labels"] if classes and not content.labels else []
-    )
-    if not content.architecture.classes:
-        missing = [word for word in missing if word != "labels"]
+def _warn(path: Path, content: Bare, preset: str, imagenet: bool, given: Collection[str]) -> None:
+    """State what is assumed of a file that doesn't describe itself, except what is given."""
+    side = content.architecture.input_size
+    # A head or a preset that is given usually implies the size.
+    implied = content.sized or "head" in given or ("preprocessing" in given and side == Architecture.input_size)
+    assumed = [  # what is missing, what is used, and the option that sets it
+        entry
+        for name, missing, *entry in (
+            ("preprocessing", not content.preprocessing, "preprocessing", f"preprocessing {preset!r}", "--preset"),
+            ("labels", imagenet and not content.labels, "labels", "ImageNet's labels", "--labels"),
+            ("input_size", not implied, "input size", f"{side} x {side} pixels", "--input-size"),
+        )
+        if missing and name not in given
+    ]
     parts = []
-    if missing:
-        options = [f"--{'preset' if word == 'preprocessing' else word}" for word in missing]
-        using = f"; using {' and '.join(assumed)}" if assumed else ""
-        parts.append(f"no {' or '.join(missing)} in the file{using}. Set with {' and '.join(options)}")
-    if content.assumed:
-        advice = ". Set with --head and --output-activation" if content.architecture.classifier else ""
+    if assumed:
+        lacks, used, options = zip(*assumed, strict=True)
+        parts.append(f"no {_listed(lacks, 'or')} in the file; using {_listed(used)}. Set with {_listed(options)}")
+    if content.assumed and "head" not in given:
+        advice = f". Set with --head{' and --output-activation' * ('output' not in given)}"
+        advice = advice if content.architecture.classifier else ""
         parts.append(f"assumed {content.assumed}{advice}")
     if parts:
         warnings.warn(Notice(f"{path}: {'; '.join(parts)}"), stacklevel=3)
+
+
+def _listed(words: Sequence[str], last: str = "and") -> str:
+    """Words as in a sentence: `a, b and c`."""
+    return f" {last} ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
 def _cropped(preprocessing: Preprocessing, architecture: Architecture) -> Preprocessing:

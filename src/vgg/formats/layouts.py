@@ -30,6 +30,7 @@ class Bare(NamedTuple):
     preprocessing: Preprocessing | None = None  # if the file describes it
     labels: Labels | None = None  # if the file has them
     assumed: str = ""  # what the file doesn't say of its head, and the convention that is used: "ReLU between …"
+    sized: bool = True  # whether the file shows the size of the input, or takes any
 
 
 @dataclass(frozen=True)

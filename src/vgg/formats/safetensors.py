@@ -13,6 +13,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from .. import json_output
 from ..errors import ModelError
 from ..files import map_file, replacing
 from ..network import Network
@@ -60,7 +61,7 @@ def write(network: Network, path: Path) -> None:
     for name, array in tensors.items():
         span = [offset, offset := offset + array.nbytes]
         header[name] = {"dtype": NAMES[array.dtype], "shape": list(array.shape), "data_offsets": span}
-    encoded = json.dumps(header).encode()
+    encoded = json_output.dumps(header).encode()
     encoded += b" " * (-len(encoded) % 64 - 8 + 64)
     with replacing(path) as file:
         file.write(len(encoded).to_bytes(8, "little") + encoded)

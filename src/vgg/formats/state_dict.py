@@ -89,7 +89,7 @@ def from_state_dict(path: object, state: Mapping[str, Array]) -> Bare:
     elif wrong := next((key for key in unknown if not _within(tuple(key.split(".")), others)), ""):
         raise misfit(path, wrong, state[wrong].shape, _EXAMPLE)
     elif rest and all(_is_nan(entry) for entry in rest):
-        notes.append(f"a backbone, since {rest[0].found.key} is not a number")
+        notes.append(f"a backbone, since the values of {rest[0].found.key} are not numbers")
     if notes:
         rest = []
     made = None
@@ -106,10 +106,10 @@ def from_state_dict(path: object, state: Mapping[str, Array]) -> Bare:
     if not made:
         notes.append(f"{architecture.values[-1]} as the last layer output")
     elif architecture.head != "fc":
-        size = architecture.input_size
-        notes += [f"flattening at {size} x {size} pixels" if architecture.fixed_size else "global average pooling", *found]
+        notes += ["flattening" if architecture.fixed_size else "global average pooling", *found]
         notes.append("one logit for two classes" if architecture.output == "binary" else "softmax")
-    return bare._replace(assumed=", ".join(notes))
+    sized = not (made and architecture.fixed_size)  # an adaptive pooling before the head would leave no trace
+    return bare._replace(assumed=", ".join(notes), sized=sized)
 
 
 def _entries(state: Mapping[str, Array]) -> tuple[list[Entry], list[str]]:
