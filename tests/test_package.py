@@ -12,11 +12,10 @@ from conftest import ROOT
 from vgg import json_output
 
 ORDER = [
-    "errors", "extras", "arrays", "progress", "files", "json_output", "store", "parallel", "heads", "architectures", "labels",
-    "decoding", "images",
-    "preprocessing", "parameters", "network", "zoo", "formats", "module", "sources", "engines", "predictions", "views",
-    "overlay", "features", "gradients", "explanation", "perceptual", "torch", "classifier", "samples", "benchmark",
-    "evaluation", "quantization", "training", "runs", "serving", "cli",
+    "errors", "extras", "arrays", "progress", "files", "kinds", "json_output", "store", "parallel", "heads",
+    "architectures", "labels", "decoding", "images", "preprocessing", "parameters", "network", "zoo", "formats", "module",
+    "sources", "engines", "predictions", "views", "overlay", "features", "gradients", "explanation", "perceptual", "torch",
+    "classifier", "samples", "benchmark", "evaluation", "quantization", "training", "runs", "serving", "cli",
 ]  # fmt: skip
 
 

@@ -126,7 +126,10 @@ def test_nothing_to_answer_still_is_the_format(model, tmp_path, format):
     ("arguments", "line"),
     [
         (["classify", PHOTOS[0], "-m", "nowhere.onnx"], "vgg: nowhere.onnx: file or folder not found"),
-        (["classify", PHOTOS[0], "-m", PHOTOS[0]], f"vgg: {PHOTOS[0]}: unsupported format; vgg reads ONNX, "),
+        (
+            ["classify", PHOTOS[0], "-m", PHOTOS[0]],
+            f"vgg: {PHOTOS[0]}: is a PNG image; images are arguments, ",
+        ),
         (["inspect", EXAMPLES], f"vgg: {EXAMPLES}: is a folder"),
         (["convert", "nowhere.pth", "-o", "out.onnx"], "vgg: nowhere.pth: file or folder not found"),
     ],

@@ -10,7 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Literal, final
 
-from .. import labels, zoo
+from .. import kinds, labels, zoo
 from ..architectures import Architecture
 from ..errors import ModelError, Notice
 from ..files import digest, map_file, open_file, reason
@@ -214,32 +214,36 @@ def detect(path: Path) -> str:
     Raises:
         ModelError: the file can't be read or has none of these formats.
     """
+    if path.suffix.lower() in kinds.PARTIAL:
+        raise ModelError(f"{path}: is named as an incomplete download; complete it, or rename the file if it is complete")
     try:
         with open_file(path) as file:
-            head = file.read(64)
+            head = file.read(kinds.HEAD)
     except OSError as error:
-        raise ModelError(f"{path}: {reason(error)}") from None
+        raise ModelError(f"{path}: {kinds.describe_folder(path) if path.is_dir() else reason(error)}") from None
     if not head:
-        raise ModelError(f"{path}: is empty")
-    if head[:1] == ONNX and head[8:9] != b"{":  # where safetensors has its header
+        raise ModelError(f"{path}: is empty; download or write it again")
+    if head[:1] == ONNX and head[8:9] != b"{" and not kinds.is_message(head):  # safetensors has its header there
         return "onnx"  # without loading the other readers
     from . import caffe, caffe2, keras, mxnet, safetensors, torch
 
     if head.startswith(keras.MAGIC) or (head.startswith(torch.ZIP_MAGIC) and keras.is_archive(path)):
         return "keras"
-    if head.startswith((torch.ZIP_MAGIC, torch.LEGACY_MAGIC)):
+    if head.startswith(torch.LEGACY_MAGIC) or (head.startswith(torch.ZIP_MAGIC) and kinds.is_torch(path)):
         return "torch"
     if head.startswith(mxnet.MAGIC):
         return "mxnet"
     if safetensors.matches(head):
         return "safetensors"
-    if head[:1] == ONNX:
+    if head[:1] == ONNX and not kinds.is_message(head):
         return "onnx"
     if head[0] in (0x0A, 0x12):  # a name or the first layer, in files of both Caffes
         mapped = map_file(path)
         for name, format in (("caffe", caffe), ("caffe2", caffe2)):
             if format.matches(mapped):
                 return name
+    if text := kinds.describe(path, head, "model"):
+        raise ModelError(f"{path}: {text}")
     raise ModelError(
         f"{path}: unsupported format; vgg reads ONNX, torch (.pth, .pt), safetensors, Keras (.h5, .keras), MXNet (.params), "
         "Caffe (.caffemodel) and Caffe2 (init_net.pb)"
