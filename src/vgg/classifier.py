@@ -17,7 +17,7 @@ from .formats import QuantizedGraph, network_of
 from .formats import load as load_model
 from .heads import Output
 from .images import ImageLike
-from .labels import Labels
+from .labels import Labels, mismatch
 from .network import Network
 from .parallel import ahead
 from .predictions import Prediction, Result, choose, network_scores
@@ -277,5 +277,8 @@ def described(
         network = replace(network, preprocessing=chosen, provenance=origin)
     if labels is not None:
         origin = replace(network.provenance, labels="given")
-        network = replace(network, labels=labels if isinstance(labels, Labels) else Labels.read(labels), provenance=origin)
+        named = labels if isinstance(labels, Labels) else Labels.read(labels)
+        if len(named) != network.architecture.classes and not isinstance(labels, Labels):
+            raise ModelError(f"{labels}: {mismatch(named, network.architecture.classes)}")
+        network = replace(network, labels=named, provenance=origin)
     return cast("M", replace(model, network=network) if isinstance(model, QuantizedGraph) else network)

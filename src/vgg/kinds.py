@@ -35,7 +35,7 @@ class Mark(NamedTuple):
 # What to do with a file of a group, named as a model and as an image.
 ADVICE = {
     "model": ("convert it to ONNX with its own framework", "models are set with --model"),
-    "weights": ("name it as --model", "models are set with --model"),
+    "weights": ("", "models are set with --model"),
     "image": ("images are arguments, the model is set with --model", ""),
     "drawing": ("images are arguments, the model is set with --model", "convert it to JPEG or PNG"),
     "video": ("name a model file", "extract frames as JPEG or PNG"),
@@ -95,8 +95,7 @@ NAMES = (
     (re.compile(r"\.(index|meta|data-\d+-of-\d+)$|^checkpoint$"), "a part of a TensorFlow checkpoint", "model"),
     (re.compile(r"\.bin$"), "raw numbers, such as the weights of an OpenVINO model", "model"),
     (re.compile(r"\.mlmodel$"), "a Core ML model", "model"),
-    (re.compile(r"\.pb$"), "a TensorFlow graph", "model"),
-    (re.compile(r"\.onnx$"), "an ONNX model", "weights"),
+    (re.compile(r"\.(onnx|safetensors|params|caffemodel)$"), "a model", "weights"),
 )
 
 
@@ -126,7 +125,7 @@ def describe(path: str | Path, head: bytes, use: Use) -> str | None:
     if not found:
         return None
     title, group = found
-    if use == group == "image":  # a damaged one
+    if use == group == "image" or (use == "model" and group == "weights"):  # a damaged one
         return None
     advice = ADVICE[group][use == "image"] if group else ""
     if group == "archive" and use == "model":
@@ -180,7 +179,7 @@ def _markup(text: str) -> tuple[str, str] | None:
 
 def _json(text: str, path: Path) -> tuple[str, str] | None:
     """JSON: errors of servers, and files beside a model."""
-    if not text.startswith(("{", "[")):
+    if not re.match(r'\{|\[\s*["\[{\]\d-]', text):
         return None
     if re.match(r'\{\s*"(class_name|module|keras_version)"', text):
         return "a Keras architecture, without weights; name the .h5 or .keras file", ""
@@ -210,6 +209,8 @@ def _error(text: str) -> str:
 
 
 def _pickle(head: bytes) -> tuple[str, str] | None:
+    if head.startswith(b"PK\3\4") and b"/data.pkl" in head[:512]:
+        return "a torch file", "weights"
     if head[:1] != b"\x80" or head[1:2] not in (b"\2", b"\3", b"\4", b"\5"):
         return None
     if b"sklearn" in head:
@@ -220,7 +221,8 @@ def _pickle(head: bytes) -> tuple[str, str] | None:
 def _protobuf(head: bytes, path: Path) -> tuple[str, str] | None:
     """Models of TensorFlow and Core ML that begin as ONNX does, except that their second field is a message, not a name."""
     if not is_message(head):
-        return None
+        graph = path.suffix == ".pb" and re.search(rb"\x12.(Placeholder|Const|VarHandleOp|VariableV2)", head, re.DOTALL)
+        return ("a TensorFlow graph", "model") if graph else None
     return ("a TensorFlow SavedModel", "model") if path.suffix == ".pb" else ("a Core ML model", "model")
 
 

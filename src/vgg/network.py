@@ -14,7 +14,7 @@ from . import heads, json_output
 from .architectures import NORM_ROLES, STRIDE, Architecture, Layer
 from .arrays import Array
 from .errors import ModelError, Notice
-from .labels import BINARY, Labels
+from .labels import BINARY, Labels, mismatch
 from .parameters import LowRank, Parameter, Part, Quantized, as_bytes, blocks, expanded, is_finite, shaped
 from .preprocessing import Preprocessing
 
@@ -65,9 +65,7 @@ class Network:
                 shape, wanted = list(self.parameters[name].shape), list(expected[name])
                 raise ModelError(f"parameter {name} of {self.architecture.name} has the shape {shape}; expected {wanted}")
         if self.labels is not None and len(self.labels) != self.architecture.classes:
-            classes = self.architecture.classes
-            has = f"of {classes} class{'es' * (classes != 1)}" if classes else "without a head, which has no classes"
-            raise ModelError(f"{len(self.labels)} labels for a network {has}")
+            raise ModelError(mismatch(self.labels, self.architecture.classes))
 
     @property
     def class_names(self) -> Labels | None:

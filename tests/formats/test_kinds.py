@@ -163,10 +163,17 @@ def test_a_file_that_is_no_image_is_named_with_what_to_do(tmp_path, name):
 def test_a_model_named_as_an_image_is_one(tmp_path):
     random_network().write(tmp_path / "n.onnx")
     torch.save({"a": torch.ones(3)}, tmp_path / "n.pth")
-    for name, expected in (("n.onnx", "is an ONNX model; models are set with --model"), ("n.pth", "is a zip archive")):
-        with pytest.raises(ImageError, match=f"{name}: {expected}"):
+    for name, expected in (("n.onnx", "is a model; "), ("n.pth", "is a torch file; ")):
+        with pytest.raises(ImageError, match=f"{name}: {expected}models are set with --model"):
             open_image(tmp_path / name)
     assert open_image(ROOT / "examples" / "chelsea.png").mode == "RGB"
+
+
+@pytest.mark.parametrize("name", ["n.onnx", "n.safetensors", "n.h5", "n.params", "init_net.pb", "n.pth"])
+def test_what_is_unknown_is_only_unsupported(tmp_path, name):
+    (tmp_path / name).write_bytes(b"\xfe" + np.random.default_rng(0).bytes(5000))
+    with pytest.raises(ModelError, match=f"{name}: unsupported format; vgg reads ONNX"):
+        Network.read(tmp_path / name)
 
 
 def test_16_bits_that_overflow_are_refused(tmp_path):

@@ -18,7 +18,6 @@ from ..network import Network, Provenance, Source
 from ..preprocessing import Preprocessing, preset
 from .layouts import Bare, reading
 
-IMAGENET_CLASSES = 1000
 ONNX = b"\x08"  # the first byte of a ModelProto: its field ir_version
 TITLES = {
     "onnx": "ONNX", "keras": "Keras", "torch": "torch", "safetensors": "safetensors", "mxnet": "MXNet", "caffe": "Caffe",
@@ -95,7 +94,7 @@ def read(path: str | Path, given: Collection[str] = ()) -> Network:
     known = zoo.recognise(path, sha256)
     source: Source = "known hash" if known else "guess"
     name = known.preset if known else _USUAL.get(format) or reader.usual_preset(path)
-    published = architecture.classes == IMAGENET_CLASSES and architecture.head == "fc"  # by its form
+    published = architecture.classes == labels.IMAGENET_CLASSES and architecture.head == "fc"  # by its form
     classes = content.labels or (labels.imagenet() if published else None)
     if not known:
         _warn(path, content, name, classes is not None, given)
