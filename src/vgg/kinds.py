@@ -3,7 +3,11 @@
 The first bytes decide, and the name only where a kind has no mark of its own.
 """
 
+import bz2
+import gzip
+import io
 import json
+import lzma
 import os
 import re
 import tarfile
@@ -20,6 +24,8 @@ HEAD = 4096  # bytes that are examined
 MODELS = (".onnx", ".pth", ".pt", ".safetensors", ".h5", ".hdf5", ".keras", ".params", ".caffemodel")
 PARTIAL = (".part", ".partial", ".crdownload", ".download", ".incomplete", ".opdownload", ".aria2", ".filepart", ".!qb")
 MANY = 1000  # entries of an archive or folder that are examined
+START = 2**20  # bytes of a tar archive that are examined, since hostile ones expand to any size
+OPEN = {"a gzip archive": gzip.open, "a bzip2 archive": bz2.open, "an xz archive": lzma.open}
 LISTED = 3  # names in a message
 
 
@@ -118,7 +124,7 @@ def describe(path: str | Path, head: bytes, use: Use) -> str | None:
         ((one.title, one.group) for one in MARKS if head.startswith(one.bytes, one.place)),
         next(((title, group) for name, title, group in NAMES if name.search(path.name.lower())), None),
     )
-    if not found and re.search(r"^\s*(layers?|input|input_param)\s*[:{]", text, re.MULTILINE):
+    if not found and re.search(r"^[ \t]*(layers?|input|input_param)[ \t]*[:{]", text, re.MULTILINE):
         found = "Caffe's description of a network, without weights; name the .caffemodel", ""
     if not found and use == "model" and text and all(one.isprintable() or one.isspace() for one in text.rstrip("\ufffd")):
         found = "a text file", "data"
@@ -243,15 +249,21 @@ def is_torch(path: Path) -> bool:
 
 def _archive(path: Path, title: str) -> tuple[str, str]:
     """An archive by its entries, and what to extract."""
+    names: list[str] = []
     try:
         if title == "a zip archive":
             with zipfile.ZipFile(path) as zipped:
-                names = zipped.namelist()[:MANY]
+                names += zipped.namelist()[:MANY]
         else:
-            with tarfile.open(path, "r|*") as tar:
-                names = [entry.name for entry in islice(tar, MANY // 10)]
-            title = f"{title.removesuffix(' archive')} archive"
-    except (OSError, EOFError, ValueError, tarfile.TarError, zipfile.BadZipFile, NotImplementedError):
+            start = io.BytesIO()
+            with OPEN.get(title, open)(path, "rb") as file:  # type: ignore[operator]
+                start.write(file.read(START))
+            start.seek(0)
+            with tarfile.open(fileobj=start, mode="r:") as tar:
+                names += (entry.name for entry in tar)
+    except (OSError, EOFError, ValueError, tarfile.TarError, zipfile.BadZipFile, NotImplementedError, lzma.LZMAError):
+        pass  # damaged, another form, or longer than the part that is read
+    if not names:
         return title, "extract the model"
     if names and all(name.endswith(".npy") for name in names):
         return "a file of NumPy arrays (.npz)", "save them as safetensors"

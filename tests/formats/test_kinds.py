@@ -43,11 +43,13 @@ def zipped(*names):
     return file.getvalue()
 
 
-def tarred(*names, mode="w:gz"):
+def tarred(*names, mode="w:gz", size=0):
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode=mode) as archive:
         for name in names:
-            archive.addfile(tarfile.TarInfo(name), io.BytesIO())
+            entry = tarfile.TarInfo(name)
+            entry.size = size
+            archive.addfile(entry, io.BytesIO(bytes(size)))
     return file.getvalue()
 
 
@@ -74,6 +76,9 @@ MODELS = {
     "a.tar.gz": (tarred("vgg16/vgg16.onnx", "vgg16/test_data_set_0/input_0.pb"), "is a gzip archive; extract the model: vgg"),
     "a.tar": (tarred("n.h5", mode="w"), "is a tar archive; extract the model: n.h5"),
     "old.pth": (tarred("sys_info", "pickle", "tensors", "storages", mode="w"), "is a torch file of an old form; load and"),
+    "a.tar.xz": (tarred("vgg/n.onnx", mode="w:xz"), "is an xz archive; extract the model: vgg/n.onnx"),
+    "a.tar.bz2": (tarred("vgg/n.onnx", mode="w:bz2"), "is a bzip2 archive; extract the model: vgg/n.onnx"),
+    "long.tar.gz": (tarred("n.pth", size=2**21), "is a gzip archive; extract the model: n.pth"),
     "n.onnx.gz": (gzip.compress(b"\x08\x07"), "is a gzip archive; extract the model"),
     "a.7z": (b"7z\xbc\xaf'\x1c\0\4", "is a 7z archive; extract the model"),
     "a.rar": (b"Rar!\x1a\7\1\0", "is a RAR archive; extract the model"),
