@@ -179,6 +179,16 @@ def test_a_bad_label_file_is_one_clear_line(tmp_path, content):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("version https://git-lfs.github.com/spec/v1\noid", "is a Git LFS pointer"), ("<!DOCTYPE html>\n<html>", "is a web page")],
+)
+def test_what_was_saved_in_place_of_labels_is_named(tmp_path, text, message):
+    (tmp_path / "a.txt").write_text(text)
+    with pytest.raises(Error, match=rf"a\.txt: {message}"):
+        Labels.read(tmp_path / "a.txt")
+
+
 def test_a_missing_label_file_is_named(tmp_path):
     with pytest.raises(Error, match=r"nowhere: file or folder not found"):
         Labels.read(tmp_path / "nowhere")

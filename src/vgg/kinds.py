@@ -114,11 +114,9 @@ def describe(path: str | Path, head: bytes, use: Use) -> str | None:
         use: what it was named as.
     """
     path = Path(path)
+    if what := stand_in(head):
+        return what
     text = head.decode("utf-8-sig", "replace").lstrip()
-    if text.startswith("version https://git-lfs.github.com/spec/"):
-        return "is a Git LFS pointer, not the file itself; fetch the file with `git lfs pull`"
-    if head and not any(head):
-        return "begins with zeros, as an interrupted download; download the file again"
     found = _markup(text) or _json(text, path) or _pickle(head) or _protobuf(head, path)
     found = found or next(
         ((one.title, one.group) for one in MARKS if head.startswith(one.bytes, one.place)),
@@ -139,6 +137,17 @@ def describe(path: str | Path, head: bytes, use: Use) -> str | None:
     return f"is {title}{'; ' * bool(advice)}{advice}"
 
 
+def stand_in(head: bytes) -> str | None:
+    """What was saved in place of a file, which has these first bytes, and what to do; None if it is the file itself."""
+    text = head.decode("utf-8-sig", "replace").lstrip()
+    if text.startswith("version https://git-lfs.github.com/spec/"):
+        return "is a Git LFS pointer, not the file itself; fetch the file with `git lfs pull`"
+    if head and not any(head):
+        return "begins with zeros, as an interrupted download; download the file again"
+    title, group = _markup(text) or ("", "")
+    return f"is {title}; {ADVICE[group][0]}" if group == "answer" else None
+
+
 def describe_folder(path: Path) -> str:
     """What a folder is that was named as a model, and what to do."""
     names = list(_files(path))
@@ -154,13 +163,8 @@ def describe_folder(path: Path) -> str:
 
 def _files(folder: Path) -> Iterator[str]:
     """Names of files in a folder and its folders, relative to it."""
-    found = (
-        os.path.relpath(os.path.join(place, name), folder)
-        for place, folders, names in os.walk(folder)
-        for name in sorted(names)
-        if folders is not None
-    )
-    return islice(found, MANY)
+    walked = ((place, name) for place, _, names in os.walk(folder) for name in sorted(names))
+    return (os.path.relpath(os.path.join(*one), folder) for one in islice(walked, MANY))
 
 
 def _some(names: list[str]) -> str:

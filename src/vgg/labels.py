@@ -14,6 +14,7 @@ from typing import Any
 from .errors import Error, one_line
 from .extras import require
 from .files import open_file, reason
+from .kinds import HEAD, stand_in
 
 Resolve = Callable[[str], int]  # a class's number, WordNet id or name -> its index
 
@@ -64,10 +65,12 @@ class Labels:
             raise Error(f"{path}: {reason(error)}") from None
         except UnicodeDecodeError:
             raise Error(f"{path}: labels must be UTF-8 text with one class per line") from None
+        if what := stand_in(data[:HEAD]):
+            raise Error(f"{path}: {what}")
         try:
             if path.suffix in (".csv", ".tsv"):
                 lines = text.splitlines()
-                separator = max(",;\t", key=lines[0].count) if lines else ","
+                separator = "\t" if path.suffix == ".tsv" else max(",;\t", key=lines[0].count) if lines else ","
                 return _from_rows(list(csv.reader(lines, delimiter=separator)))
             if path.suffix in (".yaml", ".yml"):
                 return from_data(_yaml(text))
