@@ -129,13 +129,13 @@ def blocks(value: Parameter, dtype: Any = None) -> Iterator[Array]:
         yield np.ascontiguousarray(part, kind)
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def is_finite(value: Parameter) -> bool:
     """Whether all numbers of a parameter are finite."""
     if isinstance(value, LowRank):
         return is_finite(value.left) and is_finite(value.right)
     if isinstance(value, Quantized):  # the integers are; their products with a scale are smaller than this one
-        with np.errstate(over="ignore"):
-            return bool(np.isfinite(value.scale.astype(np.float32) * np.float32(256)).all())
+        return bool(np.isfinite(value.scale.astype(np.float32) * np.float32(256)).all())
     return all(np.isfinite(block).all() for block in blocks(value, np.float32))
 
 

@@ -162,12 +162,12 @@ def test_a_run_that_needs_parameters_that_are_no_numbers_is_refused(any_engine, 
     np.testing.assert_array_equal(opened.run(images(), [before])[before], expected)
 
 
-@pytest.mark.parametrize("side", [1, 2, 3, 5, 7])
+@pytest.mark.parametrize("side", [1, 2, 3, 7])
 def test_adaptive_average_pooling_equals_torchs_at_any_size(any_engine, side):
     """Maps smaller than the pooling's output, whose values are repeated, and sizes that aren't multiples of 32."""
     head = f"average{f' {side}' * (side > 1)}, 24 relu, classes"
     network = random_network(head=head)
-    for size in (32, 50, 63, 96, 160, 225):
+    for size in (32, 63, 100, 225):
         sized = network.read_as(input_size=size)
         found = engines.open(sized, any_engine, threads=1).run(images(2, size), ["pool5", "pool6"])
         expected = torch.nn.functional.adaptive_avg_pool2d(torch.from_numpy(found["pool5"]), side).numpy()
