@@ -39,7 +39,7 @@ void pool_part(const Map &map, int image, Part rows, Part columns, int channels,
 
 void activate(int function, float number, float *values, std::int64_t count) {
     const auto each = [&](const auto &of) {
-        for (std::int64_t i = 0; i < count; ++i) values[i] = of(values[i]);
+        for (std::int64_t i = 0; i < count; ++i) values[i] = of(values[i] + (values[i] - values[i]));  // infinity becomes NaN
     };
     switch (function) {
         case VGG_LEAKY_RELU: return each([&](float x) { return x < 0 ? number * x : x; });

@@ -501,7 +501,7 @@ template <vgg::Kind K> void linear_of(const Matrix &matrix, std::int64_t first, 
         for (std::int64_t b = 0; b < count; ++b)
             for (std::int64_t row = first; row < last; ++row) {
                 float &value = to[b * matrix.outputs + row];
-                value = value < 0 ? 0 : value;  // NaN stays NaN
+                value = value < 0 ? value - value : value;  // NaN stays NaN, and -infinity is not lost
             }
 }
 

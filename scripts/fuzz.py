@@ -52,8 +52,8 @@ def images() -> tuple[list[bytes], Check]:
     from PIL import Image
 
     from vgg import ImageError
+    from vgg.image_formats import FORMATS, prepare_pillow
     from vgg.images import decoding_bytes, open_image
-    from vgg.kinds import FORMATS, prepare_pillow
 
     prepare_pillow()
     exif = Image.Exif()

@@ -132,9 +132,7 @@ def test_load_takes_a_file_a_recipe_and_labels(tmp_path):
 
 def test_a_guess_is_never_silent(tmp_path):
     save_tiny(str(tmp_path / "n.pth"))
-    message = (
-        r"n\.pth: no preprocessing or labels in the file; using preprocessing 'torchvision'\. Set with --preset and --labels"
-    )
+    message = r"n\.pth: no preprocessing or input size in the file; using preprocessing 'torchvision' and 32 x 32 pixels\. "
     with pytest.warns(vgg.Notice, match=message):
         vgg.load(tmp_path / "n.pth")
 

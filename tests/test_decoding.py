@@ -12,15 +12,15 @@ import pytest
 from PIL import Image
 
 from vgg import ImageError
+from vgg.image_formats import prepare_pillow
 from vgg.images import MAX_MEMORY, decoding_bytes, open_image
-from vgg.kinds import prepare_pillow
 
 WIDTH, HEIGHT = 2800, 2000
 OVERHEAD = 8 * 2**20  # bytes: libraries that are loaded, and buffers
 MEASURE = """
 import os, re, sys, warnings
 from vgg.images import open_image
-from vgg.kinds import prepare_pillow
+from vgg.image_formats import prepare_pillow
 warnings.simplefilter("ignore")
 import numpy, simplejpeg
 prepare_pillow()

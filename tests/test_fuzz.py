@@ -8,7 +8,7 @@ from PIL import Image
 
 from conftest import ROOT
 from vgg import formats
-from vgg.kinds import FORMATS
+from vgg.image_formats import FORMATS
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,8 @@ from PIL import Image
 
 from conftest import EXAMPLES
 from vgg import Error, ImageError, Labels, Network
+from vgg.image_formats import prepare_pillow
 from vgg.images import open_image
-from vgg.kinds import prepare_pillow
 from vgg.sources import Sample
 from vgg.sources import open as open_dataset
 

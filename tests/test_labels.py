@@ -3,6 +3,8 @@ from itertools import pairwise
 
 import pytest
 
+import vgg
+from conftest import random_network
 from vgg import Error, Labels, Network
 from vgg.labels import imagenet
 
@@ -55,6 +57,18 @@ NAMES = ("cat", "big dog")
         ("a.csv", "index,class,remark\n0,cat,x\n1,big dog,y\n", None),
         ("a.csv", "id,wnid,name\n0,n00000001,cat\n1,n00000002,big dog\n", ("n00000001", "n00000002")),
         ("a.tsv", "0\tcat\n1\tbig dog\n", None),
+        ("a.txt", "0 cat\n1 big dog\n", None),  # Teachable Machine
+        ("a.txt", "1: big dog\n0: cat\n", None),
+        ("a.txt", "0\tcat\r\n1\tbig dog\r\n\r\n", None),
+        ("a.txt", "cat 0\nbig dog 1\n", None),  # Places365
+        ("a.txt", "n00000002 1 big_dog\nn00000001 0 cat\n", ("n00000001", "n00000002")),
+        ("a.txt", "{0: 'cat',\n 1: 'big dog'}", None),  # as Python prints it
+        ("config.json", '{"label2id": {"big dog": 1, "cat": 0}, "model_type": "vgg"}', None),
+        ("a.json", '{"categories": [{"id": 0, "name": "cat"}, {"id": 1, "name": "big dog"}]}', None),
+        ("a.json", '[{"index": 1, "label": "big dog"}, {"index": 0, "label": "cat"}]', None),
+        ("a.csv", "ClassId,SignName\n0,cat\n1,big dog\n", None),  # GTSRB
+        ("a.csv", "0;cat\r\n1;big dog\r\n", None),
+        ("a.yaml", "names:\n  0: cat\n  1: big dog\n", None),  # Ultralytics
         ("a.yaml", "- cat\n- big dog\n", None),
         ("a.yml", "0: cat\n1: big dog\n", None),
         ("data.yaml", "train: images\nnc: 2\nnames: [cat, big dog]\n", None),
@@ -68,6 +82,43 @@ def test_labels_are_read_as_other_programs_write_them(tmp_path, name, text, wnid
     assert Labels.read(tmp_path / "again.txt") == Labels(NAMES, wnids)
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig"])
+@pytest.mark.parametrize("name", ["a.txt", "a.json", "a.csv"])
+def test_labels_are_read_as_windows_writes_them(tmp_path, name, encoding):
+    text = json.dumps(["Käfer", "Bär"]) if name == "a.json" else "Käfer\r\nBär\r\n"
+    (tmp_path / name).write_bytes(text.encode(encoding))
+    assert Labels.read(tmp_path / name).names == ("Käfer", "Bär")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("2012 Audi A4", "1990 Fiat"), ("class 0", "class 1"), ("7 up", "3 dots"), ("a", "a"), ("boeing 747", "a 1")],
+)
+def test_names_may_contain_numbers_and_repeat(tmp_path, names):
+    (tmp_path / "a.txt").write_text("\n".join(names))
+    assert Labels.read(tmp_path / "a.txt").names == names
+
+
+@pytest.mark.parametrize("names", [("0 a", "1 b"), ("1 euro", "2 euro")])
+def test_a_written_file_keeps_names_that_look_like_indices(tmp_path, names):
+    random_network(classes=2, labels=Labels(names)).write(tmp_path / "n.safetensors")
+    assert Network.read(tmp_path / "n.safetensors").labels == Labels(names)
+
+
+def test_labels_of_another_number_are_refused_with_both_numbers_and_the_file(tmp_path):
+    def named(*names):
+        (tmp_path / "a.txt").write_text("\n".join(names))
+        return {"labels": tmp_path / "a.txt"}
+
+    seven = [f"animal {letter}" for letter in "abcdefg"]
+    with pytest.raises(Error, match=r"a\.txt: 6 labels for a network of 7 classes$"):
+        vgg.load(random_network(), **named(*seven[1:]))
+    with pytest.raises(Error, match=r"8 labels for a network of 7 classes; the first, 'background', is a .*; remove it"):
+        vgg.load(random_network(), **named("background", *seven))
+    with pytest.raises(Error, match=r"1000 labels for a network of 1001 classes; if its first class is .*add a"):
+        vgg.load(random_network(classes=1001), **named(*imagenet().names))
+
+
 def test_a_class_with_the_name_of_an_entry_is_a_class(tmp_path):
     (tmp_path / "a.json").write_text('{"names": 1, "classes": 0}')
     assert Labels.read(tmp_path / "a.json").names == ("classes", "names")
@@ -76,11 +127,20 @@ def test_a_class_with_the_name_of_an_entry_is_a_class(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("a.json", '{"0": "cat", "2": "dog"}', "2 classes, of which 1 is missing"),
-        ("a.json", '{"cat": 0, "dog": 0}', "there is no list or mapping of names"),
+        ("a.json", '{"0": "cat", "2": "dog"}', "2 classes, of which 1 is missing; 2 is too large"),
+        ("a.json", '{"cat": 0, "dog": 0}', "index 0 is repeated: 'cat' and 'dog'"),
+        ("a.json", '{"cat": 1, "dog": 2}', "the indices are 1 to 2; classes are numbered from 0; subtract 1, or leave out"),
+        ("a.json", '{"cat": 0, "dog": -1}', "-1 is no index"),
+        ("a.json", '{"a": "cat", "b": "dog"}', "'a' is no index"),
+        ("a.txt", "1: cat\n2: dog\n", "the indices are 1 to 2; classes are numbered from 0"),
+        ("a.txt", "0: cat\n0: dog\n", "index 0 is repeated"),
+        ("a.txt", "0: cat\n5: dog\n", "2 classes, of which 1 is missing; 5 is too large"),
+        ("a.txt", "n02119789 1 kit_fox\nn02100735 2 English_setter", "the indices are 1 to 2"),
+        ("a.txt", "cat\n\ndog\n", "a class without a name in line 2"),
+        ("a.json", '[{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]', "the indices are 1 to 2"),
         ("a.json", '["cat", ""]', "'' is no name"),
-        ("a.csv", "1,cat\n2,dog\n", "2 classes, of which 0 is missing"),
-        ("a.csv", "0,cat\n0,dog\n", "an index is repeated"),
+        ("a.csv", "1,cat\n2,dog\n", "the indices are 1 to 2; classes are numbered from 0"),
+        ("a.csv", "0,cat\n0,dog\n", "index 0 is repeated"),
         ("a.csv", "0,cat,small\n1,dog,big\n", "must have a column of names"),
         ("a.csv", "0,cat\n1\n", "the same number of cells"),
         ("a.yaml", "[yes, no]", "True is no name"),
@@ -117,6 +177,16 @@ def test_a_bad_label_file_is_one_clear_line(tmp_path, content):
     with pytest.raises(Error, match=r"labels\.txt: labels must be") as error:
         Labels.read(path)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("version https://git-lfs.github.com/spec/v1\noid", "is a Git LFS pointer"), ("<!DOCTYPE html>\n<html>", "is a web page")],
+)
+def test_what_was_saved_in_place_of_labels_is_named(tmp_path, text, message):
+    (tmp_path / "a.txt").write_text(text)
+    with pytest.raises(Error, match=rf"a\.txt: {message}"):
+        Labels.read(tmp_path / "a.txt")
 
 
 def test_a_missing_label_file_is_named(tmp_path):

@@ -1,4 +1,7 @@
 import ast
+import json
+import math
+import re
 import subprocess
 import sys
 
@@ -6,14 +9,14 @@ import pytest
 
 import vgg
 from conftest import ROOT
+from vgg import json_output
 
 ORDER = [
-    "errors", "extras", "arrays", "progress", "files", "store", "parallel", "heads", "architectures", "labels", "kinds",
-    "decoding",
-    "images",
-    "preprocessing", "parameters", "network", "zoo", "formats", "module", "sources", "engines", "predictions", "views",
-    "overlay", "features", "gradients", "explanation", "perceptual", "torch", "classifier", "samples", "benchmark",
-    "evaluation", "quantization", "training", "runs", "serving", "cli",
+    "errors", "extras", "arrays", "progress", "files", "kinds", "json_output", "store", "parallel", "heads",
+    "architectures", "labels", "image_formats", "decoding", "images", "preprocessing", "parameters", "network", "zoo",
+    "formats", "module", "sources", "engines", "predictions", "views", "overlay", "features", "gradients", "explanation",
+    "perceptual", "torch", "classifier", "samples", "benchmark", "evaluation", "quantization", "training", "runs", "serving",
+    "cli",
 ]  # fmt: skip
 
 
@@ -106,3 +109,13 @@ def test_every_module_has_a_place_in_the_order():
 def test_files_fit_in_one_sitting():
     for path in (ROOT / "src/vgg").rglob("*.py"):
         assert len(path.read_text().splitlines()) <= 300, path
+
+
+def test_json_has_one_writer_which_knows_no_nan():
+    """Other writers would print NaN, which is no JSON."""
+    wrong = [
+        path.name for path in graph() if path.name != "json_output.py" and re.search(r"\bjson\.dumps?\(", path.read_text())
+    ]
+    assert not wrong
+    value = {"a": [math.nan, (1.5, -math.inf)], "b": {"c": math.inf}, "d": "NaN"}
+    assert json.loads(json_output.dumps(value)) == {"a": [None, [1.5, None]], "b": {"c": None}, "d": "NaN"}

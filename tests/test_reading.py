@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from conftest import random_network
-from vgg import ModelError, Network, engines
-from vgg.parameters import LowRank
+from vgg import ModelError, Network, Notice, engines
+from vgg.parameters import LowRank, expanded
 from vgg.predictions import scores
 from vgg.quantization import Scheme, quantize_weights
 
@@ -115,7 +115,6 @@ def test_quantized_and_low_rank_weights_are_read_too():
         ("24 relu, 5 relu, classes", {}, "doesn't fit the file's layers, 32x2x2, 24, 7"),
         ("average, 24 relu, classes", {}, "doesn't fit the file's layers, 32x2x2, 24, 7"),
         ("24 relu batch-norm, classes", {}, "doesn't fit the file's layers, 32x2x2, 24, 7"),
-        ("", {"input_size": 96}, "of 96 pixels doesn't fit the file's layers, 32x2x2, 24, 7"),
         ("none", {}, "head 'none' has no layers for those of the file"),
         ("24 swish, classes", {}, "unknown operation 'swish'"),
         ("", {"output": "binary"}, "a binary output is one logit; the file has 7"),
@@ -132,3 +131,20 @@ def test_one_logit_has_no_softmax():
         random_network(head="average, classes binary", classes=2).read_as(output="softmax")
     with pytest.raises(ModelError, match="has no head"):
         random_network(head="none", classes=0).read_as("average, classes")
+
+
+def test_an_input_size_that_changes_the_map_is_read_as_adaptive_pooling():
+    """torchvision's VGG averages any map to 7 x 7 positions, of which the state dictionary has no trace."""
+    network = random_network(head=MAP, input_size=64)
+    for size in (32, 100):
+        with pytest.warns(Notice, match=f"assumed adaptive average pooling to them at {size} pixels. Set with --head"):
+            sized = network.read_as(input_size=size)
+        assert (sized.architecture.input_size, sized.preprocessing.crop) == (size, size)
+        batch = np.random.default_rng(0).normal(size=(1, 3, size, size)).astype(np.float32)
+        found = engines.open(sized, "onnxruntime").run(batch, ["pool5", "logits"])
+        pooled = torch.nn.functional.adaptive_avg_pool2d(torch.from_numpy(found["pool5"]), 2).flatten(1).numpy()
+        weights = [expanded(sized.parameters[f"fc{n}.weight"]) for n in (6, 7)]
+        hidden = pooled @ weights[0].reshape(24, -1).T + sized.parameters["fc6.bias"]
+        logits = hidden.clip(0) @ weights[1].T + sized.parameters["fc7.bias"]
+        np.testing.assert_allclose(found["logits"], logits, atol=1e-5)
+    assert network.read_as(input_size=70).architecture.head == network.architecture.head

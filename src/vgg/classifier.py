@@ -17,7 +17,7 @@ from .formats import QuantizedGraph, network_of
 from .formats import load as load_model
 from .heads import Output
 from .images import ImageLike
-from .labels import Labels
+from .labels import Labels, mismatch
 from .network import Network
 from .parallel import ahead
 from .predictions import Prediction, Result, choose, network_scores
@@ -242,15 +242,18 @@ def load(
         ModelError: the file can't be read or does not hold a VGG network, or its parameters don't fit the head.
         Error: the download failed; or the labels, preset, engine or device is invalid or not available.
     """
-    opened, name = (model, "") if isinstance(model, Network | QuantizedGraph) else read(model)
-    opened = described(opened, preprocessing, labels, head, output, input_size)
+    replaced = {"preprocessing": preprocessing, "labels": labels, "head": head, "output": output, "input_size": input_size}
+    opened, name = read(model, **replaced)
     return Classifier(opened, engine, threads=threads, device=device, name=name)
 
 
-def read(model: str | Path | None) -> tuple[Network | QuantizedGraph, str]:
-    """The model of a file or published name, as in `load`, and its name in output."""
+def read(model: str | Path | Network | QuantizedGraph | None, **replaced: Any) -> tuple[Network | QuantizedGraph, str]:
+    """A model and its name in output, "" of a Network; `replaced` are the arguments of `described`, which need no notice."""
+    if isinstance(model, Network | QuantizedGraph):
+        return described(model, **replaced), ""
     path = locate(model)
-    return load_model(path), EMBEDDED if path == EMBEDDED_FILE else path.name
+    opened = load_model(path, [name for name, value in replaced.items() if value is not None])
+    return described(opened, **replaced), EMBEDDED if path == EMBEDDED_FILE else path.name
 
 
 def described(
@@ -274,5 +277,8 @@ def described(
         network = replace(network, preprocessing=chosen, provenance=origin)
     if labels is not None:
         origin = replace(network.provenance, labels="given")
-        network = replace(network, labels=labels if isinstance(labels, Labels) else Labels.read(labels), provenance=origin)
+        named = labels if isinstance(labels, Labels) else Labels.read(labels)
+        if len(named) != network.architecture.classes and not isinstance(labels, Labels):
+            raise ModelError(f"{labels}: {mismatch(named, network.architecture.classes)}")
+        network = replace(network, labels=named, provenance=origin)
     return cast("M", replace(model, network=network) if isinstance(model, QuantizedGraph) else network)

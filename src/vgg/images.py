@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, Protocol, Union
 from .decoding import BLOCK, blocks, memory
 from .errors import ImageError, one_line
 from .files import open_file, reason
-from .kinds import FORMATS, heic_requirement, is_heic, prepare_pillow
+from .image_formats import FORMATS, heic_requirement, is_heic, prepare_pillow
+from .kinds import HEAD, describe
 
 if TYPE_CHECKING:
     import numpy as np
@@ -70,7 +71,7 @@ def open_image(source: ImageLike, name: str | None = None) -> "Image.Image":
         source = source.read()
     if isinstance(source, bytes | bytearray | memoryview):
         name, data = name or "the image's bytes", bytes(source)
-        with _reported(name):
+        with _reported(name, data):
             image, reduction, fast = _opened(data, name)[:3]
             if reduction > 1:
                 image.draft(None, (image.width // reduction, image.height // reduction))
@@ -154,14 +155,15 @@ def _opened(data: bytes, name: str) -> tuple["Image.Image", int, bool, int]:
 
 
 @contextmanager
-def _reported(name: str) -> Iterator[None]:
-    """Raise an ImageError for anything that fails in an image."""
+def _reported(name: str, data: bytes = b"") -> Iterator[None]:
+    """Raise an ImageError for anything that fails in an image, whose file's bytes may be given."""
     from PIL import Image, UnidentifiedImageError
 
     try:
         yield
     except UnidentifiedImageError:
-        raise ImageError(f"{name}: not an image, or an unsupported format") from None
+        what = describe(name, data[:HEAD], "image") if data else None
+        raise ImageError(f"{name}: {what or 'not an image, or an unsupported format'}") from None
     except Image.DecompressionBombError:
         raise ImageError(f"{name}: has more than {MAX_PIXELS:,} pixels; resize it first") from None
     except MemoryError:

@@ -129,6 +129,16 @@ def blocks(value: Parameter, dtype: Any = None) -> Iterator[Array]:
         yield np.ascontiguousarray(part, kind)
 
 
+@np.errstate(over="ignore", invalid="ignore")
+def is_finite(value: Parameter) -> bool:
+    """Whether all numbers of a parameter are finite."""
+    if isinstance(value, LowRank):
+        return is_finite(value.left) and is_finite(value.right)
+    if isinstance(value, Quantized):  # the integers are; their products with a scale are smaller than this one
+        return bool(np.isfinite(value.scale.astype(np.float32) * np.float32(256)).all())
+    return all(np.isfinite(block).all() for block in blocks(value, np.float32))
+
+
 def as_bytes(block: Array) -> Array:
     """The bytes of a contiguous little-endian array in a file, uint8: two 4-bit numbers per byte, the lower half first."""
     flat = block.reshape(-1).view(np.uint8)

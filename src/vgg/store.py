@@ -17,6 +17,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
+from . import json_output
 from .arrays import Array
 from .errors import Error, Notice
 from .files import cache_folder, reason, replacing, reserve
@@ -57,7 +58,7 @@ class Work:
         Checking the entries that are known at once avoids computing a whole key, such as a hash of all parameters, if there is
         nothing to resume.
         """
-        entries = json.loads(json.dumps(entries))
+        entries = json.loads(json_output.dumps(entries))
         for path in (cache_folder() / kind).glob(f"*/{KEY}"):
             try:
                 key = json.loads(path.read_bytes())
@@ -80,7 +81,7 @@ class Work:
         """Replace the saved state. Raises Error if it can't be written; the earlier state is kept in that case."""
         self._create()
         with replacing(self.folder / STATE) as file:
-            np.savez(file, state=np.array(json.dumps(state)), **arrays)  # type: ignore[arg-type]
+            np.savez(file, state=np.array(json_output.dumps(state)), **arrays)  # type: ignore[arg-type]
 
     def save_if_possible(self, state: Mapping[str, Any], arrays: Mapping[str, Array], otherwise: str) -> None:
         """Replace the saved state. If it can't be written, the work continues, with a Notice of what is then `otherwise`."""
@@ -122,7 +123,7 @@ class Work:
             raise Error(f"{self.folder}: can't be created: {reason(error)}") from None
         if not (self.folder / KEY).exists():
             with replacing(self.folder / KEY) as file:
-                file.write(json.dumps(self.key, indent=2).encode())
+                file.write(json_output.dumps(self.key, indent=2).encode())
 
 
 def key_of(**entries: Any) -> dict[str, Any]:
@@ -134,12 +135,12 @@ def key_of(**entries: Any) -> dict[str, Any]:
     """
     from importlib.metadata import version
 
-    return dict(json.loads(json.dumps({"vgg": version("vgg"), **entries})))
+    return dict(json.loads(json_output.dumps({"vgg": version("vgg"), **entries})))
 
 
 def digest_of(key: Mapping[str, Any]) -> str:
     """SHA-256 of a key."""
-    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json_output.dumps(key, sort_keys=True).encode()).hexdigest()
 
 
 def differences(key: Mapping[str, Any], other: Mapping[str, Any], before: str = "") -> list[str]:

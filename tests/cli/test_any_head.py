@@ -181,4 +181,17 @@ def test_parameters_that_are_no_numbers_are_refused_by_their_name(tmp_path):
         code, out, lines = run(*verb, "-m", tmp_path / "broken.onnx")
         assert (code, out) == (1, "")
         assert lines == ["vgg: parameter conv3_1.weight has values that are not finite numbers, so the network can't be used"]
-    assert "DEFECT         parameter conv3_1.weight" in run("inspect", tmp_path / "broken.onnx")[1]
+    text = run("inspect", tmp_path / "broken.onnx")[1]
+    assert "DEFECT         parameter conv3_1.weight has values that are not finite numbers\n" in text
+    code, _, lines = run("convert", tmp_path / "broken.onnx", "-o", tmp_path / "copy.safetensors")
+    assert (code, len(lines)) == (0, 2)
+    assert lines[0].endswith("conv3_1.weight has values that are not finite numbers; the numbers are kept, but predictions "
+                             "with them are refused")  # fmt: skip
+    refused = "vgg: parameter conv3_1.weight has values that are not finite numbers, so the network can't be used"
+    broken = tmp_path / "copy.safetensors"
+    for verb in (
+        ("quantize", broken, "-o", tmp_path / "q.onnx"), ("sample", "make", broken, "-o", tmp_path / "s.tar.gz"),
+        ("features", PHOTO, "-m", broken, "-o", tmp_path / "f.npz", "--layer", "pool3"),
+    ):  # fmt: skip
+        assert run(*verb)[::2] == (1, [refused])
+    assert run("features", PHOTO, "-m", broken, "-o", tmp_path / "f.npz", "--layer", "pool2")[0] == 0

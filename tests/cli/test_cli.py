@@ -128,7 +128,10 @@ def test_nothing_to_answer_still_is_the_format(model, tmp_path, format):
     ("arguments", "line"),
     [
         (["classify", PHOTOS[0], "-m", "nowhere.onnx"], "vgg: nowhere.onnx: file or folder not found"),
-        (["classify", PHOTOS[0], "-m", PHOTOS[0]], f"vgg: {PHOTOS[0]}: unsupported format; vgg reads ONNX, "),
+        (
+            ["classify", PHOTOS[0], "-m", PHOTOS[0]],
+            f"vgg: {PHOTOS[0]}: is a PNG image; images are arguments, ",
+        ),
         (["inspect", EXAMPLES], f"vgg: {EXAMPLES}: is a folder"),
         (["convert", "nowhere.pth", "-o", "out.onnx"], "vgg: nowhere.pth: file or folder not found"),
     ],
@@ -169,8 +172,8 @@ def test_a_guess_is_said_once_and_what_is_given_is_no_guess(tmp_path):
     save_tiny(str(tmp_path / "n.pth"))
     guess = vgg("convert", tmp_path / "n.pth", "-o", tmp_path / "n.onnx").stderr.decode().splitlines()
     assert guess[0] == (
-        f"vgg: note: {tmp_path / 'n.pth'}: no preprocessing or labels in the file; using preprocessing 'torchvision'. "
-        "Set with --preset and --labels"
+        f"vgg: note: {tmp_path / 'n.pth'}: no preprocessing or input size in the file; using preprocessing 'torchvision' and "
+        "32 x 32 pixels. Set with --preset and --input-size"
     )
     assert len(guess) == 2
 

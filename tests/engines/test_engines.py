@@ -2,11 +2,13 @@
 
 import json
 import threading
+from dataclasses import replace
 from importlib.metadata import version
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from conftest import needs_native, random_network
 from vgg import Error, ModelError, engines
@@ -141,3 +143,32 @@ def test_the_identity_of_an_engine_on_a_gpu_names_it(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100")
     identity = engines.identity(SimpleNamespace(name="torch", device="cuda"))
     assert identity == {"name": "torch", "version": torch.__version__, "instructions": "NVIDIA H100"}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("conv3_1.weight", -np.inf), ("fc6.weight", -np.inf), ("fc7.bias", np.nan), ("bn3_1.variance", -1)]
+)
+def test_a_run_that_needs_parameters_that_are_no_numbers_is_refused(any_engine, name, value):
+    """After a ReLU, minus infinity is 0 in every engine, and NaN in some of them."""
+    network = random_network("vgg11-bn" if name.startswith("bn") else "vgg11")
+    damaged = network.parameters[name].copy()
+    damaged.flat[3] = value
+    opened = engines.open(replace(network, parameters={**network.parameters, name: damaged}), any_engine, threads=1)
+    for _ in range(2):
+        with pytest.raises(ModelError, match=rf"parameter {name} has (values that are not finite numbers|negative values)"):
+            opened.logits(images())
+    before = "fc6" if name.startswith("fc7") else "conv2_1"
+    expected = engines.open(network, any_engine, threads=1).run(images(), [before])[before]
+    np.testing.assert_array_equal(opened.run(images(), [before])[before], expected)
+
+
+@pytest.mark.parametrize("side", [1, 2, 3, 7])
+def test_adaptive_average_pooling_equals_torchs_at_any_size(any_engine, side):
+    """Maps smaller than the pooling's output, whose values are repeated, and sizes that aren't multiples of 32."""
+    head = f"average{f' {side}' * (side > 1)}, 24 relu, classes"
+    network = random_network(head=head)
+    for size in (32, 63, 100, 225):
+        sized = network.read_as(input_size=size)
+        found = engines.open(sized, any_engine, threads=1).run(images(2, size), ["pool5", "pool6"])
+        expected = torch.nn.functional.adaptive_avg_pool2d(torch.from_numpy(found["pool5"]), side).numpy()
+        np.testing.assert_allclose(found["pool6"], expected.reshape(found["pool6"].shape), atol=1e-6)

@@ -132,6 +132,19 @@ def test_what_is_written_runs_and_is_read(tmp_path, place, format, activations, 
     assert ("QLinearConv" in operators) == (format == "qoperator")
 
 
+@pytest.mark.parametrize("format", ["qdq", "qoperator"])
+def test_a_scale_that_is_no_number_is_refused(tmp_path, place, format):
+    """Integers would hide it."""
+    one = network("vgg11")
+    write(quantize_static(one, ranges(one, unlabelled(place)), format), one, tmp_path / "q.onnx")
+    model = onnx.load(tmp_path / "q.onnx")
+    scale = next(one for one in model.graph.initializer if "conv" in one.name and one.name.endswith("scale") and not one.dims)
+    scale.CopyFrom(onnx.numpy_helper.from_array(np.full(tuple(scale.dims), np.nan, np.float32), scale.name))
+    onnx.save(model, tmp_path / "q.onnx")
+    with pytest.raises(ModelError, match=rf"q\.onnx: {scale.name} has values that are not finite numbers"):
+        engines.open(tmp_path / "q.onnx")
+
+
 HEADS = [
     "classes", "max, 40 leaky-relu 0.1, classes", "average 2 batch-norm, 40 gelu batch-norm, 30, classes sigmoid",
     "flatten batch-norm, 64 silu dropout, classes binary", "max, 40 elu, 30 tanh, classes", "average 2, 40 relu, classes relu",

@@ -10,7 +10,7 @@ from PIL import Image
 
 from conftest import EXAMPLES
 from serving_helpers import serving
-from vgg.kinds import prepare_pillow
+from vgg.image_formats import prepare_pillow
 
 FORMATS = {
     "JPEG": {"quality": 80}, "PNG": {}, "GIF": {}, "BMP": {}, "TIFF": {"compression": "tiff_lzw"}, "WEBP": {}, "PPM": {},

@@ -1,7 +1,6 @@
 """vgg classify"""
 
 import csv
-import json
 import sys
 from collections.abc import Iterable
 from enum import StrEnum
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .. import json_output
 from ..errors import printable
 from ..zoo import EMBEDDED
 from . import common
@@ -59,8 +59,8 @@ def classify(
     if output or runner or fresh:
         from ..runs import Classify
 
-        network, name = library.read(common.locate(model))
-        models = [(name, library.described(network, **reading))]
+        network, name = library.read(common.locate(model), **reading)
+        models = [(name, network)]
         options = {"engine": engine, "threads": threads, "device": device, "fresh": fresh}
         unsupported = {"--format": format is not Format.table}
         run = common.run_in_parts(Classify(top, threshold), models, images, output, runner, unsupported=unsupported, **options)
@@ -68,7 +68,7 @@ def classify(
         return
     found, failures = common.find_images(images)
     classifier = library.load(common.locate(model), engine, threads=threads, device=device, **reading)
-    classifier.network.architecture.check_values(["logits"])  # before anything is printed
+    classifier.network.check_values(["logits"])  # before anything is printed
     results = common.tracked(classifier.results(found, top, threshold), len(found), failures, "Classifying") if found else []
     if classifier.network.class_names is None:
         _dim("The classes have no names; name them with --labels FILE.")
@@ -111,14 +111,14 @@ def _record(result: "Result", model: str) -> dict[str, Any]:
 def _json(results: Iterable["Result"], model: str) -> None:
     before = "[\n"
     for result in results:
-        print(before + json.dumps(_record(result, model), ensure_ascii=False, indent=2), end="", flush=True)
+        print(before + json_output.dumps(_record(result, model), ensure_ascii=False, indent=2), end="", flush=True)
         before = ",\n"
     print("\n]" if before == ",\n" else "[]")
 
 
 def _jsonl(results: Iterable["Result"], model: str) -> None:
     for result in results:
-        print(json.dumps(_record(result, model), ensure_ascii=False), flush=True)
+        print(json_output.dumps(_record(result, model), ensure_ascii=False), flush=True)
 
 
 def _csv(results: Iterable["Result"], model: str) -> None:

@@ -1,7 +1,6 @@
 """Shared parts of the verbs: common options, sources of images, progress bars, and printed lists."""
 
 import csv
-import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 
+from .. import json_output
 from ..engines import DEVICES, ENGINES
 from ..errors import Error, printable
 from ..preprocessing import PRESETS
@@ -125,7 +125,7 @@ def print_records(records: Sequence[dict[str, Any]], format: Format, keys: Seque
     """Print records with the same keys as JSON, CSV or a table. `keys` is required if there may be no records."""
     keys = keys or list(records[0])
     if format is Format.json:
-        print(json.dumps(records, indent=2, ensure_ascii=False))
+        print(json_output.dumps(records, indent=2, ensure_ascii=False))
     elif format is Format.csv:
         writer = csv.DictWriter(sys.stdout, keys, lineterminator="\n")
         writer.writeheader()
@@ -156,6 +156,15 @@ def reading(
     return {
         "head": head, "output": output_activation, "input_size": input_size, "preprocessing": preset, "labels": labels,
     }  # fmt: skip
+
+
+def read_network(model: str | Path | None, replaced: dict[str, Any]) -> "Network":
+    """The network of a model, with what `reading` returns."""
+    from ..classifier import described
+    from ..formats import read
+
+    given = [name for name, value in replaced.items() if value is not None]
+    return described(read(locate(model), given), **replaced)
 
 
 def find_images(arguments: Sequence[str]) -> tuple[list[Any], list[str]]:

@@ -76,15 +76,14 @@ def convert(
     """
     import warnings
 
-    from ..classifier import described
-    from ..formats import read, write
+    from ..errors import Notice
+    from ..formats import write
 
-    with warnings.catch_warnings():  # without notices of what the options replace
-        given = [name for name, value in (("preprocessing", preset), ("labels", labels)) if value is not None]
-        also = "" if head or output_activation else "(?!.*assumed)"
-        for missing in dict.fromkeys([*given, " or ".join(given)]) if given else ():
-            warnings.filterwarnings("ignore", f".*no {missing} in the file{also}")
-        network = described(read(common.locate(source)), **common.reading(head, output_activation, input_size, preset, labels))
+    network = common.read_network(source, common.reading(head, output_activation, input_size, preset, labels))
+    if faults := list(network.faults()):
+        (parameter, fault), more = faults[0], f", and {len(faults) - 1} more" * (len(faults) > 1)
+        text = f"{source}: parameter {parameter} has {fault}{more}; the numbers are kept, but predictions with them are refused"
+        warnings.warn(Notice(text), stacklevel=1)
     if fold_batch_norm:
         network = network.fold_batch_norm()
     write(

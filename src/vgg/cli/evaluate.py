@@ -86,7 +86,7 @@ def evaluate(
         from ..runs import Score
         from ..runs import records as summed
 
-        networks = [(name, described(network, **reading)) for network, name in (read(common.locate(one)) for one in files)]
+        networks = [(name, network) for network, name in (read(common.locate(one), **reading) for one in files)]
         if no_resize:
             networks = [(name, described(one, replace(network_of(one).preprocessing, resize="none"))) for name, one in networks]
         task, unsupported = (

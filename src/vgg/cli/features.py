@@ -56,8 +56,8 @@ def features(
     if path.suffix not in SUFFIXES and (not path.suffix or path.is_dir() or "://" in output):
         from ..runs import Describe
 
-        network, name = library.read(common.locate(model))
-        models = [(name, library.described(network, **reading))]
+        network, name = library.read(common.locate(model), **reading)
+        models = [(name, network)]
         options: dict[str, Any] = {"engine": engine, "threads": threads, "device": device}
         options |= {"batch_size": batch_size, "workers": workers, "fresh": fresh}
         common.exit_after(common.run_in_parts(Describe(descriptor), models, images, output, runner, **options))

@@ -1,6 +1,5 @@
 """vgg inspect"""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import groupby
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from .. import json_output
 from ..errors import printable
 from . import common
 
@@ -64,7 +64,7 @@ def inspect(
                 raise
             facts["refused"] = str(error).removeprefix(f"{file}: ")
     if format == "json":
-        print(json.dumps(facts, indent=2, ensure_ascii=False))
+        print(json_output.dumps(facts, indent=2, ensure_ascii=False))
     else:
         for name, text in _table(facts):
             print(f"{name:<14} {printable(text)}")
@@ -72,17 +72,11 @@ def inspect(
 
 def _network(network: "Network", claimed: str | None) -> dict[str, Any]:
     """The facts about a network; `claimed` is the hash of its parameters in the file's metadata."""
-    from ..errors import ModelError
-
     architecture, origin = network.architecture, network.provenance
     sizes: dict[str, int] = {}
     for array in network.tensors().values():
         sizes[array.dtype.name] = sizes.get(array.dtype.name, 0) + array.nbytes
-    sha256, defect = network.sha256(), None
-    try:
-        network.check_finite()
-    except ModelError as error:
-        defect = str(error)
+    sha256 = network.sha256()
     return {
         "architecture": asdict(architecture),
         "head": _head(architecture),
@@ -90,7 +84,7 @@ def _network(network: "Network", claimed: str | None) -> dict[str, Any]:
         "assumed": origin.assumed or None,
         "parameters": architecture.parameter_count,
         "parameter_bytes": sizes,
-        "defect": defect,
+        "defects": [f"parameter {name} has {fault}" for name, fault in network.faults()],
         "multiply_adds": architecture.multiply_adds(),
         "preprocessing": asdict(network.preprocessing),
         "preprocessing_source": origin.preprocessing if claimed is None else "metadata",
@@ -125,7 +119,7 @@ def _table(facts: dict[str, Any]) -> list[tuple[str, str]]:
         *_head_rows(facts),
         ("cost", f"{facts['parameters']:,} parameters, {facts['multiply_adds'] / 1e9:.2f} G multiply-adds per image"),
         ("numbers", ", ".join(f"{name} {size / 1e6:,.1f} MB" for name, size in facts["parameter_bytes"].items())),
-        *([("DEFECT", facts["defect"])] if facts["defect"] else []),
+        *(("DEFECT", text) for text in facts["defects"]),
         ("preprocessing", f"{facts['preprocessing']['name']} ({_source(facts, 'preprocessing')})"),
         *([("labels", _labels(facts))] if facts["head"] else []),
         ("origin", f"{origin['source'] or 'unknown'}{published}"),

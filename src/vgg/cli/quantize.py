@@ -86,9 +86,7 @@ def quantize(
     from dataclasses import replace
 
     from .. import quantization, sources
-    from ..classifier import described
     from ..errors import Error
-    from ..formats import read
 
     if output is None and not per_layer:
         raise typer.BadParameter("required without --per-layer", param_hint="--output")
@@ -100,12 +98,12 @@ def quantize(
         check_plot(plot)
     scheme = quantization.Scheme(method, int(bits), rank=rank, calibration=calibration, activations=activations)
     reading = common.reading(head, output_activation, input_size, preset, labels)
-    network = described(read(common.locate(model)), **reading)
+    network = common.read_network(model, reading)
     images = sources.unlabelled(calibrate) if calibrate else None
     with common.resumable() if evaluate or calibrate else common.progress() as show:
         evaluator = None
         if evaluate:
-            network.architecture.check_values(["logits"])
+            network.check_values(["logits"])
             recipe = replace(network.preprocessing, resize="none") if no_resize else None
             several = network.architecture.output == "sigmoid"
             labelled = sources.open(evaluate, network.architecture.classes, network.labels, several=several)

@@ -2,13 +2,13 @@
 
 import codecs
 import io
-import json
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
+from .. import json_output
 from ..errors import Error, ImageError
 from ..files import reason
 from ..images import MAX_BYTES
@@ -102,4 +102,4 @@ def standard_input() -> bytes:
 def _escape(error: UnicodeError) -> tuple[str, int]:
     r"""Characters that an encoding does not have, as JSON writes them: `\u00e9`, and `\udcff` for a byte that is not UTF-8."""
     assert isinstance(error, UnicodeEncodeError)
-    return json.dumps(error.object[error.start : error.end])[1:-1], error.end
+    return json_output.dumps(error.object[error.start : error.end])[1:-1], error.end

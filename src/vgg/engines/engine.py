@@ -4,7 +4,7 @@ import platform
 import sys
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -53,11 +53,40 @@ class Model(Protocol):
     name: str
 
 
+class Guard:
+    """The checks before a run: of the outputs' names and the batch, and of the parameters of each layer before its first use.
+
+    Args:
+        network: that the engine computes.
+        dense: see `check_batch`.
+        passed: names of parameters that aren't checked here, since the engine's outputs show whether they are finite.
+    """
+
+    def __init__(self, network: Network, *, dense: bool = False, passed: Collection[str] = ()) -> None:
+        self.network, self._dense = network, dense
+        self._unchecked = [name for name in network.parameters if name not in passed]
+
+    def check(self, batch: Array, outputs: Sequence[str]) -> None:
+        """Raise ModelError for unknown outputs, a batch of another shape, or parameters that are not finite numbers."""
+        self.network.check_values(outputs)
+        check_batch(self.network.architecture, batch, dense=self._dense)
+        if self._unchecked and outputs:
+            needed = {*self.needed(outputs)}
+            self.network.check_finite([name for name in self._unchecked if name in needed])
+            self._unchecked = [name for name in self._unchecked if name not in needed]
+
+    def needed(self, outputs: Sequence[str]) -> list[str]:
+        """The names of the parameters of the layers up to the last of these outputs."""
+        layers = self.network.architecture.layers
+        last = max((place for place, layer in enumerate(layers) if layer.value in outputs), default=-1)
+        return [f"{layer.name}.{role}" for layer in layers[: last + 1] for role in layer.parameters]
+
+
 class BuiltEngine(ABC):
     """A network as ONNX models, one for each set of outputs, so that nothing else is computed; see `Engine`."""
 
     def __init__(self, network: Network) -> None:
-        self._network = network
+        self._network, self._guard = network, Guard(network)
         self._models: dict[tuple[str, ...], Any] = {}
         self._lock = threading.Lock()
         self._model(network.architecture.values[-1:])
@@ -87,6 +116,7 @@ class GraphEngine(ABC):
 
     def __init__(self, graph: QuantizedGraph) -> None:
         self.graph, self._architecture = graph, graph.network.architecture
+        self._guard = Guard(graph.network)
         self._count: int | None = None  # images in a batch, if the file fixes it
 
     @abstractmethod
@@ -94,13 +124,12 @@ class GraphEngine(ABC):
         """The file's output for a batch of the size that it takes."""
 
     def run(self, batch: Array, outputs: Sequence[str] = ("logits",)) -> dict[str, Array]:
-        self._architecture.check_values(outputs)
         last = self._architecture.values[-1]
-        if set(outputs) - {last}:
+        if {*outputs}.intersection(self._architecture.values) - {last}:
             raise ModelError(
                 f"a graph with quantized activations gives only its {last}; use the engine native for other values"
             )
-        check_batch(self._architecture, batch)
+        self._guard.check(batch, outputs)
         step = self._count or max(1, len(batch))
         shape = self._architecture.shape(last, step, *batch.shape[2:])
         rows = [np.empty((0, *shape[1:]), np.float32)]

@@ -16,7 +16,7 @@ from ..errors import Error, one_line
 from ..files import digest
 from ..network import Network
 from ..parameters import LowRank, Parameter, Part, as_bytes, contiguous
-from .engine import check_batch, native_library
+from .engine import Guard, native_library
 
 INTERFACE = 3  # VGG_INTERFACE of native/vgg.h
 NO_MEMORY = 1  # the error code VGG_NO_MEMORY
@@ -56,6 +56,10 @@ class NativeEngine:
 
     def __init__(self, network: Network, threads: int | None = None) -> None:
         self._library, self._handle = library(), ctypes.c_void_p()
+        # The kernels of linear layers give NaN for weights that are not finite numbers, so these need not be read before.
+        linear = (f"{layer.name}.weight" for layer in network.architecture.layers if layer.operation == "linear")
+        in_place = [name for name in linear if isinstance(network.parameters[name], np.ndarray)]
+        self._guard = Guard(network, dense=True, passed=in_place)
         network = network.fold_batch_norm()
         self._architecture = network.architecture
         self._threads = threads or os.cpu_count() or 1
@@ -77,7 +81,7 @@ class NativeEngine:
             self._library.vgg_close(self._handle)
 
     def run(self, batch: Array, outputs: Sequence[str] = ("logits",)) -> dict[str, Array]:
-        check_batch(self._architecture, batch, dense=True)
+        self._guard.check(batch, outputs)
         batch = np.ascontiguousarray(batch)
         count, _, height, width = batch.shape
         found = {name: np.empty(self._architecture.shape(name, count, height, width), np.float32) for name in outputs}
@@ -85,6 +89,8 @@ class NativeEngine:
         if count:
             code = self._library.vgg_run(self._handle, batch.ctypes.data, count, height, width, wanted, len(found))
             check(code, f"{count} images of {width}x{height}")
+        if not all(np.isfinite(array).all() for array in found.values()):
+            self._guard.network.check_finite(self._guard.needed(outputs))
         return found
 
     def logits(self, batch: Array) -> Array:

@@ -11,7 +11,7 @@ from ..formats import QuantizedGraph, onnx_builder
 from ..formats.onnx_builder import OnnxOptions
 from ..network import Network
 from ..parameters import contiguous
-from .engine import BuiltEngine, GraphEngine, check_batch
+from .engine import BuiltEngine, GraphEngine
 
 
 class OnnxGraphEngine(GraphEngine):
@@ -45,7 +45,7 @@ class OnnxRuntimeEngine(BuiltEngine):
         super().__init__(network)
 
     def run(self, batch: Array, outputs: Sequence[str] = ("logits",)) -> dict[str, Array]:
-        check_batch(self._network.architecture, batch)
+        self._guard.check(batch, outputs)
         return dict(zip(outputs, self._model(outputs).run(list(outputs), {"data": batch}), strict=True))
 
     def _build(self, outputs: tuple[str, ...]) -> onnxruntime.InferenceSession:

@@ -15,7 +15,7 @@ from ..formats import QuantizedGraph, companions, onnx_builder, onnx_whole
 from ..formats.onnx_builder import OnnxOptions
 from ..network import Network
 from ..parameters import LowRank, Parameter, Part, Quantized, as_bytes, contiguous
-from .engine import BuiltEngine, GraphEngine, check_batch
+from .engine import BuiltEngine, GraphEngine
 
 
 class OpenVinoGraphEngine(GraphEngine):
@@ -54,14 +54,13 @@ class OpenVinoEngine(BuiltEngine):
         # Float32 arithmetic only: no bfloat16, and no activations rounded to 8 bits.
         self._options = {**_options(threads), "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
         self._core = openvino.Core()
-        network.check_finite()  # OpenVINO's ReLU of nan is 0, so that a damaged network would give finite logits
         self._tensors: list[openvino.Tensor] = []  # memory that the models read
         accepted = {name: _accepted(value) for name, value in network.parameters.items()}
         super().__init__(replace(network, parameters=accepted))
 
     def run(self, batch: Array, outputs: Sequence[str] = ("logits",)) -> dict[str, Array]:
         architecture = self._network.architecture
-        check_batch(architecture, batch)
+        self._guard.check(batch, outputs)
         model = self._model(outputs)
         count, _, height, width = batch.shape
         if not count:  # OpenVINO refuses empty batches

@@ -10,7 +10,7 @@ from ..arrays import Array
 from ..errors import Error
 from ..module import Module, tensor
 from ..network import Network
-from .engine import check_batch
+from .engine import Guard
 
 GRAPHS = 64  # CUDA graphs kept by an engine
 WARM_UPS = 3  # runs before a graph is captured
@@ -38,6 +38,7 @@ class TorchEngine:
 
     def __init__(self, network: Network, threads: int | None = None, device: str = "cpu") -> None:
         check_device(device)
+        self._guard = Guard(network, dense=True)
         if threads is not None:
             torch.set_num_threads(threads)
         self.device, self._dtype = device, _dtype(device)
@@ -47,8 +48,7 @@ class TorchEngine:
         self._pool = None if device == "cpu" else torch.cuda.graph_pool_handle()
 
     def run(self, batch: Array, outputs: Sequence[str] = ("logits",)) -> dict[str, Array]:
-        self._module.architecture.check_values(outputs)
-        check_batch(self._module.architecture, batch, dense=True)
+        self._guard.check(batch, outputs)
         with torch.inference_mode():
             run = self._compute if self.device == "cpu" or not len(batch) else self._replay
             values = run(tensor(batch), outputs)

@@ -100,7 +100,7 @@ def check_models(models: Sequence[Classifier], views: Views) -> None:
     for one in models:
         labels = first.labels and one.network.labels and (first.labels.wnids or first.labels.names)
         same = not labels or labels in (one.network.labels.wnids, one.network.labels.names)  # type: ignore[union-attr]
-        one.network.architecture.check_values(["logits"])
+        one.network.check_values(["logits"])
         made = one.network.architecture
         if made.classes != first.architecture.classes or not same:
             raise Error(f"{one.name} and {models[0].name} have different classes; only models with the same can be compared")

@@ -4,14 +4,14 @@ This module attaches `read` and `write` to `Network`, which itself does not depe
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
 from typing import Literal, final
 
-from .. import labels, zoo
+from .. import kinds, labels, zoo
 from ..architectures import Architecture
 from ..errors import ModelError, Notice
 from ..files import digest, map_file, open_file, reason
@@ -19,7 +19,6 @@ from ..network import Network, Provenance, Source
 from ..preprocessing import Preprocessing, preset
 from .layouts import Bare, reading
 
-IMAGENET_CLASSES = 1000
 ONNX = b"\x08"  # the first byte of a ModelProto: its field ir_version
 TITLES = {
     "onnx": "ONNX", "keras": "Keras", "torch": "torch", "safetensors": "safetensors", "mxnet": "MXNet", "caffe": "Caffe",
@@ -49,17 +48,18 @@ def network_of(model: Network | QuantizedGraph) -> Network:
     return model.network if isinstance(model, QuantizedGraph) else model
 
 
-def load(path: str | Path) -> Network | QuantizedGraph:
+def load(path: str | Path, given: Collection[str] = ()) -> Network | QuantizedGraph:
     """The model in a file: a Network, or a QuantizedGraph if the file is ONNX with quantized activations.
 
     Args:
         path: see `read`.
+        given: see `read`.
 
     Raises:
         ModelError: the file can't be read or contains no VGG network.
     """
     path = Path(path)
-    network = _read(path)
+    network = _read(path, given)
     if detect(path) == "onnx":
         from . import onnx_reader
 
@@ -69,7 +69,7 @@ def load(path: str | Path) -> Network | QuantizedGraph:
     return network
 
 
-def read(path: str | Path) -> Network:
+def read(path: str | Path, given: Collection[str] = ()) -> Network:
     """Read the network in a file; its parameters are mapped, not copied, where the format allows.
 
     Files written by vgg contain preprocessing and labels. For a published file, recognised by its hash, they are known.
@@ -79,12 +79,14 @@ def read(path: str | Path) -> Network:
     Args:
         path: a file of ONNX, torch (.pth, .pt), safetensors, Keras (.h5, .keras), MXNet (.params), Caffe (.caffemodel) or
             Caffe2 (init_net.pb or predict_net.pb, with the other one beside it).
+        given: what the caller replaces, of `preprocessing`, `labels`, `head`, `output` and `input_size`, so that no notice is
+            needed.
 
     Raises:
         ModelError: the file can't be read or contains no VGG network.
     """
     path = Path(path)
-    network = _read(path)
+    network = _read(path, given)
     _warn_of_floats(path)
     return network
 
@@ -102,7 +104,7 @@ def _warn_of_floats(path: Path) -> None:
             warnings.warn(in_floats(path), stacklevel=3)
 
 
-def _read(path: Path) -> Network:
+def _read(path: Path, given: Collection[str]) -> Network:
     format = detect(path)
     reader = import_module(f".{'onnx_reader' if format == 'onnx' else format}", __name__)
     with reading(path, TITLES[format]):
@@ -114,12 +116,12 @@ def _read(path: Path) -> Network:
     known = zoo.recognise(path, hashed)
     source: Source = "known hash" if known else "guess"
     name = known.preset if known else content.preset or _USUAL.get(format) or reader.usual_preset(path)
-    published = architecture.classes == IMAGENET_CLASSES and architecture.head == "fc"  # by its form
+    published = architecture.classes == labels.IMAGENET_CLASSES and architecture.head == "fc"  # by its form
     classes = content.labels or (labels.imagenet() if published else None)
     if content.part:
         warnings.warn(Notice(f"{path}: {content.part}"), stacklevel=2)
     if not known:
-        _warn(path, content, name, classes)
+        _warn(path, content, name, classes is not None, given)
     described: Source = "metadata"
     origin = Provenance(
         path.name, format, hashed, known.name if known else "",
@@ -150,24 +152,35 @@ def file_digest(path: Path) -> str:
     return digests[0] if len(digests) == 1 else sha256(" ".join(digests).encode()).hexdigest()
 
 
-def _warn(path: Path, content: Bare, name: str, classes: labels.Labels | None) -> None:
-    """State what is assumed of a file that doesn't describe itself."""
-    missing = [word for word, value in (("preprocessing", content.preprocessing), ("labels", content.labels)) if not value]
-    assumed = ([] if content.preprocessing else [f"preprocessing {name!r}"]) + (
-        ["ImageNet's labels"] if classes and not content.labels else []
-    )
-    if not content.architecture.classes:
-        missing = [word for word in missing if word != "labels"]
+def _warn(path: Path, content: Bare, preset: str, imagenet: bool, given: Collection[str]) -> None:
+    """State what is assumed of a file that doesn't describe itself, except what is given."""
+    side = content.architecture.input_size
+    # A head or a preset that is given usually implies the size.
+    implied = content.sized or "head" in given or ("preprocessing" in given and side == Architecture.input_size)
+    assumed = [  # what is missing, what is used, and the option that sets it
+        entry
+        for name, missing, *entry in (
+            ("preprocessing", not content.preprocessing, "preprocessing", f"preprocessing {preset!r}", "--preset"),
+            ("labels", imagenet and not content.labels, "labels", "ImageNet's labels", "--labels"),
+            ("input_size", not implied, "input size", f"{side} x {side} pixels", "--input-size"),
+        )
+        if missing and name not in given
+    ]
     parts = []
-    if missing:
-        options = [f"--{'preset' if word == 'preprocessing' else word}" for word in missing]
-        using = f"; using {' and '.join(assumed)}" if assumed else ""
-        parts.append(f"no {' or '.join(missing)} in the file{using}. Set with {' and '.join(options)}")
-    if content.assumed:
-        advice = ". Set with --head and --output-activation" if content.architecture.classifier else ""
+    if assumed:
+        lacks, used, options = zip(*assumed, strict=True)
+        parts.append(f"no {_listed(lacks, 'or')} in the file; using {_listed(used)}. Set with {_listed(options)}")
+    if content.assumed and "head" not in given:
+        advice = f". Set with --head{' and --output-activation' * ('output' not in given)}"
+        advice = advice if content.architecture.classifier else ""
         parts.append(f"assumed {content.assumed}{advice}")
     if parts:
         warnings.warn(Notice(f"{path}: {'; '.join(parts)}"), stacklevel=4)
+
+
+def _listed(words: Sequence[str], last: str = "and") -> str:
+    """Words as in a sentence: `a, b and c`."""
+    return f" {last} ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
 def _cropped(preprocessing: Preprocessing, architecture: Architecture) -> Preprocessing:
@@ -259,32 +272,36 @@ def detect(path: Path) -> str:
     Raises:
         ModelError: the file can't be read or has none of these formats.
     """
+    if path.suffix.lower() in kinds.PARTIAL:
+        raise ModelError(f"{path}: is named as an incomplete download; complete it, or rename the file if it is complete")
     try:
         with open_file(path) as file:
-            head = file.read(64)
+            head = file.read(kinds.HEAD)
     except OSError as error:
-        raise ModelError(f"{path}: {reason(error)}") from None
+        raise ModelError(f"{path}: {kinds.describe_folder(path) if path.is_dir() else reason(error)}") from None
     if not head:
-        raise ModelError(f"{path}: is empty")
-    if head[:1] == ONNX and head[8:9] != b"{":  # where safetensors has its header
+        raise ModelError(f"{path}: is empty; download or write it again")
+    if head[:1] == ONNX and head[8:9] != b"{" and not kinds.is_message(head):  # safetensors has its header there
         return "onnx"  # without loading the other readers
     from . import caffe, caffe2, keras, mxnet, safetensors, torch
 
     if head.startswith(keras.MAGIC) or (head.startswith(torch.ZIP_MAGIC) and keras.is_archive(path)):
         return "keras"
-    if head.startswith((torch.ZIP_MAGIC, *torch.PICKLE_MAGIC)):
+    if head.startswith(torch.PICKLE_MAGIC) or (head.startswith(torch.ZIP_MAGIC) and kinds.is_torch(path)):
         return "torch"
     if head.startswith(mxnet.MAGIC):
         return "mxnet"
     if safetensors.matches(head):
         return "safetensors"
-    if head[:1] == ONNX:
+    if head[:1] == ONNX and not kinds.is_message(head):
         return "onnx"
     if head[0] in (0x0A, 0x12):  # a name or the first layer, in files of both Caffes
         mapped = map_file(path)
         for name, format in (("caffe", caffe), ("caffe2", caffe2)):
             if format.matches(mapped):
                 return name
+    if text := kinds.describe(path, head, "model"):
+        raise ModelError(f"{path}: {text}")
     raise ModelError(
         f"{path}: unsupported format; vgg reads ONNX, torch (.pth, .pt), safetensors, Keras (.h5, .keras), MXNet (.params), "
         "Caffe (.caffemodel) and Caffe2 (init_net.pb)"

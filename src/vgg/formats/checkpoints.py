@@ -145,7 +145,8 @@ def normalisation(found: Mapping[str, Found]) -> tuple[list[str], Preprocessing 
     mean, std = (expanded(found[name].value).reshape(-1).astype(np.float64) for name in pairs[0])
     if not (np.isfinite(mean).all() and np.isfinite(std).all() and (std > 0).all()):
         return [], None
-    return pairs[0], Pixels().then(1 / std, -mean / std).preprocessing(False, "torchvision")
+    found_range = Pixels().then(1 / std, -mean / std).preprocessing(False, "torchvision")
+    return pairs[0], found_range[0] if found_range else None
 
 
 def listed(keys: Iterable[str], most: int = 4) -> str:

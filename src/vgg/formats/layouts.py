@@ -32,6 +32,7 @@ class Bare(NamedTuple):
     assumed: str = ""  # what the file doesn't say of its head, and the convention that is used: "ReLU between …"
     preset: str = ""  # the usual preprocessing of such files, if it is not that of their format
     part: str = ""  # which of a file's weights these are, if it has others: "reading 'ema', the average of …"
+    sized: bool = True  # whether the file shows the size of the input, or takes any
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict
 from typing import Any, TypeVar
 
+from .. import json_output
 from ..architectures import Architecture
 from ..arrays import Array
 from ..errors import Error, ModelError
@@ -127,4 +128,4 @@ def _tuples(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def _json(value: object) -> str:
-    return json.dumps(value, sort_keys=True)
+    return json_output.dumps(value, sort_keys=True)

@@ -5,6 +5,8 @@ import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from ..errors import ModelError, Notice
 from ..network import Network
 from ..parameters import Part
@@ -90,6 +92,9 @@ def quantized_activations(path: Path) -> Graph | None:
     """What an engine must know of an ONNX file with quantized activations; None for any other file.
 
     A graph with another input or output than the network's, such as pixels or the best class, is read as its weights alone.
+
+    Raises:
+        ModelError: a scale or another number is NaN or infinite, which integers would hide.
     """
     model = scan(path)
     if not quantizes(model):
@@ -99,6 +104,9 @@ def quantized_activations(path: Path) -> Graph | None:
     other = port.data_type not in (0, FLOAT) or _dimensions(port, model.nodes).axes != walk.MAP.axes
     if other or walked.ignored or walked.pixels != Pixels():
         return None
+    for name, tensor in model.tensors.items():
+        if tensor.data_type == FLOAT and not np.isfinite(model.array(name)).all():
+            raise ModelError(f"{path}: {name} has values that are not finite numbers, so the graph can't be used")
     qdq = not any(one.startswith(_QUANTIZING[1:]) for one in operators)
     return Graph(qdq, walked.output, walked.ending)
 

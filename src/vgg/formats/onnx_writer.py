@@ -1,17 +1,18 @@
 """ONNX files, written as one stream: the graph by the onnx package, then the parameters block by block."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import onnx
 
+from ..arrays import Array
 from ..errors import ModelError, Notice
 from ..files import replacing
 from ..network import Network, ParametersHash
-from ..parameters import Quantized, as_bytes, blocks
+from ..parameters import Quantized, as_bytes, blocks, is_finite
 from . import metadata, onnx_builder
 from .onnx_builder import Initializer, OnnxOptions
 from .onnx_file import PRODUCER
@@ -46,11 +47,20 @@ def write(network: Network, path: Path, options: OnnxOptions) -> None:
             file.write(start)
             stored = one.value.values if isinstance(one.value, Quantized) else one.value
             total.begin(one.name, np.broadcast_to(np.zeros((), one.dtype), stored.shape))
-            for block in blocks(one.value, one.dtype):
+            for block in _blocks(path, one):
                 total.update(block)
                 file.write(as_bytes(block).data)
         text = {**metadata.describe(network, expanded), **_image(network), metadata.SHA256: total.hexdigest()}
         file.write(entries(text))
+
+
+def _blocks(path: Path, one: Initializer) -> Iterator[Array]:
+    """The blocks of a tensor. Raises ModelError if a number of the network is too large for the file's floats."""
+    with np.errstate(over="ignore"):
+        for block in blocks(one.value, one.dtype):
+            if block.dtype.itemsize < 4 and not np.isfinite(block.astype(np.float32)).all() and is_finite(one.value):
+                raise ModelError(f"{path}: {one.name} has numbers that are too large for {block.dtype.name}; write 32 bits")
+            yield block
 
 
 def entries(text: Mapping[str, str]) -> bytes:

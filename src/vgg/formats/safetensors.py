@@ -14,6 +14,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from .. import json_output
 from ..errors import ModelError
 from ..files import map_file, replacing
 from ..network import Network
@@ -77,7 +78,7 @@ def write(network: Network, path: Path, keys: Keys = "paper") -> None:
     for key, shape, value in tensors:
         span = [offset, offset := offset + value.nbytes]
         header[key] = {"dtype": NAMES[value.dtype], "shape": list(shape), "data_offsets": span}
-    encoded = json.dumps(header).encode()
+    encoded = json_output.dumps(header).encode()
     encoded += b" " * (-len(encoded) % 64 - 8 + 64)
     with replacing(path) as file:
         file.write(len(encoded).to_bytes(8, "little") + encoded)

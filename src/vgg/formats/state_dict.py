@@ -151,10 +151,10 @@ def _network(path: object, trunk: Sequence[Entry], rest: Sequence[Entry]) -> Bar
     if not made:
         notes.append(f"{architecture.values[-1]} as the last layer output")
     elif architecture.head != "fc":
-        size = architecture.input_size
-        notes += [f"flattening at {size} x {size} pixels" if architecture.fixed_size else "global average pooling", *found]
+        notes += ["flattening" if architecture.fixed_size else "global average pooling", *found]
         notes.append("one logit for two classes" if architecture.output == "binary" else "softmax")
-    return bare._replace(assumed=", ".join(notes))
+    sized = not (made and architecture.fixed_size)  # an adaptive pooling before the head would leave no trace
+    return bare._replace(assumed=", ".join(notes), sized=sized)
 
 
 def _backbone(path: object, trunk: Sequence[Entry], rest: Sequence[Entry]) -> str:
@@ -163,7 +163,7 @@ def _backbone(path: object, trunk: Sequence[Entry], rest: Sequence[Entry]) -> st
         return f"a backbone, without {checkpoints.listed(_part(entry, trunk) for entry in rest)}"
     if wrong := next((entry.found for entry in rest if entry.kind == "unknown"), None):
         raise misfit(path, wrong.key, wrong.value.shape, _EXAMPLE)
-    return f"a backbone, since {rest[0].found.key} is not a number" if rest and all(map(_is_nan, rest)) else ""
+    return f"a backbone, since the values of {rest[0].found.key} are not numbers" if rest and all(map(_is_nan, rest)) else ""
 
 
 def _entries(state: Mapping[str, Found]) -> list[Entry]:

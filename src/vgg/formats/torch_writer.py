@@ -16,6 +16,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from .. import json_output
 from ..files import replacing
 from ..network import Network
 from ..parameters import blocks
@@ -42,7 +43,7 @@ def write(network: Network, path: Path, keys: Keys) -> None:
             parts = (block.view(np.uint8).data for block in blocks(tensor.value))
             _add(archive, file, f"data/{number}", parts, tensor.value.nbytes)
         _add(archive, file, "version", [b"3\n"])
-        _add(archive, file, _METADATA.removeprefix(f"{_FOLDER}/"), [json.dumps(text).encode()])
+        _add(archive, file, _METADATA.removeprefix(f"{_FOLDER}/"), [json_output.dumps(text).encode()])
 
 
 def described(path: Path) -> dict[str, str]:

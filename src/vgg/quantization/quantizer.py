@@ -76,11 +76,15 @@ class Quantizer:
         images: for calibration; required by static methods, and recommended for low rank.
         fresh: calibrate again, instead of using the ranges in the cache folder.
         progress: called during calibration.
+
+    Raises:
+        ModelError: a parameter has values that are not finite numbers.
     """
 
     def __init__(
         self, network: Network, images: Dataset | None = None, *, fresh: bool = False, progress: Progress = silent
     ) -> None:
+        network.check_finite()
         self.network, self.images, self._fresh, self._progress = network, images, fresh, progress
         self._directions: dict[str, low_rank.Directions] = {}
         self._ranges: dict[str, Any] = {}

@@ -93,7 +93,7 @@ def run(
     first = networks[0]
     if not isinstance(task, Describe):
         for network in networks:
-            network.architecture.check_values(["logits"])
+            network.check_values(["logits"])
     if isinstance(task, Score) and first.architecture.output == "sigmoid":
         raise Error("several classes of an image are evaluated in one piece; leave out --output")
     # Parts may come from different machines, so the key has the engine that was requested, which may be `auto`, and neither

@@ -21,6 +21,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .. import json_output
 from ..errors import Error
 from ..files import replacing
 from ..parallel import ahead
@@ -131,7 +132,7 @@ class Folder:
                 for name in sorted((one for one in names if one.startswith(OURS)), reverse=True):
                     self._system.rm_file(f"{self._path}/{name}")
                 self._system.put_file(str(file), f"{self._path}/{plan.inputs}")  # is valid when the manifest names it
-        self.put(MANIFEST, json.dumps(asdict(plan), indent=2).encode())
+        self.put(MANIFEST, json_output.dumps(asdict(plan), indent=2).encode())
         return plan
 
     def inputs(self, plan: Plan) -> Callable[[int], list[Sample]]:

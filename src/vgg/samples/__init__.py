@@ -69,6 +69,7 @@ def make(model: str | Path, to: str | Path, images: Any = None, *, sets: int = 3
         raise Error(f"{to}: unsupported suffix; sample data is written as .tar.gz")
     path = locate(model)
     network = network_of(load(path))
+    network.check_finite()
     preprocessing = network.preprocessing
     if images is None:
         random = np.random.RandomState(seed)  # NumPy guarantees that its numbers never change

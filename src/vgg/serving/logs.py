@@ -1,6 +1,5 @@
 """The log on standard error: readable lines on a terminal, otherwise one JSON object per line, and a limited number of them."""
 
-import json
 import logging
 import os
 import sys
@@ -10,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
+from .. import json_output
 from . import limits
 
 STANDARD = set(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message", "taskName"}
@@ -90,7 +90,7 @@ class _Json(logging.Formatter):
         entry = {"time": moment, "level": record.levelname.lower(), "message": record.getMessage(), **_facts(record)}
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)
-        return json.dumps(entry, default=str)
+        return json_output.dumps(entry, default=str)
 
 
 class _Lines(logging.Formatter):

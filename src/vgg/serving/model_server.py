@@ -56,7 +56,7 @@ async def predict(request: Request) -> Response:
     body = await read_images(request)
     with app.repository.get(name or body.options.get("model_name"), version).in_use() as model:
         facts.update(served=model, images=len(body.images))
-        model.classifier.network.architecture.check_values(["logits"])
+        model.classifier.network.check_values(["logits"])
         results = []
         for inferred in await app.infer_images(model, body.images, ("logits",)):
             if isinstance(inferred, ImageError):

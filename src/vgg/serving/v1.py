@@ -149,7 +149,7 @@ async def classify(request: Request) -> Response:
         if explain and not can_explain(model.classifier):
             raise NotSupported(f"model {model.name} has no heat maps: its file quantizes activations")
         facts.update(served=model, images=len(body.images))
-        model.classifier.network.architecture.check_values(["logits"])
+        model.classifier.network.check_values(["logits"])
         layers = outputs(model.classifier.network) if explain else ("logits",)
         inferred = await app.infer_images(model, body.images, layers)
         names = [image.name for image in body.images]

@@ -20,6 +20,7 @@ from tarfile import TarInfo
 
 from PIL import Image
 
+from .. import json_output
 from ..errors import Error, ImageError
 from ..files import open_file, reason, replacing
 from ..images import MAX_BYTES, open_image
@@ -279,4 +280,4 @@ class _Journal:
 
     def _write(self) -> None:
         with replacing(self._path) as file:
-            file.write(json.dumps({"options": self._options, "verified": self._verified}).encode())
+            file.write(json_output.dumps({"options": self._options, "verified": self._verified}).encode())

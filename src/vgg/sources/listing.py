@@ -12,7 +12,7 @@ from glob import has_magic
 from pathlib import Path
 
 from ..errors import Error, ImageError
-from ..kinds import SUFFIXES, suffix_of
+from ..image_formats import SUFFIXES, suffix_of
 from ..labels import Labels, Resolve, resolver
 from . import cifar, numbering, patterns, stores, tables
 from .samples import UNLABELLED, Sample

@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 from ..errors import Error
 from ..files import open_file, reason
-from ..kinds import SUFFIXES
+from ..image_formats import SUFFIXES
 from ..labels import Resolve
 from .ignored import is_within_ignored
 from .samples import UNLABELLED, Sample

@@ -11,7 +11,7 @@ from itertools import chain
 from typing import Any
 
 from ..errors import one_line
-from ..kinds import SUFFIXES
+from ..image_formats import SUFFIXES
 from ..labels import Resolve
 
 TABLES = (".csv", ".tsv", ".jsonl")

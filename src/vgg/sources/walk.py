@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
 
-from .. import kinds
+from .. import image_formats
 from ..errors import Notice
 from . import cifar, stores
 from .ignored import is_within_ignored
@@ -38,9 +38,13 @@ class Walk:
                     yield from self.images(one.place, base, target)
             elif one.is_link and self.is_broken(one.place):
                 continue
-            elif kind := kinds.left_out(one.name):
+            elif kind := image_formats.left_out(one.name):
                 self._left[kind] += 1
-            elif kinds.suffix_of(one.name) in kinds.SUFFIXES or one.name.endswith(SHARD) or fnmatch(one.name, cifar.TRAIN):
+            elif (
+                image_formats.suffix_of(one.name) in image_formats.SUFFIXES
+                or one.name.endswith(SHARD)
+                or fnmatch(one.name, cifar.TRAIN)
+            ):
                 yield sample(one.place, base, target, one.size)
 
     def is_broken(self, place: str) -> bool:
@@ -58,9 +62,9 @@ class Walk:
 
     def report(self) -> None:
         """Warn of what was left out."""
-        links, heic = self._left.pop(LINK, 0), self._left.pop(kinds.HEIC, 0)
+        links, heic = self._left.pop(LINK, 0), self._left.pop(image_formats.HEIC, 0)
         if heic:
-            self._note(f"left out {_counted(heic, kinds.HEIC)}: {kinds.heic_requirement()}")
+            self._note(f"left out {_counted(heic, image_formats.HEIC)}: {image_formats.heic_requirement()}")
         if self._left:
             others = [_counted(count, kind) for kind, count in sorted(self._left.items())]
             self._note(f"left out {', '.join(others)}: unsupported formats; convert the images to JPEG or PNG")

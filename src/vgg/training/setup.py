@@ -161,7 +161,7 @@ def _check_options(options: Options) -> None:
     if options.head == NONE:
         raise Error("--head none has nothing to train; use a head such as 'average, 256 relu dropout 0.5, classes'")
     for teacher in options.teachers:
-        teacher.architecture.check_values(["logits"])
+        teacher.check_values(["logits"])
 
 
 def _classes(data: str, options: Options, *, several: bool) -> tuple[int, Labels | None]:
