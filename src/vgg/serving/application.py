@@ -23,7 +23,9 @@ from .bodies import EncodedImage
 from .exchange import Exchange
 from .memory import DecodingMemory
 from .metrics import Metrics
+from .refusals import Refusal
 from .repository import Model, Repository
+from .tensors import Items
 
 Item = TypeVar("Item")
 Outcome = TypeVar("Outcome")
@@ -92,6 +94,21 @@ class Application:
             return (await model.batcher.run(value, outputs, place)).values
 
         rows = await _concurrently(model.batcher, list(batch), infer_one)
+        return {name: np.stack([row[name] for row in rows]) for name in outputs}
+
+    async def infer_items(self, model: Model, items: Items, outputs: Sequence[str]) -> dict[str, Array]:
+        """The layer outputs by name, [batch, …], for a batch or for images.
+
+        Raises:
+            Busy: the queue has no room.
+            Refusal: an image can't be read.
+        """
+        if isinstance(items, np.ndarray):
+            return await self.infer(model, items, outputs)
+        results = await self.infer_images(model, items, outputs)
+        if failures := [str(one) for one in results if isinstance(one, ImageError)]:
+            raise Refusal("; ".join(failures[:3]))
+        rows = [one.values for one in results if isinstance(one, ImageValues)]
         return {name: np.stack([row[name] for row in rows]) for name in outputs}
 
     async def in_thread(self, work: Callable[[], Outcome]) -> Outcome:
