@@ -16,7 +16,7 @@ from .. import __version__
 from ..arrays import Array
 from ..errors import ImageError
 from ..images import decoding_bytes, open_image
-from . import Settings, model_server, open_inference_rest, openapi, site, v1
+from . import Settings, openapi
 from .admission import Admission
 from .batcher import Batcher, Place
 from .bodies import EncodedImage
@@ -25,6 +25,7 @@ from .memory import DecodingMemory
 from .metrics import Metrics
 from .refusals import Refusal
 from .repository import Model, Repository
+from .routes import ROUTES
 from .tensors import Items
 
 Item = TypeVar("Item")
@@ -54,9 +55,7 @@ class Application:
         self.repository = Repository(settings, self.metrics)
         self._decoding = DecodingMemory(settings.decode * 2**20)
         self._pool = ThreadPoolExecutor(os.cpu_count() or 1, "decode")
-        self._router = Router(
-            [*site.ROUTES, *v1.ROUTES, *open_inference_rest.ROUTES, *model_server.ROUTES], redirect_slashes=False
-        )
+        self._router = Router(ROUTES, redirect_slashes=False)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
