@@ -136,6 +136,8 @@ async def _read_form(request: Request) -> Body:
                 continue
             images.append(_image(value.filename or key, await value.read()))
             await value.close()
+        elif key in FIELDS and not value:
+            continue
         elif key in FIELDS:
             if len(value) < 256 and "." in value:
                 raise Refusal(f"`{key}` is text, not a file; send the file with -F {key}=@FILE")

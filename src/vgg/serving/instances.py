@@ -87,11 +87,11 @@ class Reader:
         if max(content.count(mark) for mark in (b"{", b":", b'"', *((b",", b"[") if nested else ()))) > limits.JSON_VALUES:
             raise Refusal(f"the instances have more than {limits.JSON_VALUES:,} JSON values")
         values = [_value(one) for one in _flat(_parse(content, list[list[Object]] if nested else list[Object]))]
-        if all(value[:1] == b'"' for value in values):
+        if all(bytes(value[:1]) == b'"' for value in values):
             self._memory.take(3 * len(text))
             return self._images([_parse(value, str) for value in values])
         self._check_number(len(values))
-        rows = [self._numbers(memoryview(value), 3) for value in values]
+        rows = [self._numbers(value, 3) for value in values]
         if len({row.shape for row in rows}) > 1:
             raise Refusal("the instances must have the same shape")
         return np.concatenate(rows)
@@ -125,19 +125,19 @@ def _only_column(text: memoryview) -> memoryview:
     if max(content.count(mark) for mark in (b":", b'"')) > limits.JSON_VALUES:
         raise Refusal(f"`inputs` has more than {limits.JSON_VALUES:,} JSON values")
     value = _value(_parse(content, Object))
-    return memoryview(value if value[:1] == b"[" else b"[%b]" % value)
+    return value if bytes(value[:1]) == b"[" else memoryview(b"[%b]" % bytes(value))
 
 
-def _value(instance: Mapping[str, msgspec.Raw]) -> bytes:
+def _value(instance: Mapping[str, msgspec.Raw]) -> memoryview:
     """The JSON of the image or the numbers of an instance."""
     names = [name for name in IMAGE_NAMES if name in instance] or list(instance)
     if len(names) != 1 and len(instance) != 1:
         raise Refusal(f"an instance must have one value, or one that is called {' or '.join(IMAGE_NAMES)}; {FORMS}")
-    value = bytes(instance[names[0]])
-    return _value(_parse(value, Object)) if value[:1] == b"{" else value
+    value = memoryview(instance[names[0]])
+    return _value(_parse(value, Object)) if bytes(value[:1]) == b"{" else value
 
 
-def _parse(text: bytes, kind: Any) -> Any:
+def _parse(text: bytes | memoryview, kind: Any) -> Any:
     try:
         return json_text.parse(text, kind)
     except msgspec.ValidationError:

@@ -15,7 +15,7 @@ from .refusals import Refusal
 CHUNK = 2**16  # bytes of numbers that are parsed at once, so that other threads can run in between
 COUNTED = 2**20  # bytes in which commas are counted at once
 STRUCTURE = re.compile(rb"[\s,\[\]]*+")
-LINES_AS_BLANKS = bytes.maketrans(b"\r\n", b"  ")
+LINES_AS_BLANKS = bytes.maketrans(b"\r\n\t", b"   ")
 MISSING = msgspec.Raw()  # of a field that is absent
 COMMA, END_OF_ROW = re.compile(rb","), re.compile(rb"\]")
 
