@@ -188,7 +188,65 @@ OTHERS = [
     Hostile("a path of control characters", "/v1/%0d%0a%1b%5b31m%c2%9bred%e2%80%a8x", bytes, (404,), {}, "GET"),
     Hostile("a length that is no number", CLASSIFY, bytes, (400,), {"content-length": "9" * 4000}),
 ]
-HOSTILE = [*TENSORS, *IMAGES, *FORMS, *COMPRESSED, *OTHERS]
+PREDICT = "/v1/models/gap:predict"
+
+
+def rows(text: str, size: int = SIZE) -> bytes:
+    """A request of TensorFlow Serving's REST interface whose instances repeat a text."""
+    return b'{"instances":%b}' % repeated(text, size)
+
+
+INSTANCES = [
+    *(Hostile(f"instances of {one}", PREDICT, lambda one=one: rows(one)) for one in (*EMPTIES, '{"b64":""}', "[[{}]]")),
+    Hostile("four million instances", PREDICT, lambda: rows("[[[0]]]"), (413,)),
+    Hostile("ten million numbers in instances", PREDICT, lambda: b'{"instances":[[[%b]]]}' % repeated("0.5")),
+    Hostile("brackets and blanks", PREDICT, lambda: b'{"instances":[[[[0]%b' % (b"] " * (SIZE // 2))),
+    Hostile("blanks between brackets", PREDICT, lambda: b'{"instances":[[[[0]%b]]]}' % (b" " * SIZE)),
+    Hostile("deep instances", PREDICT, lambda: b'{"instances":' + b"[" * SIZE),
+    Hostile("deep instances with an end", PREDICT, lambda: b'{"instances":%b}' % (b"[" * 900 + b"0" + b"]" * 900)),
+    Hostile("many keys of an instance", PREDICT, lambda: b'{"instances":[{%b}]}' % repeated('"a":0')[1:-1]),
+    Hostile(
+        "many different keys", PREDICT, lambda: b'{"inputs":{%b}}' % b",".join(b'"%d":0' % one for one in range(2_000_000))
+    ),
+    Hostile("many numbers of an instance", PREDICT, lambda: b'{"instances":[{"data":%b}]}' % repeated("0")),
+    Hostile("a long instance", PREDICT, lambda: rows(f'{{"b64":"{"A" * (SIZE - 100)}"}}', 0)),
+    Hostile("an instance of line breaks", PREDICT, lambda: rows('"%s"' % ("\n" * (SIZE - 100)), 0)),
+    Hostile("line breaks and an error", PREDICT, lambda: b"\n" * SIZE + b"x"),
+    Hostile("an instance of commas", PREDICT, lambda: rows(f'"data:{"," * SIZE}"', 0)),
+    Hostile("a long data URL", PREDICT, lambda: rows(f'"data:{";" * SIZE},"', 0)),
+    Hostile("no instances", PREDICT, lambda: b'{"%b":0}' % (b"a" * SIZE)),
+    Hostile("a long path", "/v1/models/" + "a" * 15_000, bytes, (404,), {}, "GET"),
+]
+PIXELS = tensor("[10,3,1024,1024]", "[]", datatype='"UINT8"').replace(
+    b'"data":[]', b'"parameters":{"binary_data_size":%d}' % SIZE
+)
+BINARY = {"inference-header-content-length": str(len(PIXELS))}
+
+
+def pixels() -> bytes:
+    """A valid request that is four times as large in float32."""
+    return PIXELS + bytes(SIZE)
+
+
+ENCODED = [
+    Hostile("BYTES of commas", INFER, lambda: tensor("[1]", repeated("0"), datatype='"BYTES"')),
+    Hostile("BYTES of brackets", INFER, lambda: tensor("[1]", "[" * SIZE, datatype='"BYTES"')),
+    Hostile("a long text of BYTES", INFER, lambda: tensor("[1]", f'["{"A" * SIZE}"]', datatype='"BYTES"')),
+    Hostile("UINT8 of a long row", INFER, lambda: tensor("[1,99999999999999]", repeated("0"), datatype='"UINT8"')),
+    Hostile("ten million UINT8", INFER, lambda: tensor("[1,15728640]", repeated("0"), datatype='"UINT8"')),
+    Hostile(
+        "thirty million pixels", INFER, pixels, (200, 503), {"inference-header-content-length": str(len(PIXELS))}, memory=600e6
+    ),
+    Hostile("base64 as an image", CLASSIFY, lambda: b"A" * SIZE, (422,), {}),
+]
+HOSTILE = [*TENSORS, *INSTANCES, *ENCODED, *IMAGES, *FORMS, *COMPRESSED, *OTHERS]
+
+
+def encoded(raw: bytes) -> bytes:
+    """A ModelInferRequest with the bytes of one encoded image."""
+    one = proto(1, b"data") + proto(2, b"BYTES") + proto(3, b"\1")
+    return proto(1, b"gap") + proto(5, one) + proto(7, raw)
+
 
 SMALL = b"\1\3" + varint(32) * 2
 FLOATS = proto(6, bytes(4 * 3072))
@@ -206,6 +264,9 @@ MESSAGES = [
     Hostile("empty contents", MODEL_INFER, lambda: message(SMALL, FLOATS, proto(7, b"") * (SIZE // 2))),
     Hostile("empty byte strings", MODEL_INFER, lambda: message(SMALL, proto(8, b"") * (SIZE // 2))),
     Hostile("packed integers", MODEL_INFER, lambda: message(SMALL, proto(3, bytes(SIZE)))),
+    Hostile("five million integers", MODEL_INFER, lambda: message(SMALL, proto(3, bytes(499 * 10_000)))),
+    Hostile("shape of two million sides", MODEL_INFER, lambda: message(b"\t" * 2_000_000)),
+    Hostile("bytes of a long length", MODEL_INFER, lambda: encoded(b"\xff" * SIZE)),
     Hostile("ten million floats", MODEL_INFER, lambda: message(SMALL, proto(6, bytes(SIZE)))),
     Hostile("a negative timeout", MODEL_INFER, lambda: message(SMALL, FLOATS, proto(4, PARAMETER))),
     Hostile("a long name", MODEL_INFER, lambda: message(SMALL, FLOATS, name=b"a" * SIZE)),

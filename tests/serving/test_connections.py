@@ -5,6 +5,7 @@ import socket
 import statistics
 import threading
 import time
+from contextlib import suppress
 
 import httpx
 import pytest
@@ -97,8 +98,59 @@ def test_what_is_not_http_gets_an_error_of_the_protocol(server, path, fields, re
 def test_junk_gets_an_error(server, junk):
     with connect(server) as connection:
         connection.sendall(junk)
-        assert connection.recv(65536).startswith(b"HTTP/1.1 400 ")
+        assert connection.recv(65536).startswith((b"HTTP/1.1 400 ", b"HTTP/1.1 414 "))
     assert server.ask("GET", "/healthz").status_code == 200
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+@pytest.mark.parametrize(
+    ("head", "status", "line"),
+    [
+        (b"GET /v1/models?" + b"a" * 20_000 + b" HTTP/1.1\r\nHost: vgg\r\n\r\n", 414, "the request line is longer than 16 KiB"),
+        (b"GET /v1/models HTTP/1.1\r\nHost: vgg\r\na: " + b"a" * 20_000 + b"\r\n\r\n", 431, "the headers are more than 100"),
+        (b"GET /v1/models HTTP/1.1\r\nHost: vgg\r\n" + b"a: b\r\n" * 101 + b"\r\n", 431, "the headers are more than 100"),
+        (b"GET /v1/models HTTP/1.1\r\nHost: vgg\r\n" + b"a: b\r\n" * 5000 + b"\r\n", 431, "the headers are more than 100"),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505, "HTTP/2 is not supported on this port; clients of gRPC need"),
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 400, "the client speaks TLS on a port without it"),
+    ],
+)
+def test_a_head_that_is_too_large_or_of_another_protocol_gets_a_message(server, at_once, head, status, line):
+    with connect(server) as connection:
+        for part in [head] if at_once else [head[:30], head[30:]]:
+            connection.sendall(part)
+            time.sleep(0 if at_once else 0.05)
+        response = b""
+        with suppress(ConnectionResetError):  # the end of the head may be unread
+            while received := connection.recv(65536):
+                response += received
+    assert response.startswith(b"HTTP/1.1 %d " % status)
+    assert json.loads(response.partition(b"\r\n\r\n")[2])["error"].startswith(line)
+    assert server.logged(status=status, error=json.loads(response.partition(b"\r\n\r\n")[2])["error"])
+
+
+def test_a_hundred_headers_are_accepted(server):
+    head = b"GET /v1/models HTTP/1.1\r\nHost: vgg\r\nConnection: close\r\n" + b"a: b\r\n" * 98 + b"\r\n"
+    assert exchange(server, head)[0].startswith(b"HTTP/1.1 200 ")
+
+
+def test_a_client_of_grpc_learns_of_the_wrong_port(server):
+    triton = pytest.importorskip("tritonclient.grpc", reason="needs tritonclient[grpc]")
+    client = triton.InferenceServerClient(server.address.removeprefix("http://"))
+    with pytest.raises(triton.InferenceServerException, match=r"Trying to connect an http1.x server \(HTTP status 505\)"):
+        client.get_server_metadata()
+    client.close()
+
+
+@pytest.mark.parametrize("framing", [{"content-length": str(len(PHOTO))}, {"transfer-encoding": "chunked"}])
+def test_a_client_may_wait_for_100_continue(server, framing):
+    chunked = "transfer-encoding" in framing
+    with connect(server) as connection:
+        lines = {"Host": "vgg", "Expect": "100-continue", "Connection": "close", **framing}
+        head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
+        connection.sendall(f"POST /v1/classify HTTP/1.1\r\n{head}\r\n".encode())
+        assert connection.recv(65536).startswith(b"HTTP/1.1 100 ")
+        connection.sendall(b"%x\r\n%b\r\n0\r\n\r\n" % (len(PHOTO), PHOTO) if chunked else PHOTO)
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
 
 
 def test_a_chunk_that_is_not_http_ends_the_request(server):

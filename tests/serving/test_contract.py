@@ -10,7 +10,8 @@ import pytest
 
 import vgg
 from conftest import ROOT
-from vgg.serving import model_server, open_inference_rest, openapi, refusals, site, v1
+from vgg.serving import openapi, refusals
+from vgg.serving.routes import ROUTES
 
 pytest.importorskip("schemathesis", reason="needs schemathesis")
 COMMAND = [sys.executable, "-m", "schemathesis.cli"]
@@ -59,8 +60,7 @@ def test_the_committed_description_is_the_generated_one():
 
 
 def test_every_route_is_described_and_nothing_else():
-    routes = [*site.ROUTES, *v1.ROUTES, *open_inference_rest.ROUTES, *model_server.ROUTES]
-    ours = {(route.path, method) for route in routes for method in route.methods - {"HEAD"}}
+    ours = {(route.path, method) for route in ROUTES for method in route.methods - {"HEAD"}}
     pages = {("/", "GET"), ("/docs", "GET"), ("/page/{name}", "GET"), ("/v2/", "GET")}
     pages |= {("/", "OPTIONS"), ("/predictions/{model}", "OPTIONS")}
     paths = openapi.document(vgg.__version__)["paths"]

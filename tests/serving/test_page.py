@@ -307,6 +307,6 @@ def test_a_click_takes_one_request_and_little_cpu_time(page, server):
 def test_the_description_can_be_read(page, server):
     page.goto(server.address + "/docs")
     page.wait_for_selector("#classify[open]")
-    assert page.locator("details").count() == 29
+    assert page.locator("details").count() == 37
     assert f"curl --data-binary @cat.jpg {server.address}/v1/classify" in page.locator("#classify").inner_text()
     assert page.troubles == []

@@ -19,6 +19,8 @@ from serving_helpers import serving
 PHOTOS = sorted(EXAMPLES.glob("*.*g"))
 CLASSIFY = "/v1/classify"
 GZIP = {"content-encoding": "gzip"}
+JSON, FORM = {"content-type": "application/json"}, {"content-type": "application/x-www-form-urlencoded"}
+STRIPPED = PHOTOS[0].read_bytes().translate(None, b"\r\n\0")
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +63,34 @@ def test_every_format_of_a_body_gets_the_librarys_predictions(server, expected):
         assert set(record) == {"model", "results", "timing"}
         assert record["model"] == {"name": "gap", "version": "2"}  # the default model in its newest version
         assert near(record["results"][0]["predictions"], expected[photo.name])
+
+
+WRITTEN = {  # base64 as programs write it
+    "MIME": lambda data: base64.encodebytes(data).decode(),
+    "MIME with CR": lambda data: base64.encodebytes(data).decode().replace("\n", "\r\n"),
+    "blanks": lambda data: f" {base64.b64encode(data).decode()[:40]} \t {base64.b64encode(data).decode()[40:]}\n",
+    "URL-safe": lambda data: base64.urlsafe_b64encode(data).decode(),
+    "without padding": lambda data: base64.urlsafe_b64encode(data).decode().rstrip("="),
+    "data URL": lambda data: f"data:image/jpeg;base64,{base64.b64encode(data).decode()}",
+    "data URL with parameters": lambda data: f"DATA:image/png;name=a.png;BASE64,{base64.encodebytes(data).decode()}",
+}
+
+
+@pytest.mark.parametrize("written", WRITTEN)
+def test_base64_may_be_written_in_any_way(server, written):
+    photos = [bytes(PHOTOS[0].read_bytes()) + bytes(more) for more in range(3)]  # of each length of the padding
+    expected = [server.ask("POST", CLASSIFY, content=photo).json()["results"][0]["predictions"] for photo in photos]
+    for photo, predictions in zip(photos, expected, strict=True):
+        text = WRITTEN[written](photo)
+        for form in (
+            {"json": {"image": text}},
+            {"content": '{"image": "%b"}'.replace("%b", text)},  # with its line breaks, as shells put it into JSON
+            {"content": text, "headers": {"content-type": "application/octet-stream"}},
+            {"files": {"image": (None, text)}},  # a field of a form
+        ):
+            response = server.ask("POST", CLASSIFY, **form)
+            assert response.status_code == 200, response.text
+            assert response.json()["results"][0]["predictions"] == predictions
 
 
 def test_several_images_get_results_in_order_and_a_broken_one_an_error(server, expected):
@@ -134,6 +164,15 @@ def test_a_file_that_quantizes_activations_has_no_heat_maps(models, tmp_path):
         ({"content": b"{", "headers": {"content-type": "application/json"}}, 400, "the body is not valid JSON"),
         ({"json": []}, 400, "the body must be a JSON object"),
         ({"json": {"image": "https://example.org/cat.jpg"}}, 400, "image: invalid base64; the server does not download images"),
+        ({"json": {"image": "AAAAA"}}, 400, "image: invalid base64"),
+        ({"json": {"image": "AA=A"}}, 400, "image: invalid base64"),
+        ({"json": {"image": "data:image/svg+xml,%3Csvg%3E"}}, 400, "image: invalid base64"),
+        ({"json": {"image": "b'AAAA'"}}, 400, "image: Python's repr of bytes is not base64"),
+        ({"content": PHOTOS[0].read_bytes(), "headers": JSON}, 400, "the body is not JSON; send an image with the"),
+        ({"data": {"image": "AAAA"}}, 400, "the body is a URL-encoded form; send the image with --data-binary @FILE or -F"),
+        ({"content": STRIPPED, "headers": FORM}, 400, "the image has no line breaks and null bytes, which `curl -d` removes"),
+        ({"files": {"image": (None, "cat.jpg")}}, 400, "`image` is text, not a file; send the file with -F image=@FILE"),
+        ({"files": {"image": ("", b"")}}, 400, "the request contains no image"),
         ({"json": {"image": "AAAA", "size": 3}}, 400, "unknown option size; choose from top"),
         ({"json": {"images": []}}, 400, "the request contains no image"),
         ({"json": {"images": ["AAAA"] * 65}}, 413, "65 images in one request; the maximum is 64"),
@@ -170,10 +209,45 @@ def test_a_large_image_is_refused_before_decoding(models, side, options, line):
 
 
 def test_unknown_paths_and_methods_get_the_same_error_format(server):
-    assert server.ask("GET", "/nothing").json() == {"error": "no such path: /nothing"}
+    line = "no such path: /nothing; use GET /docs, which describes all paths"
+    assert server.ask("GET", "/nothing").json() == {"error": line}
     response = server.ask("GET", CLASSIFY)
     assert (response.status_code, response.headers["allow"]) == (405, "POST")
-    assert response.json() == {"error": "/v1/classify does not support this method"}
+    assert response.json() == {"error": "/v1/classify does not support this method; use POST"}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "line"),
+    [
+        ("POST", "/predict", 404, "use POST /v1/classify with an image"),
+        ("POST", "/api/v1/classify/", 404, "use POST /v1/classify with an image"),
+        ("POST", "/v1/clasify", 404, "use POST /v1/classify"),
+        ("POST", "/v2/models/gap/predict", 404, "use POST /v2/models/gap/infer"),
+        ("POST", "/v2/models/gap/versions/1/infer/", 404, "use POST /v2/models/MODEL/versions/VERSION/infer"),
+        ("POST", "/v2/model/gap/infer", 404, "use POST /v2/models/MODEL/infer"),
+        ("POST", "/v1/models/gap/predict", 404, "use POST /v1/models/gap:predict"),
+        ("POST", "/v1/models/gap:explain", 404, "use POST /v1/classify?explain=true&model=gap"),
+        ("POST", "/v1/models/gap/labels/stable:predict", 404, "use POST /v1/models/gap:predict, without a label"),
+        ("POST", "/predictions", 404, "use POST /predictions/MODEL"),
+        ("POST", "/invocation", 404, "use POST /invocations"),
+        ("GET", "/v2/models", 404, "use GET /v1/models"),
+        ("GET", "/health", 404, "use GET /healthz"),
+        ("GET", "/" + "a" * 5000, 404, "use GET /docs, which describes all paths"),
+        ("GET", "/v1/models/gap:predict", 405, "use POST"),
+        ("GET", "/v2/models/gap/infer", 405, "use POST"),
+        ("GET", "/predictions/gap", 405, "use POST or PUT"),
+        ("GET", "/invocations", 405, "use POST"),
+        ("POST", "/v1/models/gap", 405, "use GET or POST /v1/models/gap:predict"),
+        ("POST", "/v2/models/gap/versions/1", 405, "use GET or POST /v2/models/gap/infer"),
+        ("PUT", "/v1/models", 405, "use GET or POST /v1/classify"),
+    ],
+)
+def test_a_request_for_a_wrong_path_or_method_is_shown_the_right_one(server, method, path, status, line):
+    response = server.ask(method, path)
+    assert response.status_code == status
+    record = response.json()
+    assert record.get("error", record.get("message")).endswith(f"; {line}")
+    assert len(response.content) < 2000
 
 
 def test_a_large_body_is_refused_before_its_end(server):

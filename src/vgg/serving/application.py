@@ -16,14 +16,17 @@ from .. import __version__
 from ..arrays import Array
 from ..errors import ImageError
 from ..images import decoding_bytes, open_image
-from . import Settings, model_server, open_inference_rest, openapi, site, v1
+from . import Settings, openapi
 from .admission import Admission
 from .batcher import Batcher, Place
 from .bodies import EncodedImage
 from .exchange import Exchange
 from .memory import DecodingMemory
 from .metrics import Metrics
+from .refusals import Refusal
 from .repository import Model, Repository
+from .routes import ROUTES
+from .tensors import Items
 from .traces import Traces, current
 
 Item = TypeVar("Item")
@@ -54,9 +57,7 @@ class Application:
         self._decoding = DecodingMemory(settings.decode * 2**20)
         self.traces = Traces(settings.traces) if settings.traces else None
         self._pool = ThreadPoolExecutor(os.cpu_count() or 1, "decode")
-        self._router = Router(
-            [*site.ROUTES, *v1.ROUTES, *open_inference_rest.ROUTES, *model_server.ROUTES], redirect_slashes=False
-        )
+        self._router = Router(ROUTES, redirect_slashes=False)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -100,6 +101,21 @@ class Application:
             return (await model.batcher.run(value, outputs, place)).values
 
         rows = await _concurrently(model.batcher, list(batch), infer_one)
+        return {name: np.stack([row[name] for row in rows]) for name in outputs}
+
+    async def infer_items(self, model: Model, items: Items, outputs: Sequence[str]) -> dict[str, Array]:
+        """The layer outputs by name, [batch, …], for a batch or for images.
+
+        Raises:
+            Busy: the queue has no room.
+            Refusal: an image can't be read.
+        """
+        if isinstance(items, np.ndarray):
+            return await self.infer(model, items, outputs)
+        results = await self.infer_images(model, items, outputs)
+        if failures := [str(one) for one in results if isinstance(one, ImageError)]:
+            raise Refusal("; ".join(failures[:3]))
+        rows = [one.values for one in results if isinstance(one, ImageValues)]
         return {name: np.stack([row[name] for row in rows]) for name in outputs}
 
     async def in_thread(self, work: Callable[[], Outcome]) -> Outcome:

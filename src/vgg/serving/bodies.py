@@ -1,8 +1,7 @@
 """Request bodies with images: raw, as a form, or as base64 in JSON."""
 
 import asyncio
-import base64
-import binascii
+import re
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,13 +12,17 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
-from . import limits
+from . import base64_text, limits
 from .json_text import parse_object
 from .memory import Reservation
 from .refusals import Refusal, TooLarge, Unsupported
 
 # Content types of raw images besides image/*: `curl --data-binary` sends urlencoded, clients of SageMaker x-image.
-RAW = ("", "application/octet-stream", "application/x-www-form-urlencoded", "application/x-image")
+FORM = "application/x-www-form-urlencoded"
+RAW = ("", "application/octet-stream", "binary/octet-stream", FORM, "application/x-image")
+FIELDS = ("image", "images", "file", "data")  # of a form, whose text may be an image in base64
+FORM_TEXT = re.compile(rb"[\w.\[\]-]{1,100}=[\x21-\x7e]*")
+BEGINNING = 200  # bytes
 STEP = 2**16  # bytes that are decompressed before the event loop continues
 
 
@@ -56,12 +59,12 @@ async def read_images(request: Request) -> Body:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
         body = await _read_form(request)
-    elif kind == "application/json":
+    elif kind in RAW or kind.startswith("image/") or kind.endswith("json"):
         content = await decoded_body(request)
-        body = await request.app.in_thread(lambda: _read_json(content, request.scope["memory"]))
-    elif kind in RAW or kind.startswith("image/"):
-        data = bytes(await decoded_body(request))
-        body = Body([EncodedImage("image", data)] if data else [])
+        if kind.endswith("json") or content[:64].lstrip()[:1] == b"{":
+            body = await request.app.in_thread(lambda: _read_json(content, request.scope["memory"]))
+        else:
+            body = _read_raw(bytes(content), kind)
     else:
         raise Unsupported(f"unsupported content type {kind}; send an image, multipart/form-data, or JSON with base64")
     if not body.images:
@@ -129,21 +132,40 @@ async def _read_form(request: Request) -> Body:
     for key, value in form.multi_items():
         if isinstance(value, UploadFile):
             request.scope["memory"].take(value.size or 0)
+            if not value.size and not value.filename:  # a browser's form without a chosen file
+                continue
             images.append(_image(value.filename or key, await value.read()))
             await value.close()
+        elif key in FIELDS and not value:
+            continue
+        elif key in FIELDS:
+            if len(value) < 256 and "." in value:
+                raise Refusal(f"`{key}` is text, not a file; send the file with -F {key}=@FILE")
+            request.scope["memory"].take(2 * len(value))
+            images.append(_image(key, base64_text.decode(value, key)))
         else:
             options[key] = value
     return Body(images, options)
 
 
+def _read_raw(data: bytes, kind: str) -> Body:
+    if kind == FORM and FORM_TEXT.fullmatch(data[:BEGINNING]):
+        raise Refusal("the body is a URL-encoded form; send the image with --data-binary @FILE or -F image=@FILE")
+    if kind == FORM and len(data) > BEGINNING and not data.isascii() and not any(mark in data for mark in b"\r\n\0"):
+        raise Refusal("the image has no line breaks and null bytes, which `curl -d` removes; use --data-binary @FILE")
+    return Body([EncodedImage("image", base64_text.image_bytes(data))] if data else [])
+
+
 def _read_json(body: bytearray, memory: Reservation) -> Body:
+    if body[:1] > b"\x7f":
+        raise Refusal("the body is not JSON; send an image with the content type application/octet-stream")
     record = parse_object(body)
     entries = record.pop("images", None)
     if entries is None:
         entries = [record.pop("image")] if "image" in record else []
     if not isinstance(entries, list):
         raise Refusal("`images` must be a list")
-    memory.take(2 * len(body))  # the texts, and what they encode
+    memory.take(3 * len(body))  # the texts, a copy that is decoded, and what they encode
     images = []
     for index, entry in enumerate(entries):
         name = f"image {index}" if len(entries) > 1 else "image"
@@ -153,12 +175,7 @@ def _read_json(body: bytearray, memory: Reservation) -> Body:
             name, entry = entry.get("name", name), entry.get("data")
         if not isinstance(entry, str) or not isinstance(name, str):
             raise Refusal("an image must be base64 text, or an object with `name` and `data`")
-        if entry.startswith("data:"):
-            entry = entry.partition(",")[2]
-        try:
-            images.append(_image(name, base64.b64decode(entry, validate=True)))
-        except (binascii.Error, ValueError):
-            raise Refusal(f"{name}: invalid base64; the server does not download images from URLs") from None
+        images.append(_image(name, base64_text.decode(entry, name)))
     return Body(images, record)
 
 

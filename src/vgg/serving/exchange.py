@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..errors import Error
-from . import model_server
+from . import limits, model_server, routes
 from .admission import Admission, requires_readiness, shutting_down
 from .metrics import Metrics
 from .operations import schema
@@ -198,7 +198,10 @@ def error_response(path: str, error: Error | HTTPException | None) -> Response:
     headers: Mapping[str, str] = {}
     if isinstance(error, HTTPException):
         status, message, headers = error.status_code, error.detail, error.headers or {}
-        message = {404: f"no such path: {path}", 405: f"{path} does not support this method"}.get(status, message)
+        if status == 404:
+            message = f"no such path: {path[: limits.PATH]}; use {routes.nearest(path)}"
+        elif status == 405:
+            message = f"{path[: limits.PATH]} does not support this method; use {routes.instead(path, headers)}"
     elif isinstance(error, Refusal):
         status, message, headers = error.status, str(error), error.headers
     elif error is not None:

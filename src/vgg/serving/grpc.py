@@ -8,14 +8,13 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import grpc
-import numpy as np
 from google.protobuf import json_format
 from starlette.datastructures import Headers
 from tritonclient.grpc import service_pb2 as messages
 
-from ..architectures import Architecture
 from ..errors import Error
-from . import limits, open_inference, protobuf, tensors
+from . import grpc_tensors, limits, open_inference, protobuf, tensors
+from .admission import shutting_down
 from .application import Application
 from .exchange import DISCONNECTED, FAILURES, INTERNAL_ERROR, log_request, request_id
 from .health import Health
@@ -34,8 +33,9 @@ CODES = {
     504: grpc.StatusCode.DEADLINE_EXCEEDED,
 }  # fmt: skip
 SERVICE = messages.DESCRIPTOR.services_by_name["GRPCInferenceService"]
+HANDLERS = {False: grpc.unary_unary_rpc_method_handler, True: grpc.stream_stream_rpc_method_handler}  # by `client_streaming`
+DRAINING = 0.2  # seconds after which a stream without messages notices a shutdown
 INLINE = 2**16  # bytes of a message that is parsed in the event loop's thread
-CHUNK = 2**16  # numbers that are copied at once, so that other threads can run in between
 
 
 async def start(
@@ -61,7 +61,7 @@ async def start(
     service = _Service(application)
     # Messages are parsed by `_guarded`, not by the library, so that they are counted first.
     handlers = {
-        method.name: grpc.unary_unary_rpc_method_handler(getattr(service, method.name), None, _serialize)
+        method.name: HANDLERS[method.client_streaming](getattr(service, method.name), None, _serialize)
         for method in SERVICE.methods
         if hasattr(service, method.name)
     }
@@ -166,11 +166,29 @@ def _status(error: BaseException) -> int:
     return 400 if isinstance(error, Error) else 500
 
 
+class _Refused(Exception):
+    """A message of a stream is refused; the stream continues."""
+
+
+class _StreamedCall:
+    """The context of one message of a stream."""
+
+    def __init__(self, stream: Any) -> None:
+        self.invocation_metadata, self.peer = stream.invocation_metadata, stream.peer
+
+    def set_trailing_metadata(self, metadata: Any) -> None:
+        """The responses share the metadata of the stream."""
+
+    async def abort(self, code: grpc.StatusCode, message: str) -> None:
+        raise _Refused(message)
+
+
 class _Service:
     """Each method corresponds to a handler in `open_inference`."""
 
     def __init__(self, application: Application) -> None:
         self.application = application
+        self._streams = 0
 
     async def ServerLive(self, content: bytes, context: Any) -> Any:
         return messages.ServerLiveResponse(live=True)
@@ -232,58 +250,44 @@ class _Service:
         with self._model(request.model_name, request.model_version).in_use() as model:
             try:
                 model.batcher.check_room()
-                settings, architecture = self.application.settings, model.classifier.network.architecture
-                read = functools.partial(_inference, request, architecture, settings.queue)
+                settings, network = self.application.settings, model.classifier.network
+                read = functools.partial(grpc_tensors.read_request, request, network, settings.queue, memory)
                 inference = await self.application.in_thread(read)
-                tensors.check_outputs(inference, architecture, settings.max_body * 2**20, memory)
+                tensors.check_outputs(inference, network, settings.max_body * 2**20, memory)
                 outputs = await open_inference.run(self.application, model, inference)
             except (Exception, asyncio.CancelledError) as error:
                 reason = FAILURES.get(_status(error), "OTHER")
                 model.statistics.failed(reason, time.perf_counter() - started)
                 raise
             model.statistics.succeeded(time.perf_counter() - started)
-        return messages.ModelInferResponse(
-            model_name=model.name,
-            model_version=model.version,
-            id=inference.id,
-            outputs=[
-                messages.ModelInferResponse.InferOutputTensor(name=one.name, datatype=one.datatype, shape=one.shape)
-                for one in outputs
-            ],
-            raw_output_contents=[one.raw() for one in outputs],
-        )
+        return grpc_tensors.response(model.name, model.version, inference.id, outputs)
+
+    async def ModelStreamInfer(self, requests: Any, context: Any) -> None:
+        """Each message is a call of ModelInfer; the responses are in the order of the requests."""
+        if self._streams >= self.application.settings.queue:
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many streams; close some, or use ModelInfer")
+        self._streams += 1
+        try:
+            while (content := await self._next(context)) is not grpc.aio.EOF:
+                try:
+                    reply = {"infer_response": await self.ModelInfer(content, _StreamedCall(context))}
+                    reply["infer_response"].parameters["triton_final_response"].bool_param = True
+                except _Refused as refused:
+                    reply = {"error_message": str(refused)}
+                await context.write(messages.ModelStreamInferResponse(**reply))
+        finally:
+            self._streams -= 1
+
+    async def _next(self, context: Any) -> Any:
+        """The next message of a stream, or grpc.aio.EOF."""
+        reading = asyncio.ensure_future(context.read())
+        try:
+            while not (await asyncio.wait([reading], timeout=DRAINING))[0]:
+                if self.application.admission.draining:
+                    await context.abort(grpc.StatusCode.UNAVAILABLE, str(shutting_down()))
+        finally:
+            reading.cancel()
+        return await reading
 
     def _model(self, name: str, version: str) -> Model:
         return self.application.repository.get(name or None, version or None)
-
-
-def _inference(request: Any, architecture: Architecture, max_images: int) -> tensors.Inference:
-    """The inference request in a message. Raises Refusal."""
-    if len(request.inputs) != 1:
-        raise Refusal(f"the request must have one input, {tensors.INPUT!r}")
-    tensor, raw = request.inputs[0], request.raw_input_contents
-    if len(raw) > 1 or (raw and len(raw[0]) % 4):
-        raise Refusal("`raw_input_contents` must be the bytes of one FP32 tensor")
-    shape = list(tensor.shape)
-    count = tensors.check_input(tensor.name, tensor.datatype, shape, architecture, max_images)
-    numbers = tensor.contents.fp32_contents
-    if not raw and len(numbers) != count:
-        raise Refusal(f"shape {shape} needs {count} values, not {len(numbers)}")
-    if raw:
-        values = np.frombuffer(raw[0], "<f4")
-    else:
-        values = np.empty(count, np.float32)
-        for place in range(0, count, CHUNK):
-            values[place : place + CHUNK] = numbers[place : place + CHUNK]
-    batch = tensors.make_batch(values, shape)
-    outputs = [tensors.requested_output(out.name, True, _number(out.parameters, "classification")) for out in request.outputs]
-    architecture.check_values(out.name for out in outputs)
-    timeout = _number(request.parameters, "timeout")
-    if timeout < 0:
-        raise Refusal("`timeout` must be an integer, in microseconds")
-    outputs = outputs or [tensors.RequestedOutput(architecture.values[-1], True)]
-    return tensors.Inference(batch, tuple(outputs), request.id, timeout / 1e6 or None)
-
-
-def _number(parameters: Any, name: str) -> int:
-    return int(parameters[name].int64_param) if name in parameters else 0

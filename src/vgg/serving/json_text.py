@@ -15,16 +15,24 @@ from .refusals import Refusal
 CHUNK = 2**16  # bytes of numbers that are parsed at once, so that other threads can run in between
 COUNTED = 2**20  # bytes in which commas are counted at once
 STRUCTURE = re.compile(rb"[\s,\[\]]*+")
+LINES_AS_BLANKS = bytes.maketrans(b"\r\n\t", b"   ")
+MISSING = msgspec.Raw()  # of a field that is absent
 COMMA, END_OF_ROW = re.compile(rb","), re.compile(rb"\]")
 
 
 def parse(text: bytes | bytearray | memoryview, kind: Any) -> Any:
-    """JSON as a type that msgspec knows. Raises msgspec.ValidationError for another type, and Refusal for invalid JSON."""
+    """JSON as a type that msgspec knows. Raises msgspec.ValidationError for another type, and Refusal for invalid JSON.
+
+    Strings may have line breaks: `base64` writes them, and shells put its output into JSON. They are read as blanks.
+    """
     try:
         return msgspec.json.decode(text, type=kind)
     except msgspec.ValidationError:
         raise
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        spaced = bytes(text).translate(LINES_AS_BLANKS)
+        if spaced != text:
+            return parse(spaced, kind)
         raise Refusal(f"the body is not valid JSON: {error}") from None
     except RecursionError:
         raise Refusal("the body is not valid JSON: nested too deeply") from None
@@ -64,8 +72,7 @@ def parse_numbers(text: memoryview, shape: Sequence[int]) -> Array:
         Refusal: the text has other values than numbers, or not as many as the shape needs.
     """
     size = math.prod(shape)
-    places = range(0, len(text), COUNTED)
-    count = 1 + sum(int(np.count_nonzero(np.frombuffer(text[at : at + COUNTED], np.uint8) == ord(","))) for at in places)
+    count = 1 + _count(text, ",")
     if count != size:
         raise Refusal(f"shape {list(shape)} needs {size} values, not {count}")
     array = np.empty(size, np.float32)
@@ -88,6 +95,36 @@ def parse_numbers(text: memoryview, shape: Sequence[int]) -> Array:
     if done != size:
         raise Refusal(f"shape {list(shape)} needs {size} values, not {done}")
     return array.reshape(shape)
+
+
+def measure(text: memoryview, depth: int) -> list[int]:
+    """The shape of nested lists of numbers: the lengths of the first list of each level. `parse_numbers` checks their sum.
+
+    Raises:
+        Refusal: the lists are not nested `depth` deep.
+    """
+    opening = STRUCTURE.match(text)
+    if opening is None or opening[0].count(b"[") != depth:
+        raise Refusal(f"the numbers must be in lists nested {depth} deep")
+    shape: list[int] = []
+    closed = 0  # brackets up to the end of the first list of the level below
+    for level in range(1, depth + 1):
+        found = re.compile(rb"\]" + rb"\s*+\]" * (level - 1)).search(text)
+        if found is None:
+            raise Refusal(f"the numbers must be in lists nested {depth} deep")
+        if level == 1:
+            shape.append(1 + _count(text[: found.end()], ","))
+            closed = 1
+        else:
+            brackets = _count(text[: found.end()], "]")
+            shape.append((brackets - 1) // closed)
+            closed = brackets
+    return shape[::-1]
+
+
+def _count(text: memoryview, mark: str) -> int:
+    places = range(0, len(text), COUNTED)
+    return sum(int(np.count_nonzero(np.frombuffer(text[at : at + COUNTED], np.uint8) == ord(mark))) for at in places)
 
 
 def _end(found: "re.Match[bytes] | None", otherwise: int) -> int:

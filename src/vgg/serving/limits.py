@@ -9,6 +9,7 @@ MESSAGE_VALUES = 10_000  # of a gRPC message; text, bytes and packed floats are 
 DIGITS = 1000  # of a number
 NAME = 1000  # characters of an image's name
 SIDE = 1024  # height and width of an input tensor; fully convolutional networks accept any size of at least 32
+HEADERS, HEADER_BYTES = 100, 2**14  # number of a request's headers, and of their bytes
 FORM_PARTS = 1000
 PATH = 1000  # characters of a path in a log entry
 MESSAGE = 1000  # characters of an error message

@@ -4,7 +4,8 @@ import asyncio
 from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 from .. import __version__
-from . import tensors
+from . import datatypes, tensors
+from .datatypes import FP32
 from .metrics import ModelStatistics
 from .operations import schema
 from .repository import Model, Repository
@@ -44,6 +45,7 @@ class ModelConfig(TypedDict):
     input: list[dict[str, Any]]
     output: list[dict[str, Any]]
     dynamic_batching: NotRequired[dict[str, Any]]
+    parameters: Annotated[dict[str, Any], schema("`input_datatypes`: all datatypes of the input.")]
 
 
 class Live(TypedDict):
@@ -65,10 +67,16 @@ class Statistics(TypedDict):
 
 class InferInput(TypedDict):
     name: Literal["data"]
-    datatype: Literal["FP32"]
-    shape: Annotated[list[int], schema(minItems=4, maxItems=4)]
+    datatype: Annotated[str, schema("`BYTES`: encoded images.", enum=(*datatypes.DATATYPES, datatypes.BYTES))]
+    shape: Annotated[
+        list[int],
+        schema("[batch, 3, height, width]; of encoded images [batch] or [batch, 1], or UINT8 [batch, length].",
+               minItems=1, maxItems=4),
+    ]  # fmt: skip
     parameters: NotRequired[Parameters]
-    data: NotRequired[Annotated[list[Any], schema("Numbers, flat or nested, in row-major order.")]]
+    data: NotRequired[
+        Annotated[list[Any], schema("Numbers, flat or nested, in row-major order; of `BYTES` the base64 text of each image.")]
+    ]
 
 
 class InferOutput(TypedDict):
@@ -114,14 +122,14 @@ def model_metadata(repository: Repository, model: Model) -> ModelMetadata:
         "name": model.name,
         "versions": repository.versions(model.name),
         "platform": PLATFORM,
-        "inputs": [{"name": tensors.INPUT, "datatype": tensors.DATATYPE, "shape": [-1, *_input_shape(model)]}],
-        "outputs": [{"name": name, "datatype": tensors.DATATYPE, "shape": [-1, *shape]}],
+        "inputs": [{"name": tensors.INPUT, "datatype": FP32.name, "shape": [-1, *_input_shape(model)]}],
+        "outputs": [{"name": name, "datatype": FP32.name, "shape": [-1, *shape]}],
     }
 
 
 def _input_shape(model: Model) -> list[int]:
-    architecture = model.classifier.network.architecture
-    side = architecture.input_size if architecture.fixed_map else -1
+    """The shape that the preprocessing makes, also if the network accepts others: clients resize their images to it."""
+    side = model.classifier.network.preprocessing.crop
     return [3, side, side]
 
 
@@ -141,9 +149,10 @@ def model_config(model: Model, batch_size: int) -> ModelConfig:
         "platform": PLATFORM,
         "backend": "vgg",
         "max_batch_size": batch_size,
-        "input": [{"name": tensors.INPUT, "data_type": "TYPE_FP32", "dims": _input_shape(model)}],
+        "input": [{"name": tensors.INPUT, "data_type": "TYPE_FP32", "format": "FORMAT_NCHW", "dims": _input_shape(model)}],
         "output": [{"name": name, "data_type": "TYPE_FP32", "dims": shape}],
         "dynamic_batching": {},
+        "parameters": {"input_datatypes": {"string_value": f"{datatypes.NAMES}, {datatypes.BYTES}"}},
     }
 
 
@@ -151,5 +160,5 @@ async def run(app: Any, model: Model, inference: tensors.Inference) -> list[tens
     """Run an inference request, within its own timeout."""
     names = [output.name for output in inference.outputs]
     async with asyncio.timeout(inference.timeout):
-        values = await app.infer(model, inference.batch, names)
+        values = await app.infer_items(model, inference.items, names)
     return tensors.encode_outputs(values, inference.outputs, model.classifier.network)

@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from . import open_inference, tensors
+from . import open_inference, rest_tensors, tensors
 from .bodies import decoded_body
 from .json_text import parse_object
 from .open_inference import (
@@ -68,9 +68,9 @@ async def infer(request: Request) -> Response:
         architecture = model.classifier.network.architecture
         header_length = request.headers.get(tensors.HEADER)
         queue, memory = app.settings.queue, request.scope["memory"]
-        inference = await app.in_thread(lambda: tensors.read_request(body, header_length, architecture, queue, memory))
-        tensors.check_outputs(inference, architecture, app.settings.max_body * 2**20, memory)
-        facts["images"] = len(inference.batch)
+        inference = await app.in_thread(lambda: rest_tensors.read_request(body, header_length, architecture, queue, memory))
+        tensors.check_outputs(inference, model.classifier.network, app.settings.max_body * 2**20, memory)
+        facts["images"] = len(inference.items)
         outputs = await open_inference.run(app, model, inference)
         head = {"model_name": model.name, "model_version": model.version}
         if inference.id:
@@ -140,7 +140,10 @@ INFERRED = Content(
     },
 )
 INFER_DESCRIPTION = (
-    "The input is a batch of preprocessed images, float32 `data` [batch, 3, height, width], as `vgg.preprocess` returns them. "
+    "The input is a batch of preprocessed images, FP32 `data` [batch, 3, height, width], as `vgg.preprocess` returns them. "
+    "Other numbers are converted to float32 and nothing else: UINT8 pixels are not normalised. With datatype BYTES and shape "
+    "[batch] or [batch, 1], `data` are encoded images (JPEG, PNG, …), which the server decodes and preprocesses: base64 text "
+    "in JSON, or bytes as a binary tensor.\n\n"
     "The output is `logits` [batch, classes], or the features of a model without a head. Other layer outputs can be requested "
     "by name, such as `fc7` or `pool5`.\n\n"
     "Binary tensors follow the JSON; the header `Inference-Header-Content-Length` then gives the length of the JSON (Triton's "
@@ -159,7 +162,7 @@ MODEL_METADATA = Content(
         "name": "vgg16-gap",
         "versions": ["1"],
         "platform": open_inference.PLATFORM,
-        "inputs": [{"name": "data", "datatype": "FP32", "shape": [-1, 3, -1, -1]}],
+        "inputs": [{"name": "data", "datatype": "FP32", "shape": [-1, 3, 224, 224]}],
         "outputs": [{"name": "logits", "datatype": "FP32", "shape": [-1, 1000]}],
     },
 )

@@ -3,7 +3,7 @@
 import types
 from typing import Annotated, Any, Literal, NotRequired, Union, get_args, get_origin, get_type_hints, is_typeddict
 
-from . import model_server, open_inference_rest, site, v1
+from . import model_server, open_inference_rest, site, tf_serving, v1
 from .admission import has_deadline, is_open, requires_readiness
 from .exchange import ErrorBody, error_body
 from .operations import Content, Operation
@@ -20,6 +20,11 @@ GROUPS = (
         "Open Inference Protocol",
         "KServe's protocol, version 2, with Triton's extensions. Clients of Triton and KServe work unchanged.",
         open_inference_rest.ROUTES,
+    ),
+    (
+        "TensorFlow Serving",
+        "TensorFlow Serving's REST interface, and KServe's version 1, which has the same paths.",
+        tf_serving.ROUTES,
     ),
     ("Multi Model Server", "The interface of Multi Model Server and SageMaker.", model_server.ROUTES),
     ("Operation", "Health checks, metrics, and this description.", site.ROUTES),

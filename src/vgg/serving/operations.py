@@ -1,5 +1,6 @@
 """Routes that carry their description, from which the OpenAPI document is generated (openapi.py)."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -45,6 +46,8 @@ class Operation(Route):
         raises: Sequence[type[Refusal]] = (), description: str = "", examples: Sequence[str] = (),
     ) -> None:  # fmt: skip
         super().__init__(path, endpoint, methods=list(methods))
+        # No parameter has a colon, which separates the verbs of TensorFlow Serving from the model.
+        self.path_regex = re.compile(self.path_regex.pattern.replace("[^/]+", "[^/:]+"))
         self.id, self.summary, self.replies, self.ordered_methods = id, summary, replies, methods
         self.body, self.query, self.raises, self.description, self.examples = body, query, raises, description, examples
 

@@ -10,6 +10,7 @@ from .refusals import Refusal
 
 VARINT, FIXED64, LENGTH, FIXED32 = 0, 1, 2, 5  # wire types
 FLAT = (FieldDescriptor.TYPE_BYTES, FieldDescriptor.TYPE_STRING, FieldDescriptor.TYPE_FLOAT, FieldDescriptor.TYPE_DOUBLE)
+PACKED = 500  # bytes of packed integers that count as one value
 
 
 def parse(kind: type[Message], content: bytes) -> Any:
@@ -17,7 +18,7 @@ def parse(kind: type[Message], content: bytes) -> Any:
 
     Raises:
         Refusal: the content is no such message, or has more than `limits.MESSAGE_VALUES` values. Text, bytes and packed
-            floats, whose values need no more memory than their bytes, are one value.
+            floats, whose values need no more memory than their bytes, are one value, as are `PACKED` bytes of integers.
     """
     try:
         _count(memoryview(content), kind.DESCRIPTOR, limits.MESSAGE_VALUES)
@@ -42,7 +43,7 @@ def _count(content: memoryview, descriptor: Descriptor, left: int) -> int:
             if field and field.message_type:
                 left = _count(content[place : place + size], field.message_type, left)
             elif field and field.type not in FLAT:  # packed integers: a byte may become eight
-                left -= size
+                left -= size // PACKED
             place += size
         else:
             raise DecodeError

@@ -1,4 +1,4 @@
-"""Tensors of the Open Inference Protocol: as JSON, or as bytes after the JSON (Triton's binary tensor extension)."""
+"""Tensors of the Open Inference Protocol: what REST (rest_tensors) and gRPC (grpc_tensors) share."""
 
 import math
 import struct
@@ -14,14 +14,18 @@ from ..arrays import Array
 from ..engines import check_batch
 from ..errors import ModelError
 from ..network import Network
-from . import json_text, limits
+from . import datatypes, json_text, limits
+from .base64_text import image_bytes
+from .bodies import EncodedImage
+from .datatypes import BYTES, DATATYPES, FP32
 from .memory import Reservation
-from .refusals import Refusal, TooLarge, Unsupported
+from .refusals import Refusal, TooLarge
 
-INPUT, OUTPUT, DATATYPE = "data", "logits", "FP32"
+INPUT, OUTPUT = "data", "logits"
 HEADER = "inference-header-content-length"
 BINARY_VALUE, JSON_VALUE = 4, 24  # bytes of a value of a response, at most
-MISSING = msgspec.Raw()
+
+Items = Array | tuple[EncodedImage, ...]  # of a request: float32 [batch, 3, height, width], or images to be decoded
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,7 @@ class RequestedOutput:
 class Inference:
     """A request for inference."""
 
-    batch: Array  # float32 [batch, 3, height, width]
+    items: Items
     outputs: tuple[RequestedOutput, ...]
     id: str = ""
     timeout: float | None = None  # seconds
@@ -53,7 +57,7 @@ class Tensor:
 
     @property
     def datatype(self) -> str:
-        return DATATYPE if isinstance(self.values, np.ndarray) else "BYTES"
+        return FP32.name if isinstance(self.values, np.ndarray) else BYTES
 
     def raw(self) -> bytes:
         """The values as bytes: little-endian float32, or each UTF-8 text after its length as uint32."""
@@ -62,67 +66,43 @@ class Tensor:
         return b"".join(struct.pack("<I", len(text)) + text for text in (one.encode() for one in self.values))
 
 
-class _Request(msgspec.Struct):
-    """The fields of a request as unparsed JSON."""
+@dataclass(frozen=True)
+class InputTensor:
+    """The input tensor of a request, before its values are read."""
 
-    id: msgspec.Raw = MISSING
-    parameters: msgspec.Raw = MISSING
-    inputs: msgspec.Raw = MISSING
-    outputs: msgspec.Raw = MISSING
+    datatype: str
+    shape: tuple[int, ...]
 
+    @property
+    def count(self) -> int:
+        """The number of values."""
+        return math.prod(self.shape)
 
-class _Input(msgspec.Struct):
-    """The fields of an input as unparsed JSON."""
+    @property
+    def encoded(self) -> bool:
+        """Whether it is a batch of encoded images: BYTES, or UINT8 [batch, length], as DALI's clients send them."""
+        return self.datatype == BYTES or len(self.shape) == 2
 
-    name: msgspec.Raw = MISSING
-    datatype: msgspec.Raw = MISSING
-    shape: msgspec.Raw = MISSING
-    parameters: msgspec.Raw = MISSING
-    data: msgspec.Raw = MISSING
+    def parse_raw(self, raw: bytes | bytearray | memoryview) -> Items:
+        """The items in the bytes of the tensor. Raises Refusal if they are not as many as the shape needs."""
+        if self.datatype == BYTES:
+            return images_of(_split(memoryview(raw), self))
+        dtype = DATATYPES[self.datatype].dtype
+        if len(raw) != self.count * dtype.itemsize:
+            raise Refusal(
+                f"shape {list(self.shape)} of {self.datatype} needs {self.count * dtype.itemsize} bytes, not {len(raw)}"
+            )
+        return self.parse_array(np.frombuffer(raw, dtype))
 
-
-def read_request(
-    body: bytes | bytearray, header_length: str | None, architecture: Architecture, max_images: int, memory: Reservation
-) -> Inference:
-    """The inference request in a body.
-
-    Args:
-        body: JSON, followed by the bytes of binary tensors.
-        header_length: length of the JSON in bytes; None: the whole body.
-        architecture: of the requested model.
-        max_images: maximum size of the batch.
-        memory: reserved for what is computed from the body.
-
-    Raises:
-        Refusal: the request is invalid.
-    """
-    length = len(body)
-    if header_length is not None:
-        valid = header_length.isascii() and header_length.isdigit() and len(header_length) < 20
-        if not valid or int(header_length) > length:
-            raise Refusal(f"invalid Inference-Header-Content-Length {header_length!r:.50} for a body of {length} bytes")
-        length = int(header_length)
-    content = memoryview(body)
-    try:
-        request = json_text.parse(content[:length], _Request)
-    except msgspec.ValidationError:
-        raise Refusal("the body must be a JSON object") from None
-    identity = _field(request, "id", "")
-    if not isinstance(identity, str):
-        raise Refusal("`id` must be text")
-    parameters = _object(_field(request, "parameters", {}), "parameters")
-    timeout = parameters.get("timeout") or None
-    if timeout is not None and (type(timeout) is not int or timeout < 0):
-        raise Refusal("`timeout` must be an integer, in microseconds")
-    outputs = _outputs(_field(request, "outputs", None), parameters.get("binary_data_output") is True, architecture.values[-1])
-    architecture.check_values(one.name for one in outputs)
-    batch = _input(request.inputs, content[length:], architecture, max_images, memory)
-    # A timeout beyond any deadline has no effect, and might not fit into a float.
-    return Inference(batch, outputs, identity, timeout and min(timeout, 10**12) / 1e6)
+    def parse_array(self, values: Array) -> Items:
+        """The items in an array of the datatype with as many values as the shape needs."""
+        if self.encoded:
+            return images_of([row.tobytes() for row in values.reshape(self.shape)])
+        return datatypes.to_float32(values, DATATYPES[self.datatype]).reshape(self.shape)
 
 
-def check_input(name: Any, datatype: Any, shape: Any, architecture: Architecture, max_images: int) -> int:
-    """The number of values of an input tensor.
+def check_input(name: Any, datatype: Any, shape: Any, architecture: Architecture, max_images: int) -> InputTensor:
+    """An input tensor.
 
     Raises:
         Refusal: the network takes no such tensor.
@@ -130,101 +110,52 @@ def check_input(name: Any, datatype: Any, shape: Any, architecture: Architecture
     """
     if name != INPUT:
         raise Refusal(f"unknown input {name!r}; the input is {INPUT!r}" if isinstance(name, str) else "an input needs a `name`")
-    if datatype != DATATYPE:
-        raise Refusal(
-            f"unsupported datatype {datatype!r}; the input is {DATATYPE}"
-            if isinstance(datatype, str)
-            else "an input needs a `datatype`"
-        )
+    if not isinstance(datatype, str):
+        raise Refusal("an input needs a `datatype`")
+    if datatype not in DATATYPES and datatype != BYTES:
+        raise Refusal(f"unsupported datatype {datatype!r:.50}; the input is {datatypes.NAMES}, or {BYTES} for encoded images")
     if not (isinstance(shape, list) and all(type(side) is int and side >= 0 for side in shape)):
         raise Refusal("`shape` must be a list of integers of 0 or more")
-    if len(shape) != 4:
+    tensor = InputTensor(datatype, tuple(shape))
+    if datatype == BYTES and len(shape) != 1 and shape[1:] != [1]:
+        raise Refusal(f"`shape` of {BYTES} must be [batch] or [batch, 1]")
+    if datatype != BYTES and len(shape) != 4 and not (datatype == "UINT8" and len(shape) == 2):
         raise Refusal(f"`shape` must be [batch, 3, height, width], not {len(shape)} integers")
     if not shape[0]:
         raise Refusal("the batch is empty")
     if shape[0] > max_images:
         raise TooLarge(f"{shape[0]} images in one request; the maximum is {max_images}")
+    if not tensor.encoded:
+        check_images(shape, architecture)
+    return tensor
+
+
+def check_images(shape: Sequence[int], architecture: Architecture) -> None:
+    """Raise Refusal if a network doesn't take images of a shape, [batch, 3, height, width]."""
     if max(shape[1:]) > limits.SIDE:
         raise Refusal(f"height and width must be at most {limits.SIDE}")
     try:
         check_batch(architecture, np.broadcast_to(np.float32(0), shape))
     except ModelError as error:
         raise Refusal(str(error)) from None
-    return math.prod(shape)
 
 
-def make_batch(values: Array, shape: Sequence[int]) -> Array:
-    """The batch of an input tensor, float32 [batch, 3, height, width]. Raises Refusal if the shape needs other values."""
-    if values.size != math.prod(shape):
-        raise Refusal(f"shape {list(shape)} needs {math.prod(shape)} values, not {values.size}")
-    batch = np.asarray(values, np.float32).reshape(shape)
-    if not np.isfinite(batch).all():
-        raise Refusal("the input has values that are not finite")
-    return batch
+def images_of(contents: Sequence[bytes]) -> tuple[EncodedImage, ...]:
+    """Images from the elements of a tensor."""
+    names = ["image"] if len(contents) == 1 else [f"image {index}" for index in range(len(contents))]
+    return tuple(EncodedImage(name, image_bytes(data)) for name, data in zip(names, contents, strict=True))
 
 
-def _field(record: msgspec.Struct, name: str, otherwise: Any) -> Any:
-    """A field of few values."""
-    raw = getattr(record, name)
-    if raw is MISSING:
-        return otherwise
-    text = memoryview(raw)
-    if len(text) > limits.JSON_HEAD:
-        raise Refusal(f"`{name}` is larger than {limits.JSON_HEAD >> 10} KiB")
-    return json_text.parse_value(bytes(text), f"`{name}`")
-
-
-def _object(value: Any, name: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise Refusal(f"`{name}` must be an object")
-    return value
-
-
-def _input(inputs: msgspec.Raw, binary: memoryview, architecture: Architecture, max_images: int, memory: Reservation) -> Array:
-    if inputs is MISSING:
-        raise Refusal(f"`inputs` must be a list of one input, {INPUT!r}")
-    try:
-        (one,) = json_text.parse(memoryview(inputs), tuple[_Input])  # a tuple of one element: parsing ends at a second one
-    except msgspec.ValidationError:
-        raise Refusal(f"`inputs` must be a list of one input, {INPUT!r}") from None
-    parameters = _object(_field(one, "parameters", {}), "parameters")
-    size = parameters.get("binary_data_size")
-    if "shared_memory_region" in parameters:
-        raise Unsupported("shared memory is not supported; send the tensor's bytes")
-    shape = _field(one, "shape", None)
-    count = check_input(_field(one, "name", None), _field(one, "datatype", None), shape, architecture, max_images)
-    if size is None:
-        if len(binary):
-            raise Refusal("bytes follow the JSON, but the input has no `binary_data_size`")
-        data = memoryview(one.data)
-        if bytes(data[:1]) != b"[":
-            raise Refusal("an input needs `data` (a list) or `binary_data_size`")
-        memory.take(4 * count)
-        return make_batch(json_text.parse_numbers(data, shape), shape)
-    if one.data is not MISSING:
-        raise Refusal("an input must have either `data` or `binary_data_size`, not both")
-    if type(size) is not int:
-        raise Refusal("`binary_data_size` must be an integer")
-    if size != len(binary) or size % 4:
-        raise Refusal(f"`binary_data_size` is {size}, but {len(binary)} bytes follow the JSON")
-    return make_batch(np.frombuffer(binary, "<f4"), shape)
-
-
-def _outputs(outputs: Any, binary: bool, default: str) -> tuple[RequestedOutput, ...]:
-    if outputs is None or outputs == []:
-        return (RequestedOutput(default, binary),)
-    if not isinstance(outputs, list) or not all(isinstance(one, dict) and isinstance(one.get("name"), str) for one in outputs):
-        raise Refusal("`outputs` must be a list of objects with a `name`")
-    requested = []
-    for one in outputs:
-        parameters = _object(one.get("parameters", {}), "parameters")
-        if "shared_memory_region" in parameters:
-            raise Unsupported("shared memory is not supported; request the tensor's bytes")
-        classes = parameters.get("classification", 0)
-        requested.append(requested_output(one["name"], parameters.get("binary_data", binary) is True, classes))
-    if len({one.name for one in requested}) < len(requested):
-        raise Refusal("`outputs` has duplicate names")
-    return tuple(requested)
+def _split(raw: memoryview, tensor: InputTensor) -> list[bytes]:
+    """The elements of a BYTES tensor, each after its length as uint32."""
+    elements, place = [], 0
+    for _ in range(tensor.count):
+        (length,) = struct.unpack_from("<I", raw, place) if place + 4 <= len(raw) else (2**32,)
+        elements.append(raw[place + 4 : place + 4 + length])
+        place += 4 + length
+    if place != len(raw):
+        raise Refusal(f"a {BYTES} tensor must be {tensor.count} elements, each after its length in 4 bytes, little-endian")
+    return [bytes(one) for one in elements]
 
 
 def requested_output(name: str, binary: bool, classes: Any) -> RequestedOutput:
@@ -279,18 +210,19 @@ def write_response(
     return b"".join([text, *raws]), len(text) if raws else None
 
 
-def check_outputs(inference: Inference, architecture: Architecture, max_size: int, memory: Reservation) -> None:
+def check_outputs(inference: Inference, network: Network, max_size: int, memory: Reservation) -> None:
     """Reserve memory for the outputs of a request.
 
     Raises:
         TooLarge: the response would be larger than `max_size` bytes.
         Busy: there is not enough memory now.
     """
-    batch, _, height, width = inference.batch.shape
+    items, side = inference.items, network.preprocessing.crop
+    batch, _, height, width = items.shape if isinstance(items, np.ndarray) else (len(items), 3, side, side)
     size = 0
     for one in inference.outputs:
         each = BINARY_VALUE if one.binary else JSON_VALUE
-        size += math.prod(architecture.shape(one.name, batch, height, width)) * each
+        size += math.prod(network.architecture.shape(one.name, batch, height, width)) * each
     if size > max_size:
         raise TooLarge(f"the outputs may have {size >> 20} MiB, more than {max_size >> 20} MiB; request fewer, or binary data")
     memory.take(3 * size)  # from the engine, stacked, and as a response

@@ -23,7 +23,7 @@ BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 Top = Annotated[int, schema(minimum=1, maximum=999_999_999)]
 Threshold = Annotated[float, schema(minimum=0, maximum=1)]
 Flag = Literal["true", "false", "1", "0"]
-Base64 = Annotated[str, schema("An image file; a data: URL is accepted too.", contentEncoding="base64")]
+Base64 = Annotated[str, schema("An image file as base64 or as a data: URL.", contentEncoding="base64")]
 
 
 class Query(TypedDict, total=False):
