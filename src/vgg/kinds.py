@@ -3,16 +3,13 @@
 The first bytes decide, and the name only where a kind has no mark of its own.
 """
 
-import bz2
-import gzip
 import io
 import json
-import lzma
 import os
 import re
-import tarfile
 import zipfile
 from collections.abc import Iterator
+from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -25,7 +22,7 @@ MODELS = (".onnx", ".pth", ".pt", ".safetensors", ".h5", ".hdf5", ".keras", ".pa
 PARTIAL = (".part", ".partial", ".crdownload", ".download", ".incomplete", ".opdownload", ".aria2", ".filepart", ".!qb")
 MANY = 1000  # entries of an archive or folder that are examined
 START = 2**20  # bytes of a tar archive that are examined, since hostile ones expand to any size
-OPEN = {"a gzip archive": gzip.open, "a bzip2 archive": bz2.open, "an xz archive": lzma.open}
+COMPRESSED = {"a gzip archive": "gzip", "a bzip2 archive": "bz2", "an xz archive": "lzma"}  # with Python's modules
 LISTED = 3  # names in a message
 
 
@@ -223,9 +220,12 @@ def _pickle(head: bytes) -> tuple[str, str] | None:
         return "a torch file", "weights"
     if head[:1] != b"\x80" or head[1:2] not in (b"\2", b"\3", b"\4", b"\5"):
         return None
-    if b"sklearn" in head:
-        return "a pickle of scikit-learn, not a VGG network", "data"
-    return "a pickle that torch did not write; save the weights as safetensors or with torch", ""
+    return ("a pickle of scikit-learn, not a VGG network", "data") if is_of_sklearn(head) else ("a pickle", "data")
+
+
+def is_of_sklearn(head: bytes) -> bool:
+    """Whether a pickle begins with an object of scikit-learn."""
+    return b"sklearn" in head[:64]
 
 
 def _protobuf(head: bytes, path: Path) -> tuple[str, str] | None:
@@ -253,6 +253,9 @@ def is_torch(path: Path) -> bool:
 
 def _archive(path: Path, title: str) -> tuple[str, str]:
     """An archive by its entries, and what to extract."""
+    import tarfile
+    from lzma import LZMAError
+
     names: list[str] = []
     try:
         if title == "a zip archive":
@@ -260,12 +263,12 @@ def _archive(path: Path, title: str) -> tuple[str, str]:
                 names += zipped.namelist()[:MANY]
         else:
             start = io.BytesIO()
-            with OPEN.get(title, open)(path, "rb") as file:  # type: ignore[operator]
+            with import_module(COMPRESSED.get(title, "io")).open(path, "rb") as file:
                 start.write(file.read(START))
             start.seek(0)
             with tarfile.open(fileobj=start, mode="r:") as tar:
                 names += (entry.name for entry in tar)
-    except (OSError, EOFError, ValueError, tarfile.TarError, zipfile.BadZipFile, NotImplementedError, lzma.LZMAError):
+    except (OSError, EOFError, ValueError, tarfile.TarError, zipfile.BadZipFile, NotImplementedError, LZMAError):
         pass  # damaged, another form, or longer than the part that is read
     if not names:
         return title, "extract the model"

@@ -146,7 +146,6 @@ IMAGES = {
     "c.png": (DENIED, r"is a server's error \('AccessDenied'\)"),
     "d.png": (b"%PDF-1.7\n", "is a PDF document; export its pages as JPEG or PNG"),
     "e.jpg": (b"\0\0\0\x20ftypisom\0\0\2\0", "is a video; extract frames as JPEG or PNG"),
-    "f.jpg": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "is a HEIC image; convert it to JPEG or PNG"),
     "g.svg": ('<svg xmlns="http://www.w3.org/2000/svg">', "is an SVG drawing; convert it to JPEG or PNG"),
     "h.jpg": (zipped("a.jpg"), "is a zip archive; extract the images"),
     "i.png": (b"\x89HDF\r\n\x1a\n", "is an HDF5 file, as Keras writes; models are set with --model"),

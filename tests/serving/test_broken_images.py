@@ -97,4 +97,7 @@ PROGRAMS = [
 @pytest.mark.parametrize("program", PROGRAMS, ids=["EPS", "SVG"])
 def test_image_formats_that_are_programs_are_not_run(server, program):
     response = server.ask("POST", "/v1/classify", content=program)
-    assert (response.status_code, response.json()) == (422, {"error": "image: not an image, or an unsupported format"})
+    assert response.status_code == 422
+    assert response.json()["error"] in (
+        "image: not an image, or an unsupported format", "image: is an SVG drawing; convert it to JPEG or PNG"
+    )  # fmt: skip

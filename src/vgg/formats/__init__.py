@@ -17,7 +17,8 @@ from ..errors import ModelError, Notice
 from ..files import digest, map_file, open_file, reason
 from ..network import Network, Provenance, Source
 from ..preprocessing import Preprocessing, preset
-from .layouts import Bare, reading
+from . import assumptions
+from .layouts import reading
 
 ONNX = b"\x08"  # the first byte of a ModelProto: its field ir_version
 TITLES = {
@@ -121,7 +122,7 @@ def _read(path: Path, given: Collection[str]) -> Network:
     if content.part:
         warnings.warn(Notice(f"{path}: {content.part}"), stacklevel=2)
     if not known:
-        _warn(path, content, name, classes is not None, given)
+        assumptions.warn(path, content, name, classes is not None, given)
     described: Source = "metadata"
     origin = Provenance(
         path.name, format, hashed, known.name if known else "",
@@ -150,37 +151,6 @@ def file_digest(path: Path) -> str:
     """SHA-256 of a model file and of the files that it needs."""
     digests = [digest(one) for one in (path, *companions(path).values())]
     return digests[0] if len(digests) == 1 else sha256(" ".join(digests).encode()).hexdigest()
-
-
-def _warn(path: Path, content: Bare, preset: str, imagenet: bool, given: Collection[str]) -> None:
-    """State what is assumed of a file that doesn't describe itself, except what is given."""
-    side = content.architecture.input_size
-    # A head or a preset that is given usually implies the size.
-    implied = content.sized or "head" in given or ("preprocessing" in given and side == Architecture.input_size)
-    assumed = [  # what is missing, what is used, and the option that sets it
-        entry
-        for name, missing, *entry in (
-            ("preprocessing", not content.preprocessing, "preprocessing", f"preprocessing {preset!r}", "--preset"),
-            ("labels", imagenet and not content.labels, "labels", "ImageNet's labels", "--labels"),
-            ("input_size", not implied, "input size", f"{side} x {side} pixels", "--input-size"),
-        )
-        if missing and name not in given
-    ]
-    parts = []
-    if assumed:
-        lacks, used, options = zip(*assumed, strict=True)
-        parts.append(f"no {_listed(lacks, 'or')} in the file; using {_listed(used)}. Set with {_listed(options)}")
-    if content.assumed and "head" not in given:
-        advice = f". Set with --head{' and --output-activation' * ('output' not in given)}"
-        advice = advice if content.architecture.classifier else ""
-        parts.append(f"assumed {content.assumed}{advice}")
-    if parts:
-        warnings.warn(Notice(f"{path}: {'; '.join(parts)}"), stacklevel=4)
-
-
-def _listed(words: Sequence[str], last: str = "and") -> str:
-    """Words as in a sentence: `a, b and c`."""
-    return f" {last} ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
 def _cropped(preprocessing: Preprocessing, architecture: Architecture) -> Preprocessing:
@@ -287,7 +257,8 @@ def detect(path: Path) -> str:
 
     if head.startswith(keras.MAGIC) or (head.startswith(torch.ZIP_MAGIC) and keras.is_archive(path)):
         return "keras"
-    if head.startswith(torch.PICKLE_MAGIC) or (head.startswith(torch.ZIP_MAGIC) and kinds.is_torch(path)):
+    pickled = head.startswith(torch.PICKLE_MAGIC) and not kinds.is_of_sklearn(head)
+    if pickled or (head.startswith(torch.ZIP_MAGIC) and kinds.is_torch(path)):
         return "torch"
     if head.startswith(mxnet.MAGIC):
         return "mxnet"
