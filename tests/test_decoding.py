@@ -195,7 +195,7 @@ def test_blocks_give_the_same_pixels(monkeypatch, size):
 
 def test_the_type_is_known_before_anything_is_decoded():
     """An icon's image is decoded when Pillow opens it, whatever its size."""
-    with pytest.raises(ImageError, match="not an image, or an unsupported format"):
+    with pytest.raises(ImageError, match="is an icon; convert it to JPEG or PNG"):
         open_image(saved(Image.new("RGB", (16, 16)), "ICO"))
 
 

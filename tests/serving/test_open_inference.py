@@ -138,7 +138,10 @@ def request(**changes) -> dict:
         (request(input={"datatype": "BYTES", "shape": [2, 1], "data": ["AAAA"]}), "shape [2, 1] needs 2 values, not 1"),
         (request(input={"datatype": "BYTES", "shape": [1], "data": [7]}), "`data` of BYTES must be base64 text"),
         (request(input={"datatype": "BYTES", "shape": [1], "data": ["a.jpg"]}), "`data` 0: invalid base64"),
-        (request(input={"datatype": "BYTES", "shape": [1], "data": ["AAAA"]}), "image: not an image, or an unsupported format"),
+        (
+            request(input={"datatype": "BYTES", "shape": [1], "data": ["anVuaw=="]}),
+            "image: not an image, or an unsupported format",
+        ),
         (request(input={"datatype": "UINT8", "data": [0.5] * 3072}), "values of UINT8 must be integers from 0 to 255"),
         (request(input={"datatype": "INT8", "data": [128] * 3072}), "values of INT8 must be integers from -128 to 127"),
         (request(input={"datatype": "INT64", "data": [2**24] * 3072}), "values of INT64 must be integers from -16,777,215 to"),

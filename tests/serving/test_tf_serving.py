@@ -133,7 +133,7 @@ def test_a_model_without_a_head_gives_features(tmp_path):
         ({"instances": [{"a": "AAAA", "b": "AAAA"}]}, 400, "an instance must have one value"),
         ({"instances": [{"b64": "cat.jpg"}]}, 400, "instance 0: invalid base64"),
         ({"instances": [{"b64": str(base64.b64encode(b"a"))}]}, 400, "instance 0: Python's repr of bytes is not base64"),
-        ({"instances": [{"b64": "AAAA"}]}, 400, "image: not an image"),
+        ({"instances": [{"b64": "anVuaw=="}]}, 400, "image: not an image"),
         ({"instances": [{"b64": TEXTS[0]}, "AAAA"]}, 400, "the instances must all have the same form"),
         ({"instances": ["AAAA"] * 65}, 413, "65 images in one request; the maximum is 64"),
         ({"instances": [[0.5, 0.5]]}, 400, "the numbers must be in lists nested 4 deep"),

@@ -101,11 +101,11 @@ def test_an_interrupted_run_leaves_complete_classes_only(tmp_path):
     def stop(*progress):
         raise KeyboardInterrupt
 
+    before = {*threading.enumerate()}
     with pytest.raises(KeyboardInterrupt):
         prepare(out, archive, workers=1, progress=stop)
-    for thread in threading.enumerate():
-        if thread is not threading.current_thread() and thread.name.startswith("ThreadPool"):
-            thread.join()
+    for thread in {*threading.enumerate()} - before:
+        thread.join()
     made = [path for path in (out / "train").iterdir() if not path.name.startswith(".")]
     assert made
     assert all(len(list(path.iterdir())) == 4 for path in made)

@@ -235,6 +235,15 @@ class _SafeRedirects(HTTPRedirectHandler):
             raise HTTPError(req.full_url, code, f"insecure redirect to {newurl}", headers, fp)
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
+    def http_error_302(self, req: Request, fp: Any, code: int, msg: str, headers: Any) -> Any:
+        try:
+            return super().http_error_302(req, fp, code, msg, headers)
+        except ValueError:  # an invalid address, for which urllib leaves the first response open
+            fp.close()
+            raise
+
+    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
+
 
 def _validator(headers: Any) -> str:
     """The value of `If-Range` for this version of a file: a strong ETag, otherwise its date."""
