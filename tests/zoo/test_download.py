@@ -138,7 +138,6 @@ def test_a_permanent_fault_is_one_line(known, model, tmp_path, monkeypatch, plan
     assert left(tmp_path) in ([".tiny-7.onnx.part"], [])
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # urllib leaves the response open
 @pytest.mark.parametrize("target", ["http://[::1/x", "http://x:y/", "http://" + "x" * 99 + "/"])
 def test_a_redirect_to_an_invalid_address_is_one_line(known, model, monkeypatch, target):
     with serving({FILE: model}, [f"redirect {target}"]) as server, pytest.raises(Error, match="can't connect to"):
