@@ -135,7 +135,7 @@ def test_the_papers_head_with_other_classes(tmp_path, classes, fc8):
     again, notices = read(net, tmp_path / "n.caffemodel")
     assert again.sha256() == network.sha256()
     assert (again.architecture.head, again.architecture.input_size, again.labels) == ("fc", 224, None)
-    assert "using preprocessing 'caffe'. Set with --preset and --labels" in notices
+    assert "using preprocessing 'caffe'. Set with --preset" in notices
 
 
 def reduced(kind: str, old: bool):

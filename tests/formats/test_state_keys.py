@@ -226,7 +226,7 @@ def test_a_state_dictionary_that_torch_saves_again_has_lost_the_metadata(tmp_pat
     write(network, tmp_path / "n.pth")
     torch.save(load(tmp_path / "n.pth"), tmp_path / "again.pth")
     again, notices = read(tmp_path / "again.pth")
-    assert "no preprocessing or labels in the file" in notices
+    assert "no preprocessing or input size in the file" in notices
     assert (again.sha256(), again.labels) == (network.sha256(), None)
 
 
