@@ -61,7 +61,7 @@ class Reader:
             raise Refusal(f"the body must be a JSON object; {FORMS}") from None
         given = [name for name in names if getattr(record, name) is not MISSING]
         if len(given) != 1:
-            raise Refusal(f"the body must have either {' or '.join(f'`{name}`' for name in names)}; {FORMS}")
+            raise Refusal(f"the body must have {' or '.join(f'`{name}`' for name in names)}; {FORMS}")
         text = memoryview(getattr(record, given[0]))
         if given == ["inputs"]:
             text = _only_column(text)
