@@ -17,6 +17,7 @@ COUNTED = 2**20  # bytes in which commas are counted at once
 STRUCTURE = re.compile(rb"[\s,\[\]]*+")
 LINES_AS_BLANKS = bytes.maketrans(b"\r\n\t", b"   ")
 MISSING = msgspec.Raw()  # of a field that is absent
+BLANK = np.isin(np.arange(256), list(b" \t\r\n"))  # of each byte
 COMMA, END_OF_ROW = re.compile(rb","), re.compile(rb"\]")
 
 
@@ -109,17 +110,33 @@ def measure(text: memoryview, depth: int) -> list[int]:
     shape: list[int] = []
     closed = 0  # brackets up to the end of the first list of the level below
     for level in range(1, depth + 1):
-        found = re.compile(rb"\]" + rb"\s*+\]" * (level - 1)).search(text)
-        if found is None:
+        end = _end_of_list(text, level)
+        if not end:
             raise Refusal(f"the numbers must be in lists nested {depth} deep")
         if level == 1:
-            shape.append(1 + _count(text[: found.end()], ","))
+            shape.append(1 + _count(text[:end], ","))
             closed = 1
         else:
-            brackets = _count(text[: found.end()], "]")
+            brackets = _count(text[:end], "]")
             shape.append((brackets - 1) // closed)
             closed = brackets
     return shape[::-1]
+
+
+def _end_of_list(text: memoryview, level: int) -> int:
+    """The place after the first of `level` closing brackets with nothing but white space between them; 0 without them."""
+    run = 0  # closing brackets up to here
+    for at in range(0, len(text), COUNTED):
+        part = np.frombuffer(text[at : at + COUNTED], np.uint8)
+        places = np.flatnonzero(~BLANK[part])
+        if len(places):
+            order = np.arange(len(places))
+            runs = order - np.maximum.accumulate(np.where(part[places] == ord("]"), -1 - run, order))
+            found = np.flatnonzero(runs >= level)
+            if len(found):
+                return at + int(places[found[0]]) + 1
+            run = int(runs[-1])
+    return 0
 
 
 def _count(text: memoryview, mark: str) -> int:
