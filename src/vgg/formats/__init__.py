@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
-from typing import Literal, final
+from typing import TYPE_CHECKING, Literal, final
 
 from .. import kinds, labels, zoo
 from ..architectures import Architecture
@@ -19,6 +19,9 @@ from ..network import Network, Provenance, Source
 from ..preprocessing import Preprocessing, preset
 from . import assumptions
 from .layouts import reading
+
+if TYPE_CHECKING:
+    from .onnx_file import OnnxFile
 
 ONNX = b"\x08"  # the first byte of a ModelProto: its field ir_version
 TITLES = {
@@ -61,12 +64,12 @@ def load(path: str | Path, given: Collection[str] = ()) -> Network | QuantizedGr
     """
     path = Path(path)
     network = _read(path, given)
-    if detect(path) == "onnx":
+    if model := _quantizing(path):
         from . import onnx_reader
 
-        if graph := onnx_reader.quantized_activations(path):
+        if graph := onnx_reader.quantized_activations(model):
             return QuantizedGraph(network, path, graph.qdq, graph.output, graph.ending)
-    _warn_of_floats(path)
+        warnings.warn(in_floats(path), stacklevel=2)
     return network
 
 
@@ -88,7 +91,8 @@ def read(path: str | Path, given: Collection[str] = ()) -> Network:
     """
     path = Path(path)
     network = _read(path, given)
-    _warn_of_floats(path)
+    if _quantizing(path):
+        warnings.warn(in_floats(path), stacklevel=2)
     return network
 
 
@@ -97,12 +101,14 @@ def in_floats(path: Path) -> Notice:
     return Notice(f"{path}: activations are computed in floats; their quantization in the file is not carried over")
 
 
-def _warn_of_floats(path: Path) -> None:
-    if detect(path) == "onnx":
-        from . import onnx_file, onnx_reader
+def _quantizing(path: Path) -> "OnnxFile | None":
+    """An ONNX file that quantizes activations; None for any other file."""
+    if detect(path) != "onnx":
+        return None
+    from . import onnx_file, onnx_reader
 
-        if onnx_reader.quantizes(onnx_file.scan(path)):
-            warnings.warn(in_floats(path), stacklevel=3)
+    model = onnx_file.scan(path)
+    return model if onnx_reader.quantizes(model) else None
 
 
 def _read(path: Path, given: Collection[str]) -> Network:

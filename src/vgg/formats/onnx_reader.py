@@ -88,17 +88,14 @@ def quantizes(model: OnnxFile) -> bool:
     return any(node.operator.startswith(_QUANTIZING) for node in model.nodes)
 
 
-def quantized_activations(path: Path) -> Graph | None:
-    """What an engine must know of an ONNX file with quantized activations; None for any other file.
+def quantized_activations(model: OnnxFile) -> Graph | None:
+    """What an engine must know of an ONNX file that quantizes activations; None if no engine can run its graph.
 
     A graph with another input or output than the network's, such as pixels or the best class, is read as its weights alone.
 
     Raises:
         ModelError: a scale or another number is NaN or infinite, which integers would hide.
     """
-    model = scan(path)
-    if not quantizes(model):
-        return None
     operators = [node.operator for node in model.nodes]
     walked, port = _walk(model), model.inputs[0]
     other = port.data_type not in (0, FLOAT) or _dimensions(port, model.nodes).axes != walk.MAP.axes
@@ -106,7 +103,7 @@ def quantized_activations(path: Path) -> Graph | None:
         return None
     for name, tensor in model.tensors.items():
         if tensor.data_type == FLOAT and not np.isfinite(model.array(name)).all():
-            raise ModelError(f"{path}: {name} has values that are not finite numbers, so the graph can't be used")
+            raise ModelError(f"{model.path}: {name} has values that are not finite numbers, so the graph can't be used")
     qdq = not any(one.startswith(_QUANTIZING[1:]) for one in operators)
     return Graph(qdq, walked.output, walked.ending)
 
