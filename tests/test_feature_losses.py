@@ -251,6 +251,10 @@ def test_wrong_networks_layers_and_presets_are_refused():
         FeatureLoss.preset("vgg54", narrow("vgg19"))
     with pytest.raises(vgg.ModelError, match="vgg16 has no layer output 'conv5_4'; choose from conv1_1, "):
         FeatureLoss(narrow("vgg16"), [Difference({"conv5_4": 1.0})])
+    short = narrow("vgg16", head="none", classes=0, last="conv3_2")
+    with pytest.raises(vgg.ModelError, match="vgg16 has no layer output 'conv5_1'; choose from conv1_1, "):
+        FeatureLoss(short, [Difference({"conv5_1": 1.0})])
+    assert vgg.torch.backbone(short).names == ("conv1_2", "conv2_2", "conv3_2")
     with pytest.raises(vgg.Error, match="a loss needs one term or more"):
         FeatureLoss(narrow("vgg16"), [])
 
@@ -285,6 +289,8 @@ def test_what_learns_in_a_backbone():
     assert not learning & {"conv1_1", "conv2_2", "bn2_2"}
     with pytest.raises(vgg.ModelError, match="has no layer output 'fc6'"):
         vgg.torch.backbone(narrow("vgg16"), ["fc6"])
+    with pytest.raises(vgg.ModelError, match=r"has no layer output 'conv5_3\.raw'"):
+        vgg.torch.backbone(narrow("vgg16"), ["conv5_3.raw"])
 
 
 class FCN8(nn.Module):

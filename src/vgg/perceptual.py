@@ -131,7 +131,7 @@ def parts(model: str | Path | Network | None = None, weights: str | Path | None 
     if weights is not None:
         network, linear = _read(Path(weights))
     if model is not None or weights is None:
-        network = model if isinstance(model, Network) else read(locate(model))
+        network = network_of(model)
     if network is None:
         raise ModelError(f"{weights}: has linear weights only; give their network too, which is torchvision/vgg16")
     network = trunk(network)
@@ -152,11 +152,22 @@ def parts(model: str | Path | Network | None = None, weights: str | Path | None 
     return Parts(network, taps, tuple(linear))
 
 
+def network_of(model: str | Path | Network | None) -> Network:
+    """A network itself, or that of a file or name as in `vgg.load`."""
+    return model if isinstance(model, Network) else read(locate(model))
+
+
 def trunk(network: Network) -> Network:
     """A network's convolutions, without batch normalisation, for images of any size from 32 on."""
-    architecture = replace(network.architecture, head=NONE, classes=0)
+    return headless(network).fold_batch_norm()
+
+
+def headless(network: Network, last: str = "") -> Network:
+    """A network without its head, up to a layer output; by default to its last one."""
+    architecture = network.architecture
+    architecture = replace(architecture, head=NONE, classes=0, last=last or architecture.last)
     parameters = {name: network.parameters[name] for name in architecture.parameters}
-    return replace(network, architecture=architecture, parameters=parameters, labels=None).fold_batch_norm()
+    return replace(network, architecture=architecture, parameters=parameters, labels=None)
 
 
 def _read(path: Path) -> tuple[Network | None, list[Array]]:

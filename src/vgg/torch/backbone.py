@@ -6,10 +6,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..formats import read
 from ..module import Module, Normalisation
 from ..network import Network
-from ..zoo import locate
+from ..perceptual import network_of
 from .values import trimmed
 
 
@@ -84,11 +83,12 @@ def backbone(
     Raises:
         ModelError: the file can't be read, or the network has no such layer output.
     """
-    network = model if isinstance(model, Network) else read(locate(model))
+    network = network_of(model)
     architecture = network.architecture
     if not layers:
         layers = list({name[:5]: name for name in architecture.values if name.startswith("conv")}.values())
     network = trimmed(network, layers)
+    network.architecture.check_values(layers)  # without those before a ReLU
     order = network.architecture.values
     names = tuple(sorted(dict.fromkeys(layers), key=order.index))
     return Backbone(network, names, trainable, freeze, normalise)

@@ -8,10 +8,8 @@ import torch
 from torch import nn
 
 from ..errors import Error, ModelError
-from ..formats import read
 from ..network import Network
-from ..perceptual import EPSILON, parts
-from ..zoo import locate
+from ..perceptual import EPSILON, network_of, parts
 from .terms import IMAGE, Difference, Gram, MeanVariance, Term, wide
 from .values import Values
 
@@ -90,7 +88,7 @@ class FeatureLoss(nn.Module):
         if not self.terms:
             raise Error("a loss needs one term or more")
         names = [name for term in self.terms for name in term.layers if name != IMAGE]
-        self.values = Values(model if isinstance(model, Network) else read(locate(model)), names, recompute) if names else None
+        self.values = Values(network_of(model), names, recompute) if names else None
 
     @classmethod
     def preset(cls, name: str, model: str | Path | Network, *, signed: bool = False, recompute: bool = False) -> "FeatureLoss":
@@ -111,7 +109,7 @@ class FeatureLoss(nn.Module):
         if name not in PRESETS:
             raise Error(f"unknown preset {name!r} of a loss; choose from {', '.join(PRESETS)}")
         preset = PRESETS[name]
-        network = model if isinstance(model, Network) else read(locate(model))
+        network = network_of(model)
         if network.architecture.name.removesuffix("-bn") != preset.architecture:
             raise ModelError(f"the loss {name!r} is defined on {preset.architecture}, not on {network.architecture.name}")
         return cls(network, preset.terms, signed=signed, recompute=recompute)

@@ -1,16 +1,16 @@
 """The layer outputs that a loss compares."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from ..errors import ModelError
-from ..heads import ACTIVATIONS, NONE
+from ..heads import ACTIVATIONS
 from ..module import Module, Normalisation
 from ..network import Network
+from ..perceptual import headless
 
 RAW = ".raw"  # ends the name of a convolution's output before its activation, as in `conv5_4.raw`
 
@@ -43,34 +43,16 @@ class Values(nn.Module):
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """The values by name, [batch, channels, rows, columns], of images [batch, 3, height, width], 0..1."""
         value = self.normalisation(images)
+        if not (self.recompute and torch.is_grad_enabled()):
+            return dict(self.module(value, self.names))
         found: dict[str, torch.Tensor] = {}
-        for start, end in self._blocks():
-            if self.recompute and torch.is_grad_enabled():
-                value, part = checkpoint(self._run, value, start, end, use_reentrant=False)
-            else:
-                value, part = self._run(value, start, end)
-            found |= part
+        layers, start = self.module.architecture.layers, 0
+        for end, layer in enumerate(layers, 1):
+            if layer.operation == "max_pool" or end == len(layers):
+                names = [one.value for one in layers[start:end] if one.value in self.names or one is layer]
+                found |= checkpoint(self.module, value, names, start, use_reentrant=False)
+                value, start = found[layer.value], end
         return {name: found[name] for name in self.names}
-
-    def _run(self, value: torch.Tensor, start: int, end: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """The value after the layers start to end, and the named ones among them."""
-        found: dict[str, torch.Tensor] = {}
-        for index, layer in zip(range(start, end), list(self.module)[start:end], strict=True):
-            value = layer(value)
-            if (name := self._value(index)) in self.names:
-                found[name] = value
-        return value, found
-
-    def _value(self, index: int) -> str:
-        return self.module.architecture.layers[index].value
-
-    def _blocks(self) -> Iterator[tuple[int, int]]:
-        """The first layer and the end of each block."""
-        start, layers = 0, self.module.architecture.layers
-        for index, layer in enumerate(layers, 1):
-            if layer.operation == "max_pool" or index == len(layers):
-                yield start, index
-                start = index
 
 
 def trimmed(network: Network, names: Sequence[str]) -> Network:
@@ -79,18 +61,17 @@ def trimmed(network: Network, names: Sequence[str]) -> Network:
     Raises:
         ModelError: the network has no such layer output, or it is no map.
     """
-    architecture = replace(network.architecture, head=NONE, classes=0, last="")
+    network = headless(network)
+    architecture = network.architecture
     values = [layer.value for layer in architecture.layers]
     for name in names:
         if name not in values:
-            known = ", ".join(value for value in architecture.values)
+            known = ", ".join(architecture.values)
             raise ModelError(
-                f"{architecture.name} has no layer output {name!r}; choose from {known}, or {values[0]!r} and alike"
+                f"{architecture.name} has no layer output {name!r}; choose from {known}; {RAW!r} is before the ReLU"
             )
     last = max(values.index(name) for name in names)
     end = next(
         index for index in range(last, len(values)) if architecture.layers[index].operation in (*ACTIVATIONS, "max_pool", "lrn")
     )
-    architecture = replace(architecture, last=values[end] if end + 1 < len(values) else "")
-    parameters = {name: network.parameters[name] for name in architecture.parameters}
-    return replace(network, architecture=architecture, parameters=parameters, labels=None)
+    return headless(network, values[end]) if end + 1 < len(values) else network
