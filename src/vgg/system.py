@@ -12,6 +12,7 @@ from pathlib import Path
 
 from . import engines
 from .engines import native
+from .engines.engine import instruction_set
 from .errors import Error, one_line
 from .files import cache_folder, reason
 
@@ -100,7 +101,7 @@ def _usable_cores() -> int:
 def _instructions() -> tuple[str, str]:
     """The instruction set of the native engine, and those that it could use."""
     if "native" not in engines.installed():
-        return engines.instruction_set(), ""
+        return instruction_set(), ""
     available = ", ".join(name for name in native.available_instructions() if name != "auto")
     return native.chosen_instructions(), f"of the native engine; available: {available}"
 

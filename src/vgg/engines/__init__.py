@@ -14,7 +14,7 @@ from .engine import Engine, GraphEngine, Model, check_batch, check_dense, instru
 
 __all__ = [
     "DEVICES", "ENGINES", "Engine", "GraphEngine", "Model", "check_batch", "check_dense", "identity", "installed",
-    "instruction_set", "native_library", "open", "problem", "processor",
+    "native_library", "open", "processor",
 ]  # fmt: skip
 
 # The class of each engine, and that for graphs with quantized activations.
