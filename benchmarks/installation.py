@@ -1,4 +1,4 @@
-"""The size of each package that `pip install vgg` installs, and the time of its import, as a Markdown table.
+"""The size of each package that `pip install vgg` installs, and the CPU time of its import, as a Markdown table.
 
 Run it with the Python of an environment with vgg and, for their rows, any of its extras:
 
@@ -8,9 +8,8 @@ Run it with the Python of an environment with vgg and, for their rows, any of it
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib import metadata
-from statistics import median
 
 ROUNDS = 7
 EXTRAS = ("keras", "onnx", "onnxruntime")
@@ -31,14 +30,14 @@ def required(name: str, extra: str = "") -> Iterator[str]:
             yield found
 
 
-def closure(names: list[str]) -> list[str]:
-    """Packages with all that they require, the first one first, each once."""
-    found: list[str] = []
+def closure(name: str, without: Iterable[str] = ()) -> list[str]:
+    """A package with all that it requires, but for some packages and what only they require."""
+    found, names = [], [name]
     while names:
         name, *names = names
         if name not in found:
             found.append(name)
-            names += required(name)
+            names += [one for one in required(name) if one not in without]
     return found
 
 
@@ -49,22 +48,21 @@ def size(name: str) -> int:
 
 
 def seconds(module: str) -> float:
-    """The median time of an import in a new process, which needs other packages as well."""
-    code = f"import time; start = time.perf_counter(); import {module}; print(time.perf_counter() - start)"
-    return median(float(subprocess.check_output([sys.executable, "-c", code])) for _ in range(ROUNDS))
+    """The least CPU time of an import in a new process, with all other packages that it imports."""
+    code = f"import time; start = time.process_time(); import {module}; print(time.process_time() - start)"
+    return min(float(subprocess.check_output([sys.executable, "-c", code])) for _ in range(ROUNDS))
 
 
 def main() -> None:
     core = list(required("vgg"))
     rows = [("vgg", ""), *((name, "") for name in core)]
     rows += [(name, extra) for extra in EXTRAS for name in required("vgg", extra)]
-    print("| package | extra | MB | MB with what it requires besides | import, ms |\n|---|---|---|---|---|")
+    print("| package | extra | MB | MB with what it requires | import, ms |\n|---|---|---|---|---|")
     for name, extra in rows:
-        others = closure([one for one in core if one != name]) if extra else core
-        whole = [name, *(one for one in closure([name])[1:] if one not in others)]
+        whole = closure(name, core)
         took = 1000 * seconds(MODULES.get(name, name.replace("-", "_")))
         print(f"| {name} | {extra} | {size(name) / 1e6:.1f} | {sum(map(size, whole)) / 1e6:.1f} | {took:.0f} |")
-    installed = closure(["vgg"])
+    installed = closure("vgg")
     print(f"\nWithout extras: {sum(map(size, installed)) / 1e6:.1f} MB in {len(installed)} packages")
 
 
