@@ -2,9 +2,11 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from importlib import metadata
 
 import pytest
@@ -59,6 +61,20 @@ def test_the_core_is_what_the_package_requires():
     required = [one for one in metadata.requires("vgg") if "extra ==" not in one]
     names = {one.split(">")[0].split("<")[0] for one in required}
     assert {name.replace("pillow", "PIL") for name in names} <= {*CORE}
+
+
+def test_the_extra_all_has_the_packages_of_every_extra():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+
+    def packages(extra):
+        for one in extras[extra]:
+            name, _, inner = re.split("[>=<]", one)[0].partition("[")
+            if name == "vgg":
+                yield from (package for part in inner.rstrip("]").split(",") for package in packages(part))
+            else:
+                yield name
+
+    assert {package for extra in extras for package in packages(extra)} == {*packages("all")}
 
 
 @needs_native
