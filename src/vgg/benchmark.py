@@ -261,7 +261,7 @@ def side_by_side(
     progress: Progress = silent,
 ) -> Comparison:
     """Time runners with `threads` threads on a batch, float32 [batch, 3, height, width], and measure the machine with them."""
-    meter = Meter(threads) if engines.native_library() else None
+    meter = Meter(threads) if "native" in engines.installed() else None
     runs: dict[str, Callable[[], object]] = {name: partial(runner.logits, batch) for name, runner in runners.items()}
     if meter:
         runs["machine"] = meter.measure

@@ -13,12 +13,13 @@ def require(feature: str, extra: str, *packages: str) -> None:
         extra: the extra of vgg that installs the packages, such as `train`.
         packages: names as they are imported. They are looked up and not imported, but the packages that contain them are.
     """
-    missing = [package for package in packages if not _is_installed(package)]
+    missing = [package for package in packages if not is_installed(package)]
     if missing:
         raise Error(f"{feature} requires {', '.join(missing)}; install with `pip install 'vgg[{extra}]'`")
 
 
-def _is_installed(package: str) -> bool:
+def is_installed(package: str) -> bool:
+    """Whether a package can be found. It is not imported."""
     try:
         return find_spec(package) is not None
     except ModuleNotFoundError:  # the package that would contain it

@@ -10,12 +10,12 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Union
 
 from .decoding import BLOCK, blocks, memory
 from .errors import ImageError, one_line
+from .extras import is_installed
 from .files import open_file, reason
 from .image_formats import FORMATS, heic_requirement, is_heic, prepare_pillow
 from .kinds import HEAD, describe
@@ -193,7 +193,7 @@ def _fast_jpeg(image: "Image.Image", data: bytes) -> "Image.Image | None":
 
 @cache
 def _has_simplejpeg() -> bool:
-    return find_spec("simplejpeg") is not None
+    return is_installed("simplejpeg")
 
 
 def _rgb(image: "Image.Image", name: str) -> "Image.Image":

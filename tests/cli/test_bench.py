@@ -96,7 +96,7 @@ def test_the_table_has_the_limit_and_the_layers(bench):
 
 
 def test_without_the_native_engine_a_line_says_so(bench, monkeypatch):
-    monkeypatch.setattr(engines, "native_library", lambda: None)
+    monkeypatch.setattr(engines, "installed", lambda: ("onnxruntime",))
     code, out, err = bench("--engine", "onnxruntime", "--rounds", 1)
     assert code == 0
     assert err == ["vgg: the native engine, which also measures the limit, is not installed"]

@@ -47,12 +47,27 @@ def bench(
     plot: Annotated[
         Path | None, typer.Option("--plot", metavar="FILE", help="Output file (.png, .svg) for a plot; requires vgg[plot].")
     ] = None,
+    system: Annotated[
+        bool, typer.Option("--system", help="Print what is installed, what is missing and how to get it; measure nothing.")
+    ] = False,
     format: common.FormatOption = common.Format.table,
 ) -> None:
     """Measure the speed of engines, side by side, and in relation to the limit of this machine.
 
     Example: `vgg bench -m vgg16.onnx -b 1 -b 8 --plot bench.svg`
+
+    Example: `vgg bench --system`
+
+    With --system, the report of a problem is complete: versions, processor and instruction set, engines, GPU, cache folder and
+    extras.
     """
+    if system:
+        from dataclasses import asdict
+
+        from ..system import facts
+
+        common.print_records([asdict(fact) for fact in facts()], format)
+        return
     import warnings
 
     from .. import engines
@@ -84,7 +99,7 @@ def bench(
         _print_records(found, heading, layers, format)
     if plot:
         _plot(found, " on ".join(heading.values()), plot)
-    if not engines.native_library():
+    if "native" not in engines.installed():
         print("vgg: the native engine, which also measures the limit, is not installed", file=sys.stderr)
 
 

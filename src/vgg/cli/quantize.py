@@ -97,6 +97,7 @@ def quantize(
     if plot:
         check_plot(plot)
     scheme = quantization.Scheme(method, int(bits), rank=rank, calibration=calibration, activations=activations)
+    scheme.check_packages()
     reading = common.reading(head, output_activation, input_size, preset, labels)
     network = common.read_network(model, reading)
     images = sources.unlabelled(calibrate) if calibrate else None

@@ -28,7 +28,8 @@ def make(
 
     Example: `vgg sample make vgg16.onnx examples/ -o vgg16.tar.gz`
 
-    ONNX Runtime computes the outputs. Without images, the inputs are random pixels. The same command writes the same bytes.
+    ONNX Runtime (`vgg[onnxruntime]`) computes the outputs. Without images, the inputs are random pixels. The same command
+    writes the same bytes.
     """
     from rich.console import Console
 

@@ -1,11 +1,12 @@
 """Inference engines: each computes the named values of a network for a batch."""
 
 import warnings
+from functools import cache
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 
-from ..errors import Error
+from ..errors import Error, Notice
+from ..extras import is_installed
 from ..formats import QuantizedGraph, in_floats, load
 from ..network import Network
 from ..zoo import locate
@@ -36,8 +37,9 @@ def open(
         model: a network, or a file or name that `vgg.load` takes. A file with quantized activations, or its QuantizedGraph,
             runs as it is on ONNX Runtime, and in the QDQ format on OpenVINO. Other engines take its weights and compute in
             float.
-        engine: a name from ENGINES, or `auto`: torch on a GPU; ONNX Runtime for a QuantizedGraph, or if the native engine
-            was not built; else the native engine. docs/performance.md has the measurements behind this choice.
+        engine: a name from ENGINES, or `auto`: torch on a GPU; ONNX Runtime, if it is installed, for a QuantizedGraph; else
+            the native engine. Without that, the first one of ENGINES that is installed, with a `Notice`, once in a process.
+            docs/performance.md has the measurements behind this choice.
         threads: the largest number of threads; the number of cores by default.
         device: `cpu`, or `cuda` for a GPU, which only torch supports.
 
@@ -55,18 +57,19 @@ def open(
         model = load(locate(model))
     graph, network = (model, model.network) if isinstance(model, QuantizedGraph) else (None, model)
     if engine == "auto":
-        engine = "torch" if device == "cuda" else "onnxruntime" if graph or native_library() is None else "native"
+        engine = "torch" if device == "cuda" else "onnxruntime" if graph and is_installed("onnxruntime") else _automatic()
     if device == "cuda" and engine != "torch":
         raise Error(f"{engine} runs on the CPU only; use torch on a GPU")
-    if engine not in installed():
-        raise Error(_missing(engine))
+    if missing := problem(engine):
+        raise Error(missing)
     module = import_module(f".{engine}", __name__)
     name, graph_name = _CLASSES[engine]
     if graph and (engine == "onnxruntime" or (engine == "openvino" and graph.qdq)):
         opened: Engine = getattr(module, graph_name)(graph, threads)
     else:
         if graph:
-            warnings.warn(in_floats(graph.path), stacklevel=2)
+            remedy = "" if is_installed("onnxruntime") else "; to compute with integers, `pip install 'vgg[onnxruntime]'`"
+            warnings.warn(Notice(f"{in_floats(graph.path)}{remedy}"), stacklevel=2)
         opened = getattr(module, name)(network, threads, *([device] if engine == "torch" else []))
     return opened
 
@@ -89,11 +92,34 @@ def identity(engine: Engine) -> dict[str, str]:
 
 
 def installed() -> tuple[str, ...]:
-    """The engines of this installation."""
-    return tuple(name for name in ENGINES if (native_library() if name == "native" else find_spec(name)) is not None)
+    """The engines of this installation; the native one only if its library can be loaded."""
+    return tuple(name for name in ENGINES if not problem(name))
 
 
-def _missing(engine: str) -> str:
-    if engine == "native":
-        return "this installation of vgg has no native engine: it was built without a C++ compiler; use onnxruntime"
-    return f"{engine} is not installed; run `pip install 'vgg[{engine}]'`"
+def problem(engine: str) -> str:
+    """Why an engine can't be used, with the remedy; empty if it is installed."""
+    if engine != "native":
+        return "" if is_installed(engine) else f"{engine} is not installed; run `pip install 'vgg[{engine}]'`"
+    from . import native
+
+    try:
+        native.library()
+    except Error as error:
+        return str(error)
+    return ""
+
+
+def _automatic() -> str:
+    """The first of the usable engines. Raises Error if there is none."""
+    usable, missing = next(iter(installed()), ""), problem("native")
+    if not usable:
+        raise Error(f"{missing}, or `pip install 'vgg[onnxruntime]'`")
+    if missing:
+        _announce(usable, missing)
+    return usable
+
+
+@cache
+def _announce(engine: str, missing: str) -> None:
+    """Give notice, once in a process, that another engine takes the place of the native one."""
+    warnings.warn(Notice(f"using {engine}, which is slower: {missing}"), stacklevel=2)

@@ -3,8 +3,10 @@
 import ctypes
 import math
 import os
+import struct
 from collections.abc import Mapping, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -28,6 +30,12 @@ FUNCTIONS = ("none", "relu", "leaky_relu", "elu", "gelu", "gelu_tanh", "silu", "
 KINDS = {np.dtype(dtype): kind for kind, dtype in enumerate((np.float32, np.float16, ml_dtypes.bfloat16, np.int8))}
 INT4 = 4
 INSTRUCTIONS = ("auto", "avx512", "avx2", "portable")  # the names in native/dispatch.cpp
+
+
+MISSING = (
+    "this installation of vgg has no native engine, as there was no wheel for this platform and no C++ compiler; install a "
+    "compiler and then vgg again"
+)
 
 
 class _Layer(ctypes.Structure):
@@ -166,7 +174,11 @@ def check(code: int, task: str) -> None:
 def library() -> Any:
     """The compiled engine, with its functions' types. Raises Error if it is not the library of this version of vgg."""
     path = native_library()
+    if path is None:
+        raise Error(MISSING)
     try:
+        if _is_truncated(path):
+            raise OSError("the file is incomplete")
         loaded = ctypes.CDLL(str(path))
         numbers = [ctypes.c_int32() for _ in range(3)]
         loaded.vgg_interface(*map(ctypes.byref, numbers))
@@ -192,6 +204,16 @@ def library() -> Any:
         function = getattr(loaded, str(name))
         function.restype, function.argtypes = result, arguments
     return loaded
+
+
+def _is_truncated(path: Path) -> bool:
+    """Whether an ELF file ends before its table of sections, its last part: the system would end the process that loads it."""
+    with open(path, "rb") as file:
+        head = file.read(64)
+    if len(head) < 64 or head[:5] != b"\x7fELF\x02":
+        return False  # the system refuses it by itself, or it is another system's format
+    (start,), (size, count) = struct.unpack_from("<Q", head, 40), struct.unpack_from("<HH", head, 58)
+    return bool(start + size * count > path.stat().st_size)
 
 
 @cache

@@ -7,12 +7,12 @@ from dataclasses import replace
 import ml_dtypes
 import numpy as np
 import openvino
-from onnx import helper
 
 from ..arrays import Array
 from ..errors import ModelError, one_line
 from ..formats import QuantizedGraph, companions, onnx_builder, onnx_whole
 from ..formats.onnx_builder import OnnxOptions
+from ..formats.onnx_file import Port
 from ..network import Network
 from ..parameters import LowRank, Parameter, Part, Quantized, as_bytes, contiguous
 from .engine import BuiltEngine, GraphEngine
@@ -70,10 +70,10 @@ class OpenVinoEngine(BuiltEngine):
         return {name: values[name] for name in outputs}
 
     def _build(self, outputs: tuple[str, ...]) -> openvino.CompiledModel:
-        built, initializers = onnx_builder.build(self._network, OnnxOptions(opset=onnx_builder.BLOCKED, outputs=outputs))
+        graph, initializers = onnx_builder.build(self._network, OnnxOptions(opset=onnx_builder.BLOCKED, outputs=outputs))
         # Initializers are read as inputs, then replaced by constants on the memory of the parameters.
-        built.graph.input.extend(helper.make_tensor_value_info(one.name, one.data_type, one.dims) for one in initializers)
-        model = self._core.read_model(built.SerializeToString())
+        ports = [Port(one.name, one.data_type, [*one.dims]) for one in initializers]
+        model = self._core.read_model(graph.model(inputs=ports))
         by_name = {one.name: one for one in initializers}
         for port in model.get_parameters():
             if one := by_name.get(port.get_friendly_name()):

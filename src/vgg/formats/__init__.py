@@ -188,7 +188,7 @@ def write(
     Args:
         network: the network.
         path: the file; an existing one is replaced. All further options but `keys` are for ONNX files only.
-        opset: 3 up to the newest of the installed onnx package; 17 by default.
+        opset: 3 to 28; 17 by default.
         outputs: named values that the model gives in addition to `logits`, such as `fc7` or `conv5_3`.
         softmax: give `probabilities` instead of `logits`, by a sigmoid if the network's output is that.
         batch: a fixed number of images; any number by default.

@@ -16,6 +16,7 @@ import numpy as np
 
 from .. import heads
 from ..errors import ModelError
+from ..extras import require
 from ..files import map_file, stored
 from ..heads import Head, Pooling, Step
 from ..parameters import expanded
@@ -38,6 +39,7 @@ _GLUON_EPSILON = 1e-5
 
 def read(path: Path) -> Bare:
     """The network in a file. Its parameters are views of the file where the data are contiguous, as Keras writes them."""
+    require(f"{path}: a Keras file", "keras", "h5py")
     import h5py
 
     mapped = map_file(path)

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..architectures import Architecture
 from ..arrays import Array
-from ..errors import ModelError, one_line
+from ..errors import Error, ModelError, one_line
 from ..heads import Head
 from ..labels import Labels
 from ..parameters import LowRank, Parameter, expanded, shaped
@@ -55,7 +55,7 @@ def reading(path: object, format: str) -> Iterator[None]:
     """Report whatever a damaged file makes a reader raise as a ModelError."""
     try:
         yield
-    except ModelError:
+    except Error:
         raise
     except Forbidden as error:
         raise ModelError(

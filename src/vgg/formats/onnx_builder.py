@@ -11,8 +11,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
-import onnx
-from onnx import TensorProto, helper
 
 from .. import architectures
 from ..architectures import Architecture, Layer, Shape
@@ -20,9 +18,12 @@ from ..errors import ModelError
 from ..network import Network
 from ..parameters import LowRank, Part, Quantized, is_int4
 from . import onnx_functions, onnx_names, onnx_preprocessing
+from .nodes import Node
+from .onnx_file import NEWEST, Port
+from .onnx_messages import DATA_TYPES, FLOAT, FLOAT16, UINT8, Graph
 from .onnx_names import PROBABILITIES
 
-OLDEST, DEFAULT, NEWEST = 3, 17, onnx.defs.onnx_opset_version()
+OLDEST, DEFAULT = 3, 17
 PER_AXIS, BLOCKED = 13, 21  # DequantizeLinear with scales along an axis; with 4-bit integers and groups
 PREPROCESSING = 18  # Resize with antialiasing
 
@@ -72,10 +73,10 @@ class Initializer:
 
     @property
     def data_type(self) -> int:
-        return int(helper.np_dtype_to_tensor_dtype(np.dtype(self.dtype)))
+        return DATA_TYPES[np.dtype(self.dtype)]
 
 
-def build(network: Network, options: OnnxOptions) -> tuple[onnx.ModelProto, list[Initializer]]:
+def build(network: Network, options: OnnxOptions) -> tuple[Graph, list[Initializer]]:
     """The model that computes `options.outputs` of a network from `data`, without its initializers, and the initializers.
 
     Raises:
@@ -86,7 +87,7 @@ def build(network: Network, options: OnnxOptions) -> tuple[onnx.ModelProto, list
     opset = max(DEFAULT, oldest) if options.opset is None else options.opset
     if not oldest <= opset <= NEWEST:
         what = " with preprocessing" if options.preprocessing else ""
-        raise ModelError(f"unsupported opset {opset}{what}; onnx {onnx.__version__} supports {oldest} to {NEWEST}")
+        raise ModelError(f"unsupported opset {opset}{what}; vgg writes {oldest} to {NEWEST}")
     architecture.check_values(options.outputs)
     if options.dense and not architecture.fixed_size:
         raise ModelError("the dense form turns linear layers into convolutions; in this network they don't read a map")
@@ -99,9 +100,7 @@ def build(network: Network, options: OnnxOptions) -> tuple[onnx.ModelProto, list
             builder.add(layer)
         if layer.value == outputs[-1]:
             break
-    opsets = [helper.make_opsetid("", opset)]
-    ir_version = 3 if opset < 7 else max(4, helper.find_min_ir_version_for(opsets))
-    return onnx.ModelProto(ir_version=ir_version, graph=builder.finish(), opset_import=opsets), builder.initializers
+    return builder.finish(), builder.initializers
 
 
 class _Builder:
@@ -110,23 +109,23 @@ class _Builder:
     def __init__(self, network: Network, opset: int, options: OnnxOptions, outputs: list[str]) -> None:
         self.network, self.opset, self.options, self.outputs = network, opset, options, outputs
         self.dtype: Any = np.float16 if options.bits == 16 else np.float32
-        self.nodes: list[onnx.NodeProto] = []
+        self.nodes: list[Node] = []
         self.initializers: list[Initializer] = []
-        self.types: list[onnx.ValueInfoProto] = []  # of the old Cast's outputs, which shape inference can't find
+        self.types: dict[str, int] = {}  # of the old Cast's outputs, which shape inference can't find
         self.value = "data"
         if options.preprocessing:
             self.nodes += onnx_preprocessing.nodes(network.preprocessing)
         if options.bits == 16:
-            self.cast("data", "data.half", TensorProto.FLOAT16)
+            self.cast("data", "data.half", FLOAT16)
             self.value = "data.half"
 
     def node(self, operator: str, inputs: Sequence[str], output: str, **attributes: Any) -> None:
-        self.nodes.append(helper.make_node(operator, inputs, [output], output, **attributes))
+        self.nodes.append(Node(operator, tuple(inputs), (output,), attributes))
 
     def cast(self, value: str, output: str, to: int) -> None:
-        self.node("Cast", [value], output, to=to if self.opset >= 6 else TensorProto.DataType.Name(to))
+        self.node("Cast", [value], output, to=to if self.opset >= 6 else {FLOAT: "FLOAT", FLOAT16: "FLOAT16"}[to])
         if self.opset < 6:
-            self.types.append(_port(output, to, None))
+            self.types[output] = to
 
     def add(self, layer: Layer) -> None:
         """Add a layer's operator and parameters."""
@@ -153,7 +152,7 @@ class _Builder:
         else:
             self.node(operator, inputs, self.value, **attributes)
         if half:
-            self.cast(self.value, layer.value, TensorProto.FLOAT)
+            self.cast(self.value, layer.value, FLOAT)
 
     def dims(self, layer: Layer, shape: Shape) -> Shape:
         """A weight's shape in the layer's operator."""
@@ -231,7 +230,7 @@ class _Builder:
         self.node("Softmax", ["logits.last"], "probabilities.last", axis=3)  # flattens from this axis on: the classes only
         self.node("Transpose", ["probabilities.last"], PROBABILITIES, perm=[0, 3, 1, 2])
 
-    def finish(self) -> onnx.GraphProto:
+    def finish(self) -> Graph:
         architecture, options = self.network.architecture, self.options
         outputs = {name: _shape(architecture, name, options) for name in self.outputs}
         if options.softmax:
@@ -240,25 +239,24 @@ class _Builder:
             outputs = {PROBABILITIES if name == "logits" else name: shape for name, shape in outputs.items()}
         batch: int | str = options.batch or "batch"
         if options.preprocessing:
-            port = _port("image", TensorProto.UINT8, [batch, "height", "width", 3], "BFFC")
+            image, axes = Port("image", UINT8, [batch, "height", "width", 3]), "BFFC"
         else:
             side = architecture.input_size
             sides = [side, side] if architecture.fixed_map and not options.dense else ["height", "width"]
-            port = _port("data", TensorProto.FLOAT, [batch, 3, *sides], "BCFF")
+            image, axes = Port("data", FLOAT, [batch, 3, *sides]), "BCFF"
         titles = onnx_names.zoo_names(architecture, options.softmax) if options.names == "zoo" else {}
+
+        def titled(*names: str) -> tuple[str, ...]:
+            return tuple(titles.get(name, name) for name in names)
+
         self.initializers = [replace(one, title=titles.get(one.title, one.title)) for one in self.initializers]
-        inputs = [port]
+        inputs = [replace(image, name=titles.get(image.name, image.name))]
         if self.opset < 7:  # in IR version 3, every initializer is an input
-            inputs += [_port(one.title, one.data_type, one.dims) for one in self.initializers]
-        ports = [_port(name, TensorProto.FLOAT, shape) for name, shape in outputs.items()]
-        graph = helper.make_graph(self.nodes, architecture.name, inputs, ports, value_info=self.types)
-        for one in (*graph.input, *graph.output, *graph.value_info):
-            one.name = titles.get(one.name, one.name)
-        for node in graph.node:
-            node.name = titles.get(node.name, node.name)
-            node.input[:] = [titles.get(name, name) for name in node.input]
-            node.output[:] = [titles.get(name, name) for name in node.output]
-        return graph
+            inputs += [Port(one.title, one.data_type, [*one.dims]) for one in self.initializers]
+        ports = [Port(titles.get(name, name), FLOAT, shape) for name, shape in outputs.items()]
+        nodes = [replace(node, inputs=titled(*node.inputs), outputs=titled(*node.outputs)) for node in self.nodes]
+        types = {titles.get(name, name): kind for name, kind in self.types.items()}
+        return Graph(architecture.name, self.opset, nodes, inputs, ports, axes, types)
 
 
 def _keeps(value: Quantized, dims: Shape, opset: int) -> bool:
@@ -266,16 +264,6 @@ def _keeps(value: Quantized, dims: Shape, opset: int) -> bool:
     oldest = BLOCKED if value.group or is_int4(value.values) else PER_AXIS
     flattens = dims != value.shape and value.axis != 0 and not value.group  # merges the axis that the scales run along
     return opset >= oldest and not flattens and value.values.dtype.name in ("int8", "uint8", "int4", "uint4")
-
-
-def _port(name: str, data_type: int, shape: Sequence[int | str] | None, axes: str = "") -> onnx.ValueInfoProto:
-    """An input or output; `axes` names the axes of an image: B for batch, C for channel, F for height or width."""
-    words = {"B": "DATA_BATCH", "C": "DATA_CHANNEL", "F": "DATA_FEATURE"}
-    denotation = [words[axis] for axis in axes] if axes else None
-    port = helper.make_tensor_value_info(name, data_type, shape, shape_denotation=denotation)
-    if axes:
-        port.type.denotation = "IMAGE"
-    return port
 
 
 def _shape(architecture: Architecture, value: str, options: OnnxOptions) -> list[int | str]:

@@ -2,8 +2,8 @@
 
 Fields by number, from onnx.proto. ModelProto: ir_version 1, producer_name 2, producer_version 3, graph 7, opset_import 8,
 metadata_props 14. GraphProto: node 1, initializer 5, input 11, output 12. NodeProto: input 1, output 2, name 3, op_type 4,
-attribute 5, domain 7. AttributeProto: name 1, f 2, i 3, s 4, t 5, floats 7, ints 8. TensorProto: dims 1, data_type 2,
-float_data 4, int32_data 5, int64_data 7, name 8, raw_data 9, double_data 10, external_data 13.
+attribute 5, domain 7. AttributeProto: name 1, f 2, i 3, s 4, t 5, floats 7, ints 8, type 20. TensorProto: dims 1, data_type
+2, float_data 4, int32_data 5, int64_data 7, name 8, raw_data 9, double_data 10, external_data 13, data_location 14.
 """
 
 import math
@@ -24,6 +24,7 @@ from .nodes import Node
 from .protobuf import Buffer, Value, fields, floats, integers, last, lenient_text, message, number, numbers, span, text
 
 PRODUCER = "vgg"  # in the files that vgg writes
+NEWEST, NEWEST_IR = 28, 14  # opset and IR version whose operators and messages were compared with this package
 # TensorProto.DataType
 DTYPES: Mapping[int, Any] = {
     1: np.float32, 2: np.uint8, 3: np.int8, 4: np.uint16, 5: np.int16, 6: np.int32, 7: np.int64, 9: np.bool_, 10: np.float16,
@@ -76,26 +77,9 @@ class OnnxFile:
     outside: dict[Path, Buffer] = field(default_factory=dict)  # other files with numbers, mapped
 
     def array(self, tensor: str | Tensor) -> Array:
-        """A tensor as a view of the file. Raises ValueError if its length doesn't fit its shape."""
+        """A tensor as a view of the file; see `_numbers`."""
         tensor = self.tensors[tensor] if isinstance(tensor, str) else tensor
-        if tensor.data_type not in DTYPES:
-            raise ValueError(f"tensor {tensor.name} has the unknown type {tensor.data_type}")
-        dtype, count = np.dtype(DTYPES[tensor.data_type]), math.prod(tensor.dims)
-        buffer, begin, end = self.bytes_of(tensor)
-        if tensor.data_type in _INT4 and tensor.kind == _INT32S:  # two numbers in each
-            packed = integers(buffer, begin, end, np.uint8, (count + 1) // 2)
-            return from_int4(packed, dtype, count).reshape(tensor.dims)
-        if tensor.data_type in _INT4 and end - begin == (count + 1) // 2:
-            packed = np.frombuffer(buffer, np.uint8, end - begin, begin)
-            return from_int4(packed, dtype, count).reshape(tensor.dims)
-        if tensor.kind in (_INT32S, _INT64S):
-            # Floats of 8 and 16 bits are stored as integers with the same bits.
-            stored = dtype if dtype.kind in "iub" else np.dtype(f"u{dtype.itemsize}")
-            decoded = integers(buffer, begin, end, stored, count)
-            return np.asarray(decoded.view(dtype).reshape(tensor.dims))
-        if end - begin != count * dtype.itemsize:
-            raise ValueError(f"tensor {tensor.name} has {end - begin} bytes, not {count * dtype.itemsize}")
-        return np.frombuffer(buffer, dtype, count, begin).reshape(tensor.dims)
+        return _numbers(tensor, *self.bytes_of(tensor))
 
     def companions(self) -> dict[str, Path]:
         """The files with external data, by their names relative to this file. Raises ModelError as `array` does."""
@@ -131,6 +115,35 @@ class OnnxFile:
         if not 0 <= begin <= end <= len(buffer):
             raise ValueError(f"tensor {tensor.name} extends beyond {file.name}")
         return buffer, begin, end
+
+
+def _numbers(tensor: Tensor, buffer: Buffer, begin: int, end: int) -> Array:
+    """A view of the numbers of a tensor at `begin`..`end`. Raises ValueError if their length doesn't fit its shape."""
+    if tensor.data_type not in DTYPES:
+        raise ValueError(f"tensor {tensor.name} has the unknown type {tensor.data_type}")
+    dtype, count = np.dtype(DTYPES[tensor.data_type]), math.prod(tensor.dims)
+    if tensor.data_type in _INT4 and tensor.kind == _INT32S:  # two numbers in each
+        packed = integers(buffer, begin, end, np.uint8, (count + 1) // 2)
+        return from_int4(packed, dtype, count).reshape(tensor.dims)
+    if tensor.data_type in _INT4 and end - begin == (count + 1) // 2:
+        packed = np.frombuffer(buffer, np.uint8, end - begin, begin)
+        return from_int4(packed, dtype, count).reshape(tensor.dims)
+    if tensor.kind in (_INT32S, _INT64S):
+        # Floats of 8 and 16 bits are stored as integers with the same bits.
+        stored = dtype if dtype.kind in "iub" else np.dtype(f"u{dtype.itemsize}")
+        decoded = integers(buffer, begin, end, stored, count)
+        return np.asarray(decoded.view(dtype).reshape(tensor.dims))
+    if end - begin != count * dtype.itemsize:
+        raise ValueError(f"tensor {tensor.name} has {end - begin} bytes, not {count * dtype.itemsize}")
+    return np.frombuffer(buffer, dtype, count, begin).reshape(tensor.dims)
+
+
+def tensor(data: bytes) -> tuple[str, Array]:
+    """The name and the numbers of a TensorProto alone. Raises ValueError if it is damaged or has its numbers elsewhere."""
+    found = _tensor(data, (0, len(data)))
+    if found.external:
+        raise ValueError("its numbers are in another file")
+    return found.name, _numbers(found, data, found.begin, found.end)
 
 
 def companions(path: Path) -> dict[str, Path]:

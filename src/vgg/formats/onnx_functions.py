@@ -5,12 +5,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import onnx
-from onnx import helper, numpy_helper
 
 from ..architectures import STRIDE, Layer
 from ..arrays import Array
 from ..errors import ModelError
+from .nodes import Node
 from .windows import windows
 
 COMPOSED = ("gelu", "gelu_tanh", "silu", "adaptive_pool")
@@ -20,7 +19,7 @@ ERF, GELU = 9, 20  # the first opsets with these operators
 ERFC_P, ERFC = 0.3275911, (0.254829592, -0.284496736, 1.421413741, -1.453152027, 1.061405429)
 
 
-def nodes(layer: Layer, value: str, output: str, opset: int, dtype: Any, input_size: int) -> list[onnx.NodeProto]:
+def nodes(layer: Layer, value: str, output: str, opset: int, dtype: Any, input_size: int) -> list[Node]:
     """The operators that compute `output` from `value` at an opset.
 
     Args:
@@ -72,15 +71,15 @@ class _Nodes:
 
     def __init__(self, name: str, dtype: Any) -> None:
         self.name, self.dtype = name, dtype
-        self.nodes: list[onnx.NodeProto] = []
+        self.nodes: list[Node] = []
 
     def add(self, operator: str, *inputs: str, output: str = "", **attributes: Any) -> str:
         output = output or f"{self.name}.{len(self.nodes)}"
-        self.nodes.append(helper.make_node(operator, inputs, [output], output, **attributes))
+        self.nodes.append(Node(operator, inputs, (output,), attributes))
         return output
 
     def constant(self, value: float | Array) -> str:
-        return self.add("Constant", value=numpy_helper.from_array(np.array(value, self.dtype)))
+        return self.add("Constant", value=np.array(value, self.dtype))
 
 
 def _pool(made: _Nodes, value: str, side: int, positions: int) -> None:

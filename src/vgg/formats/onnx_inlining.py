@@ -3,8 +3,7 @@
 from graphlib import TopologicalSorter
 from pathlib import Path
 
-import onnx
-from onnx import inliner
+from ..extras import require
 
 MOST = 10_000  # operators of a graph
 
@@ -12,8 +11,14 @@ MOST = 10_000  # operators of a graph
 def inlined(path: Path) -> bytes:
     """The model in a file, in whose graph each call of a function is replaced by the function's operators.
 
-    Raises ValueError if functions call themselves, or become too many operators: each could double the one before.
+    Raises:
+        Error: the onnx package is missing.
+        ValueError: functions call themselves, or become too many operators: each could double the one before.
     """
+    require(f"{path}: a graph with functions", "onnx", "onnx")
+    import onnx
+    from onnx import inliner
+
     model = onnx.load(path, load_external_data=False)
     bodies = [model.graph, *model.functions]
     nested = any(one.HasField("g") or one.graphs for body in bodies for node in body.node for one in node.attribute)

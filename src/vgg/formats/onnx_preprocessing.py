@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import onnx
-from onnx import TensorProto, helper, numpy_helper
 
 from ..errors import ModelError
 from ..preprocessing import Preprocessing
+from .nodes import Node
+from .onnx_messages import DOUBLE, FLOAT, INT64
 
 
-def nodes(preprocessing: Preprocessing) -> list[onnx.NodeProto]:
+def nodes(preprocessing: Preprocessing) -> list[Node]:
     """Operators that compute `data`, float32 [batch, 3, crop, crop], from `image`, uint8 [batch, height, width, 3], RGB.
 
     Raises:
@@ -22,17 +22,17 @@ def nodes(preprocessing: Preprocessing) -> list[onnx.NodeProto]:
     """
     if preprocessing.interpolation == "area":
         raise ModelError(f"preprocessing {preprocessing.name!r} resizes by area, which no ONNX operator does")
-    nodes: list[onnx.NodeProto] = []
+    nodes: list[Node] = []
 
     def add(operator: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
-        nodes.append(helper.make_node(operator, inputs, [output], output, **attributes))
+        nodes.append(Node(operator, tuple(inputs), (output,), attributes))
         return output
 
     def constant(value: Any, dtype: Any, output: str) -> str:
-        return add("Constant", [], output, value=numpy_helper.from_array(np.array(value, dtype)))
+        return add("Constant", [], output, value=np.array(value, dtype))
 
     planes = add("Transpose", ["image"], "image.planes", perm=[0, 3, 1, 2])
-    pixels = add("Cast", [planes], "image.float", to=TensorProto.FLOAT)
+    pixels = add("Cast", [planes], "image.float", to=FLOAT)
     sides = add("Shape", [planes], "image.sides", start=2, end=4)
     if preprocessing.resize != "none":
         sides = _resized(preprocessing, sides, add, constant)
@@ -51,9 +51,9 @@ def nodes(preprocessing: Preprocessing) -> list[onnx.NodeProto]:
                 pixels = add("Clip", [add("Round", [pixels], f"{step}.rounded"), *limits], f"{step}.clipped")
     crop = constant([preprocessing.crop] * 2, np.int64, "crop")
     if preprocessing.resize == "short-floor":  # rounds half to even, as Python does
-        room = add("Cast", [add("Sub", [sides, crop], "crop.room")], "crop.room.float", to=TensorProto.FLOAT)
+        room = add("Cast", [add("Sub", [sides, crop], "crop.room")], "crop.room.float", to=FLOAT)
         half = add("Mul", [room, constant(0.5, np.float32, "half")], "crop.half")
-        start = add("Cast", [add("Round", [half], "crop.rounded")], "crop.start", to=TensorProto.INT64)
+        start = add("Cast", [add("Round", [half], "crop.rounded")], "crop.start", to=INT64)
     else:
         middle = add("Div", [sides, constant([2, 2], np.int64, "two")], "crop.middle")
         start = add("Sub", [middle, constant([preprocessing.crop // 2] * 2, np.int64, "crop.reach")], "crop.start")
@@ -76,7 +76,7 @@ def _resized(preprocessing: Preprocessing, sides: str, add: Any, constant: Any) 
         grown = add("Mul", [sides, constant(preprocessing.size, np.int64, "resize.size")], "resize.grown")
         return str(add("Div", [grown, short], "resize.sides"))
     # Order and precision of the zoo's script, which decide the last pixel.
-    across, least = (add("Cast", [name], f"{name}.double", to=TensorProto.DOUBLE) for name in (sides, short))
+    across, least = (add("Cast", [name], f"{name}.double", to=DOUBLE) for name in (sides, short))
     factor = add("Div", [constant(preprocessing.size, np.float64, "resize.size"), least], "resize.factor")
     exact = add("Mul", [factor, across], "resize.exact")
-    return str(add("Cast", [add("Round", [exact], "resize.rounded")], "resize.sides", to=TensorProto.INT64))
+    return str(add("Cast", [add("Round", [exact], "resize.rounded")], "resize.sides", to=INT64))

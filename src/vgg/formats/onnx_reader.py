@@ -14,7 +14,7 @@ from . import metadata, walk
 from .dimensions import OPEN, Dimensions
 from .layouts import Bare
 from .nodes import INTEGERS, Node, in_order
-from .onnx_file import PRODUCER, OnnxFile, Port, Tensor, scan
+from .onnx_file import NEWEST, NEWEST_IR, PRODUCER, OnnxFile, Port, Tensor, scan
 from .pixels import Pixels
 from .protobuf import fields
 from .walk import Walked
@@ -28,7 +28,6 @@ _KERAS = re.compile(
     r"block[1-5]_conv[1-4]"
 )
 FLOAT = 1  # TensorProto.DataType
-OPSET, IR = 28, 14  # the newest ones whose operators and messages were compared with this module
 
 
 @dataclass(frozen=True)
@@ -126,19 +125,12 @@ def usual_preset(path: Path) -> str:
 
 
 def _check_version(model: OnnxFile) -> None:
-    """Raise ModelError for a version of ONNX that neither this module nor the installed onnx package knows."""
-    if model.opset <= OPSET and model.ir_version <= IR:
-        return
-    import onnx
-
-    for name, found, newest in (
-        ("opset", model.opset, onnx.defs.onnx_opset_version()),
-        ("IR version", model.ir_version, int(onnx.IR_VERSION)),
-    ):
+    """Raise ModelError for a newer version of ONNX than this package knows."""
+    for name, found, newest in (("opset", model.opset, NEWEST), ("IR version", model.ir_version, NEWEST_IR)):
         if found > newest:
             raise ModelError(
-                f"{model.path}: {name} {found} is newer than {newest}, the newest that the installed onnx package knows; "
-                "update the package, or export the file with an older version"
+                f"{model.path}: {name} {found} is newer than {newest}, the newest that this version of vgg knows; "
+                "update vgg, or export the file with an older version"
             )
 
 

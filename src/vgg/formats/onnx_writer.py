@@ -1,4 +1,4 @@
-"""ONNX files, written as one stream: the graph by the onnx package, then the parameters block by block."""
+"""ONNX files, written as one stream: the graph, then the parameters block by block, then the metadata."""
 
 import warnings
 from collections.abc import Iterator, Mapping
@@ -6,7 +6,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-import onnx
 
 from ..arrays import Array
 from ..errors import ModelError, Notice
@@ -16,6 +15,7 @@ from ..parameters import Quantized, as_bytes, blocks, is_finite
 from . import metadata, onnx_builder
 from .onnx_builder import Initializer, OnnxOptions
 from .onnx_file import PRODUCER
+from .onnx_messages import Graph, tensor_head
 from .protobuf import field, prefix
 
 ALIGNMENT = 64  # bytes; large tensors start at a multiple of it in the file, so that vector loads are aligned
@@ -28,7 +28,7 @@ def write(network: Network, path: Path, options: OnnxOptions) -> None:
     if options.dense and "bn5.scale" in network.parameters:
         network = network.fold_batch_norm()  # of the elements of a map, which differ from position to position
     try:
-        model, initializers = onnx_builder.build(network, options)
+        graph, initializers = onnx_builder.build(network, options)
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from None
     expanded = [one.name for one in initializers if isinstance(one.value, Quantized)]
@@ -39,7 +39,7 @@ def write(network: Network, path: Path, options: OnnxOptions) -> None:
                 f"keeps 8-bit weights with scales along an axis, opset {onnx_builder.BLOCKED} 4-bit weights and groups"
             ), stacklevel=2,
         )  # fmt: skip
-    head, heads = _layout(path, model, initializers)
+    head, heads = _layout(path, graph, initializers)
     total = ParametersHash()
     with replacing(path) as file:
         file.write(head)
@@ -68,29 +68,26 @@ def entries(text: Mapping[str, str]) -> bytes:
     return b"".join(field(14, field(1, key.encode()) + field(2, value.encode())) for key, value in sorted(text.items()))
 
 
-def _layout(path: Path, model: onnx.ModelProto, initializers: list[Initializer]) -> tuple[bytes, list[bytes]]:
+def _layout(path: Path, graph: Graph, initializers: list[Initializer]) -> tuple[bytes, list[bytes]]:
     """The bytes before the first initializer, and the bytes before each initializer's numbers."""
-    body = model.graph.SerializeToString(deterministic=True)
+    body = graph.body()
     place, heads = len(body), []
     for one in initializers:
         heads.append(_aligned(one, place))
         place += len(heads[-1]) + one.nbytes
     if place > MAX_BYTES:
-        raise ModelError(f"{path}: {model.graph.name} needs {place / 2**30:.1f} GiB; an ONNX file holds at most 2")
-    outer = onnx.ModelProto(ir_version=model.ir_version, producer_name=PRODUCER, producer_version=version("vgg"))
-    outer.opset_import.extend(model.opset_import)
-    before = prefix(7, place)
-    start = outer.SerializeToString(deterministic=True)
+        raise ModelError(f"{path}: {graph.name} needs {place / 2**30:.1f} GiB; an ONNX file holds at most 2")
+    origin = {"producer": PRODUCER, "version": version("vgg")}
+    start, before = graph.head(**origin), prefix(7, place)
     # doc_string, which precedes the graph, pads the graph's start to a boundary.
     room = -(len(start) + len(before) + 2) % ALIGNMENT
-    outer.doc_string = "VGG".ljust(room if room >= 3 else room + ALIGNMENT)
-    return outer.SerializeToString(deterministic=True) + before + body, heads
+    doc = "VGG".ljust(room if room >= 3 else room + ALIGNMENT)
+    return graph.head(**origin, doc=doc) + before + body, heads
 
 
 def _aligned(one: Initializer, place: int) -> bytes:
     """The head of the tensor at `place`; a blank doc_string pads a large tensor's numbers to a boundary."""
-    dims = b"".join(field(1, dim) for dim in one.dims)
-    start = dims + field(2, one.data_type) + field(8, one.title.encode())
+    start = tensor_head(one.title, one.data_type, one.dims)
     for room in range(-1, ALIGNMENT + 2):
         inner = start + (field(12, b" " * room) if room >= 0 else b"") + prefix(9, one.nbytes)
         head = prefix(5, len(inner) + one.nbytes) + inner

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..architectures import Architecture
 from ..errors import Error
+from ..extras import require
 from ..formats import onnx_builder
 from ..formats import write as write_network
 from ..network import Network
@@ -38,6 +39,13 @@ class Scheme:
     calibration: RangeMethod = "minmax"
     reduce_range: bool = True  # static methods: weights from -64 to 64, whose sums overflow on no processor
     float_layers: tuple[str, ...] = ()  # static methods: layers that stay float32
+
+    def check_packages(self) -> None:
+        """Raise Error if a package is missing that the scheme needs."""
+        if self.method != "weights":
+            require("quantization of activations", "quantize", *static.PACKAGES)
+        if self.rank:
+            require("--rank", "quantize", "scipy")
 
     def __str__(self) -> str:
         if self.method == "weights":
@@ -93,10 +101,12 @@ class Quantizer:
         """The quantized network; for a static method, its ONNX model.
 
         Raises:
-            Error: the method requires calibration images, or the rank is invalid or makes no layer smaller.
+            Error: a package is missing, the method requires calibration images, or the rank is invalid or makes no layer
+                smaller.
             ImageError: an image can't be read.
             ModelError: the network is already quantized.
         """
+        scheme.check_packages()
         network = self.network
         check_floats(network)
         if scheme.method == "weights":

@@ -17,13 +17,12 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import onnx
-from onnx import TensorProto, helper, numpy_helper
 
 from ..architectures import Architecture
+from ..extras import require
 from ..files import replacing
 from ..formats import metadata, onnx_builder
 from ..formats.onnx_builder import OnnxOptions
@@ -35,9 +34,14 @@ from ..network import Network
 from ..parameters import Quantized, contiguous
 from .weights import INT8, check_floats, integers
 
+if TYPE_CHECKING:
+    import onnx
+
 REDUCED = 64  # the largest weight that never overflows
 # The operators that are quantized. Others, such as those of a GELU, stay float, and so does what they read.
 OPERATORS = ("Conv", "Relu", "MaxPool", "GlobalAveragePool", "Flatten", "Gemm")
+
+PACKAGES = ("onnx", "onnxruntime")
 
 StaticMethod = Literal["qdq", "qoperator"]
 Activations = Literal["u8", "s8"]
@@ -51,7 +55,7 @@ def quantize_static(
     activations: Activations = "u8",
     reduce_range: bool = True,
     float_layers: Collection[str] = (),
-) -> onnx.ModelProto:
+) -> "onnx.ModelProto":
     """The ONNX model of a network with 8-bit weights, one scale per output channel, and activations, one scale per output.
 
     Args:
@@ -64,15 +68,20 @@ def quantize_static(
         float_layers: layers that stay float32.
 
     Raises:
+        Error: ONNX Runtime or the onnx package is missing.
         ModelError: a weight is already quantized.
     """
+    require("quantization of activations", "quantize", *PACKAGES)
+    import onnx
+    from onnx import numpy_helper
     from onnxruntime.quantization import QuantFormat, QuantType
     from onnxruntime.quantization import quantize_static as quantize
 
     check_floats(network)
     network = network.fold_batch_norm()
     architecture = network.architecture
-    model, initializers = onnx_builder.build(network, OnnxOptions(outputs=architecture.values[-1:]))
+    built, initializers = onnx_builder.build(network, OnnxOptions(outputs=architecture.values[-1:]))
+    model = onnx.ModelProto.FromString(built.model())
     graph, owners = model.graph, {layer.value: layer.name for layer in architecture.layers}
     limit, stored = REDUCED if reduce_range else INT8, {}
     for one in initializers:
@@ -106,8 +115,10 @@ def quantize_static(
     return model
 
 
-def write(model: onnx.ModelProto, network: Network, path: Path) -> None:
+def write(model: "onnx.ModelProto", network: Network, path: Path) -> None:
     """Write a model from `quantize_static` with the network's metadata, whole or not at all."""
+    import onnx
+
     head = onnx.ModelProto(ir_version=model.ir_version, producer_name=PRODUCER, producer_version=version("vgg"))
     head.opset_import.extend(model.opset_import)
     graph = model.graph.SerializeToString(deterministic=True)
@@ -117,8 +128,10 @@ def write(model: onnx.ModelProto, network: Network, path: Path) -> None:
         file.writelines(parts)
 
 
-def _value_infos(graph: onnx.GraphProto) -> Iterator[onnx.ValueInfoProto]:
+def _value_infos(graph: "onnx.GraphProto") -> Iterator["onnx.ValueInfoProto"]:
     """The type of each layer output, which can't be inferred from the stand-in's shapes."""
+    from onnx import TensorProto, helper
+
     for node in graph.node[:-1]:
         yield helper.make_tensor_value_info(node.output[0], TensorProto.FLOAT, None)
 
@@ -137,7 +150,7 @@ def _completed(ranges: Any, architecture: Architecture) -> Any:
     return type(ranges)(ranges.calibration_method, found)
 
 
-def _insert(model: onnx.ModelProto, stored: dict[str, Quantized]) -> None:
+def _insert(model: "onnx.ModelProto", stored: dict[str, Quantized]) -> None:
     """Replace the stand-ins by the integers."""
     for one in model.graph.initializer:
         if found := stored.get(one.name.removesuffix("_quantized")):
@@ -148,7 +161,7 @@ def _insert(model: onnx.ModelProto, stored: dict[str, Quantized]) -> None:
     del model.graph.value_info[:]
 
 
-def _keep_floats(graph: onnx.GraphProto, value: str) -> None:
+def _keep_floats(graph: "onnx.GraphProto", value: str) -> None:
     """Keep a linear layer's output in floats; of logits in 8 bits, those of different classes would be equal."""
     producers = {node.output[0]: node for node in graph.node}
     last = producers[value]

@@ -18,8 +18,10 @@ import numpy as np
 from .. import engines
 from ..arrays import Array
 from ..errors import Error, ModelError, one_line
+from ..extras import require
 from ..files import replacing
 from ..formats import companions, detect, load, network_of, onnx_whole, write
+from ..formats.onnx_messages import tensor
 from ..heads import Output
 from ..network import Network
 from ..predictions import scores
@@ -62,8 +64,9 @@ def make(model: str | Path, to: str | Path, images: Any = None, *, sets: int = 3
     Raises:
         ImageError: an image can't be read.
         ModelError: the model can't be read or run.
-        Error: the tarball can't be written.
+        Error: the tarball can't be written, or ONNX Runtime is missing.
     """
+    require("sample data", "onnxruntime", "onnxruntime")
     to = Path(to)
     if not to.name.endswith((".tar.gz", ".tgz")):
         raise Error(f"{to}: unsupported suffix; sample data is written as .tar.gz")
@@ -169,7 +172,6 @@ def _are_scores(values: Array, title: str, output: Output | None) -> bool:
 def _open_graph(path: Path) -> Callable[[Array], dict[str, bytes]]:
     """A function that runs an ONNX file on a batch and returns input and outputs as TensorProto messages by file name."""
     import onnxruntime
-    from onnx import numpy_helper
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors only
@@ -187,10 +189,10 @@ def _open_graph(path: Path) -> Callable[[Array], dict[str, bytes]]:
             values = session.run(None, {inputs[0].name: batch})
         except Exception as error:
             raise ModelError(f"{path}: ONNX Runtime can't run it ({one_line(error)})") from None
-        tensors = {"input_0": numpy_helper.from_array(batch, inputs[0].name)}
+        tensors = {"input_0": tensor(inputs[0].name, batch)}
         for index, (port, value) in enumerate(zip(outputs, values, strict=True)):
-            tensors[f"output_{index}"] = numpy_helper.from_array(value, port.name)
-        return {name: tensor.SerializeToString(deterministic=True) for name, tensor in tensors.items()}
+            tensors[f"output_{index}"] = tensor(port.name, value)
+        return tensors
 
     return run
 

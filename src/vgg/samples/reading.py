@@ -23,6 +23,7 @@ import numpy as np
 from ..arrays import Array
 from ..errors import Error, one_line
 from ..files import open_file, reason
+from ..formats import onnx_file
 
 # Limits that no real sample data reaches. Weights hardly compress, so a high ratio marks a decompression bomb.
 MAX_MEMBERS = 1000
@@ -147,12 +148,10 @@ def _add(sets: dict[str, Set], match: re.Match[str], data: bytes, name: str) -> 
 
 def _tensor(data: bytes) -> tuple[str, Array]:
     """The name and the values of a TensorProto, as float32."""
-    from onnx import TensorProto, numpy_helper
-
-    tensor = TensorProto.FromString(data)
-    if tensor.data_type not in (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE) or tensor.external_data:
-        raise ValueError("not a tensor of floats with its own data")
-    return tensor.name, np.ascontiguousarray(numpy_helper.to_array(tensor), np.float32)
+    name, values = onnx_file.tensor(data)
+    if values.dtype.kind != "f":
+        raise ValueError("not a tensor of floats")
+    return name, np.ascontiguousarray(values, np.float32)
 
 
 def _npy(data: bytes, name: str) -> Array:
