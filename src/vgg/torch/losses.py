@@ -27,8 +27,13 @@ class Preset:
 
 PRESETS = {
     "johnson": Preset(
-        "vgg16", (Difference({"conv3_3": 1.0}), Gram(dict.fromkeys(("conv1_2", "conv2_2", "conv3_3", "conv4_3"), 5.0))),
-        "J. Johnson et al., ECCV 2016, section 4.1: style transfer; the weights 1 and 5 are those of the authors' program",
+        "vgg16",
+        (
+            Difference({"conv3_3": 1.0}),
+            Gram({"conv1_2": 5 / 64**2, "conv2_2": 5 / 128**2, "conv3_3": 5 / 256**2, "conv4_3": 5 / 512**2}),
+        ),
+        "J. Johnson et al., ECCV 2016, section 4.1: style transfer; the authors' program has weights 1 and 5, and a mean over "
+        "the entries of a Gram matrix",
     ),
     "johnson-super-resolution": Preset(
         "vgg16", (Difference({"conv2_2": 1.0}),), "J. Johnson et al., ECCV 2016, section 4.2",

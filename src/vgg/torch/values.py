@@ -1,5 +1,6 @@
 """The layer outputs that a loss compares."""
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -19,8 +20,8 @@ class Values(nn.Module):
     """Named layer outputs of a network's convolutions, with gradients with respect to the images.
 
     Args:
-        network: the network; its parameters are not copied where possible. Batch normalisation is folded into the
-            convolutions, so the output before an activation is the one after batch normalisation.
+        network: the network. Batch normalisation is folded into the convolutions, so the output before an activation is the
+            one after batch normalisation.
         names: layer outputs, such as `conv3_4` or `pool4`, and `conv3_4.raw` before the ReLU.
         recompute: keep only the values at the ends of the blocks for the backward pass, and compute the others again.
     """
@@ -31,7 +32,7 @@ class Values(nn.Module):
         self.recompute = recompute
         network = trimmed(network, self.names).fold_batch_norm()
         self.normalisation = Normalisation(network.preprocessing, maximum=1)
-        self.module = Module.of(network)
+        self.module = fixed(network)
         for layer in self.module:
             if isinstance(layer, nn.ReLU):
                 layer.inplace = False  # or it would replace the value before it
@@ -53,6 +54,11 @@ class Values(nn.Module):
                 found |= checkpoint(self.module, value, names, start, use_reentrant=False)
                 value, start = found[layer.value], end
         return {name: found[name] for name in self.names}
+
+
+def fixed(network: Network) -> Module:
+    """A network for inference with memory of its own: others, such as DistributedDataParallel, write to a module's buffers."""
+    return copy.deepcopy(Module.of(network))
 
 
 def trimmed(network: Network, names: Sequence[str]) -> Network:
