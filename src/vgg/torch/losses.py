@@ -9,11 +9,12 @@ from torch import nn
 
 from ..errors import Error, ModelError
 from ..network import Network
-from ..perceptual import EPSILON, network_of, parts
+from ..perceptual import network_of, parts
 from .terms import IMAGE, Difference, Gram, MeanVariance, Term, wide
 from .values import Values
 
 BLOCKS = range(1, 6)
+EPSILON = 1e-10  # added to a length, as in LPIPS
 
 
 @dataclass(frozen=True)
