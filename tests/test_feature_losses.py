@@ -57,9 +57,8 @@ def absolutes(names):
 
 def styles(weights):
     def compare(one, other):
-        return sum(
-            weight * ((matrices(one[name]) - matrices(other[name])) ** 2).sum((1, 2)) for name, weight in weights.items()
-        )
+        parts = [weight * (matrices(one[name]) - matrices(other[name])) ** 2 for name, weight in weights.items()]
+        return sum(part.sum((1, 2)) for part in parts)
 
     return compare
 
