@@ -29,6 +29,18 @@ def test_a_backbones_maps_are_the_engines(name, trainable):
         np.testing.assert_allclose(value.detach().numpy(), found, rtol=1e-3, atol=1e-4 * np.abs(found).max())
 
 
+def test_a_classifiers_maps_are_those_of_a_backbone():
+    """Of the same crops, at several scales in one call, whatever head the network has."""
+    network = random_network("vgg16-bn", input_size=64)
+    names = ("conv2_2", "pool3", "conv5_3")
+    crops = torch.from_numpy(np.stack([network.preprocessing(photo) for photo in PHOTOS]))
+    expected = vgg.torch.backbone(network, names, trainable=False, normalise=False)(crops)
+    found = vgg.load(network).features(PHOTOS, names, maps=True)
+    assert list(found) == list(names)
+    for value, other in zip(expected, found.values(), strict=True):
+        np.testing.assert_allclose(other, value.numpy(), rtol=1e-3, atol=1e-4 * float(value.max()))
+
+
 def test_what_learns_in_a_backbone():
     frozen = vgg.torch.backbone(random_network("vgg16-bn"), ["pool5"], trainable=False).train()
     assert not list(frozen.parameters())
@@ -39,6 +51,16 @@ def test_what_learns_in_a_backbone():
     learning = {name.split(".")[1] for name, value in partly.named_parameters() if value.requires_grad}
     assert "conv3_1" in learning
     assert not learning & {"conv1_1", "conv2_2", "bn2_2"}
+    trunk = partly.trunk
+    before = {name: value.clone() for name, value in partly.named_buffers()}
+    partly(BATCH)
+    for name, value in partly.named_buffers():  # the statistics of batch normalisation
+        learns = name.startswith("trunk.bn") and int(name[len("trunk.bn")]) > 2
+        assert torch.equal(value, before[name]) != learns, name
+    assert not trunk.bn2_2.training
+    assert trunk.bn3_1.training
+    short = random_network("vgg16", head="none", classes=0, last="conv3_2")
+    assert vgg.torch.backbone(short).names == ("conv1_2", "conv2_2", "conv3_2")
     with pytest.raises(vgg.ModelError, match="has no layer output 'fc6'"):
         vgg.torch.backbone(random_network("vgg16"), ["fc6"])
     with pytest.raises(vgg.ModelError, match=r"has no layer output 'conv5_3\.raw'"):
@@ -80,7 +102,32 @@ class UNet(nn.Module):
         return self.score(value)
 
 
-@pytest.mark.parametrize(("head", "layers"), [(FCN8, ["pool3", "pool4", "pool5"]), (UNet, [])])
+class FPN(nn.Module):
+    """A feature pyramid, of a dictionary of maps as torchvision's, with a score at its finest level."""
+
+    def __init__(self, encoder, classes, width=16):
+        super().__init__()
+        self.encoder = encoder
+        self.inner = nn.ModuleList(nn.Conv2d(channels, width, 1) for channels in encoder.channels)
+        self.layers = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in encoder.channels)
+        self.score = nn.Conv2d(width, classes, 1)
+
+    def pyramid(self, maps):
+        *rest, top = [inner(value) for inner, value in zip(self.inner, maps.values(), strict=True)]
+        levels = [top]
+        for value in reversed(rest):
+            levels.insert(0, value + functional.interpolate(levels[0], value.shape[2:]))
+        return {name: layer(level) for name, layer, level in zip(maps, self.layers, levels, strict=True)}
+
+    def forward(self, images):
+        levels = self.pyramid(dict(zip(self.encoder.names, self.encoder(images), strict=True)))
+        finest = levels[self.encoder.names[0]]
+        return functional.interpolate(self.score(finest.relu()), images.shape[2:], mode="bilinear")
+
+
+@pytest.mark.parametrize(
+    ("head", "layers"), [(FPN, ["conv2_1", "conv3_2", "conv4_2"]), (FCN8, ["pool3", "pool4", "pool5"]), (UNet, [])]
+)
 def test_heads_for_segmentation_fit_a_photo(head, layers):
     """Cup or background, of the photo of a cup of coffee."""
     torch.manual_seed(0)
@@ -94,4 +141,55 @@ def test_heads_for_segmentation_fit_a_photo(head, layers):
         loss.backward()
         optimizer.step()
     right = (model(image).argmax(1) == mask).float().mean()
-    assert right > (0.85 if head is FCN8 else 0.95)
+    assert right > (0.95 if head is UNet else 0.85)
+
+
+class SSD(nn.Module):
+    """A score and a box for each position of each map: the box is relative to a square of four strides around the position."""
+
+    def __init__(self, encoder):
+        super().__init__()
+        self.encoder = encoder
+        self.heads = nn.ModuleList(nn.Conv2d(channels, 5, 3, padding=1) for channels in encoder.channels)
+
+    def forward(self, images):
+        """Scores [batch, positions] and boxes [batch, positions, 4] as centre and size in pixels."""
+        found, squares = [], []
+        for head, value, stride in zip(self.heads, self.encoder(images), self.encoder.strides, strict=True):
+            rows, columns = value.shape[2:]
+            y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+            side = torch.full_like(x, 4) * stride
+            squares.append(torch.stack([(x + 0.5) * stride, (y + 0.5) * stride, side, side], -1).flatten(0, 1))
+            found.append(head(value).flatten(2).transpose(1, 2))
+        made, square = torch.cat(found, 1), torch.cat(squares)
+        centre = square[:, :2] + made[..., 1:3] * square[:, 2:]
+        return made[..., 0], torch.cat([centre, square[:, 2:] * made[..., 3:].exp()], -1)
+
+
+def overlap(one, other):
+    """Intersection over union of boxes as centre and size."""
+    low = torch.maximum(one[..., :2] - one[..., 2:] / 2, other[..., :2] - other[..., 2:] / 2)
+    high = torch.minimum(one[..., :2] + one[..., 2:] / 2, other[..., :2] + other[..., 2:] / 2)
+    shared = (high - low).clamp(min=0).prod(-1)
+    return shared / (one[..., 2:].prod(-1) + other[..., 2:].prod(-1) - shared)
+
+
+def test_a_head_for_detection_fits_a_photo():
+    """The box of the cup in the photo of a cup of coffee."""
+    torch.manual_seed(0)
+    image, cup = BATCH[1:2], torch.tensor([27.0, 22.0, 26.0, 26.0])
+    model = SSD(vgg.torch.backbone(random_network("vgg11-bn", width=0.25), ["conv3_2", "conv4_2"]))
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    with torch.no_grad():
+        model.heads.apply(lambda layer: [value.zero_() for value in layer.parameters(False)])
+        matched = overlap(model(image)[1], cup) > 0.5  # of the squares themselves
+    assert 0 < int(matched.sum()) < matched.numel() / 4
+    for _ in range(40):
+        scores, boxes = model(image)
+        loss = functional.binary_cross_entropy_with_logits(scores, matched.float())
+        loss = loss + functional.smooth_l1_loss(boxes[matched], cup.expand_as(boxes[matched]))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    scores, boxes = model(image)
+    assert float(overlap(boxes.detach()[0, scores[0].argmax()], cup)) > 0.8
