@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from ..architectures import BLOCK_POOLINGS
 from ..errors import ModelError
 from ..heads import ACTIVATIONS
 from ..module import Module, Normalisation
@@ -49,7 +50,7 @@ class Values(nn.Module):
         found: dict[str, torch.Tensor] = {}
         layers, start = self.module.architecture.layers, 0
         for end, layer in enumerate(layers, 1):
-            if layer.operation == "max_pool" or end == len(layers):
+            if layer.operation in BLOCK_POOLINGS.values() or end == len(layers):
                 names = [one.value for one in layers[start:end] if one.value in self.names or one is layer]
                 found |= checkpoint(self.module, value, names, start, use_reentrant=False)
                 value, start = found[layer.value], end
@@ -77,7 +78,6 @@ def trimmed(network: Network, names: Sequence[str]) -> Network:
                 f"{architecture.name} has no layer output {name!r}; choose from {known}; {RAW!r} is before the ReLU"
             )
     last = max(values.index(name) for name in names)
-    end = next(
-        index for index in range(last, len(values)) if architecture.layers[index].operation in (*ACTIVATIONS, "max_pool", "lrn")
-    )
+    ends = (*ACTIVATIONS, *BLOCK_POOLINGS.values(), "lrn")
+    end = next(index for index in range(last, len(values)) if architecture.layers[index].operation in ends)
     return headless(network, values[end]) if end + 1 < len(values) else network
