@@ -118,7 +118,7 @@ def _fitted(network: Network, numbers: Fitted, name: str) -> Parts:
         network = replace(network, preprocessing=PREPROCESSING[numbers.metric])
     weights = numbers.weights
     if numbers.metric == "dists":
-        network = replace(network, architecture=replace(network.architecture, pooling="l2"))  # type: ignore[call-arg]
+        network = replace(network, architecture=replace(network.architecture, pooling="l2"))
         total = np.float32(sum(weight.sum(dtype=np.float64) for weight in weights))
         weights = tuple(weight / total for weight in weights)
     return Parts(numbers.metric, network, taps, weights)
