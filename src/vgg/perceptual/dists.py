@@ -27,7 +27,7 @@ def distances(moments: Mapping[str, Array], counts: Mapping[str, int], weights: 
     total = np.zeros(len(next(iter(moments.values()))))
     for name, (alpha, beta) in weights.items():
         mean_a, mean_b, square_a, square_b, product = np.moveaxis(moments[name] / counts[name], 1, 0)
-        variances = square_a - mean_a**2 + square_b - mean_b**2
+        variances = (square_a - mean_a**2) + (square_b - mean_b**2)
         covariance = product - mean_a * mean_b
         # 1 - S1 and 1 - S2 of the paper's equations 6 and 7; their numerators are exactly 0 for equal images.
         texture = (mean_a - mean_b) ** 2 / (mean_a**2 + mean_b**2 + C1)

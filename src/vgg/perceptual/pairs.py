@@ -1,6 +1,7 @@
 """Pairs of images, read ahead and put together in batches of one size."""
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -12,7 +13,7 @@ from ..arrays import Array
 from ..errors import Error, ImageError
 from ..images import ImageLike, open_image
 from ..parallel import ahead
-from ..sources import Sample
+from ..sources import Dataset, Sample
 
 SMALLEST = 32  # pixels of an image's sides: five poolings
 AHEAD, KEPT = 8, 16  # pairs that are read ahead; decoded images that are kept for other pairs
@@ -129,3 +130,20 @@ def _check(names: str, one: Array, other: Array) -> None:
         raise ImageError(f"{names}: sizes differ, {width}x{height} and {wide}x{tall} pixels; resize one of them")
     if min(height, width) < SMALLEST:
         raise ImageError(f"{names}: are {width}x{height}; images must have {SMALLEST}x{SMALLEST} pixels or more")
+
+
+def by_name(first: Dataset, second: Dataset) -> tuple[list[NamedPair], list[str]]:
+    """The images of two places that have the same name, or the same name but for the suffix; and the paths of the others."""
+    partners = {one.name: one for one in second}
+    pairs = {one: partners.pop(one.name) for one in first if one.name in partners}
+    stems = [
+        Counter(os.path.splitext(name)[0] for name in names)
+        for names in ([one.name for one in first if one not in pairs], partners)
+    ]
+    by_stem = {os.path.splitext(name)[0]: one for name, one in partners.items()}
+    for one in first:
+        stem = os.path.splitext(one.name)[0]
+        if one not in pairs and all(counts[stem] == 1 for counts in stems):
+            pairs[one] = partners.pop(by_stem[stem].name)
+    alone = [one.path for one in first if one not in pairs] + [one.path for one in partners.values()]
+    return [((one.path, one), (pairs[one].path, pairs[one])) for one in first if one in pairs], alone

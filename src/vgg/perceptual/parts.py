@@ -109,16 +109,16 @@ def _fitted(network: Network, numbers: Fitted, name: str) -> Parts:
         channels = []
     if [weight.shape[-1] for weight in numbers.weights] != channels:
         raise ModelError(f"{name}: the weights are for a vgg16 of full width, not for {_described(architecture)}")
-    if numbers.published:
-        if not is_reference(network):
-            raise ModelError(
-                f"{name} is defined on torchvision's VGG-16, and the convolutions of {_title(network)} are others; give "
-                "torchvision/vgg16, or use the metric features"
-            )
+    if numbers.published and not is_reference(network):
+        raise ModelError(
+            f"{name} is defined on torchvision's VGG-16, and this network's convolutions are others; give torchvision/vgg16, "
+            "or use the metric features"
+        )
+    if numbers.published or numbers.network:
         network = replace(network, preprocessing=PREPROCESSING[numbers.metric])
     weights = numbers.weights
     if numbers.metric == "dists":
-        network = replace(network, architecture=replace(network.architecture, pooling="l2"))  # type: ignore[call-arg]
+        network = replace(network, architecture=replace(network.architecture, pooling="l2"))
         total = np.float32(sum(weight.sum(dtype=np.float64) for weight in weights))
         weights = tuple(weight / total for weight in weights)
     return Parts(numbers.metric, network, taps, weights)
@@ -127,10 +127,6 @@ def _fitted(network: Network, numbers: Fitted, name: str) -> Parts:
 def _described(architecture: Architecture) -> str:
     taps = last_of_blocks(architecture)
     return f"{architecture.name} with {[_channels(architecture, tap) for tap in taps]} channels"
-
-
-def _title(network: Network) -> str:
-    return network.provenance.source or f"this {network.architecture.name}"
 
 
 def _channels(architecture: Architecture, value: str) -> int:

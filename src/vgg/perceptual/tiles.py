@@ -53,7 +53,7 @@ def reach(architecture: Architecture) -> dict[str, tuple[int, int]]:
         if weight := architecture.parameters.get(f"{value}.weight"):
             margin += weight[-1] // 2 * stride
         elif value.startswith("pool"):
-            margin += stride if getattr(architecture, "pooling", "max") == "l2" else 0
+            margin += stride if architecture.pooling == "l2" else 0
             stride *= 2
         found[value] = stride, -(-margin // STRIDE) * STRIDE
     return found
