@@ -138,11 +138,14 @@ void Executor::normalise(const Layer &layer, Images from, Images to) {
     });
 }
 
-void Executor::max_pool(Images from, Images to) {
+void Executor::halve(const Layer &layer, Images from, Images to) {
+    const auto row = layer.what.operation == VGG_MAX_POOL    ? kernels.max_pool
+                     : layer.what.operation == VGG_MEAN_POOL ? kernels.mean_pool
+                                                             : kernels.l2_pool;
     pool.run(from.count * to.map.height, [&](int index, int) {
         const int n = index / to.map.height, y = index % to.map.height;
-        kernels.max_pool(from.map.pixel(from.first + n, 2 * y, 0), from.map.row, from.map.channels, to.map.width,
-                         to.map.pixel(to.first + n, y, 0));
+        row(from.map.pixel(from.first + n, 2 * y, 0), from.map.row, from.map.channels, to.map.width,
+            to.map.pixel(to.first + n, y, 0));
     });
 }
 

@@ -527,6 +527,30 @@ void max_pool(const float *upper, std::ptrdiff_t row, int channels, int width, f
         }
 }
 
+void mean_pool(const float *upper, std::ptrdiff_t row, int channels, int width, float *to) {
+    for (int x = 0; x < width; ++x)
+        for (int c = 0; c < channels; c += LANES) {
+            const float *from = upper + 2 * x * std::ptrdiff_t(channels) + c;
+            store(to + x * std::ptrdiff_t(channels) + c,
+                  (load(from) + load(from + channels) + load(from + row) + load(from + row + channels)) * 0.25f);
+        }
+}
+
+void l2_pool(const float *middle, std::ptrdiff_t row, int channels, int width, float *to) {
+    constexpr float EPSILON = 1e-12f;
+    for (int x = 0; x < width; ++x)
+        for (int c = 0; c < channels; c += LANES) {
+            const float *from = middle + 2 * x * std::ptrdiff_t(channels) + c;
+            const auto column = [&](int across) {  // the squares of three rows
+                const float *place = from + across * channels;
+                const vec above = load(place - row), here = load(place), below = load(place + row);
+                return above * above + here * here * 2.0f + below * below;
+            };
+            const vec sum = column(-1) + column(0) * 2.0f + column(1);
+            store(to + x * std::ptrdiff_t(channels) + c, root(sum * 0.0625f + EPSILON));
+        }
+}
+
 std::int64_t peak(std::int64_t rounds, float *result) {
     constexpr int CHAINS = 10;
     vec sums[CHAINS];
@@ -572,7 +596,8 @@ void output_for(int tile, const float *from, std::ptrdiff_t position, const floa
 #define VGG_TEXT_(name) #name
 #define VGG_TEXT(name) VGG_TEXT_(name)
 
-extern const vgg::Kernels table{VGG_TEXT(VGG_ISA), ROWS,    PANEL,       LANES,  FEW,    weights_for, plain_weights, input_for,
-                                output_for,        product, convolution, panels, linear, max_pool,    peak,          read};
+extern const vgg::Kernels table{VGG_TEXT(VGG_ISA), ROWS,       PANEL,   LANES,       FEW,    weights_for, plain_weights,
+                                input_for,         output_for, product, convolution, panels, linear,      max_pool,
+                                mean_pool,         l2_pool,    peak,    read};
 
 }  // namespace VGG_ISA

@@ -76,8 +76,11 @@ struct Kernels {
     // [count, outputs]. If they are more than `few`, `sums` is memory for [outputs, count], with `count` padded to panels.
     void (*linear)(const Matrix &matrix, std::int64_t first, std::int64_t last, const float *inputs, std::int64_t count,
                    const float *bias, bool relu, float *sums, float *to);
-    // 2x2 max pooling for a row of `width` outputs.
+    // Pooling of 2x2 positions for a row of `width` outputs: their maximum, or their mean.
     void (*max_pool)(const float *upper, std::ptrdiff_t row, int channels, int width, float *to);
+    void (*mean_pool)(const float *upper, std::ptrdiff_t row, int channels, int width, float *to);
+    // The same for the root of the squares' mean, weighted by [1, 2, 1]^T [1, 2, 1], around every second position.
+    void (*l2_pool)(const float *middle, std::ptrdiff_t row, int channels, int width, float *to);
     // Computes `rounds` times the returned number of multiply-adds in registers, to measure the peak.
     std::int64_t (*peak)(std::int64_t rounds, float *result);
     // The sum of `count` floats, to measure the bandwidth.

@@ -68,9 +68,8 @@ void Plan::add(const vgg_layer &what, Pool &pool) {
             const std::size_t scales = what.out * ((inputs + what.group - 1) / what.group);
             layer.scale = copied(what.scale, scales, scales);
         }
-    } else if (what.operation == VGG_MAX_POOL) {
-        side /= 2;
     }
+    side = side_after(what, side);
     const int place = int(layers.size());
     const bool in_head = what.operation == VGG_LINEAR || pools;
     if (deep == place && layer.tile != 4 && !in_head) ++deep;
@@ -92,10 +91,10 @@ void Executor::prepare(int some_images, int some_height, int some_width) {
 Map &Executor::map(int step) {
     Map &output = maps[step];
     if (!output.memory.get()) {
-        int pools = 0;
-        for (int i = 0; i <= step; ++i) pools += layers[i].what.operation == VGG_MAX_POOL;
+        int down = height, across = width;
+        for (int i = 0; i <= step; ++i) down = side_after(layers[i].what, down), across = side_after(layers[i].what, across);
         // Layers before the deep ones process one image at a time; the output of the last of them has all images.
-        output = Map(step >= plan.deep - 1 ? images : 1, height >> pools, width >> pools, layers[step].channels);
+        output = Map(step >= plan.deep - 1 ? images : 1, down, across, layers[step].channels);
     }
     return output;
 }
@@ -152,7 +151,7 @@ void Executor::layer(int step, bool pooled, Images from, Images to) {
             if (layer.tile) return winograd(layer, pooled, from, to);
             return step == 0 ? first_convolution(layer, to) : pointwise(layer, from, to);
         case VGG_LRN: return normalise(layer, from, to);
-        default: return max_pool(from, to);
+        default: return halve(layer, from, to);
     }
 }
 

@@ -22,6 +22,12 @@ namespace vgg {
 
 inline int up_to_multiple(int value, int of) { return (value + of - 1) / of * of; }
 
+// The side of a layer's output map, for an input map of a side.
+inline int side_after(const vgg_layer &layer, int side) {
+    if (layer.operation == VGG_MAX_POOL || layer.operation == VGG_MEAN_POOL) return side / 2;
+    return layer.operation == VGG_L2_POOL ? (side + 1) / 2 : side;
+}
+
 // Floats, on huge pages if there are many: the transformed weights take hundreds of megabytes.
 class Memory {
   public:
@@ -120,7 +126,7 @@ class Executor {
     void pointwise(const Layer &layer, Images from, Images to);
     void winograd(const Layer &layer, bool pooled, Images from, Images to);
     void normalise(const Layer &layer, Images from, Images to);
-    void max_pool(Images from, Images to);
+    void halve(const Layer &layer, Images from, Images to);
     // head.cpp
     void classify(int end, Images from, int first, const vgg_output *outputs, int count);
 

@@ -125,6 +125,17 @@ template <int I> inline vec halves_of_words(uvec words) {
 #endif
 }
 
+inline vec root(vec value) {
+#if defined(__AVX512F__)
+    return vec(_mm512_sqrt_ps(__m512(value)));
+#elif defined(__AVX2__)
+    return vec(_mm256_sqrt_ps(__m256(value)));
+#else
+    for (int i = 0; i < LANES; ++i) value[i] = __builtin_sqrtf(value[i]);
+    return value;
+#endif
+}
+
 // The maximum of each lane; NaN if `a` is NaN.
 inline vec larger(vec a, vec b) { return a < b ? b : a; }
 

@@ -67,7 +67,8 @@ double activated(int function, double number, double x) {
 Values expected(const Layer &layer, const Values &from) {
     const vgg_layer &what = layer.what;
     Values to{what.out ? what.out : from.channels, from.height, from.width, {}};
-    if (what.operation == VGG_MAX_POOL) to.height /= 2, to.width /= 2;
+    if (what.operation == VGG_MAX_POOL || what.operation == VGG_MEAN_POOL) to.height /= 2, to.width /= 2;
+    if (what.operation == VGG_L2_POOL) to.height = (to.height + 1) / 2, to.width = (to.width + 1) / 2;
     if (what.operation == VGG_AVERAGE_POOL || what.operation == VGG_GLOBAL_MAX_POOL) to.height = to.width = what.kernel;
     if (what.operation == VGG_LINEAR) to.height -= what.kernel - 1, to.width -= what.kernel - 1;
     for (int c = 0; c < to.channels; ++c)
@@ -77,6 +78,15 @@ Values expected(const Layer &layer, const Values &from) {
                 if (what.operation == VGG_MAX_POOL) {
                     value = std::max(std::max(from.at(c, 2 * y, 2 * x), from.at(c, 2 * y, 2 * x + 1)),
                                      std::max(from.at(c, 2 * y + 1, 2 * x), from.at(c, 2 * y + 1, 2 * x + 1)));
+                } else if (what.operation == VGG_MEAN_POOL) {
+                    for (int i : {2 * y, 2 * y + 1})
+                        for (int j : {2 * x, 2 * x + 1}) value += from.at(c, i, j) / 4;
+                } else if (what.operation == VGG_L2_POOL) {
+                    for (int i : {-1, 0, 1})
+                        for (int j : {-1, 0, 1})
+                            value +=
+                                (2 - std::abs(i)) * (2 - std::abs(j)) / 16.0 * std::pow(from.at(c, 2 * y + i, 2 * x + j), 2);
+                    value = std::sqrt(value + 1e-12);
                 } else if (what.operation == VGG_AVERAGE_POOL || what.operation == VGG_GLOBAL_MAX_POOL) {
                     const auto end = [&](int index, int size) { return ((index + 1) * size + what.kernel - 1) / what.kernel; };
                     const int top = y * from.height / what.kernel, bottom = end(y, from.height);
@@ -131,19 +141,20 @@ Layer made(int operation, int in, int out, int kernel, std::mt19937 &random, int
 // How the head reads its map.
 enum Reading { WHOLE, AVERAGE, SEVERAL, MAXIMUM };
 
-// A network's layers, one of every kind; the seed chooses the activation functions.
+// A network's layers, one of every kind; the seed chooses the pooling and the activation functions.
 std::vector<Layer> some_layers(int side, Reading reading, unsigned seed) {
+    const int pooling = int(VGG_MAX_POOL + seed % 3);
     std::mt19937 random(seed);
     std::vector<Layer> layers;
     layers.push_back(made(VGG_CONVOLUTION, 3, 6, 3, random));
     layers.push_back(made(VGG_LRN, 0, 0, 0, random));
     layers.push_back(made(VGG_CONVOLUTION, 6, 21, 3, random));
-    layers.push_back(made(VGG_MAX_POOL, 0, 0, 0, random));
+    layers.push_back(made(pooling, 0, 0, 0, random));
     layers.push_back(made(VGG_CONVOLUTION, 21, 16, 1, random));
     layers.push_back(made(VGG_CONVOLUTION, 16, 33, 3, random));
-    layers.push_back(made(VGG_MAX_POOL, 0, 0, 0, random));
+    layers.push_back(made(pooling, 0, 0, 0, random));
     layers.push_back(made(VGG_CONVOLUTION, 33, 18, 3, random));
-    layers.push_back(made(VGG_MAX_POOL, 0, 0, 0, random));
+    layers.push_back(made(pooling, 0, 0, 0, random));
     const int kernel = reading == WHOLE ? side / 8 : reading == SEVERAL ? 2 : 1;
     if (reading == AVERAGE || reading == SEVERAL) layers.push_back(made(VGG_AVERAGE_POOL, 0, 0, kernel, random));
     if (reading == MAXIMUM) layers.push_back(made(VGG_GLOBAL_MAX_POOL, 0, 0, kernel, random));

@@ -19,10 +19,10 @@
 extern "C" {
 #endif
 
-enum { VGG_INTERFACE = 3 }; /* changes with every change of this file; vgg/engines/native.py has the same number */
+enum { VGG_INTERFACE = 4 }; /* changes with every change of this file; vgg/engines/native.py has the same number */
 
 enum { VGG_OK, VGG_NO_MEMORY, VGG_FAILED };
-enum { VGG_CONVOLUTION, VGG_LRN, VGG_MAX_POOL, VGG_AVERAGE_POOL, VGG_GLOBAL_MAX_POOL, VGG_LINEAR };
+enum { VGG_CONVOLUTION, VGG_LRN, VGG_MAX_POOL, VGG_MEAN_POOL, VGG_L2_POOL, VGG_AVERAGE_POOL, VGG_GLOBAL_MAX_POOL, VGG_LINEAR };
 enum { VGG_NONE, VGG_RELU, VGG_LEAKY_RELU, VGG_ELU, VGG_GELU, VGG_GELU_TANH, VGG_SILU, VGG_TANH, VGG_SIGMOID };
 
 typedef struct vgg_network vgg_network;

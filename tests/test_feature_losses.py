@@ -1,14 +1,11 @@
-"""vgg.torch: feature losses against plain torch, and backbones."""
+"""vgg.torch: the values and gradients of feature losses, against plain torch."""
 
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import nn
 from torch.nn import functional
 
 import vgg
@@ -58,8 +55,12 @@ def absolutes(names):
     return lambda one, other: sum(weight * (one[name] - other[name]).abs().mean((1, 2, 3)) for name, weight in names.items())
 
 
-def styles(names, weight):
-    return lambda one, other: sum(weight * ((matrices(one[name]) - matrices(other[name])) ** 2).sum((1, 2)) for name in names)
+def styles(weights):
+    def compare(one, other):
+        parts = [weight * (matrices(one[name]) - matrices(other[name])) ** 2 for name, weight in weights.items()]
+        return sum(part.sum((1, 2)) for part in parts)
+
+    return compare
 
 
 def statistics(one, other):
@@ -71,17 +72,17 @@ def statistics(one, other):
     return total
 
 
-JOHNSON = ("conv1_2", "conv2_2", "conv3_3", "conv4_3")
+JOHNSON = {"conv1_2": 5 / 64**2, "conv2_2": 5 / 128**2, "conv3_3": 5 / 256**2, "conv4_3": 5 / 512**2}  # a mean over entries
 FIRST = tuple(f"conv{block}_1" for block in range(1, 6))
 REFERENCES = {
-    "johnson": lambda one, other: squares(["conv3_3"])(one, other) + styles(JOHNSON, 5)(one, other),
+    "johnson": lambda one, other: squares(["conv3_3"])(one, other) + styles(JOHNSON)(one, other),
     "johnson-super-resolution": squares(["conv2_2"]),
     "srgan-vgg22": lambda one, other: ((one["conv2_2"] / 12.75 - other["conv2_2"] / 12.75) ** 2).mean((1, 2, 3)),
     "srgan-vgg54": lambda one, other: ((one["conv5_4"] / 12.75 - other["conv5_4"] / 12.75) ** 2).mean((1, 2, 3)),
     "esrgan": absolutes({"conv5_4.raw": 1}),
     "real-esrgan": absolutes({"conv1_2.raw": 0.1, "conv2_2.raw": 0.1, "conv3_4.raw": 1, "conv4_4.raw": 1, "conv5_4.raw": 1}),
     "pix2pixhd": absolutes(dict(zip(FIRST, (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1), strict=True))),
-    "gatys-style": styles(FIRST, 1 / 4 / 5),
+    "gatys-style": styles(dict.fromkeys(FIRST, 1 / 4 / 5)),
     "adain-style": statistics,
 }
 
@@ -153,82 +154,6 @@ def test_signed_images():
     torch.testing.assert_close(signed(BATCH * 2 - 1, OTHER * 2 - 1), loss(BATCH, OTHER), rtol=1e-4, atol=0)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_and_autocast(dtype):
-    network = narrow("vgg16")
-    terms = [Difference({"conv3_3": 1.0}), Gram({"conv2_1": 100.0}), MeanVariance({"conv4_1": 1.0})]
-    loss = FeatureLoss(network, terms)
-    expected = loss(BATCH, OTHER)
-    given = BATCH.clone().requires_grad_()
-    with torch.autocast("cpu", dtype):
-        found = loss(given, OTHER)
-        lpips = vgg.torch.PerceptualLoss(network)(given, OTHER)
-    assert found.dtype == lpips.dtype == torch.float32
-    torch.testing.assert_close(found, expected, rtol=0.05, atol=0)
-    (found + lpips).sum().backward()
-    assert torch.isfinite(given.grad).all()
-    half = loss.to(dtype)(BATCH.to(dtype), OTHER.to(dtype))
-    torch.testing.assert_close(half, expected, rtol=0.1, atol=0)
-
-
-def test_the_network_is_fixed_whatever_the_caller_does():
-    loss = FeatureLoss(narrow("vgg16-bn"), [Difference({"conv3_3": 1.0})])
-    before = loss(BATCH, OTHER)
-    whole = nn.Sequential(nn.Identity(), loss).train()
-    whole.requires_grad_(True)
-    assert not list(whole.parameters())
-    assert not whole.state_dict()
-    assert not any(module.training for module in loss.values.modules())
-    torch.testing.assert_close(loss(BATCH, OTHER), before, rtol=0, atol=0)
-
-
-def test_recomputing_gives_the_same_gradient_with_less_memory():
-    network = narrow("vgg19")
-    saved = []
-    for recompute in (False, True):
-        loss = FeatureLoss.preset("real-esrgan", network, recompute=recompute)
-        given = BATCH.clone().requires_grad_()
-        kept = []
-
-        def keep(value, kept=kept):
-            kept.append(value.numel())
-            return value
-
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
-            total = loss(given, OTHER).sum()
-        total.backward()
-        saved.append((total.detach(), given.grad, sum(kept)))
-    torch.testing.assert_close(saved[1][:2], saved[0][:2])
-    assert saved[1][2] < saved[0][2] / 3
-
-
-def test_it_compiles_as_one_graph():
-    loss = FeatureLoss.preset("real-esrgan", narrow("vgg19"))
-    compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
-    given, same = BATCH.clone().requires_grad_(), BATCH.clone().requires_grad_()
-    found, expected = compiled(given, OTHER), loss(same, OTHER)
-    found.sum().backward()
-    expected.sum().backward()
-    torch.testing.assert_close((found, given.grad), (expected, same.grad))
-
-
-def test_it_works_beside_a_distributed_generator(tmp_path):
-    network = narrow("vgg11")
-    network.write(tmp_path / "vgg11.onnx")
-    code = f"""
-import torch, vgg, warnings
-warnings.simplefilter("ignore")
-torch.distributed.init_process_group("gloo", init_method="file://{tmp_path}/rendezvous", rank=0, world_size=1)
-generator = torch.nn.parallel.DistributedDataParallel(torch.nn.Conv2d(3, 3, 3, padding=1))
-loss = vgg.torch.FeatureLoss({str(tmp_path / "vgg11.onnx")!r}, [vgg.torch.Difference({{"conv2_1": 1.0}})])
-images = torch.rand(2, 3, 32, 32)
-loss(generator(images), images).mean().backward()
-print(all(bool(parameter.grad.abs().max() > 0) for parameter in generator.parameters()))
-torch.distributed.destroy_process_group()
-"""
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "True\n"
-
-
 @pytest.mark.parametrize(
     ("images", "targets", "message"),
     [
@@ -254,92 +179,5 @@ def test_wrong_networks_layers_and_presets_are_refused():
     short = narrow("vgg16", head="none", classes=0, last="conv3_2")
     with pytest.raises(vgg.ModelError, match="vgg16 has no layer output 'conv5_1'; choose from conv1_1, "):
         FeatureLoss(short, [Difference({"conv5_1": 1.0})])
-    assert vgg.torch.backbone(short).names == ("conv1_2", "conv2_2", "conv3_2")
     with pytest.raises(vgg.Error, match="a loss needs one term or more"):
         FeatureLoss(narrow("vgg16"), [])
-
-
-# Backbones
-
-
-@pytest.mark.parametrize("trainable", [True, False])
-@pytest.mark.parametrize("name", ["vgg16", "vgg16-bn"])
-def test_a_backbones_maps_are_the_engines(name, trainable):
-    network = narrow(name)
-    backbone = vgg.torch.backbone(network, trainable=trainable).eval()
-    assert backbone.names == ("conv1_2", "conv2_2", "conv3_3", "conv4_3", "conv5_3")
-    assert backbone.strides == (1, 2, 4, 8, 16)
-    maps = backbone(BATCH)
-    assert tuple(value.shape[1] for value in maps) == backbone.channels
-    inputs = np.stack([network.preprocessing.normalise(np.asarray(photo)) for photo in PHOTOS])
-    expected = vgg.engines.open(vgg.perceptual.trunk(network)).run(inputs, backbone.names)
-    for value, found in zip(maps, expected.values(), strict=True):
-        np.testing.assert_allclose(value.detach().numpy(), found, rtol=1e-3, atol=1e-4 * np.abs(found).max())
-
-
-def test_what_learns_in_a_backbone():
-    frozen = vgg.torch.backbone(narrow("vgg16-bn"), ["pool5"], trainable=False).train()
-    assert not list(frozen.parameters())
-    assert not any(module.training for module in frozen.trunk.modules())
-    partly = vgg.torch.backbone(narrow("vgg16-bn"), ["pool3", "pool5", "conv4_3"], freeze="conv2").train()
-    assert partly.names == ("pool3", "conv4_3", "pool5")
-    assert partly.strides == (8, 8, 32)
-    learning = {name.split(".")[1] for name, value in partly.named_parameters() if value.requires_grad}
-    assert "conv3_1" in learning
-    assert not learning & {"conv1_1", "conv2_2", "bn2_2"}
-    with pytest.raises(vgg.ModelError, match="has no layer output 'fc6'"):
-        vgg.torch.backbone(narrow("vgg16"), ["fc6"])
-    with pytest.raises(vgg.ModelError, match=r"has no layer output 'conv5_3\.raw'"):
-        vgg.torch.backbone(narrow("vgg16"), ["conv5_3.raw"])
-
-
-class FCN8(nn.Module):
-    """The skips of FCN-8s: scores of pool5, pool4 and pool3, each enlarged and added to the next."""
-
-    def __init__(self, encoder, classes):
-        super().__init__()
-        self.encoder = encoder
-        self.scores = nn.ModuleList(nn.Conv2d(channels, classes, 1) for channels in encoder.channels)
-
-    def forward(self, images):
-        maps = [score(value) for score, value in zip(self.scores, self.encoder(images), strict=True)]
-        total = maps[-1]
-        for value in (*maps[-2::-1], images):
-            total = functional.interpolate(total, value.shape[2:], mode="bilinear")
-            total = total + value if value is not images else total
-        return total
-
-
-class UNet(nn.Module):
-    def __init__(self, encoder, classes):
-        super().__init__()
-        self.encoder = encoder
-        *rest, last = encoder.channels
-        self.steps = nn.ModuleList()
-        for channels in reversed(rest):
-            self.steps.append(nn.Conv2d(last + channels, channels, 3, padding=1))
-            last = channels
-        self.score = nn.Conv2d(last, classes, 1)
-
-    def forward(self, images):
-        *rest, value = self.encoder(images)
-        for step, skip in zip(self.steps, reversed(rest), strict=True):
-            value = step(torch.cat([functional.interpolate(value, skip.shape[2:]), skip], 1)).relu()
-        return self.score(value)
-
-
-@pytest.mark.parametrize(("head", "layers"), [(FCN8, ["pool3", "pool4", "pool5"]), (UNet, [])])
-def test_heads_for_segmentation_fit_a_photo(head, layers):
-    """Cup or background, of the photo of a cup of coffee."""
-    torch.manual_seed(0)
-    image = BATCH[1:2, :, 8:40, 16:48]
-    mask = (image.mean(1) > image.mean()).long()
-    model = head(vgg.torch.backbone(narrow("vgg11-bn", width=0.25), layers), 2)
-    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
-    for _ in range(40):
-        loss = functional.cross_entropy(model(image), mask)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    right = (model(image).argmax(1) == mask).float().mean()
-    assert right > (0.85 if head is FCN8 else 0.95)

@@ -15,6 +15,9 @@ from conftest import EXAMPLES, needs_native, random_network
 from reference import save_tiny
 from vgg import Error, ImageError, ModelError, Network
 from vgg.perceptual import PerceptualDistance, parts
+from vgg.perceptual import distance as distance_module
+from vgg.perceptual.distance import BATCH_PIXELS
+from vgg.perceptual.tiles import tiles
 from vgg.preprocessing import PRESETS
 
 PHOTOS = [Image.open(EXAMPLES / name).convert("RGB") for name in ("chelsea.png", "coffee.png", "rocket.jpg")]
@@ -158,8 +161,15 @@ def test_layers_by_name_are_of_the_convolutions(judged):
     ("first", "second", "message"),
     [
         (SQUARE[0], PHOTOS[0], "image and image: sizes differ, 96x64 and 451x300 pixels; resize one of them"),
-        (np.zeros((31, 40, 3), np.uint8), np.zeros((31, 40, 3), np.uint8), "are 40x31; images must have 32x32 to 2,097,152"),
-        (np.zeros((1500, 1500), np.uint8), np.zeros((1500, 1500), np.uint8), "are 1500x1500; images must have"),
+        (np.zeros((31, 40, 3), np.uint8), np.zeros((31, 40, 3), np.uint8), "are 40x31; images must have 32x32 pixels or more"),
+        (
+            np.zeros((40, 40, 4), np.float32),
+            SQUARE[0],
+            r"image: an array of floats must be \[height, width, 3\], not \[40, 40, 4",
+        ),
+        (np.zeros((40, 40), np.float32), SQUARE[0], r"image: an array of floats must be \[height, width, 3\], not \[40, 40\]"),
+        (np.full((40, 40, 3), 1.01), SQUARE[0], "image: an array of floats must have values of 0..1, without NaN"),
+        (SQUARE[0], np.full((64, 96, 3), np.nan), "image: an array of floats must have values of 0..1, without NaN"),
         (SQUARE[:2], SQUARE, "can't compare 2 images with 3; give equally many, or one for all"),
         (b"nothing", SQUARE[0], "image: not an image"),
     ],
@@ -254,3 +264,51 @@ def test_another_preprocessing_is_the_networks_own(judged):
     network = Network.read(judged[0])
     caffe = replace(network, preprocessing=PRESETS["caffe"])
     assert PerceptualDistance(caffe)(SQUARE[0], SQUARE[1]) != PerceptualDistance(network)(SQUARE[0], SQUARE[1])
+
+
+@pytest.mark.parametrize("name", ["vgg16", "vgg19", "vgg13"])
+def test_a_tile_is_computed_as_the_whole(name, monkeypatch):
+    """At any place, for all layer outputs: sizes around multiples of the stride, tiles of a few positions."""
+    compare = PerceptualDistance(
+        random_network(name), engine="torch", layers=["conv1_1", "conv2_2", "pool3", "conv5_1", "pool5"]
+    )
+    for width, height in ((451, 300), (352, 417), (321, 33)):
+        one, other = (photo.resize((width, height)) for photo in PHOTOS[:2])
+        whole, place = compare(one, other), compare.map(one, other)
+        with monkeypatch.context() as changed:
+            changed.setattr(distance_module, "BATCH_PIXELS", 2 * 280 * 280)
+            np.testing.assert_allclose(compare(one, other), whole, rtol=1e-5)
+            np.testing.assert_allclose(compare.map(one, other), place, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(("width", "height"), [(3840, 2160), (2040, 1356), (33, 200_000), (5000, 40), (640, 480)])
+def test_tiles_cover_an_image_and_are_small(width, height):
+    architecture = random_network("vgg16").architecture
+    seen, pixels = np.zeros((height, width), np.uint8), BATCH_PIXELS // 2
+    for tile in tiles(architecture, ["conv5_3"], height, width, pixels):
+        (top, left, bottom, right), (above, before, below, beyond) = tile.core, tile.box
+        seen[top:bottom, left:right] += 1
+        assert (below - above) * (beyond - before) <= pixels
+        assert above % 32 == before % 32 == 0
+        assert min(below - above, beyond - before) >= 32
+    assert (seen == 1).all()
+
+
+def test_an_image_is_computed_once_for_all_its_pairs(judged, monkeypatch):
+    compare = PerceptualDistance(judged[0], engine="torch")
+    counts, run = [], type(compare._engine).differences
+    monkeypatch.setattr(
+        type(compare._engine), "differences", lambda self, batch, *rest: (counts.append(len(batch)), run(self, batch, *rest))[1]
+    )
+    found = compare(SQUARE[0], [SQUARE[0], *SQUARE, SQUARE[2]])
+    assert counts == [3]
+    assert found[0] == found[1] == 0
+    assert found[3] == found[4] == compare(SQUARE[2], SQUARE[0])[0]
+
+
+def test_floats_are_compared_without_rounding(judged):
+    compare = PerceptualDistance(judged[0])
+    one, other = (np.asarray(image) for image in SQUARE[:2])
+    expected = compare(one, other)
+    np.testing.assert_allclose(compare(one / np.float32(255), other / 255.0), expected, rtol=1e-5)
+    assert 0 < compare(one / 255.0, (one / 255.0 + 1e-3).clip(0, 1))[0] < expected[0] / 10

@@ -16,15 +16,19 @@ from .errors import ModelError
 from .heads import HIDDEN, Head
 
 Shape = tuple[int, ...]
-# The activation functions are those of `vgg.heads`. `average_pool` and `global_max_pool` pool the whole map; `adaptive_pool`
-# averages it to `number` x `number` positions.
+# The activation functions are those of `vgg.heads`. `max_pool`, `mean_pool` and `l2_pool` halve a map's sides; `average_pool`
+# and `global_max_pool` pool the whole map; `adaptive_pool` averages it to `number` x `number` positions.
 Operation = Literal[
-    "convolution", "batch_norm", "lrn", "relu", "max_pool", "average_pool", "global_max_pool", "adaptive_pool", "flatten",
-    "linear", "dropout", "leaky_relu", "elu", "gelu", "gelu_tanh", "silu", "tanh", "sigmoid",
+    "convolution", "batch_norm", "lrn", "relu", "max_pool", "mean_pool", "l2_pool", "average_pool", "global_max_pool",
+    "adaptive_pool", "flatten", "linear", "dropout", "leaky_relu", "elu", "gelu", "gelu_tanh", "silu", "tanh", "sigmoid",
 ]  # fmt: skip
+Pooling = Literal["max", "average", "l2"]
 
 CHANNELS = (64, 128, 256, 512, 512)
 POOLINGS = ("average_pool", "global_max_pool", "adaptive_pool")
+# The operation of each `Architecture.pooling`.
+BLOCK_POOLINGS: dict[Pooling, Operation] = {"max": "max_pool", "average": "mean_pool", "l2": "l2_pool"}
+L2_EPSILON = 1e-12  # added under the root of `l2_pool`
 NORM_ROLES = ("scale", "bias", "mean", "variance")
 MOST = 2**16  # channels of a convolution
 STRIDE = 32  # pixels of the input per position of pool5: five poolings of 2
@@ -87,6 +91,10 @@ class Architecture:
     epsilon: float = 1e-5  # of batch normalisation
     channels: tuple[int, ...] = ()  # of each convolution, if they are not the paper's times the width
     last: str = ""  # of a backbone, its last layer output, `pool5` by default
+    # How the blocks end: the paper's maximum of 2x2 positions, or for metrics and losses their mean, or DISTS's `l2`
+    # (K. Ding et al., arXiv 2004.07728, section 3.1): sqrt(blur(x^2) + 1e-12) at every second position, with the 3x3 kernel
+    # [1, 2, 1]^T [1, 2, 1] / 16, a Hann window, and zeros around the map, so that a side n becomes n / 2 rounded up.
+    pooling: Pooling = "max"
 
     def __post_init__(self) -> None:
         if self.name not in CONFIGURATIONS:
@@ -97,6 +105,8 @@ class Architecture:
             raise ModelError(f"invalid architecture: {self!r}")
         if self.input_size < STRIDE:
             raise ModelError(f"input size of {self.input_size} pixels is too small; five poolings need at least {STRIDE}")
+        if self.pooling not in BLOCK_POOLINGS:
+            raise ModelError(f"unknown pooling {self.pooling!r}; choose from {', '.join(BLOCK_POOLINGS)}")
         if self.channels and len(self.channels) != sum(self.configuration.depths):
             raise ModelError(f"{len(self.channels)} numbers of channels for {self.name}")
         for name, head in heads.NAMED.items():  # a text that means one of these becomes its name
@@ -172,13 +182,13 @@ class Architecture:
                 if made.lrn and block == index == 1:
                     yield Layer("lrn", "norm1_1", "norm1_1", {})
                 channels = out
-            yield Layer("max_pool", f"pool{block}", f"pool{block}", {})
+            yield Layer(BLOCK_POOLINGS[self.pooling], f"pool{block}", f"pool{block}", {})
 
     def _head(self, head: Head) -> Iterator[Layer]:
         """The layers after pool5. Linear layers are fc6, fc7, … in order; the only one of the head `gap` is fc8."""
         shape: Shape = (self._channels[-1],)
         if head.pooling == "flatten" or head.side > 1:
-            side = head.side if head.side > 1 else self.input_size // STRIDE
+            side = head.side if head.side > 1 else self.pooled(self.input_size, len(CHANNELS))
             shape += (side, side)
         if head.pooling != "flatten":
             operation: Operation = "global_max_pool" if head.pooling == "max" else "average_pool"
@@ -222,6 +232,10 @@ class Architecture:
         # An engine may fold a batch normalisation into its neighbours, and doesn't flatten.
         return tuple(value for value in values if value != "flatten" and not value.startswith("bn"))
 
+    def pooled(self, side: int, times: int = 1) -> int:
+        """The side of a map after the poolings of some blocks."""
+        return -(-side >> times) if self.pooling == "l2" else side >> times
+
     def shape(self, value: str, batch: int, height: int, width: int) -> Shape:
         """The shape of a layer output for a batch of `height` x `width` pixels.
 
@@ -235,8 +249,8 @@ class Architecture:
         channels, head = 3, False
         for layer in self.layers:
             weight = layer.parameters.get("weight")
-            if layer.operation == "max_pool":
-                height, width = height // 2, width // 2
+            if layer.operation in BLOCK_POOLINGS.values():
+                height, width = self.pooled(height), self.pooled(width)
             elif layer.operation in POOLINGS:
                 height = width = int(layer.number or 1)
                 head = value != "pool6"
@@ -263,8 +277,8 @@ class Architecture:
         """Number of multiply-adds of the convolutions and linear layers for one image of `size` x `size` pixels."""
         side, total = size or self.input_size, 0
         for layer in self.layers:
-            if layer.operation == "max_pool":
-                side //= 2
+            if layer.operation in BLOCK_POOLINGS.values():
+                side = self.pooled(side)
             elif layer.operation in ("convolution", "linear"):
                 total += math.prod(layer.parameters["weight"]) * (side * side if layer.operation == "convolution" else 1)
         return total

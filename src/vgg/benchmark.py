@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from . import engines
+from .architectures import BLOCK_POOLINGS
 from .arrays import Array
 from .errors import Error
 from .formats import QuantizedGraph, network_of
@@ -50,8 +51,8 @@ def work(network: Network) -> dict[str, Work]:
     side, found = architecture.input_size, {}
     for layer, following in zip(architecture.layers, (*architecture.layers[1:], None), strict=True):
         weight = layer.parameters.get("weight")
-        if layer.operation == "max_pool":
-            side //= 2
+        if layer.operation in BLOCK_POOLINGS.values():
+            side = architecture.pooled(side)
         elif weight:
             output = following if following and following.operation in ACTIVATIONS else layer
             numbers, name = math.prod(weight), output.value

@@ -1,19 +1,19 @@
 """The torch module of an architecture, for the torch engine, training and losses."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional
 
-from .architectures import LRN_ALPHA, LRN_BETA, LRN_K, LRN_SIZE, Architecture, Layer, Shape
+from .architectures import Architecture
 from .errors import ModelError
 from .heads import ACTIVATIONS
 from .labels import Labels
+from .module_layers import torch_layer
 from .network import Network, Provenance
 from .parameters import Parameter, contiguous
 from .preprocessing import Preprocessing
@@ -39,7 +39,7 @@ class Module(nn.Sequential):
             name = layer.name
             if layer.operation in ACTIVATIONS:
                 name = name.replace("conv", layer.operation).replace("fc", layer.operation)
-            self._add(name, layer.value, _torch_layer(layer, architecture, dropout))
+            self._add(name, layer.value, torch_layer(layer, architecture, dropout))
 
     def _add(self, name: str, value: str, layer: nn.Module) -> None:
         self.add_module(name, layer)
@@ -204,70 +204,6 @@ class Module(nn.Sequential):
 def _block(name: str) -> str:
     """The block of a layer: conv1 of conv1_2 and bn1_2, fc6 of fc6 and bn6."""
     return name.replace("bn", "conv" if "_" in name else "fc").split("_")[0]
-
-
-# Modules of activations by their number.
-_ACTIVATIONS: dict[str, Callable[[float], nn.Module]] = {
-    "relu": lambda _: nn.ReLU(inplace=True),  # the value before it has no name in `Architecture.values`
-    "leaky_relu": nn.LeakyReLU, "elu": nn.ELU, "gelu": lambda _: nn.GELU(), "gelu_tanh": lambda _: nn.GELU("tanh"),
-    "silu": lambda _: nn.SiLU(), "tanh": lambda _: nn.Tanh(), "sigmoid": lambda _: nn.Sigmoid(),
-}  # fmt: skip
-
-
-def _torch_layer(layer: Layer, architecture: Architecture, dropout: float) -> nn.Module:
-    shape, number = layer.parameters.get("weight", ()), layer.number or 0.0
-    match layer.operation:
-        case "convolution":
-            return nn.Conv2d(shape[1], shape[0], shape[2], padding=shape[2] // 2)
-        case "batch_norm":
-            return BatchNorm(layer.parameters["scale"][0], eps=architecture.epsilon)
-        case "lrn":
-            return LocalResponseNorm(LRN_SIZE, LRN_ALPHA, LRN_BETA, LRN_K)
-        case "max_pool":
-            return nn.MaxPool2d(2)
-        case "average_pool":
-            return nn.AdaptiveAvgPool2d(1)
-        case "adaptive_pool":
-            return nn.AdaptiveAvgPool2d(int(number))
-        case "global_max_pool":
-            return nn.AdaptiveMaxPool2d(1)
-        case "flatten":
-            return nn.Identity()  # which `Linear` does itself
-        case "linear":
-            return Linear(shape)
-        case "dropout":
-            return nn.Dropout(dropout if layer.number is None else layer.number)
-        case _:
-            return _ACTIVATIONS[layer.operation](number)
-
-
-class BatchNorm(nn.BatchNorm2d):
-    """Batch normalisation of the channels of maps, or of vectors; a map of fewer channels is flattened first."""
-
-    def forward(self, value: torch.Tensor) -> torch.Tensor:
-        if value.ndim == 4 and value.shape[1] == self.num_features:
-            return super().forward(value)
-        return super().forward(value.flatten(1)[..., None, None]).flatten(1)
-
-
-class LocalResponseNorm(nn.LocalResponseNorm):
-    """Local response normalisation in float32 or better: float16 overflows on the squares."""
-
-    def forward(self, value: torch.Tensor) -> torch.Tensor:
-        return super().forward(value.to(torch.promote_types(value.dtype, torch.float32))).to(value.dtype)
-
-
-class Linear(nn.Linear):
-    """A linear layer of weight [units, inputs] or [units, channels, rows, columns]; on larger maps, a convolution."""
-
-    def __init__(self, shape: Shape) -> None:
-        super().__init__(math.prod(shape[1:]), shape[0])
-        self.kernel = (*shape, 1, 1)[:4]
-
-    def forward(self, value: torch.Tensor) -> torch.Tensor:
-        if value.shape[2:] in ((), self.kernel[2:]):
-            return super().forward(value.flatten(1))
-        return functional.conv2d(value, self.weight.view(self.kernel), self.bias)
 
 
 class Normalisation(nn.Module):

@@ -33,6 +33,7 @@ COMMANDS = {
     "quantize": "quantize --help",
     "features": "features --help",
     "explain": "explain a.jpg -m tiny.onnx -o heat.png",
+    "compare": "compare a.jpg a.jpg -m tiny.onnx",
     "bench": "bench --help",
     "serve": "serve --help",
     "train": "train --help",

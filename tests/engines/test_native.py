@@ -285,8 +285,8 @@ def compiled(folder, source):
             r"is of another version of vgg \(interface \[1, .*; reinstall vgg",
         ),
         (
-            "void vgg_interface(int *a, int *b, int *c) { *a = 3, *b = 104, *c = 16; }",
-            r"is of another version of vgg \(interface \[3, 104, 16\], not \[3, \d+, 16\]\); reinstall vgg",
+            "void vgg_interface(int *a, int *b, int *c) { *a = 4, *b = 104, *c = 16; }",
+            r"is of another version of vgg \(interface \[4, 104, 16\], not \[4, \d+, 16\]\); reinstall vgg",
         ),
         (None, "can't load the native engine .*; reinstall vgg"),
     ],

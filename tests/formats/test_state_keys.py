@@ -20,7 +20,7 @@ from torch_files import features, output, read
 from vgg import Architecture, Error, Labels, ModelError, Network, Notice, engines
 from vgg.formats.state_keys import stored
 from vgg.heads import Head
-from vgg.module import _torch_layer
+from vgg.module_layers import torch_layer
 from vgg.parameters import LowRank, Quantized
 from vgg.preprocessing import PRESETS
 
@@ -132,7 +132,7 @@ def test_a_preprocessing_that_is_not_the_librarys_is_stated(tmp_path):
 def module_of(head: Head, architecture: Architecture) -> nn.Module:
     """A module with torchvision's three parts, the last two of a head of its own."""
     layers = [layer for layer in architecture.layers if not layer.name.startswith(("conv", "bn1_")) and "_" not in layer.name]
-    made = [_torch_layer(layer, architecture, 0.5) for layer in layers[5:] if layer.operation != "flatten"]
+    made = [torch_layer(layer, architecture, 0.5) for layer in layers[5:] if layer.operation != "flatten"]
     pool = nn.Identity() if head.pooling == "flatten" else made.pop(0)
     trunk = features([64, "M", 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M"])
     module = nn.Sequential()

@@ -15,7 +15,7 @@ from . import streams
 
 VERBS = (
     "classify", "convert", "inspect", "models", "pull", "sample", "evaluate", "prepare", "quantize", "features", "explain",
-    "bench", "serve", "train",
+    "compare", "bench", "serve", "train",
 )  # fmt: skip
 
 
@@ -48,7 +48,7 @@ class _Verbs(TyperGroup):
 app = typer.Typer(
     name="vgg",
     cls=_Verbs,
-    help="VGG networks: classify images, convert, evaluate, quantize, explain, serve and train.",
+    help="VGG networks: classify images, convert, evaluate, quantize, explain, compare, serve and train.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},

@@ -23,13 +23,14 @@ if TYPE_CHECKING:
     from ..formats import QuantizedGraph
     from ..heads import Output
     from ..network import Network
+    from ..perceptual import Comparison
     from ..predictions import Result
     from ..runs import Finished, Task
 
 PROTOCOLS = ("center", "ten-crop", "dense", "multi-crop", "dense+multi-crop")  # of vgg.views, which is slow to import
 MANY = 8  # images for which a progress bar is shown
 
-Outcome = TypeVar("Outcome", "Result", "Features")  # of one image
+Outcome = TypeVar("Outcome", "Result", "Features", "Comparison")  # of one image or pair
 
 
 class Format(StrEnum):

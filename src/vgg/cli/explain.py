@@ -1,16 +1,14 @@
 """vgg explain"""
 
-import io
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from . import common
+from . import common, drawing
 from .streams import standard_input
 
 METHODS = ("grad-cam", "class-map")
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 def explain(
@@ -48,11 +46,9 @@ def explain(
     from ..classifier import load
     from ..errors import Error
     from ..explanation import explain as library
-    from ..files import replacing
     from ..sources import find
 
-    if output.suffix.lower() not in SUFFIXES:
-        raise Error(f"{output}: unsupported image format; use {', '.join(SUFFIXES)}")
+    drawing.check_suffix(output)
     found = [("standard input", standard_input())] if image == "-" else find(image)
     if len(found) > 1:
         raise Error(f"{image}: has {len(found)} images; choose one")
@@ -60,11 +56,7 @@ def explain(
     reading = common.reading(head, output_activation, input_size, preset, labels)
     classifier = load(common.locate(model), engine, threads=threads, device=device, **reading)
     explanation = library(classifier, data, tuple(classes or ()), method=method, size=size, name=name)
-    encoded = io.BytesIO()
-    kind = {".jpg": "JPEG"}.get(output.suffix.lower(), output.suffix[1:].upper())
-    explanation.overlay(box).save(encoded, kind, quality=92)
-    with replacing(output) as file:
-        file.write(encoded.getvalue())
+    drawing.write_image(explanation.overlay(box), output)
     records: list[dict[str, Any]] = [
         {"label": one.label, "score": round(one.score, 6), "index": one.index, "wnid": one.wnid} for one in explanation.classes
     ] or [{"layer": classifier.network.architecture.values[-1]}]

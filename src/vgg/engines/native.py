@@ -20,11 +20,12 @@ from ..network import Network
 from ..parameters import LowRank, Parameter, Part, as_bytes, contiguous
 from .engine import Guard, native_library
 
-INTERFACE = 3  # VGG_INTERFACE of native/vgg.h
+INTERFACE = 4  # VGG_INTERFACE of native/vgg.h
 NO_MEMORY = 1  # the error code VGG_NO_MEMORY
 # The numbers of native/vgg.h.
 OPERATIONS = {
-    "convolution": 0, "lrn": 1, "max_pool": 2, "average_pool": 3, "adaptive_pool": 3, "global_max_pool": 4, "linear": 5,
+    "convolution": 0, "lrn": 1, "max_pool": 2, "mean_pool": 3, "l2_pool": 4, "average_pool": 5, "adaptive_pool": 5,
+    "global_max_pool": 6, "linear": 7,
 }  # fmt: skip
 FUNCTIONS = ("none", "relu", "leaky_relu", "elu", "gelu", "gelu_tanh", "silu", "tanh", "sigmoid")
 KINDS = {np.dtype(dtype): kind for kind, dtype in enumerate((np.float32, np.float16, ml_dtypes.bfloat16, np.int8))}

@@ -210,6 +210,8 @@ def write(
     from .onnx_builder import OnnxOptions
 
     path = Path(path)
+    if network.architecture.pooling != "max":
+        raise ModelError(f"{path}: networks are written with max pooling only, not with {network.architecture.pooling} pooling")
     plain = OnnxOptions(outputs=network.architecture.values[-1:])
     options = OnnxOptions(opset, (*plain.outputs, *outputs), softmax, batch, dense, bits, names, preprocessing)
     if keys and (layout == "triton" or path.suffix == ".onnx"):

@@ -61,7 +61,7 @@ def described(architecture: Architecture) -> dict[str, Any]:
     return {
         name: value
         for name, value in asdict(architecture).items()
-        if name not in ("channels", "last") or value != getattr(plain, name)
+        if name not in ("channels", "last", "pooling") or value != getattr(plain, name)
     }
 
 

@@ -146,9 +146,9 @@ class _Builder:
         half = self.options.bits == 16 and layer.value in self.outputs
         self.value = f"{layer.value}.half" if half else layer.value
         if layer.operation in onnx_functions.COMPOSED:
-            self.nodes += onnx_functions.nodes(
-                layer, inputs[0], self.value, self.opset, self.dtype, self.network.architecture.input_size
-            )
+            architecture = self.network.architecture
+            side = architecture.pooled(architecture.input_size, len(architectures.CHANNELS))
+            self.nodes += onnx_functions.nodes(layer, inputs[0], self.value, self.opset, self.dtype, side)
         else:
             self.node(operator, inputs, self.value, **attributes)
         if half:
@@ -202,6 +202,7 @@ class _Builder:
             }),
             "relu": ("Relu", {}),
             "max_pool": ("MaxPool", {"kernel_shape": [2, 2], "strides": [2, 2]}),
+            "mean_pool": ("AveragePool", {"kernel_shape": [2, 2], "strides": [2, 2]}),
             "average_pool": ("GlobalAveragePool", {}),
             "global_max_pool": ("GlobalMaxPool", {}),
             "flatten": ("Flatten", {"axis": 1}),

@@ -1,4 +1,4 @@
-"""Functions of a head that are several ONNX operators, or became one operator only in a newer opset."""
+"""Functions that are several ONNX operators, or became one operator only in a newer opset."""
 
 import math
 from collections.abc import Sequence
@@ -6,20 +6,20 @@ from typing import Any
 
 import numpy as np
 
-from ..architectures import STRIDE, Layer
+from ..architectures import L2_EPSILON, Layer
 from ..arrays import Array
 from ..errors import ModelError
 from .nodes import Node
 from .windows import windows
 
-COMPOSED = ("gelu", "gelu_tanh", "silu", "adaptive_pool")
+COMPOSED = ("gelu", "gelu_tanh", "silu", "adaptive_pool", "l2_pool")
 BROADCASTING = 7  # the first opset that broadcasts as NumPy does
 ERF, GELU = 9, 20  # the first opsets with these operators
 # Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.26: erfc(x) for x >= 0 with an error below 1.5e-7.
 ERFC_P, ERFC = 0.3275911, (0.254829592, -0.284496736, 1.421413741, -1.453152027, 1.061405429)
 
 
-def nodes(layer: Layer, value: str, output: str, opset: int, dtype: Any, input_size: int) -> list[Node]:
+def nodes(layer: Layer, value: str, output: str, opset: int, dtype: Any, side: int) -> list[Node]:
     """The operators that compute `output` from `value` at an opset.
 
     Args:
@@ -28,14 +28,20 @@ def nodes(layer: Layer, value: str, output: str, opset: int, dtype: Any, input_s
         output: the output's name, which is also the prefix of the names in between.
         opset: the version of the operators.
         dtype: of the values, float32 or float16.
-        input_size: side of the network's input in pixels, for `adaptive_pool`.
+        side: of the map of `adaptive_pool`.
 
     Raises:
         ModelError: the opset is too old.
     """
     made = _Nodes(output, dtype)
     if layer.operation == "adaptive_pool":
-        _pool(made, value, input_size // STRIDE, int(layer.number or 1))
+        _pool(made, value, side, int(layer.number or 1))
+    elif layer.operation == "l2_pool":  # the blur is the mean of two neighbours twice
+        squares = made.add("Mul", value, value)
+        around: dict[str, Any] = {"pads": [1, 1, 1, 1], "count_include_pad": 1}
+        means = made.add("AveragePool", squares, kernel_shape=[2, 2], strides=[1, 1], **around)
+        means = made.add("AveragePool", means, kernel_shape=[2, 2], strides=[2, 2])
+        made.add("Sqrt", made.add("Add", means, made.constant(L2_EPSILON)), output=output)
     elif layer.operation == "silu":
         made.add("Mul", value, made.add("Sigmoid", value), output=output)
     elif opset >= GELU:

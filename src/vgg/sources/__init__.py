@@ -17,7 +17,19 @@ from ..labels import imagenet as imagenet_labels  # `imagenet` is a module of th
 from . import cifar, listing, numbering, stores
 from .samples import UNLABELLED, Dataset, Sample
 
-__all__ = ["UNLABELLED", "Dataset", "Sample", "classes_of", "find", "is_cifar", "is_single", "open", "splits", "unlabelled"]
+__all__ = [
+    "UNLABELLED",
+    "Dataset",
+    "Sample",
+    "classes_of",
+    "find",
+    "is_cifar",
+    "is_folder",
+    "is_single",
+    "open",
+    "splits",
+    "unlabelled",
+]
 
 
 def find(images: Any) -> list[tuple[str, ImageLike]]:
@@ -58,6 +70,11 @@ def is_single(images: Any) -> bool:
     return isinstance(images, bytes | bytearray | memoryview | Image.Image | Sample) or (
         isinstance(images, np.ndarray) and images.ndim != 4
     )
+
+
+def is_folder(place: str | Path) -> bool:
+    """Whether a place is a folder."""
+    return listing.is_folder(stores.normalised(place))
 
 
 def unlabelled(place: str | Path) -> Dataset:

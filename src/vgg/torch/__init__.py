@@ -15,7 +15,8 @@ from ..extras import require
 require("vgg.torch", "torch", "torch")
 
 from .backbone import Backbone, backbone  # noqa: E402
-from .losses import PRESETS, FeatureLoss, PerceptualLoss, StyleLoss  # noqa: E402
+from .losses import PRESETS, FeatureLoss, StyleLoss  # noqa: E402
+from .metrics import PerceptualLoss  # noqa: E402
 from .terms import Contextual, Difference, Gram, MeanVariance, Term, TotalVariation, gram  # noqa: E402
 
 __all__ = [

@@ -9,7 +9,7 @@ from torch import nn
 from ..module import Module, Normalisation
 from ..network import Network
 from ..perceptual import network_of
-from .values import trimmed
+from .values import fixed, trimmed
 
 
 class Backbone(nn.Module):
@@ -37,7 +37,7 @@ class Backbone(nn.Module):
             if freeze:
                 self.trunk.freeze(self.trunk.end_of(freeze)[0])
         else:
-            self.trunk = Module.of(network)
+            self.trunk = fixed(network)
 
     def train(self, mode: bool = True) -> "Backbone":
         """Layers that don't learn stay in evaluation mode."""
