@@ -3,6 +3,10 @@
 #include <stdexcept>
 #include <string>
 
+#if defined(VGG_X86)
+#include <cpuid.h>
+#endif
+
 #include "kernels.hpp"
 
 namespace portable {
@@ -20,13 +24,23 @@ extern const vgg::Kernels table;
 namespace vgg {
 namespace {
 
-// Every instruction set that CMakeLists.txt lets the compiler use. The operating system must have enabled it too.
+// Every instruction set that CMakeLists.txt lets the compiler use. The operating system must have enabled its registers too.
+// With cpuid itself, since __builtin_cpu_supports needs a library that CMake doesn't link on Windows. Bits as in Intel's manual.
 #if defined(VGG_X86)
-bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
-bool has_avx512() {
-    return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+bool supports(unsigned registers, unsigned extended) {
+    constexpr unsigned FMA = 1u << 12, OSXSAVE = 1u << 27;
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    if (!__get_cpuid(1, &a, &b, &c, &d) || (c & (FMA | OSXSAVE)) != (FMA | OSXSAVE)) return false;
+    __asm__("xgetbv" : "=a"(a), "=d"(d) : "c"(0));
+    if ((a & registers) != registers) return false;
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (b & extended) == extended;
 }
+
+constexpr unsigned YMM = 0x6, ZMM = 0xe6;  // with the registers that they extend
+constexpr unsigned AVX2 = 1u << 5, AVX512F = 1u << 16, AVX512DQ = 1u << 17, AVX512BW = 1u << 30, AVX512VL = 1u << 31;
+
+bool has_avx2() { return supports(YMM, AVX2); }
+bool has_avx512() { return supports(ZMM, AVX2 | AVX512F | AVX512DQ | AVX512BW | AVX512VL); }
 #endif
 
 struct Choice {

@@ -12,6 +12,10 @@
 #include <thread>
 #include <vector>
 
+#if defined(_WIN32)
+#include <malloc.h>
+#endif
+
 #include "vgg.h"
 
 namespace {
@@ -19,20 +23,33 @@ namespace {
 std::atomic<long> allocations{-1};  // that succeed before one fails; all if negative
 
 void *allocate(std::size_t bytes, std::size_t alignment) {
-    void *memory = nullptr;
     if (allocations >= 0 && allocations-- == 0) throw std::bad_alloc();
+#if defined(_WIN32)
+    void *memory = _aligned_malloc(bytes, alignment);
+    if (!memory) throw std::bad_alloc();
+#else
+    void *memory = nullptr;
     if (posix_memalign(&memory, alignment, bytes)) throw std::bad_alloc();
+#endif
     return memory;
+}
+
+void release(void *memory) {
+#if defined(_WIN32)
+    _aligned_free(memory);
+#else
+    std::free(memory);
+#endif
 }
 
 }  // namespace
 
 void *operator new(std::size_t bytes) { return allocate(bytes, sizeof(void *)); }
 void *operator new(std::size_t bytes, std::align_val_t alignment) { return allocate(bytes, std::size_t(alignment)); }
-void operator delete(void *memory) noexcept { std::free(memory); }
-void operator delete(void *memory, std::size_t) noexcept { std::free(memory); }
-void operator delete(void *memory, std::align_val_t) noexcept { std::free(memory); }
-void operator delete(void *memory, std::size_t, std::align_val_t) noexcept { std::free(memory); }
+void operator delete(void *memory) noexcept { release(memory); }
+void operator delete(void *memory, std::size_t) noexcept { release(memory); }
+void operator delete(void *memory, std::align_val_t) noexcept { release(memory); }
+void operator delete(void *memory, std::size_t, std::align_val_t) noexcept { release(memory); }
 
 namespace {
 

@@ -27,6 +27,14 @@ def test_it_is_small_whole_and_described():
     assert facts["vgg.parameters_sha256"] == network.sha256()
 
 
+def test_its_card_is_one_of_the_hugging_face_hub():
+    from huggingface_hub import ModelCard
+
+    data = ModelCard.load(EMBEDDED_FILE.with_suffix(".md")).data
+    assert (data.license, data.library_name, data.pipeline_tag) == ("cc-by-4.0", "vgg", "image-classification")
+    assert {one.metric_name: one.metric_value for one in data.eval_results} == {"top-1": 66.8, "top-5": 90.8}
+
+
 def test_it_is_what_load_loads_without_a_name():
     for classifier in (vgg.load(), vgg.load(EMBEDDED)):
         assert classifier.name == EMBEDDED

@@ -4,8 +4,10 @@ import math
 import re
 import subprocess
 import sys
+import tomllib
 
 import pytest
+import yaml
 
 import vgg
 from conftest import ROOT
@@ -49,6 +51,20 @@ def graph():
 
 def room(path):
     return path.relative_to(ROOT / "src/vgg").parts[0].removesuffix(".py")
+
+
+def test_every_file_states_the_same_version():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == vgg.__version__
+    assert f"\n## {vgg.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+    assert citation["license"] == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["license"].split(" AND ")[0]
+
+
+def test_workflows_pin_actions_by_commit():
+    """A tag can be moved to other code."""
+    for path in (ROOT / ".github/workflows").glob("*.yml"):
+        for used in re.findall(r"uses: (.*)", path.read_text()):
+            assert re.fullmatch(r"[\w/-]+@[0-9a-f]{40} # v[\d.]+", used), used
 
 
 def test_importing_is_quick_and_light():

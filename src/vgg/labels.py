@@ -21,7 +21,7 @@ Resolve = Callable[[str], int]  # a class's number, WordNet id or name -> its in
 FORMS = "text with one class per line, or names in JSON, CSV or YAML"
 ENTRIES = (  # of a mapping that has more than labels
     "id2label", "label2id", "names", "class_to_idx", "idx_to_class", "class_indices", "classes", "class_names", "labels",
-    "categories",
+    "categories", "label_names",
 )  # fmt: skip
 TITLES = ("name", "names", "label", "labels", "class", "classes", "class_name", "category")  # of a column of names
 IMAGENET_CLASSES = 1000
@@ -137,7 +137,8 @@ def from_data(data: Any) -> Labels:
     Args:
         data: a list of names, or of pairs of WordNet id and name; a mapping of indices to these, such as Keras's and
             TorchServe's; of names to indices, such as Keras's `class_indices` and torchvision's `class_to_idx`; or one that
-            has such an entry, as in Hugging Face's `config.json` (`id2label`) or a data set's YAML (`names`).
+            has such an entry, as in Hugging Face's `config.json` (`id2label`; timm's: `label_names`) or a data set's YAML
+            (`names`).
 
     Raises:
         ValueError: it is none of these, or an index is missing.

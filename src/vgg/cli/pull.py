@@ -8,7 +8,7 @@ from . import common
 
 
 def pull(
-    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Published models; `vgg models` lists them.")],
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Published models (`vgg models`) or hf:// addresses.")],
 ) -> None:
     """Download and verify published models, and print their paths.
 

@@ -17,7 +17,7 @@ from ..errors import ModelError, Notice
 from ..files import digest, map_file, open_file, reason
 from ..network import Network, Provenance, Source
 from ..preprocessing import Preprocessing, preset
-from . import assumptions
+from . import assumptions, timm_config
 from .layouts import reading
 
 if TYPE_CHECKING:
@@ -118,6 +118,8 @@ def _read(path: Path, given: Collection[str]) -> Network:
         content = reader.read(path)
     if isinstance(content, Network):
         return content
+    if format in ("safetensors", "torch"):
+        content = timm_config.completed(path, content)
     architecture = content.architecture
     hashed = digest(path)
     known = zoo.recognise(path, hashed)

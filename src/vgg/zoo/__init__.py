@@ -2,7 +2,8 @@
 
 Files are cached as `publisher/model.suffix` in `$VGG_HOME`, by default in the platform's cache folder. If `$VGG_MIRROR` is set,
 they are downloaded from there instead of from their publishers: a folder, or an http://, https:// or file:// address, with the
-layout of the cache, so that a copy of a cache is a mirror.
+layout of the cache, so that a copy of a cache is a mirror. Files of any repository on the Hugging Face Hub are named by their
+address, see `vgg.zoo.hub`.
 """
 
 import os
@@ -15,6 +16,7 @@ from urllib.parse import quote
 from ..errors import Error, Notice
 from ..files import cache_folder, digest
 from ..progress import Progress, silent
+from . import hub
 from .manifest import BARE, PUBLISHED, Published
 
 __all__ = ["EMBEDDED", "EMBEDDED_FILE", "Published", "cached", "info", "list", "locate", "pull", "recognise"]
@@ -61,7 +63,7 @@ def pull(name: str, progress: Progress = silent) -> Path:
     An interrupted download resumes. Proxies are those of the environment.
 
     Args:
-        name: a name that `info` accepts, or `vgg16-gap`, which is part of the package.
+        name: a name that `info` accepts; `vgg16-gap`, which is part of the package; or an address of the Hugging Face Hub.
         progress: called with the name, the bytes downloaded so far, their total if known, and `bytes`.
 
     Returns:
@@ -72,6 +74,8 @@ def pull(name: str, progress: Progress = silent) -> Path:
     """
     if name == EMBEDDED:
         return EMBEDDED_FILE
+    if hub.is_address(name):
+        return hub.locate(name, progress)
     from .download import Unreachable, download, verified
 
     known = info(name)
@@ -90,8 +94,8 @@ def locate(model: str | Path | None, progress: Progress = silent) -> Path:
     """The file of a model.
 
     Args:
-        model: a path; a published name, which is downloaded if it is not cached; `vgg16-gap` or None, the network in the
-            package. An existing file has priority over a published name.
+        model: a path; a published name or an address on the Hugging Face Hub, such as `hf://owner/name`, whose file is
+            downloaded if it is not cached; `vgg16-gap` or None, the network in the package. An existing file has priority.
         progress: see `pull`.
 
     Raises:
@@ -102,6 +106,8 @@ def locate(model: str | Path | None, progress: Progress = silent) -> Path:
     path = Path(model)
     if os.path.isfile(path):  # Path.is_file fails for a name that is too long
         return path
+    if hub.is_address(model):
+        return hub.locate(str(model), progress)
     try:
         known = info(str(model))
     except Error as error:

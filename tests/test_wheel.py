@@ -1,0 +1,40 @@
+"""What an installed wheel must do on every platform. It runs where nothing but vgg, pytest and hypothesis is installed."""
+
+import json
+import subprocess
+import sys
+from importlib.metadata import metadata
+
+import numpy as np
+
+import vgg
+from conftest import EXAMPLES, random_network
+from vgg import engines
+from vgg.engines import native
+
+
+def test_it_classifies_the_examples():
+    command = [sys.executable, "-m", "vgg", "classify", str(EXAMPLES), "--format", "json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    best = [one["predictions"][0]["label"] for one in json.loads(done.stdout)]
+    assert best == ["tabby", "espresso", "missile"]
+
+
+def test_it_has_the_engine_and_each_instruction_set_agrees_with_onnx_runtime(monkeypatch):
+    assert engines.native_library()
+    network = random_network()
+    batch = np.random.default_rng(0).normal(0, 1, (3, 3, 32, 32)).astype(np.float32)
+    expected = engines.open(network, "onnxruntime").logits(batch)
+    available = native.available_instructions()
+    assert {"auto", "portable"} <= {*available}
+    for name in available:
+        monkeypatch.setenv("VGG_INSTRUCTIONS", name)
+        found = engines.open(network, "native", threads=2).logits(batch)
+        assert abs(found - expected).max() <= 1e-5 * abs(expected).max()
+
+
+def test_its_metadata_is_that_of_this_version():
+    facts = metadata("vgg")
+    assert facts["Version"] == vgg.__version__
+    assert facts["Requires-Python"] == ">=3.11"
+    assert {"LICENSE", "NOTICE"} <= {*facts.get_all("License-File")}
