@@ -13,7 +13,7 @@ from vgg import json_output
 
 ORDER = [
     "errors", "extras", "arrays", "progress", "files", "kinds", "json_output", "store", "parallel", "heads",
-    "architectures", "labels", "image_formats", "decoding", "images", "preprocessing", "parameters", "network", "zoo",
+    "architectures", "methods", "labels", "image_formats", "decoding", "images", "preprocessing", "parameters", "network", "zoo",
     "formats", "module", "sources", "engines", "predictions", "views", "overlay", "features", "gradients", "explanation",
     "perceptual", "torch", "classifier", "samples", "benchmark", "evaluation", "quantization", "training", "runs", "serving",
     "cli",
