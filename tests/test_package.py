@@ -12,8 +12,8 @@ from conftest import ROOT
 from vgg import json_output
 
 ORDER = [
-    "errors", "extras", "arrays", "progress", "files", "kinds", "json_output", "store", "parallel", "heads",
-    "architectures", "methods", "labels", "image_formats", "decoding", "images", "preprocessing", "parameters", "network", "zoo",
+    "errors", "extras", "arrays", "progress", "files", "kinds", "json_output", "store", "parallel", "heads", "methods",
+    "architectures", "labels", "image_formats", "decoding", "images", "preprocessing", "parameters", "network", "zoo",
     "formats", "module", "sources", "engines", "predictions", "views", "overlay", "features", "gradients", "explanation",
     "perceptual", "torch", "classifier", "samples", "benchmark", "evaluation", "quantization", "training", "runs", "serving",
     "cli",

@@ -16,7 +16,7 @@ class Method:
     # samples: number of gradients that are averaged.
     # size: short side of the image in pixels.
     options: Mapping[str, Any] = field(default_factory=dict)
-    fine: bool = False  # whether neighbouring pixels differ so much that the map is drawn and boxed as a whole, not by its peaks
+    fine: bool = False  # whether the map consists of dots of single pixels; see `vgg.overlay.paint`
 
 
 METHODS = {

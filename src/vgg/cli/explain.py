@@ -6,10 +6,10 @@ from typing import Annotated, Any
 
 import typer
 
+from ..methods import DEFAULT, METHODS
 from . import common
 from .streams import standard_input
 
-METHODS = ("grad-cam", "class-map")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
@@ -24,9 +24,32 @@ def explain(
     ] = None,
     model: common.ModelOption = None,
     method: Annotated[
-        str, typer.Option("--method", metavar="M", help=f"Method of explanation: {', '.join(METHODS)}.")
-    ] = "grad-cam",
-    size: Annotated[int, typer.Option("--size", metavar="N", help="Short side of the image in pixels for a class map.")] = 512,
+        str,
+        typer.Option(
+            "--method", metavar="M", autocompletion=common.completion(*METHODS), help=f"Method: {', '.join(METHODS)}."
+        ),
+    ] = DEFAULT,
+    layer: Annotated[
+        str | None,
+        typer.Option(
+            "--layer",
+            "-l",
+            metavar="L",
+            help="Layer output for grad-cam to score-cam.  [default: last convolution]",
+        ),
+    ] = None,
+    window: Annotated[
+        int | None,
+        typer.Option("--window", metavar="N", help="Side of the occluded square in pixels.  [default: 1/7 of the crop's]"),
+    ] = None,
+    samples: Annotated[
+        int | None,
+        typer.Option("--samples", metavar="N", help="Number of gradients that are averaged.  [default: 50]"),
+    ] = None,
+    size: Annotated[
+        int | None,
+        typer.Option("--size", metavar="N", help="Short side of the image in pixels for a class map.  [default: 512]"),
+    ] = None,
     box: Annotated[bool, typer.Option("--box", help="Draw and print a box around the evidence for each class.")] = False,
     format: common.FormatOption = common.Format.table,
     labels: common.LabelsOption = None,
@@ -59,7 +82,9 @@ def explain(
     [(name, data)] = found
     reading = common.reading(head, output_activation, input_size, preset, labels)
     classifier = load(common.locate(model), engine, threads=threads, device=device, **reading)
-    explanation = library(classifier, data, tuple(classes or ()), method=method, size=size, name=name)
+    options: dict[str, Any] = {"layer": layer, "window": window, "samples": samples, "size": size}
+    with common.progress() as show:
+        explanation = library(classifier, data, tuple(classes or ()), method=method, name=name, progress=show, **options)
     encoded = io.BytesIO()
     kind = {".jpg": "JPEG"}.get(output.suffix.lower(), output.suffix[1:].upper())
     explanation.overlay(box).save(encoded, kind, quality=92)

@@ -9,6 +9,7 @@ from ..preprocessing import Preprocessing
 
 # Positions above this share of a map's maximum are in the box: 15% in Grad-CAM (section 4.1), 20% in CAM.
 THRESHOLD = 0.15
+CELL = 16  # pixels of the input per position of the last convolution, after four poolings of 2
 SIDE = 224  # of the enlarged map in which the box is found
 
 
@@ -36,6 +37,12 @@ def box(heat: Array, area: Box, threshold: float = THRESHOLD) -> Box:
         left, top, right, bottom = _largest(smooth > threshold * smooth.max())
     across, down = (area[2] - area[0]) / SIDE, (area[3] - area[1]) / SIDE
     return area[0] + left * across, area[1] + top * down, area[0] + right * across, area[1] + bottom * down
+
+
+def coarse(heat: Array) -> Array:
+    """The means of a map [rows, columns] over cells of 16 x 16 pixels, as many as the last convolution has positions."""
+    rows, columns = (max(1, side // CELL) for side in heat.shape)
+    return np.asarray(Image.fromarray(heat).resize((columns, rows), Image.Resampling.BOX))
 
 
 def _largest(mask: Array) -> tuple[int, int, int, int]:

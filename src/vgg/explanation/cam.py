@@ -43,7 +43,7 @@ def signals(network: Network, classes: Sequence[int]) -> Array:
     If one logit decides between two classes, it is the score of the second, and its negative that of the first.
     """
     units = np.array([[-1], [1]]) if network.architecture.output == "binary" else np.eye(network.architecture.units)
-    return units[np.array(classes)].astype(np.float32)
+    return np.asarray(units[np.array(classes)], np.float32)
 
 
 def grad_cam(network: Network, values: Mapping[str, Array], classes: Sequence[int], layer: str | None = None) -> Array:
@@ -87,9 +87,7 @@ def layer_cam(network: Network, values: Mapping[str, Array], classes: Sequence[i
     return np.asarray((np.maximum(slopes, 0) * channels).sum(1))
 
 
-def _at(
-    network: Network, values: Mapping[str, Array], classes: Sequence[int], layer: str | None
-) -> tuple[Array, Array]:
+def _at(network: Network, values: Mapping[str, Array], classes: Sequence[int], layer: str | None) -> tuple[Array, Array]:
     """A layer output [channels, rows, columns], and the gradients of the classes' scores at it [classes, channels, …]."""
     name = chosen_layer(network.architecture, layer)
     return values[name], gradient(network, values, signals(network, classes), name)

@@ -76,4 +76,4 @@ def score_cam(model: Model, image: Array, channels: Array, signal: Array, progre
 def _enlarging(count: int, wanted: int) -> Array:
     """Linear interpolation of `count` values to `wanted`, of which the first and the last stay: float32 [wanted, count]."""
     position = np.linspace(0, count - 1, wanted)
-    return np.maximum(0, 1 - np.abs(position[:, None] - np.arange(count))).astype(np.float32)
+    return np.asarray(np.maximum(0, 1 - np.abs(position[:, None] - np.arange(count))), np.float32)

@@ -8,7 +8,7 @@ from ..arrays import Array
 from ..methods import DEFAULT, METHODS
 from ..overlay import Box, overlay
 from ..predictions import Prediction
-from .boxes import box
+from .boxes import box, coarse
 
 
 @dataclass(frozen=True)
@@ -17,8 +17,8 @@ class Explanation:
 
     image: Image.Image  # RGB, upright
     classes: list[Prediction]  # empty if the network has no head: then there is one map, of the activation
-    # float32 [classes, rows, columns]. Grad-CAM: in units of the logit; negative values, which its definition clips to 0, are
-    # evidence against the class. Class map: scores. Activation energy: 0 or more.
+    # float32 [classes, rows, columns], in units of the logit or of its gradient; a class map has scores. Negative values are
+    # evidence against the class: Grad-CAM's, which its definition clips to 0, occlusion's and integrated gradients'.
     maps: Array
     area: Box  # the part of the image that the maps cover
     method: str = DEFAULT  # one of METHODS
@@ -26,7 +26,8 @@ class Explanation:
     def box(self, index: int = 0) -> tuple[int, int, int, int]:
         """The box around the evidence for a class in pixels: left, top, right, bottom; right and bottom are exclusive."""
         width, height = self.image.size
-        left, top, right, bottom = box(self.maps[index], self.area)
+        heat = coarse(self.maps[index]) if METHODS[self.method].fine else self.maps[index]
+        left, top, right, bottom = box(heat, self.area)
         return round(left * width), round(top * height), round(right * width), round(bottom * height)
 
     def overlay(self, boxes: bool = False) -> Image.Image:
@@ -39,4 +40,4 @@ class Explanation:
             RGB, of the image's size, but at most 1024 pixels.
         """
         frames = [self.box(index) for index in range(len(self.maps))] if boxes else []
-        return overlay(self.image, self.maps, self.area, self.classes, frames)
+        return overlay(self.image, self.maps, self.area, self.classes, frames, METHODS[self.method].fine)
