@@ -26,7 +26,10 @@ def explain(
     method: Annotated[
         str,
         typer.Option(
-            "--method", metavar="M", autocompletion=common.completion(*METHODS), help=f"Method: {', '.join(METHODS)}."
+            "--method",
+            metavar="M",
+            autocompletion=common.completion(*METHODS),
+            help=f"Method of explanation: {', '.join(METHODS)}.",
         ),
     ] = DEFAULT,
     layer: Annotated[
@@ -35,7 +38,7 @@ def explain(
             "--layer",
             "-l",
             metavar="L",
-            help="Layer output for grad-cam to score-cam.  [default: last convolution]",
+            help="Layer output to explain, such as conv4_3; CAM methods only.  [default: last convolution]",
         ),
     ] = None,
     window: Annotated[
@@ -65,8 +68,8 @@ def explain(
 
     Example: `vgg explain cat.jpg -o heat.png --class tabby --class "Egyptian cat" --box`
 
-    The output is the image with the heat map on it; several classes are side by side. A larger --size gives a class map
-    more positions.
+    The output is the image with the heat map on it; several classes are side by side. --layer, --window, --samples and --size
+    belong to one or a few methods; a larger --size gives a class map more positions.
     """
     from ..classifier import load
     from ..errors import Error
