@@ -38,7 +38,7 @@ def explain(
             "--layer",
             "-l",
             metavar="L",
-            help="Layer output to explain, such as conv4_3; CAM methods only.  [default: last convolution]",
+            help="Layer, such as conv5_3; of methods with `cam` in their names.  [default: last convolution]",
         ),
     ] = None,
     window: Annotated[
