@@ -111,7 +111,7 @@ def _pixels(preprocessing: Preprocessing, values: Array) -> Array:
     """The RGB pixels, uint8 [height, width, 3], of a normalised input [3, height, width]."""
     planes = values.transpose(1, 2, 0) * np.array(preprocessing.std) + np.array(preprocessing.mean)
     pixels = np.rint(planes / preprocessing.scale).clip(0, 255).astype(np.uint8)
-    return pixels if preprocessing.channels == "RGB" else pixels[..., ::-1]
+    return np.asarray(pixels if preprocessing.channels == "RGB" else pixels[..., ::-1])
 
 
 def _sheet(tiles: Array) -> Image.Image:
