@@ -194,7 +194,7 @@ def test_a_class_is_named_in_any_way(wanted):
     [
         ({"classes": "do"}, "unknown class 'do'; the model has 7; did you mean dog"),
         ({"classes": 7}, "unknown class '7'; the model has 7"),
-        ({"method": "guess"}, "unknown method 'guess'; choose from grad-cam, class-map"),
+        ({"method": "guess"}, "unknown method 'guess'; choose from grad-cam, grad-cam\\+\\+, layer-cam, score-cam"),
         ({"method": "class-map", "size": 32}, "the size for a class map must be 64 to 1024 pixels, not 32"),
         ({"method": "class-map", "engine": "onnxruntime"}, "onnxruntime takes only crops of the network's input size"),
     ],
@@ -310,7 +310,7 @@ def test_a_box_holds_the_largest_region():
 def test_regions_are_those_that_a_library_finds():
     from skimage.measure import label, regionprops
 
-    from vgg.explanation import _largest
+    from vgg.explanation.boxes import _largest
 
     for seed in range(20):
         mask = np.random.default_rng(seed).random((40, 50)) < 0.35

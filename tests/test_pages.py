@@ -20,7 +20,7 @@ from vgg.labels import imagenet
 
 OUTPUTS = {  # the files that the commands on a page write
     "features.md": ["caltech.npz", "svm.png", "examples.npz", "examples.parquet"],
-    "explain.md": ["heat.jpg", "map.jpg", "coffee.png"],
+    "explain.md": ["heat.jpg", "map.jpg", "methods.jpg", "coffee.png", "filters.png", "outputs.png", "tabby.png"],
     "perceptual.md": ["distances.jpg", "map.jpg"],
     "bulk.md": ["labels/_run.json", "vectors/_run.json"],
     "your-own-network.md": ["pets.onnx", "heat.jpg", "pets-int8.onnx", "backbone.npz"],

@@ -22,6 +22,7 @@ from .network import Network
 from .parallel import ahead
 from .predictions import Prediction, Result, choose, network_scores
 from .preprocessing import Preprocessing, preset
+from .progress import Progress, silent
 from .sources import find, is_single
 from .zoo import EMBEDDED, EMBEDDED_FILE, locate
 
@@ -169,28 +170,42 @@ class Classifier:
         classes: int | str | Sequence[int | str] = (),
         *,
         method: str = "grad-cam",
-        size: int = 512,
+        layer: str | None = None,
+        window: int | None = None,
+        samples: int | None = None,
+        size: int | None = None,
+        progress: Progress = silent,
     ) -> "Explanation":
         """The evidence for classes in an image: `explain("cat.jpg").overlay().save("heat.png")`.
 
         Args:
             image: a path, a file's bytes, a PIL image, or an array, as in `classify`.
             classes: one or several, by index, WordNet id or name; the predicted class by default.
-            method: `grad-cam`, of the crop that is classified; or `class-map`, the class's probability at each position of the
-                whole image, which requires the engine native or torch, unless the network pools globally.
-            size: short side of the image in pixels for a class map; larger sizes give more positions.
+            method: of the crop that is classified: `grad-cam`, `grad-cam++`, `layer-cam` and `score-cam` for the positions of
+                a layer output, `occlusion`, `saliency`, `smoothgrad` and `integrated-gradients` for its pixels; or `class-map`,
+                the class's probability at each position of the whole image, which requires the engine native or torch, unless
+                the network pools globally.
+            layer: the layer output for the four methods with `cam` in their names, `conv1_1` … `pool5`; by default that of the
+                last convolution.
+            window: side in pixels of the square that `occlusion` moves over the crop; by default a seventh of the crop's side.
+            samples: number of gradients that `smoothgrad` and `integrated-gradients` average; 50 by default.
+            size: short side of the image in pixels for a class map, 512 by default; larger sizes give more positions.
+            progress: called as a method that takes long advances.
 
         Returns:
             The heat maps, with boxes and an overlay; see `vgg.explanation.Explanation`.
 
         Raises:
             ImageError: the image can't be read.
-            Error: unknown class or method, a size out of range, or an engine that does not support the method.
+            Error: unknown class or method, an option that is out of range or not of this method, or an engine that does not
+                support the method.
         """
         from .explanation import explain
 
         chosen = (classes,) if isinstance(classes, int | str) else classes
-        return explain(self, image, chosen, method=method, size=size)
+        return explain(
+            self, image, chosen, method=method, layer=layer, window=window, samples=samples, size=size, progress=progress
+        )
 
     def preprocess(self, image: ImageLike, name: str | None = None) -> Array:
         """One image as the network's input, float32 [3, crop, crop]. Raises ImageError if it can't be read."""

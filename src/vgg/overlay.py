@@ -19,6 +19,7 @@ COLOURS = (
     (1.0, 255, 225, 110, 0.7),
 )  # fmt: skip
 EDGE = 0.06  # share of a map's side along which it fades out, so that the crop's border is not visible
+PERCENTILE, DARK = 99, 0.35  # of a fine map, what is drawn as its maximum, and the brightness of the image below it
 LARGEST = 1024  # pixels; larger images are drawn smaller
 INK = (20, 20, 24)
 SMALLEST = 16  # pixels of a caption's height
@@ -26,7 +27,12 @@ LINE, GAP, CAPTION = 1 / 160, 1 / 60, 1 / 14  # of the longer side: a box's line
 
 
 def overlay(
-    image: Image.Image, maps: Array, area: Box, classes: Sequence[Prediction], boxes: Sequence[tuple[int, ...]] = ()
+    image: Image.Image,
+    maps: Array,
+    area: Box,
+    classes: Sequence[Prediction],
+    boxes: Sequence[tuple[int, ...]] = (),
+    fine: bool = False,
 ) -> Image.Image:
     """An image with a heat map on it; for several classes one copy each, side by side, with captions.
 
@@ -36,6 +42,7 @@ def overlay(
         area: the part of the image that the maps cover.
         classes: the class of each map, for the captions; empty for a map of the activation.
         boxes: the box of each map in pixels of the image: left, top, right, bottom. None are drawn if empty.
+        fine: see `paint`.
 
     Returns:
         RGB, of the image's size, but at most 1024 pixels; a caption adds to its height.
@@ -43,7 +50,7 @@ def overlay(
     small = image.copy()
     small.thumbnail((LARGEST, LARGEST))
     longer = max(small.size)
-    panels = [paint(small, heat, area) for heat in maps]
+    panels = [paint(small, heat, area, fine) for heat in maps]
     for panel, box in zip(panels, boxes, strict=False):
         _frame(panel, box, panel.width / image.width, max(2, round(longer * LINE)))
     if len(panels) == len(classes) == 1:
@@ -59,18 +66,28 @@ def overlay(
     return sheet
 
 
-def paint(image: Image.Image, heat: Array, area: Box) -> Image.Image:
-    """A copy of an RGB image with a heat map [rows, columns] on a part of it."""
+def paint(image: Image.Image, heat: Array, area: Box, fine: bool = False) -> Image.Image:
+    """A copy of an RGB image with a heat map [rows, columns] on a part of it.
+
+    A fine map consists of dots, of which a few are far stronger than all others. It is drawn on dark grey, and all dots above
+    its 99th percentile are as bright as each other, as in SmoothGrad's figures.
+    """
     width, height = image.size
     left, top, right, bottom = (round(share * side) for share, side in zip(area, (width, height) * 2, strict=True))
     right, bottom = max(right, left + 1), max(bottom, top + 1)  # at least a pixel of the smallest images
     smooth = np.asarray(Image.fromarray(heat).resize((right - left, bottom - top), Image.Resampling.BICUBIC))
-    shares = (smooth / max(float(smooth.max()), 1e-9)).clip(0, 1)
+    strongest = np.percentile(heat.clip(0), PERCENTILE) if fine else smooth.max()
+    shares = (smooth / max(float(strongest), 1e-9)).clip(0, 1)
     stops = np.array(COLOURS).T
     colours = np.stack([np.interp(shares, stops[0], stop) for stop in stops[1:]], -1)
-    fade = np.outer(_fade(bottom - top), _fade(right - left))
-    mask = Image.fromarray(np.uint8(np.rint(255 * colours[..., 3] * fade)))
     painted = image.copy()
+    if fine:
+        opacity = shares
+        dark = painted.crop((left, top, right, bottom)).convert("L").point(lambda value: DARK * value)
+        painted.paste(dark.convert("RGB"), (left, top))
+    else:
+        opacity = colours[..., 3] * np.outer(_fade(bottom - top), _fade(right - left))
+    mask = Image.fromarray(np.uint8(np.rint(255 * opacity)))
     painted.paste(Image.fromarray(np.uint8(np.rint(colours[..., :3]))), (left, top), mask)
     return painted
 

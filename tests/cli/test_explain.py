@@ -4,9 +4,12 @@ import csv
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -40,6 +43,26 @@ def test_a_picture_and_records_are_what_the_library_says(tmp_path):
     assert [row["label"] for row in rows] == ["tabby", "lynx"]
 
 
+def test_a_method_and_a_layer_are_those_of_the_library(tmp_path):
+    arguments = ("--method", "layer-cam", "--layer", "conv4_3", "--class", "tabby")
+    run(tmp_path, PHOTO, "-o", "heat.png", *arguments)
+    expected = vgg.load().explain(PHOTO, "tabby", method="layer-cam", layer="conv4_3").overlay()
+    with Image.open(tmp_path / "heat.png") as drawn:
+        assert np.abs(np.asarray(drawn).astype(int) - np.asarray(expected)).max() <= 1
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends an interrupt")
+def test_an_interrupt_leaves_nothing_behind(tmp_path):
+    command = [sys.executable, "-m", "vgg", "explain", PHOTO, "-o", "heat.png", "--method", "smoothgrad", "--samples", "10000"]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+        time.sleep(3)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    assert not os.listdir(tmp_path)
+
+
 @pytest.mark.parametrize(("name", "format"), [("heat.jpg", "JPEG"), ("heat.webp", "WEBP")])
 def test_standard_input_and_other_formats(tmp_path, name, format):
     with PHOTO.open("rb") as file:
@@ -56,6 +79,10 @@ def test_standard_input_and_other_formats(tmp_path, name, format):
         ([PHOTO, "-o", "heat.txt"], "heat.txt: unsupported image format; use .png, .jpg, .jpeg, .webp"),
         ([PHOTO, "-o", "heat.png", "-c", "tab"], "unknown class 'tab'; the model has 1000; did you mean tabby"),
         ([PHOTO, "-o", "nowhere/heat.png"], "nowhere/heat.png: can't be written: file or folder not found"),
+        (
+            [PHOTO, "-o", "heat.png", "--window", "9"],
+            "the method grad-cam has no option 'window'; its options are layer",
+        ),
         (["missing.png", "-o", "heat.png"], "missing.png: file or folder not found"),
     ],
 )

@@ -5,10 +5,9 @@ from typing import Annotated, Any
 
 import typer
 
+from ..methods import DEFAULT, METHODS
 from . import common, drawing
 from .streams import standard_input
-
-METHODS = ("grad-cam", "class-map")
 
 
 def explain(
@@ -22,9 +21,35 @@ def explain(
     ] = None,
     model: common.ModelOption = None,
     method: Annotated[
-        str, typer.Option("--method", metavar="M", help=f"Method of explanation: {', '.join(METHODS)}.")
-    ] = "grad-cam",
-    size: Annotated[int, typer.Option("--size", metavar="N", help="Short side of the image in pixels for a class map.")] = 512,
+        str,
+        typer.Option(
+            "--method",
+            metavar="M",
+            autocompletion=common.completion(*METHODS),
+            help=f"Method of explanation: {', '.join(METHODS)}.",
+        ),
+    ] = DEFAULT,
+    layer: Annotated[
+        str | None,
+        typer.Option(
+            "--layer",
+            "-l",
+            metavar="L",
+            help="Layer, such as conv5_3; of methods with `cam` in their names.  [default: last convolution]",
+        ),
+    ] = None,
+    window: Annotated[
+        int | None,
+        typer.Option("--window", metavar="N", help="Side of the occluded square in pixels.  [default: 1/7 of the crop's]"),
+    ] = None,
+    samples: Annotated[
+        int | None,
+        typer.Option("--samples", metavar="N", help="Number of gradients that are averaged.  [default: 50]"),
+    ] = None,
+    size: Annotated[
+        int | None,
+        typer.Option("--size", metavar="N", help="Short side of the image in pixels for a class map.  [default: 512]"),
+    ] = None,
     box: Annotated[bool, typer.Option("--box", help="Draw and print a box around the evidence for each class.")] = False,
     format: common.FormatOption = common.Format.table,
     labels: common.LabelsOption = None,
@@ -40,8 +65,8 @@ def explain(
 
     Example: `vgg explain cat.jpg -o heat.png --class tabby --class "Egyptian cat" --box`
 
-    The output is the image with the heat map on it; several classes are side by side. A larger --size gives a class map
-    more positions.
+    The output is the image with the heat map on it; several classes are side by side. --layer, --window, --samples and --size
+    belong to one or a few methods; a larger --size gives a class map more positions.
     """
     from ..classifier import load
     from ..errors import Error
@@ -55,7 +80,9 @@ def explain(
     [(name, data)] = found
     reading = common.reading(head, output_activation, input_size, preset, labels)
     classifier = load(common.locate(model), engine, threads=threads, device=device, **reading)
-    explanation = library(classifier, data, tuple(classes or ()), method=method, size=size, name=name)
+    options: dict[str, Any] = {"layer": layer, "window": window, "samples": samples, "size": size}
+    with common.progress() as show:
+        explanation = library(classifier, data, tuple(classes or ()), method=method, name=name, progress=show, **options)
     drawing.write_image(explanation.overlay(box), output)
     records: list[dict[str, Any]] = [
         {"label": one.label, "score": round(one.score, 6), "index": one.index, "wnid": one.wnid} for one in explanation.classes

@@ -16,7 +16,7 @@ def features(
     ],
     layer: Annotated[
         list[str] | None,
-        typer.Option("--layer", "-l", metavar="L", help="Layer, such as fc7 or conv5_3; repeatable.  [default: last but one]"),
+        typer.Option("--layer", "-l", metavar="L", help="Layer, such as conv5_3; repeatable.  [default: last but one]"),
     ] = None,
     model: common.ModelOption = None,
     protocol: common.ProtocolOption = "center",
