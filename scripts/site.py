@@ -10,7 +10,7 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parent.parent
 LINK = re.compile(r"(?<=\]\()([^)#:\s]+)")
-LIST = re.compile(r"^(?![-*|\s]|\d+\. )(.+)\n(?=(?:[-*]|\d+\.) )", re.MULTILINE)  # Python-Markdown wants an empty line there
+LIST = re.compile(r"^(?![-*] |[|\s]|\d+\. )(.+)\n(?=(?:[-*]|\d+\.) )", re.MULTILINE)  # Python-Markdown wants an empty line there
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
