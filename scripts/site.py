@@ -10,10 +10,9 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parent.parent
 LINK = re.compile(r"(?<=\]\()([^)#:\s]+)")
-LIST = re.compile(
-    r"^(?![-*] |[|\s]|\d+\. )(.+)\n(?=(?:[-*]|\d+\.) )", re.MULTILINE
-)  # Python-Markdown wants an empty line there
-NESTED = re.compile(r"^ {2,3}(?=\S)", re.MULTILINE)  # and four spaces before what belongs to an item of a list
+# Python-Markdown wants an empty line before a list, and four spaces before what belongs to an item of a list.
+LIST = re.compile(r"^(?![-*] |[|\s]|\d+\. )(.+)\n(?=(?:[-*]|\d+\.) )", re.MULTILINE)
+NESTED = re.compile(r"^ {2,3}(?=\S)", re.MULTILINE)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
