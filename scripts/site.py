@@ -10,7 +10,9 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parent.parent
 LINK = re.compile(r"(?<=\]\()([^)#:\s]+)")
-LIST = re.compile(r"^(?![-*|\s]|\d+\. )(.+)\n(?=(?:[-*]|\d+\.) )", re.MULTILINE)  # Python-Markdown wants an empty line there
+# Python-Markdown wants an empty line before a list, and four spaces before what belongs to an item of a list.
+LIST = re.compile(r"^(?![-*] |[|\s]|\d+\. )(.+)\n(?=(?:[-*]|\d+\.) )", re.MULTILINE)
+NESTED = re.compile(r"^ {2,3}(?=\S)", re.MULTILINE)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -37,15 +39,17 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Links between files of the repository become links between files of the site; a list may follow a line of text."""
+    """Links between files of the repository become links between files of the site, and lists those of Python-Markdown."""
     place = Path(page.file.src_uri)
+    if place.parts[0] in ("api", "repository"):
+        page.meta["search"] = {"boost": 0.3}  # the guides come first
     source = place.relative_to("repository") if place.is_relative_to("repository") else "docs" / place
 
     def rewritten(match: re.Match[str]) -> str:
         return Path(os.path.relpath(_on_site(_resolved(source)(match[1])), place.parent)).as_posix()
 
     parts = re.split(r"(^```.*?^```)", markdown, flags=re.DOTALL | re.MULTILINE)  # every second one is code
-    parts[::2] = [LIST.sub(r"\1\n\n", LINK.sub(rewritten, part)) for part in parts[::2]]
+    parts[::2] = [NESTED.sub("    ", LIST.sub(r"\1\n\n", LINK.sub(rewritten, part))) for part in parts[::2]]
     return "".join(parts)
 
 

@@ -113,6 +113,13 @@ def test_every_link_leads_somewhere(document):
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
+def test_links_to_other_sites_are_well_formed(document):
+    text = re.sub(r"```.*?```|`[^`]*`", "", document.read_text(), flags=re.DOTALL)
+    for address in re.findall(r"\]\((\w+:[^)]*)\)|<(\w+:[^>]*)>", text):
+        assert re.fullmatch(r"https://[\w-]+(\.[\w-]+)+(/\S*)?|http://127\.0\.0\.1:\d+", "".join(address)), address
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
 def test_every_command_is_one_that_exists(document):
     for words in re.findall(r"^\$ (?:.*[|&] )?(?:\w+=\S+ )?(?:\.venv/bin/)?(vgg \w+.*)$", document.read_text(), re.MULTILINE):
         verb = next(verb for verb in COMMANDS if f"{words} ".startswith(f"{verb} "))

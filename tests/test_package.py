@@ -16,8 +16,8 @@ from vgg import json_output
 ORDER = [
     "errors", "extras", "arrays", "progress", "files", "kinds", "json_output", "store", "parallel", "heads", "methods",
     "architectures", "labels", "image_formats", "decoding", "images", "preprocessing", "parameters", "network", "zoo",
-    "formats", "module_layers", "module", "sources", "engines", "system", "predictions", "views", "overlay", "features", "gradients",
-    "explanation", "perceptual", "torch", "classifier", "samples", "benchmark", "evaluation", "quantization", "training",
+    "formats", "module_layers", "module", "sources", "engines", "system", "predictions", "views", "overlay", "features",
+    "gradients", "explanation", "perceptual", "torch", "classifier", "samples", "benchmark", "evaluation", "quantization", "training",
     "runs", "serving", "cli",
 ]  # fmt: skip
 
