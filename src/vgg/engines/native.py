@@ -16,7 +16,9 @@ from ..errors import Error, one_line
 from ..files import digest
 from ..network import Network
 from ..parameters import LowRank, Parameter, Part, as_bytes, contiguous
-from .engine import Guard, native_library
+from .comparison import Comparing
+from .engine import native_library
+from .guard import Guard
 
 INTERFACE = 4  # VGG_INTERFACE of native/vgg.h
 NO_MEMORY = 1  # the error code VGG_NO_MEMORY
@@ -43,7 +45,7 @@ class _Output(ctypes.Structure):
     _fields_ = (("step", ctypes.c_int32), ("values", ctypes.c_void_p))
 
 
-class NativeEngine:
+class NativeEngine(Comparing):
     """A network on vgg's own kernels; see `vgg.engines.Engine`.
 
     Convolutions are transformed once, when the engine is created. Linear layers are read in place, from the mapped file.
