@@ -32,7 +32,7 @@ def compare(
     layer: Annotated[
         list[str] | None,
         typer.Option(
-            "--layer", "-l", metavar="L", help="Layer of features, such as conv3_3; repeatable.  [default: last of each block]"
+            "--layer", "-l", metavar="L", help="Layer, such as fc7 or conv5_3; repeatable.  [default: last of each block]"
         ),
     ] = None,
     map: Annotated[
