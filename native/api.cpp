@@ -33,10 +33,11 @@ template <class Body> int guarded(const Body &body) noexcept {
 
 }  // namespace
 
-void vgg_interface(int32_t *version, int32_t *layer_bytes, int32_t *output_bytes) {
+void vgg_interface(int32_t *version, int32_t *layer_bytes, int32_t *output_bytes, int32_t *comparison_bytes) {
     *version = VGG_INTERFACE;
     *layer_bytes = sizeof(vgg_layer);
     *output_bytes = sizeof(vgg_output);
+    *comparison_bytes = sizeof(vgg_comparison);
 }
 
 const char *vgg_error() { return message; }
@@ -64,6 +65,16 @@ int vgg_run(vgg_network *network, const float *data, int batch, int height, int 
         vgg::Executor &executor = network->executor();
         const std::lock_guard lock(executor.mutex);
         executor.run(data, batch, height, width, outputs, count);
+    });
+}
+
+int vgg_compare(vgg_network *network, const float *data, int height, int width, int kind, const int32_t *pairs, int pair_count,
+                const vgg_comparison *layers, int count) {
+    return guarded([&] {
+        vgg::Executor &executor = network->executor();
+        const std::lock_guard lock(executor.mutex);
+        vgg::Comparison comparison(kind, pairs, pair_count, layers, count);
+        executor.run(data, int(comparison.order.size()), height, width, nullptr, 0, &comparison);
     });
 }
 

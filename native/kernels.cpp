@@ -2,6 +2,7 @@
 #include "kernels.hpp"
 
 #include "simd.hpp"
+#include "vgg.h"
 #include "winograd.hpp"
 
 namespace VGG_ISA {
@@ -516,6 +517,96 @@ void linear(const Matrix &matrix, std::int64_t first, std::int64_t last, const f
     }
 }
 
+// --- Comparisons --------------------------------------------------------------------------------------------------------
+
+// One over the length of each of four vectors, from the sums of their squares.
+inline void inverse_lengths(const vec (&squares)[4], float (&to)[4]) {
+    constexpr float EPSILON = 1e-10f;  // as in LPIPS
+    sum_each(squares, to);
+    for (float &value : to) value = 1 / (__builtin_sqrtf(value) + EPSILON);
+}
+
+// Four pixels at a time, which share the sums over lanes.
+template <int KIND>
+void differences_of(const float *a, const float *b, const float *weight, int channels, int width, float *to) {
+    for (int x = 0; x < width; x += 4) {
+        const float *left[4], *right[4];
+        for (int i = 0; i < 4; ++i) left[i] = a + (x + i) * std::ptrdiff_t(channels), right[i] = b + (left[i] - a);
+        float scale[4] = {}, change[4] = {};
+        if constexpr (KIND == VGG_COSINE) {
+            vec squares_left[4] = {}, squares_right[4] = {};
+            for (int c = 0; c < channels; c += LANES)
+#pragma GCC unroll 4
+                for (int i = 0; i < 4; ++i) {
+                    const vec one = load(left[i] + c), other = load(right[i] + c);
+                    squares_left[i] += one * one;
+                    squares_right[i] += other * other;
+                }
+            float other[4];
+            inverse_lengths(squares_left, scale);
+            inverse_lengths(squares_right, other);
+            for (int i = 0; i < 4; ++i) {
+                // The longer one is on the left, so that no factor of a pixel is above one over its length.
+                const bool swap = scale[i] > other[i];
+                const float *longer = swap ? right[i] : left[i];
+                right[i] = swap ? left[i] : right[i], left[i] = longer;
+                change[i] = swap ? other[i] - scale[i] : scale[i] - other[i];
+                scale[i] = swap ? other[i] : scale[i];
+            }
+        }
+        vec sums[4] = {};
+        for (int c = 0; c < channels; c += LANES) {
+            const vec factor = load(weight + c);
+#pragma GCC unroll 4
+            for (int i = 0; i < 4; ++i) {
+                const vec other = load(right[i] + c);
+                vec apart = load(left[i] + c) - other;
+                // left * scale - right * (scale - change), which is exactly 0 if both are equal.
+                if constexpr (KIND == VGG_COSINE) apart = apart * scale[i] + other * change[i];
+                if constexpr (KIND == VGG_L1)
+                    sums[i] += factor * larger(apart, -apart);
+                else
+                    sums[i] += factor * apart * apart;
+            }
+        }
+        float totals[4];
+        sum_each(sums, totals);
+        std::memcpy(to + x, totals, (width - x < 4 ? width - x : 4) * sizeof(float));
+    }
+}
+
+void differences(int kind, const float *a, const float *b, const float *weight, int channels, int width, float *to) {
+    switch (kind) {
+        case VGG_COSINE: return differences_of<VGG_COSINE>(a, b, weight, channels, width, to);
+        case VGG_L1: return differences_of<VGG_L1>(a, b, weight, channels, width, to);
+        default: return differences_of<VGG_L2>(a, b, weight, channels, width, to);
+    }
+}
+
+void moments(const float *a, const float *b, int channels, int width, double *sums) {
+    constexpr int TOGETHER = 8, FEW = LANES / 2;  // pixels that are added before a sum is stored; channels
+    const auto widened = [](const float *from) {
+        narrow values;
+        std::memcpy(&values, from, sizeof values);
+        return __builtin_convertvector(values, doubles);
+    };
+    for (int x = 0; x < width; x += TOGETHER)
+        for (int c = 0; c < channels; c += FEW) {
+            doubles totals[5];
+            for (int i = 0; i < 5; ++i) std::memcpy(&totals[i], sums + i * std::ptrdiff_t(channels) + c, sizeof(doubles));
+            for (int pixel = x; pixel < width && pixel < x + TOGETHER; ++pixel) {
+                const doubles left = widened(a + pixel * std::ptrdiff_t(channels) + c);
+                const doubles right = widened(b + pixel * std::ptrdiff_t(channels) + c);
+                totals[0] += left;
+                totals[1] += right;
+                totals[2] += left * left;
+                totals[3] += right * right;
+                totals[4] += left * right;
+            }
+            for (int i = 0; i < 5; ++i) std::memcpy(sums + i * std::ptrdiff_t(channels) + c, &totals[i], sizeof(doubles));
+        }
+}
+
 // --- Pooling, measurements, the table ------------------------------------------------------------------------------------
 
 void max_pool(const float *upper, std::ptrdiff_t row, int channels, int width, float *to) {
@@ -596,8 +687,8 @@ void output_for(int tile, const float *from, std::ptrdiff_t position, const floa
 #define VGG_TEXT_(name) #name
 #define VGG_TEXT(name) VGG_TEXT_(name)
 
-extern const vgg::Kernels table{VGG_TEXT(VGG_ISA), ROWS,       PANEL,   LANES,       FEW,    weights_for, plain_weights,
-                                input_for,         output_for, product, convolution, panels, linear,      max_pool,
-                                mean_pool,         l2_pool,    peak,    read};
+extern const vgg::Kernels table{VGG_TEXT(VGG_ISA), ROWS,       PANEL,       LANES,       FEW,    weights_for, plain_weights,
+                                input_for,         output_for, product,     convolution, panels, linear,      max_pool,
+                                mean_pool,         l2_pool,    differences, moments,     peak,   read};
 
 }  // namespace VGG_ISA

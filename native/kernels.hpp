@@ -81,6 +81,11 @@ struct Kernels {
     void (*mean_pool)(const float *upper, std::ptrdiff_t row, int channels, int width, float *to);
     // The same for the root of the squares' mean, weighted by [1, 2, 1]^T [1, 2, 1], around every second position.
     void (*l2_pool)(const float *middle, std::ptrdiff_t row, int channels, int width, float *to);
+    // The differences of two rows of pixels with `channels` each, of the kinds of vgg.h. Reads up to three pixels more than
+    // `width`.
+    void (*differences)(int kind, const float *a, const float *b, const float *weight, int channels, int width, float *to);
+    // Adds the moments of two rows of pixels to `sums`, [5, channels].
+    void (*moments)(const float *a, const float *b, int channels, int width, double *sums);
     // Computes `rounds` times the returned number of multiply-adds in registers, to measure the peak.
     std::int64_t (*peak)(std::int64_t rounds, float *result);
     // The sum of `count` floats, to measure the bandwidth.

@@ -88,59 +88,86 @@ void Executor::prepare(int some_images, int some_height, int some_width) {
     images = some_images, height = some_height, width = some_width;
 }
 
-Map &Executor::map(int step) {
+Map &Executor::map(int step, int count) {
     Map &output = maps[step];
-    if (!output.memory.get()) {
+    if (output.images < count) {
         int down = height, across = width;
         for (int i = 0; i <= step; ++i) down = side_after(layers[i].what, down), across = side_after(layers[i].what, across);
-        // Layers before the deep ones process one image at a time; the output of the last of them has all images.
-        output = Map(step >= plan.deep - 1 ? images : 1, down, across, layers[step].channels);
+        output = Map();
+        output = Map(count, down, across, layers[step].channels);
     }
     return output;
 }
 
-void Executor::run(const float *data, int batch, int some_height, int some_width, const vgg_output *outputs, int count) {
+void Executor::run(const float *data, int batch, int some_height, int some_width, const vgg_output *outputs, int count,
+                   Comparison *comparison) {
     prepare(std::min(batch, TOGETHER), some_height, some_width);
     seconds.assign(layers.size(), 0.0);
-    int end = 0;  // of the layers that the outputs need
-    for (int i = 0; i < count; ++i) end = std::max(end, outputs[i].step + 1);
     const auto wanted = [&](int step) {
+        if (comparison) return comparison->at(step);
         return std::any_of(outputs, outputs + count, [&](const vgg_output &output) { return output.step == step; });
     };
-    // Runs layers for `number` images of the batch from `first` on; `slot` is the index of the first in a map of several
-    // images.
-    const auto stretch = [&](int begin, int stop, int first, int slot, int number) {
+    int end = int(layers.size());  // of the layers that are needed
+    while (end > 0 && !wanted(end - 1)) --end;
+    // Layers before the deep ones process one image at a time; the output of the last of them has all images of a part of the
+    // batch. Images that are compared later are kept, in slots; those of earlier parts after the images.
+    const auto together = [&](int step) { return step >= plan.deep - 1; };
+    const auto output = [&](int step) -> Map & {
+        const int kept = comparison && wanted(step) ? comparison->slots : 0;
+        return map(step, together(step) ? images + (batch > images ? kept : 0) : std::max(1, kept));
+    };
+    int part = 0, part_end = 0;  // the images that are processed now
+    const auto place = [&](int step, int image) {
+        if (together(step) && image >= part) return image - part;
+        const int slot = comparison && wanted(step) ? comparison->slot[image] : 0;
+        return together(step) ? images + slot : slot;
+    };
+    const auto compare = [&](int step, int first, int number) {
+        const Map &values = output(step);
+        comparison->compare(kernels, pool, step, values, layers[step].what.out, first, first + number,
+                            [&](int image) { return place(step, image); });
+        if (!together(step) || first + number < part_end) return;
+        for (int image = part; image < part_end; ++image)
+            if (comparison->last[image] >= part_end)
+                std::memcpy(values.corner(images + comparison->slot[image]), values.corner(image - part),
+                            values.image * sizeof(float));
+    };
+    // Runs layers for `number` images from `first` on.
+    const auto stretch = [&](int begin, int stop, int first, int number) {
         for (int step = begin; step < std::min(stop, end); ++step) {
             const int source = step - 1;
             const bool pooled =
                 layers[step].tile && step + 1 < plan.head && layers[step + 1].what.operation == VGG_MAX_POOL && !wanted(step);
             const auto start = Clock::now();
             const int result = step + pooled;
-            const int from = source >= plan.deep - 1 ? slot : 0, to = result >= plan.deep - 1 ? slot : 0;
-            layer(step, pooled, {source < 0 ? maps[0] : map(source), from, number}, {map(result), to, number});
+            const Images from = source < 0 ? Images{maps[0], 0, number} : Images{output(source), place(source, first), number};
+            const Map &values = output(result);
+            const int to = place(result, first);
+            layer(step, pooled, from, {values, to, number});
             seconds[step] += std::chrono::duration<double>(Clock::now() - start).count();
             for (int i = 0; i < count; ++i)
                 if (outputs[i].step == result) {
-                    const Map &values = map(result);
                     const std::ptrdiff_t size = std::ptrdiff_t(layers[result].what.out) * values.height * values.width;
                     pool.run(number, [&](int n, int) {
                         copy_planes(values, to + n, layers[result].what.out, outputs[i].values + (first + n) * size);
                     });
                 }
+            if (comparison && wanted(result)) compare(result, first, number);
             step = result;
         }
     };
-    for (int first = 0; first < batch; first += images) {
-        const int number = std::min(images, batch - first);
-        for (int n = 0; n < number; ++n) {
+    for (; part < batch; part = part_end) {
+        part_end = std::min(batch, part + images);
+        for (int image = part; image < part_end; ++image) {
+            const std::ptrdiff_t index = comparison ? comparison->order[image] : image;
             for (int c = 0; c < 3; ++c)
                 for (int y = 0; y < height; ++y)
-                    std::memcpy(planes.get() + c * plane + (y + 1) * line + 1,
-                                data + ((std::ptrdiff_t(first + n) * 3 + c) * height + y) * width, width * sizeof(float));
-            stretch(0, plan.deep, first + n, n, 1);
+                    std::memcpy(planes.get() + c * plane + (y + 1) * line + 1, data + ((index * 3 + c) * height + y) * width,
+                                width * sizeof(float));
+            stretch(0, plan.deep, image, 1);
         }
-        stretch(plan.deep, plan.head, first, 0, number);
-        if (end > plan.head) classify(end, {map(plan.head - 1), 0, number}, first, outputs, count);
+        stretch(plan.deep, plan.head, part, part_end - part);
+        if (end > plan.head) classify(end, {output(plan.head - 1), 0, part_end - part}, part, outputs, count);
     }
 }
 

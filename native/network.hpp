@@ -14,6 +14,7 @@
 #include <sys/mman.h>
 #endif
 
+#include "comparison.hpp"
 #include "kernels.hpp"
 #include "pool.hpp"
 #include "vgg.h"
@@ -60,13 +61,14 @@ class Memory {
 // The output of a layer for some images, [image, height, width, channels], each image with a border of zeros, so that no loop
 // has to handle the edges.
 struct Map {
-    int height = 0, width = 0, channels = 0;
+    int images = 0, height = 0, width = 0, channels = 0;
     std::ptrdiff_t row = 0, image = 0;  // floats from one to the next
     Memory memory;
 
     Map() = default;
     Map(int images, int height, int width, int channels)
-        : height(height),
+        : images(images),
+          height(height),
           width(width),
           channels(channels),
           row(std::ptrdiff_t(up_to_multiple(width, 8) + 2) * channels),
@@ -102,7 +104,9 @@ class Executor {
   public:
     explicit Executor(const Plan &plan) : plan(plan), kernels(plan.kernels), layers(plan.layers), pool(plan.threads) {}
 
-    void run(const float *data, int batch, int height, int width, const vgg_output *outputs, int count);
+    // Runs a batch for the outputs, or for a comparison of its images.
+    void run(const float *data, int batch, int height, int width, const vgg_output *outputs, int count,
+             Comparison *comparison = nullptr);
 
     const Plan &plan;
     const Kernels &kernels;
@@ -119,7 +123,7 @@ class Executor {
 
     // network.cpp
     void prepare(int images, int height, int width);
-    Map &map(int step);
+    Map &map(int step, int count);
     void layer(int step, bool pooled, Images from, Images to);
     // convolution.cpp
     void first_convolution(const Layer &layer, Images to);

@@ -34,6 +34,8 @@ constexpr int PANEL = VECTORS * LANES;
 
 typedef float vec __attribute__((vector_size(LANES * 4)));
 typedef double wide __attribute__((vector_size(LANES * 8)));
+typedef float narrow __attribute__((vector_size(LANES * 2)));
+typedef double doubles __attribute__((vector_size(LANES * 4)));  // as many as a narrow has floats
 typedef std::int32_t ivec __attribute__((vector_size(LANES * 4)));
 typedef std::uint32_t uvec __attribute__((vector_size(LANES * 4)));
 

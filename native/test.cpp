@@ -81,13 +81,19 @@ double activated(int function, double number, double x) {
     }
 }
 
-Values expected(const Layer &layer, const Values &from) {
+Values expected_shape(const Layer &layer, const Values &from) {
     const vgg_layer &what = layer.what;
     Values to{what.out ? what.out : from.channels, from.height, from.width, {}};
     if (what.operation == VGG_MAX_POOL || what.operation == VGG_MEAN_POOL) to.height /= 2, to.width /= 2;
     if (what.operation == VGG_L2_POOL) to.height = (to.height + 1) / 2, to.width = (to.width + 1) / 2;
     if (what.operation == VGG_AVERAGE_POOL || what.operation == VGG_GLOBAL_MAX_POOL) to.height = to.width = what.kernel;
     if (what.operation == VGG_LINEAR) to.height -= what.kernel - 1, to.width -= what.kernel - 1;
+    return to;
+}
+
+Values expected(const Layer &layer, const Values &from) {
+    const vgg_layer &what = layer.what;
+    Values to = expected_shape(layer, from);
     for (int c = 0; c < to.channels; ++c)
         for (int y = 0; y < to.height; ++y)
             for (int x = 0; x < to.width; ++x) {
@@ -194,10 +200,80 @@ std::vector<float> some_images(int batch, int height, int width, unsigned seed) 
     return data;
 }
 
+// The comparison of two pixels or, of moments, channels: `count` values that are `step` apart.
+std::array<double, 5> compared(int kind, const float *a, const float *b, const float *weight, int count, int step) {
+    std::array<double, 5> sums{};
+    for (int i = 0; i < count; ++i) {
+        const double x = a[std::size_t(i) * step], y = b[std::size_t(i) * step];
+        const double terms[] = {x, y, x * x, y * y, x * y};
+        for (int k = 0; k < 5; ++k) sums[k] += terms[k];
+    }
+    if (kind == VGG_MOMENTS) return sums;
+    const double length_a = std::sqrt(sums[2]) + 1e-10, length_b = std::sqrt(sums[3]) + 1e-10;
+    sums = {};
+    for (int i = 0; i < count; ++i) {
+        double x = a[std::size_t(i) * step], y = b[std::size_t(i) * step];
+        if (kind == VGG_COSINE) x /= length_a, y /= length_b;
+        sums[0] += weight[i] * (kind == VGG_L1 ? std::abs(x - y) : (x - y) * (x - y));
+    }
+    return sums;
+}
+
+// Whether random pairs of images compare as their layer outputs do, `found`.
+bool compares(vgg_network *network, int kind, const std::vector<float> &data, int batch, int height, int width,
+              const std::vector<Layer> &layers, const std::vector<std::vector<float>> &found, std::mt19937 &random) {
+    const int count = batch == 1 ? 2 : 2 * batch;
+    std::vector<std::int32_t> pairs;
+    for (int i = 0; i < 2 * count; ++i) pairs.push_back(std::int32_t(random() % batch));
+    std::vector<vgg_comparison> wanted;
+    std::vector<std::vector<float>> weights(layers.size()), differences(layers.size());
+    std::vector<std::vector<double>> moments(layers.size());
+    int channels = 3, down = height, across = width;
+    std::vector<std::array<int, 3>> shapes;
+    for (std::size_t i = 0; i < 9; ++i) {  // of the trunk
+        const Values to = expected_shape(layers[i], {channels, down, across, {}});
+        channels = to.channels, down = to.height, across = to.width;
+        shapes.push_back({channels, down, across});
+        if (random() % 2) continue;
+        for (int c = 0; c < channels; ++c) weights[i].push_back(float(random() % 8));
+        differences[i].resize(std::size_t(count) * down * across, NAN);
+        moments[i].resize(std::size_t(count) * 5 * channels, NAN);
+        wanted.push_back({std::int32_t(i), {0, 0, down, across}, weights[i].data(), differences[i].data(), moments[i].data()});
+    }
+    if (vgg_compare(network, data.data(), height, width, kind, pairs.data(), count, wanted.data(), int(wanted.size())))
+        return false;
+    bool fine = true;
+    for (const vgg_comparison &one : wanted) {
+        const auto [of, rows, columns] = shapes[one.step];
+        const int positions = rows * columns;
+        double most = 0, off = 0;
+        for (int pair = 0; pair < count; ++pair) {
+            const float *a = found[one.step].data() + std::size_t(pairs[2 * pair]) * of * positions;
+            const float *b = found[one.step].data() + std::size_t(pairs[2 * pair + 1]) * of * positions;
+            const auto check = [&](double is, double should) {
+                most = std::max(most, std::abs(should));
+                off = std::abs(is - should) <= off ? off : std::abs(is - should);
+                fine &= a != b || kind == VGG_MOMENTS || is == 0;
+            };
+            if (kind == VGG_MOMENTS)
+                for (int c = 0; c < of; ++c) {
+                    const auto sums = compared(kind, a + c * positions, b + c * positions, nullptr, positions, 1);
+                    for (int k = 0; k < 5; ++k) check(one.moments[(pair * 5 + k) * of + c], sums[k]);
+                }
+            else
+                for (int i = 0; i < positions; ++i)
+                    check(one.differences[pair * positions + i], compared(kind, a + i, b + i, one.weight, of, positions)[0]);
+        }
+        fine &= off <= 1e-5 * most;
+    }
+    return fine;
+}
+
 // Whether each layer's output is as expected.
 bool agrees(const char *instructions, int threads, int batch, int height, int width, Reading reading, unsigned seed) {
     const std::vector<Layer> layers = some_layers(std::min(height, width), reading, seed);
     const std::vector<float> data = some_images(batch, height, width, seed);
+    std::mt19937 random(seed);
     vgg_network *network = nullptr;
     if (vgg_open(instructions, threads, std::min(height, width), &network)) return false;
     for (const Layer &layer : layers)
@@ -238,6 +314,12 @@ bool agrees(const char *instructions, int threads, int batch, int height, int wi
             }
         }
     }
+    for (int kind : {VGG_COSINE, VGG_L1, VGG_L2, VGG_MOMENTS})
+        if (!compares(network, kind, data, batch, height, width, layers, found, random)) {
+            std::printf("%s, %d threads, batch %d, %dx%d: comparison %d is off\n", instructions, threads, batch, height, width,
+                        kind);
+            fine = false;
+        }
     vgg_close(network);
     return fine;
 }
@@ -246,7 +328,8 @@ bool agrees(const char *instructions, int threads, int batch, int height, int wi
 bool survives_failed_allocations() {
     const std::vector<Layer> layers = some_layers(32, AVERAGE, 1);
     const std::vector<float> data = some_images(3, 32, 32, 1);
-    std::array<float, 33> found{}, wanted{};
+    std::array<float, 34> found{}, wanted{};  // of the head, and a difference
+    double found_moment = 0, wanted_moment = 0;
     const vgg_output output{std::int32_t(layers.size()) - 1, found.data()};
     int failures = 0;
     for (bool failing : {false, true}) {
@@ -264,11 +347,19 @@ bool survives_failed_allocations() {
         bool fine = succeeds([&] { return vgg_open("auto", 3, 32, &network); });
         for (const Layer &layer : layers) fine = fine && succeeds([&] { return vgg_add(network, &layer.what); });
         fine = fine && succeeds([&] { return vgg_run(network, data.data(), 3, 32, 32, &output, 1); });
+        std::vector<float> weight(64, 1.0f), differences(3 * 32 * 32);
+        std::vector<double> moments(3 * 5 * 33);
+        const std::int32_t pairs[] = {0, 1, 2, 0, 1, 1};
+        const vgg_comparison first{0, {}, weight.data(), differences.data(), nullptr},
+            deep{5, {0, 0, 8, 8}, nullptr, nullptr, moments.data()};
+        fine = fine && succeeds([&] { return vgg_compare(network, data.data(), 32, 32, VGG_COSINE, pairs, 3, &first, 1); });
+        fine = fine && succeeds([&] { return vgg_compare(network, data.data(), 32, 32, VGG_MOMENTS, pairs, 3, &deep, 1); });
         if (!fine) return false;
         vgg_close(network);
-        if (!failing) wanted = found;
+        found.back() = differences[500], found_moment = moments[20];
+        if (!failing) wanted = found, wanted_moment = found_moment;
     }
-    return failures > 30 && found == wanted;
+    return failures > 30 && found == wanted && found_moment == wanted_moment;
 }
 
 // Whether errors are codes with messages.

@@ -23,6 +23,7 @@ enum { VGG_INTERFACE = 4 }; /* changes with every change of this file; vgg/engin
 
 enum { VGG_OK, VGG_NO_MEMORY, VGG_FAILED };
 enum { VGG_CONVOLUTION, VGG_LRN, VGG_MAX_POOL, VGG_MEAN_POOL, VGG_L2_POOL, VGG_AVERAGE_POOL, VGG_GLOBAL_MAX_POOL, VGG_LINEAR };
+enum { VGG_COSINE, VGG_L1, VGG_L2, VGG_MOMENTS };
 enum { VGG_NONE, VGG_RELU, VGG_LEAKY_RELU, VGG_ELU, VGG_GELU, VGG_GELU_TANH, VGG_SILU, VGG_TANH, VGG_SIGMOID };
 
 typedef struct vgg_network vgg_network;
@@ -45,8 +46,16 @@ typedef struct {
     float *values; /* receives the layer's output, [batch, channels, height, width] */
 } vgg_output;
 
+typedef struct {
+    int32_t step;        /* index of a layer before the head */
+    int32_t area[4];     /* of moments: top, left, bottom and right of the positions that count */
+    const float *weight; /* of differences: of the channels */
+    float *differences;  /* receives [pairs, height, width] */
+    double *moments;     /* receives [pairs, 5, channels]: the sums of a, b, a * a, b * b, a * b */
+} vgg_comparison;
+
 /* The version of this interface and the sizes of its structs in bytes, by which a caller recognises another build. */
-VGG_API void vgg_interface(int32_t *version, int32_t *layer_bytes, int32_t *output_bytes);
+VGG_API void vgg_interface(int32_t *version, int32_t *layer_bytes, int32_t *output_bytes, int32_t *comparison_bytes);
 
 /* The message of the calling thread's last error. */
 VGG_API const char *vgg_error(void);
@@ -62,6 +71,11 @@ VGG_API void vgg_close(vgg_network *network);
 /* Runs a batch [batch, 3, height, width]. */
 VGG_API int vgg_run(vgg_network *network, const float *data, int batch, int height, int width, const vgg_output *outputs,
                     int count);
+
+/* Compares pairs of images of a batch by layer outputs: differences of one of the first three kinds, or moments. The layer
+ * outputs of an image are computed once, and not at all if it is in no pair. */
+VGG_API int vgg_compare(vgg_network *network, const float *data, int height, int width, int kind, const int32_t *pairs,
+                        int pair_count, const vgg_comparison *layers, int count);
 
 /* Seconds of each layer in the last run; a convolution's include the max pooling that is fused with it. */
 VGG_API int vgg_times(vgg_network *network, double *seconds);

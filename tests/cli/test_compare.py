@@ -99,7 +99,7 @@ def test_precision_and_recall_of_folders(place, tmp_path):
     ("arguments", "line"),
     [
         (["before", "nowhere"], "nowhere: file or folder not found"),
-        (["before", "before/deep", "--map", "m.png"], "before and before/deep: no image of one has the name of an image of the"),
+        (["before", "before/deep", "--map", "m.png"], "no image of one has the name of an image of the other"),
         (["before/chelsea.png", "after/deep", "--map", "m.png"], "--map draws one pair of images, not 2"),
         (["before/chelsea.png", "after/chelsea.bmp", "--map", "m.txt"], "m.txt: unsupported image format; use .png, .jpg"),
         (["before/deep", "after/deep", "after"], "can't compare 2 images with 7; give equally many, or one for all"),

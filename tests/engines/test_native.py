@@ -281,12 +281,12 @@ def compiled(folder, source):
     [
         ("int vgg_run(void) { return 0; }", "can't load the native engine .*vgg_interface.*; reinstall vgg"),
         (
-            "void vgg_interface(int *a, int *b, int *c) { *a = 1, *b = 112, *c = 16; }",
+            "void vgg_interface(int *a, int *b, int *c, int *d) { *a = 1, *b = 112, *c = 16, *d = 48; }",
             r"is of another version of vgg \(interface \[1, .*; reinstall vgg",
         ),
         (
-            "void vgg_interface(int *a, int *b, int *c) { *a = 4, *b = 104, *c = 16; }",
-            r"is of another version of vgg \(interface \[4, 104, 16\], not \[4, \d+, 16\]\); reinstall vgg",
+            "void vgg_interface(int *a, int *b, int *c, int *d) { *a = 4, *b = 104, *c = 16, *d = 48; }",
+            r"is of another version of vgg \(interface \[4, 104, 16, 48\], not \[4, \d+, 16, 48\]\); reinstall vgg",
         ),
         (None, "can't load the native engine .*; reinstall vgg"),
     ],

@@ -31,9 +31,7 @@ def compare(
     ] = None,
     layer: Annotated[
         list[str] | None,
-        typer.Option(
-            "--layer", "-l", metavar="L", help="Layer of features, such as conv3_3; repeatable.  [default: last of each block]"
-        ),
+        typer.Option("--layer", "-l", metavar="L", help="Layer, such as conv5_3; repeatable.  [default: last of each block]"),
     ] = None,
     map: Annotated[
         Path | None, typer.Option("--map", metavar="OUT", help="Output image (.png, .jpg, .webp) of where a pair differs.")

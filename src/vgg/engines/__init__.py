@@ -10,11 +10,13 @@ from ..extras import is_installed
 from ..formats import QuantizedGraph, in_floats, load
 from ..network import Network
 from ..zoo import locate
-from .engine import Engine, GraphEngine, Model, check_batch, check_dense, instruction_set, native_library, processor
+from .comparison import Area, Kind
+from .engine import Engine, GraphEngine, Model, check_dense, instruction_set, native_library, processor
+from .guard import check_batch
 
 __all__ = [
-    "DEVICES", "ENGINES", "Engine", "GraphEngine", "Model", "check_batch", "check_dense", "identity", "installed",
-    "native_library", "open", "processor",
+    "DEVICES", "ENGINES", "Area", "Engine", "GraphEngine", "Kind", "Model", "check_batch", "check_dense", "identity",
+    "installed", "native_library", "open", "processor",
 ]  # fmt: skip
 
 # The class of each engine, and that for graphs with quantized activations.

@@ -1,20 +1,22 @@
-"""What engines share: their protocol, the checks of their input, and the bases of those that run ONNX models."""
+"""What engines share: their protocol, and the bases of those that run ONNX models."""
 
 import platform
 import sys
 import threading
-from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from ..architectures import STRIDE, Architecture
+from ..architectures import Architecture
 from ..arrays import Array
 from ..errors import Error, ModelError
 from ..formats import QuantizedGraph
 from ..network import Network
+from .comparison import Area, Comparing, Kind
+from .guard import Guard
 
 LEAST = 2.0**-24  # distance of a float32 score from 0 and 1 whose logit is finite
 DENSE = ("native", "torch")  # engines that take images larger than a network's crop
@@ -44,6 +46,50 @@ class Engine(Protocol):
         """float32 [batch, classes] for float32 [batch, 3, height, width]."""
         ...
 
+    def differences(
+        self, batch: Array, pairs: Array, layers: Mapping[str, Array], kind: Kind = "cosine"
+    ) -> Mapping[str, Array]:
+        """How much the layer outputs of pairs of images differ, at each position.
+
+        Args:
+            batch: float32 [batch, 3, height, width], preprocessed.
+            pairs: int [pairs, 2], indices of images in the batch. The layer outputs of an image that is in many pairs are
+                computed once.
+            layers: names of layer outputs before the head, each with the weights of its channels, float32 [channels], 0 or
+                more.
+            kind: `cosine`: the sum over channels of weight * (a / |a| - b / |b|)^2, where |a| is the length over the channels
+                of a position plus 1e-10, as in LPIPS (arXiv 1801.03924); `l1`: of weight * |a - b|; `l2`: of
+                weight * (a - b)^2.
+
+        Returns:
+            float32 [pairs, rows, columns] by layer, 0 or more; 0 for an image and itself. NaN and infinity stay visible.
+
+        Raises:
+            ModelError: as `run`, or a layer output is in the head.
+            Error: pairs, weights or kind are invalid.
+        """
+        ...
+
+    def moments(
+        self, batch: Array, pairs: Array, layers: Sequence[str], area: Mapping[str, Area] | None = None
+    ) -> Mapping[str, Array]:
+        """Sums over the positions of pairs of layer outputs, for means, variances and covariances of channels.
+
+        Args:
+            batch: as in `differences`.
+            pairs: as in `differences`.
+            layers: names of layer outputs before the head.
+            area: by layer, the positions that count: top, left, bottom, right; by default all.
+
+        Returns:
+            float64 [pairs, 5, channels] by layer: the sums of a, b, a * a, b * b and a * b, added up in float64.
+
+        Raises:
+            ModelError: as in `differences`.
+            Error: pairs or areas are invalid.
+        """
+        ...
+
 
 class Model(Protocol):
     """A network on an engine, such as a `vgg.Classifier`."""
@@ -53,36 +99,7 @@ class Model(Protocol):
     name: str
 
 
-class Guard:
-    """The checks before a run: of the outputs' names and the batch, and of the parameters of each layer before its first use.
-
-    Args:
-        network: that the engine computes.
-        dense: see `check_batch`.
-        passed: names of parameters that aren't checked here, since the engine's outputs show whether they are finite.
-    """
-
-    def __init__(self, network: Network, *, dense: bool = False, passed: Collection[str] = ()) -> None:
-        self.network, self._dense = network, dense
-        self._unchecked = [name for name in network.parameters if name not in passed]
-
-    def check(self, batch: Array, outputs: Sequence[str]) -> None:
-        """Raise ModelError for unknown outputs, a batch of another shape, or parameters that are not finite numbers."""
-        self.network.check_values(outputs)
-        check_batch(self.network.architecture, batch, dense=self._dense)
-        if self._unchecked and outputs:
-            needed = {*self.needed(outputs)}
-            self.network.check_finite([name for name in self._unchecked if name in needed])
-            self._unchecked = [name for name in self._unchecked if name not in needed]
-
-    def needed(self, outputs: Sequence[str]) -> list[str]:
-        """The names of the parameters of the layers up to the last of these outputs."""
-        layers = self.network.architecture.layers
-        last = max((place for place, layer in enumerate(layers) if layer.value in outputs), default=-1)
-        return [f"{layer.name}.{role}" for layer in layers[: last + 1] for role in layer.parameters]
-
-
-class BuiltEngine(ABC):
+class BuiltEngine(Comparing):
     """A network as ONNX models, one for each set of outputs, so that nothing else is computed; see `Engine`."""
 
     def __init__(self, network: Network) -> None:
@@ -109,7 +126,7 @@ class BuiltEngine(ABC):
         return self.run(batch)["logits"]
 
 
-class GraphEngine(ABC):
+class GraphEngine(Comparing):
     """A graph with quantized activations, run as it is; see `Engine`. Its only value is its last one, such as `logits`."""
 
     name: str
@@ -156,26 +173,6 @@ def check_dense(engine: Engine, architecture: Architecture) -> None:
     """Raises Error unless an engine takes images larger than a network's crop."""
     if architecture.fixed_size and engine.name not in DENSE:
         raise Error(f"{engine.name} takes only crops of the network's input size; for whole images use {' or '.join(DENSE)}")
-
-
-def check_batch(architecture: Architecture, batch: Array, *, dense: bool = False) -> None:
-    """Check the shape and dtype of a batch.
-
-    Args:
-        architecture: of the network that gets the batch.
-        batch: the input.
-        dense: whether the engine takes images larger than `Architecture.input_size` if the head reads a map.
-
-    Raises:
-        ModelError: the network doesn't take it.
-    """
-    side = architecture.input_size if architecture.fixed_size else STRIDE
-    fits = batch.ndim == 4 and batch.shape[1] == 3 and batch.dtype == np.float32 and min(batch.shape[2:]) >= side
-    fixed = architecture.fixed_map and not dense
-    side = architecture.input_size if fixed else side
-    if not fits or (fixed and batch.shape[2:] != (side, side)):
-        size = f"{side}, {side}]" if fixed else f"height, width] of {side} pixels or more"
-        raise ModelError(f"{architecture.name} takes float32 [batch, 3, {size}, not {batch.dtype} {list(batch.shape)}")
 
 
 def native_library() -> Path | None:

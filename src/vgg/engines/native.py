@@ -12,13 +12,15 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from ..architectures import LRN_ALPHA, LRN_BETA, LRN_K, LRN_SIZE, Layer
+from ..architectures import LRN_ALPHA, LRN_BETA, LRN_K, LRN_SIZE, Layer, Shape
 from ..arrays import Array
 from ..errors import Error, one_line
 from ..files import digest
 from ..network import Network
 from ..parameters import LowRank, Parameter, Part, as_bytes, contiguous
-from .engine import Guard, native_library
+from .comparison import Area, Kind, checked_areas, checked_pairs, checked_weights
+from .engine import native_library
+from .guard import Guard
 
 INTERFACE = 4  # VGG_INTERFACE of native/vgg.h
 NO_MEMORY = 1  # the error code VGG_NO_MEMORY
@@ -30,6 +32,7 @@ OPERATIONS = {
 FUNCTIONS = ("none", "relu", "leaky_relu", "elu", "gelu", "gelu_tanh", "silu", "tanh", "sigmoid")
 KINDS = {np.dtype(dtype): kind for kind, dtype in enumerate((np.float32, np.float16, ml_dtypes.bfloat16, np.int8))}
 INT4 = 4
+COMPARISONS = ("cosine", "l1", "l2", "moments")
 INSTRUCTIONS = ("auto", "avx512", "avx2", "portable")  # the names in native/dispatch.cpp
 
 
@@ -49,6 +52,13 @@ class _Layer(ctypes.Structure):
 
 class _Output(ctypes.Structure):
     _fields_ = (("step", ctypes.c_int32), ("values", ctypes.c_void_p))
+
+
+class _Comparison(ctypes.Structure):
+    _fields_ = (
+        ("step", ctypes.c_int32), ("area", ctypes.c_int32 * 4), ("weight", ctypes.c_void_p), ("differences", ctypes.c_void_p),
+        ("moments", ctypes.c_void_p),
+    )  # fmt: skip
 
 
 class NativeEngine:
@@ -93,13 +103,37 @@ class NativeEngine:
         self._guard.check(batch, outputs)
         batch = np.ascontiguousarray(batch)
         count, _, height, width = batch.shape
-        found = {name: np.empty(self._architecture.shape(name, count, height, width), np.float32) for name in outputs}
+        found = {name: np.empty(self._shape(name, batch), np.float32) for name in outputs}
         wanted = (_Output * len(found))(*[_Output(self._steps[name], array.ctypes.data) for name, array in found.items()])
         if count:
             code = self._library.vgg_run(self._handle, batch.ctypes.data, count, height, width, wanted, len(found))
             check(code, f"{count} images of {width}x{height}")
         if not all(np.isfinite(array).all() for array in found.values()):
             self._guard.network.check_finite(self._guard.needed(outputs))
+        return found
+
+    def differences(self, batch: Array, pairs: Array, layers: Mapping[str, Array], kind: Kind = "cosine") -> dict[str, Array]:
+        self._guard.check(batch, [*layers])
+        pairs = checked_pairs(batch, pairs)
+        weights = checked_weights(self._architecture, layers, kind)
+        found, wanted = {}, []
+        for name, weight in weights.items():
+            found[name] = np.empty((len(pairs), *self._shape(name, batch)[2:]), np.float32)
+            entry = _Comparison(self._steps[name], weight=weight.ctypes.data, differences=found[name].ctypes.data)
+            wanted.append(entry)
+        self._compare(batch, pairs, COMPARISONS.index(kind), wanted)
+        return found
+
+    def moments(
+        self, batch: Array, pairs: Array, layers: Sequence[str], area: Mapping[str, Area] | None = None
+    ) -> dict[str, Array]:
+        self._guard.check(batch, layers)
+        pairs = checked_pairs(batch, pairs)
+        found, wanted = {}, []
+        for name, positions in checked_areas(self._architecture, batch, layers, area or {}).items():
+            found[name] = np.empty((len(pairs), 5, self._shape(name, batch)[1]))
+            wanted.append(_Comparison(self._steps[name], positions, moments=found[name].ctypes.data))
+        self._compare(batch, pairs, COMPARISONS.index("moments"), wanted)
         return found
 
     def logits(self, batch: Array) -> Array:
@@ -111,6 +145,18 @@ class NativeEngine:
         check(self._library.vgg_times(self._handle, seconds), "the times")
         steps = [-1, *self._steps.values()]
         return {name: sum(seconds[a + 1 : b + 1]) for name, a, b in zip(self._steps, steps, steps[1:], strict=False)}
+
+    def _shape(self, name: str, batch: Array) -> Shape:
+        count, _, height, width = batch.shape
+        return self._architecture.shape(name, count, height, width)
+
+    def _compare(self, batch: Array, pairs: Array, kind: int, wanted: list[_Comparison]) -> None:
+        batch = np.ascontiguousarray(batch)
+        count, _, height, width = batch.shape
+        entries = (_Comparison * len(wanted))(*wanted)
+        data, indices = batch.ctypes.data, pairs.ctypes.data
+        code = self._library.vgg_compare(self._handle, data, height, width, kind, indices, len(pairs), entries, len(wanted))
+        check(code, f"{count} images of {width}x{height}")
 
     def _add(self, parameters: Mapping[str, Parameter], layer: Layer, activation: Layer | None) -> None:
         """Add a layer as one step, or as two if its weight is of low rank."""
@@ -181,11 +227,12 @@ def library() -> Any:
         if _is_truncated(path):
             raise OSError("the file is incomplete")
         loaded = ctypes.CDLL(str(path))
-        numbers = [ctypes.c_int32() for _ in range(3)]
+        numbers = [ctypes.c_int32() for _ in range(4)]
         loaded.vgg_interface(*map(ctypes.byref, numbers))
     except (OSError, AttributeError) as error:
         raise Error(f"{path}: can't load the native engine ({one_line(error)}); reinstall vgg") from None
-    found, expected = [one.value for one in numbers], [INTERFACE, ctypes.sizeof(_Layer), ctypes.sizeof(_Output)]
+    found = [one.value for one in numbers]
+    expected = [INTERFACE, *map(ctypes.sizeof, (_Layer, _Output, _Comparison))]
     if found != expected:
         raise Error(
             f"{path}: the native engine is of another version of vgg (interface {found}, not {expected}); reinstall vgg"
@@ -198,6 +245,7 @@ def library() -> Any:
         ("vgg_add", integer, pointer, pointer),
         ("vgg_close", None, pointer),
         ("vgg_run", integer, pointer, pointer, integer, integer, integer, pointer, integer),
+        ("vgg_compare", integer, pointer, pointer, integer, integer, integer, pointer, integer, pointer, integer),
         ("vgg_times", integer, pointer, pointer),
         ("vgg_peak", integer, text, integer, ctypes.c_double, pointer),
         ("vgg_bandwidth", integer, text, integer, pointer, ctypes.c_int64, pointer),

@@ -10,7 +10,8 @@ from ..arrays import Array
 from ..errors import Error
 from ..module import Module, tensor
 from ..network import Network
-from .engine import Guard
+from .comparison import Comparing
+from .guard import Guard
 
 GRAPHS = 64  # CUDA graphs kept by an engine
 WARM_UPS = 3  # runs before a graph is captured
@@ -18,7 +19,7 @@ WARM_UPS = 3  # runs before a graph is captured
 Values = dict[str, torch.Tensor]
 
 
-class TorchEngine:
+class TorchEngine(Comparing):
     """A network in torch; see `vgg.engines.Engine`.
 
     The CPU computes in float32. A GPU computes in bfloat16, or in float16 if it is older than Ampere, and returns float32. The

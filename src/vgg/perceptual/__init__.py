@@ -8,11 +8,11 @@ squared differences are weighted, averaged over positions, and summed over the b
 
 from .distance import Comparison, PerceptualDistance, perceptual_distance
 from .pairs import by_name, matched
-from .parts import IMAGE, KINDS, METRICS, Kind, Metric, Parts, headless, network_of, parts, trunk
+from .parts import IMAGE, KINDS, METRICS, Metric, Parts, headless, network_of, parts, trunk
 from .precision_recall import PrecisionRecall, feature_layer, precision_recall, set_features
 
 __all__ = [
-    "IMAGE", "KINDS", "METRICS", "Comparison", "Kind", "Metric", "Parts", "PerceptualDistance", "PrecisionRecall", "by_name",
+    "IMAGE", "KINDS", "METRICS", "Comparison", "Metric", "Parts", "PerceptualDistance", "PrecisionRecall", "by_name",
     "feature_layer", "headless", "matched", "network_of", "parts", "perceptual_distance", "precision_recall", "set_features",
     "trunk",
 ]  # fmt: skip

@@ -11,12 +11,13 @@ from PIL import Image
 
 from .. import engines
 from ..arrays import Array
+from ..engines import Kind
 from ..errors import Error, ImageError
 from ..network import Network
 from ..sources import find, is_single
-from . import dists, standin
+from . import dists
 from .pairs import Batch, NamedPair, batches, matched
-from .parts import IMAGE, Kind, Metric, parts
+from .parts import IMAGE, Metric, parts
 from .tiles import Tile, tiles
 
 BATCH_PIXELS = 2**20  # that are computed at once
@@ -159,7 +160,7 @@ class PerceptualDistance:
         """For each tile the differences of each pair by layer output, float32 [pairs, rows, columns], without margins."""
         layers = dict(zip(self.parts.taps, self.parts.weights, strict=True))
         for tile, inputs in self._inputs(batch):
-            found = standin.differences(self._engine, inputs, batch.pairs, layers, self.parts.kind)
+            found = self._engine.differences(inputs, np.array(batch.pairs), layers, self.parts.kind)
             cut = {}
             for tap, maps in found.items():
                 top, left, bottom, right = tile.area(self.parts.network.architecture, tap)[0]
@@ -172,7 +173,7 @@ class PerceptualDistance:
         totals: dict[str, Array] = {}
         for tile, inputs in self._inputs(batch):
             area = {name: tile.area(architecture, name)[0] for name in names}
-            found = standin.moments(self._engine, inputs, batch.pairs, names, area)
+            found = dict(self._engine.moments(inputs, np.array(batch.pairs), names, area))
             found[IMAGE] = dists.image_moments(batch.images, batch.pairs, tile.core)
             totals = {name: totals.get(name, 0) + value for name, value in found.items()}
         return totals

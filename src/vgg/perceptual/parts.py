@@ -3,12 +3,13 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
 from ..architectures import Architecture
 from ..arrays import Array
+from ..engines import Kind
 from ..errors import Error, ModelError
 from ..formats import read
 from ..heads import NONE
@@ -21,8 +22,7 @@ from .reference import is_reference
 
 Metric = FittedMetric | Literal["features"]
 METRICS: tuple[Metric, ...] = ("lpips", "lpips-0.0", "dists", "features")
-Kind = Literal["cosine", "l1", "l2"]
-KINDS: tuple[Kind, ...] = ("cosine", "l1", "l2")
+KINDS: tuple[Kind, ...] = get_args(Kind)
 IMAGE = "image"  # DISTS's first stage, the image itself in 0..1
 BLOCKS = ("conv1_2", "conv2_2", "conv3_3", "conv4_3", "conv5_3")  # the layer outputs of LPIPS and DISTS
 # What the published numbers were fitted with. LPIPS 0.0 scaled images to -1..1 only.
