@@ -5,8 +5,9 @@ from pathlib import Path
 
 import torch
 
+from ..engines import Kind
 from ..network import Network
-from ..perceptual import Kind, Metric
+from ..perceptual import Metric
 from ..perceptual import parts as parts_of
 from ..perceptual.dists import C1, C2
 from .pairs import PairLoss
