@@ -20,7 +20,7 @@ from .pairs import Batch, NamedPair, batches, matched
 from .parts import IMAGE, Metric, parts
 from .tiles import Tile, tiles
 
-BATCH_PIXELS = 2**20  # that are computed at once
+BATCH_PIXELS = 2**19  # that are computed at once, with about 600 MB beside the network
 
 
 @dataclass(frozen=True)
@@ -94,8 +94,9 @@ class PerceptualDistance:
     def results(self, pairs: Sequence[NamedPair]) -> Iterator[Comparison]:
         """The result of each pair of images with their names, in order, as they are computed.
 
-        An image that is in several pairs is read and computed once for as many as fit into a batch of a million pixels; larger
-        images are computed in tiles. Memory does not grow with the number of pairs or the size of images beyond their pixels.
+        An image that is in several pairs is read and computed once for as many as fit into a batch of half a million pixels;
+        larger images are computed in tiles. Memory does not grow with the number of pairs, nor with the size of images beyond
+        their pixels.
         """
         for batch in batches(pairs, BATCH_PIXELS):
             if batch.error:
