@@ -42,7 +42,7 @@ void Executor::pointwise(const Layer &layer, Images from, Images to) {
     });
 }
 
-void Executor::winograd(const Layer &layer, bool pooled, Images from, Images to) {
+void Executor::winograd(const Layer &layer, Images from, const Images *to, const Images *pooled) {
     const int tile = layer.tile, positions = (tile + 2) * (tile + 2), panel = kernels.panel;
     const int in = from.map.channels, out = layer.channels, k = layer.what.in, panels = out / panel;
     const int down = (from.map.height + tile - 1) / tile, across = (from.map.width + tile - 1) / tile;
@@ -88,10 +88,10 @@ void Executor::winograd(const Layer &layer, bool pooled, Images from, Images to)
     const auto finish = [&](int index, int slot, const float *from_products) {
         int n, y, x;
         corner(index, n, y, x);
-        const int half = pooled ? 2 : 1;
-        kernels.winograd_output(tile, from_products + std::ptrdiff_t(slot) * out, -out_step, layer.bias.data(), out, pooled,
+        kernels.winograd_output(tile, from_products + std::ptrdiff_t(slot) * out, -out_step, layer.bias.data(), out,
                                 std::min(tile, from.map.height - y), std::min(tile, from.map.width - x),
-                                to.map.pixel(to.first + n, y / half, x / half), to.map.row, out);
+                                to ? to->pixel(n, y, x) : nullptr, to ? to->map.row : 0,
+                                pooled ? pooled->pixel(n, y / 2, x / 2) : nullptr, pooled ? pooled->map.row : 0, out);
     };
     if (!shared) {
         pool.run(blocks, [&](int number, int worker) {

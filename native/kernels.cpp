@@ -85,8 +85,8 @@ template <int PAIRS> void winograd_input(const float *from, std::ptrdiff_t row, 
 }
 
 template <int PAIRS> void winograd_output(const float *from, std::ptrdiff_t position, const float *bias, int channels,
-                                          bool pool, int height, int width, float *to, std::ptrdiff_t row,
-                                          std::ptrdiff_t pixel) {
+                                          int height, int width, float *to, std::ptrdiff_t row, float *pooled,
+                                          std::ptrdiff_t pooled_row, std::ptrdiff_t pixel) {
     using W = Winograd<PAIRS>;
     constexpr int M = W::M, N = W::N;
     for (int c = 0; c < channels; c += LANES) {
@@ -100,30 +100,32 @@ template <int PAIRS> void winograd_output(const float *from, std::ptrdiff_t posi
             for (int i = 0; i < M; ++i) half[i][x] = y[i];
         }
         const vec offset = load(bias + c);
-        for (int i = 0; i < height; i += 1 + pool) {
+        const auto write = [&](int i, const vec(&line)[M]) __attribute__((always_inline)) {
+            float *target = to + i * row + c;
+#pragma GCC unroll 8
+            for (int x = 0; x < M; ++x)
+                if (x < width) {
+                    stream(target + x * pixel, relu(line[x] + offset));
+                    fetch_to_write(target + (x + M) * pixel);
+                }
+        };
+        for (int i = 0; i < height; i += pooled ? 2 : 1) {
             vec line[M];
             W::output(half[i], line);
-            if (pool) {
-                if (i + 1 >= height) break;
-                vec below[M];
-                W::output(half[i + 1], below);
-                float *target = to + (i / 2) * row + c;
+            if (to) write(i, line);
+            if (!pooled) continue;
+            if (i + 1 >= height) break;
+            vec below[M];
+            W::output(half[i + 1], below);
+            if (to) write(i + 1, below);
+            float *target = pooled + (i / 2) * pooled_row + c;
 #pragma GCC unroll 4
-                for (int x = 0; x < M; x += 2)
-                    if (x + 1 < width) {
-                        const vec best = largest(line[x], line[x + 1], below[x], below[x + 1]);
-                        stream(target + (x / 2) * pixel, relu(best + offset));
-                        fetch_to_write(target + (x / 2 + M / 2) * pixel);
-                    }
-            } else {
-                float *target = to + i * row + c;
-#pragma GCC unroll 8
-                for (int x = 0; x < M; ++x)
-                    if (x < width) {
-                        stream(target + x * pixel, relu(line[x] + offset));
-                        fetch_to_write(target + (x + M) * pixel);
-                    }
-            }
+            for (int x = 0; x < M; x += 2)
+                if (x + 1 < width) {
+                    const vec best = largest(line[x], line[x + 1], below[x], below[x + 1]);
+                    stream(target + (x / 2) * pixel, relu(best + offset));
+                    fetch_to_write(target + (x / 2 + M / 2) * pixel);
+                }
         }
     }
 }
@@ -519,11 +521,17 @@ void linear(const Matrix &matrix, std::int64_t first, std::int64_t last, const f
 
 // --- Comparisons --------------------------------------------------------------------------------------------------------
 
-// One over the length of each of four vectors, from the sums of their squares.
-inline void inverse_lengths(const vec (&squares)[4], float (&to)[4]) {
+// One over the lengths of two times four pixels, from the sums of their squares.
+inline void inverse_lengths(const vec (&left)[4], const vec (&right)[4], float (&to_left)[4], float (&to_right)[4]) {
     constexpr float EPSILON = 1e-10f;  // as in LPIPS
-    sum_each(squares, to);
-    for (float &value : to) value = 1 / (__builtin_sqrtf(value) + EPSILON);
+    float lengths[LANES > 8 ? LANES : 8] = {};
+    sum_each(left, to_left);
+    sum_each(right, to_right);
+    std::memcpy(lengths, to_left, sizeof to_left);
+    std::memcpy(lengths + 4, to_right, sizeof to_right);
+    for (int i = 0; i < 8; i += LANES) store(lengths + i, 1.0f / (root(load(lengths + i)) + EPSILON));
+    std::memcpy(to_left, lengths, sizeof to_left);
+    std::memcpy(to_right, lengths + 4, sizeof to_right);
 }
 
 // Four pixels at a time, which share the sums over lanes.
@@ -543,8 +551,7 @@ void differences_of(const float *a, const float *b, const float *weight, int cha
                     squares_right[i] += other * other;
                 }
             float other[4];
-            inverse_lengths(squares_left, scale);
-            inverse_lengths(squares_right, other);
+            inverse_lengths(squares_left, squares_right, scale, other);
             for (int i = 0; i < 4; ++i) {
                 // The longer one is on the left, so that no factor of a pixel is above one over its length.
                 const bool swap = scale[i] > other[i];
@@ -679,9 +686,10 @@ void input_for(int tile, const float *from, std::ptrdiff_t row, std::ptrdiff_t p
                std::ptrdiff_t position, std::ptrdiff_t stride) {
     (tile == 8 ? winograd_input<4> : winograd_input<2>)(from, row, pixel, channels, to, position, stride);
 }
-void output_for(int tile, const float *from, std::ptrdiff_t position, const float *bias, int channels, bool pool, int height,
-                int width, float *to, std::ptrdiff_t row, std::ptrdiff_t pixel) {
-    (tile == 8 ? winograd_output<4> : winograd_output<2>)(from, position, bias, channels, pool, height, width, to, row, pixel);
+void output_for(int tile, const float *from, std::ptrdiff_t position, const float *bias, int channels, int height, int width,
+                float *to, std::ptrdiff_t row, float *pooled, std::ptrdiff_t pooled_row, std::ptrdiff_t pixel) {
+    const auto output = tile == 8 ? winograd_output<4> : winograd_output<2>;
+    output(from, position, bias, channels, height, width, to, row, pooled, pooled_row, pixel);
 }
 
 #define VGG_TEXT_(name) #name

@@ -58,10 +58,11 @@ struct Kernels {
     // [channels / lanes, lanes] with `stride` between vectors. Prefetches the input of the tile to the right.
     void (*winograd_input)(int tile, const float *from, std::ptrdiff_t row, std::ptrdiff_t pixel, int channels, float *to,
                            std::ptrdiff_t position, std::ptrdiff_t stride);
-    // (tile + 2)^2 positions -> `height` x `width` pixels with bias and ReLU; with `pool`, half of that, by 2x2 max pooling.
-    // Prefetches the output of the tile to the right. Pixels are aligned to vectors.
-    void (*winograd_output)(int tile, const float *from, std::ptrdiff_t position, const float *bias, int channels, bool pool,
-                            int height, int width, float *to, std::ptrdiff_t row, std::ptrdiff_t pixel);
+    // (tile + 2)^2 positions -> `height` x `width` pixels with bias and ReLU in `to`, and half of that, by 2x2 max pooling, in
+    // `pooled`; null for what isn't needed. Prefetches the output of the tile to the right. Pixels are aligned to vectors.
+    void (*winograd_output)(int tile, const float *from, std::ptrdiff_t position, const float *bias, int channels, int height,
+                            int width, float *to, std::ptrdiff_t row, float *pooled, std::ptrdiff_t pooled_row,
+                            std::ptrdiff_t pixel);
     // Rows of `k` floats times a panel -> `panel` sums per row, `to_stride` apart. Prefetches the panel `next`. The rows are in
     // the order in which they are read: in blocks, `stride` floats per row, each block [k / lanes, height, lanes].
     void (*product)(const float *rows, std::ptrdiff_t stride, int count, int k, const float *panel, const float *next,

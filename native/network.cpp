@@ -122,8 +122,15 @@ void Executor::run(const float *data, int batch, int some_height, int some_width
         const int slot = comparison && wanted(step) ? comparison->slot[image] : 0;
         return together(step) ? images + slot : slot;
     };
-    const auto compare = [&](int step, int first, int number) {
+    const auto use = [&](int step, int first, int number) {
         const Map &values = output(step);
+        const std::ptrdiff_t size = std::ptrdiff_t(layers[step].what.out) * values.height * values.width;
+        for (int i = 0; i < count; ++i)
+            if (outputs[i].step == step)
+                pool.run(number, [&](int n, int) {
+                    copy_planes(values, place(step, first + n), layers[step].what.out, outputs[i].values + (first + n) * size);
+                });
+        if (!comparison) return;
         comparison->compare(kernels, pool, step, values, layers[step].what.out, first, first + number,
                             [&](int image) { return place(step, image); });
         if (!together(step) || first + number < part_end) return;
@@ -135,25 +142,22 @@ void Executor::run(const float *data, int batch, int some_height, int some_width
     // Runs layers for `number` images from `first` on.
     const auto stretch = [&](int begin, int stop, int first, int number) {
         for (int step = begin; step < std::min(stop, end); ++step) {
-            const int source = step - 1;
-            const bool pooled =
-                layers[step].tile && step + 1 < plan.head && layers[step + 1].what.operation == VGG_MAX_POOL && !wanted(step);
+            const auto at = [&](int step) { return Images{output(step), place(step, first), number}; };
+            const Images from = step ? at(step - 1) : Images{maps[0], 0, number};
             const auto start = Clock::now();
-            const int result = step + pooled;
-            const Images from = source < 0 ? Images{maps[0], 0, number} : Images{output(source), place(source, first), number};
-            const Map &values = output(result);
-            const int to = place(result, first);
-            layer(step, pooled, from, {values, to, number});
-            seconds[step] += std::chrono::duration<double>(Clock::now() - start).count();
-            for (int i = 0; i < count; ++i)
-                if (outputs[i].step == result) {
-                    const std::ptrdiff_t size = std::ptrdiff_t(layers[result].what.out) * values.height * values.width;
-                    pool.run(number, [&](int n, int) {
-                        copy_planes(values, to + n, layers[result].what.out, outputs[i].values + (first + n) * size);
-                    });
-                }
-            if (comparison && wanted(result)) compare(result, first, number);
-            step = result;
+            const int done = step;
+            if (layers[step].tile) {
+                const bool pools = step + 1 < std::min(end, plan.head) && layers[step + 1].what.operation == VGG_MAX_POOL;
+                const bool whole = !pools || wanted(step);
+                const Images to = at(whole ? step : step + 1), pooled = at(pools ? step + 1 : step);
+                winograd(layers[step], from, whole ? &to : nullptr, pools ? &pooled : nullptr);
+                step += pools;
+            } else {
+                layer(step, from, at(step));
+            }
+            seconds[done] += std::chrono::duration<double>(Clock::now() - start).count();
+            for (int ready = done; ready <= step; ++ready)
+                if (wanted(ready)) use(ready, first, number);
         }
     };
     for (; part < batch; part = part_end) {
@@ -171,12 +175,10 @@ void Executor::run(const float *data, int batch, int some_height, int some_width
     }
 }
 
-void Executor::layer(int step, bool pooled, Images from, Images to) {
+void Executor::layer(int step, Images from, Images to) {
     const Layer &layer = layers[step];
     switch (layer.what.operation) {
-        case VGG_CONVOLUTION:
-            if (layer.tile) return winograd(layer, pooled, from, to);
-            return step == 0 ? first_convolution(layer, to) : pointwise(layer, from, to);
+        case VGG_CONVOLUTION: return step == 0 ? first_convolution(layer, to) : pointwise(layer, from, to);
         case VGG_LRN: return normalise(layer, from, to);
         default: return halve(layer, from, to);
     }

@@ -119,16 +119,18 @@ class Executor {
     struct Images {  // some images of a map
         const Map &map;
         int first, count;
+        float *pixel(int n, int y, int x) const { return map.pixel(first + n, y, x); }
     };
 
     // network.cpp
     void prepare(int images, int height, int width);
     Map &map(int step, int count);
-    void layer(int step, bool pooled, Images from, Images to);
+    void layer(int step, Images from, Images to);
     // convolution.cpp
     void first_convolution(const Layer &layer, Images to);
     void pointwise(const Layer &layer, Images from, Images to);
-    void winograd(const Layer &layer, bool pooled, Images from, Images to);
+    // Writes the whole output, its max pooling, or both.
+    void winograd(const Layer &layer, Images from, const Images *to, const Images *pooled);
     void normalise(const Layer &layer, Images from, Images to);
     void halve(const Layer &layer, Images from, Images to);
     // head.cpp
