@@ -1,6 +1,6 @@
 /* The C interface of the native engine.
  *
- * Its only caller is vgg/engines/native.py, which checks shapes, counts and indices; the functions here don't. No C++ exception
+ * Its only caller is vgg/engines, which checks shapes, counts and indices; the functions here don't. No C++ exception
  * leaves a function: those that can fail return VGG_OK or an error code, and vgg_error describes the error. Functions of one
  * network may be called from several threads; one call at a time runs, the others wait. After a fork, the child's network works
  * too, whatever the parent's threads were doing. */
@@ -19,7 +19,7 @@
 extern "C" {
 #endif
 
-enum { VGG_INTERFACE = 4 }; /* changes with every change of this file; vgg/engines/native.py has the same number */
+enum { VGG_INTERFACE = 4 }; /* changes with every change of this file; vgg/engines/native_interface.py has the same number */
 
 enum { VGG_OK, VGG_NO_MEMORY, VGG_FAILED };
 enum { VGG_CONVOLUTION, VGG_LRN, VGG_MAX_POOL, VGG_MEAN_POOL, VGG_L2_POOL, VGG_AVERAGE_POOL, VGG_GLOBAL_MAX_POOL, VGG_LINEAR };

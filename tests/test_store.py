@@ -116,7 +116,7 @@ def test_other_engines_versions_and_instruction_sets_are_other_work(monkeypatch,
     assert digest(engine) == before
     assert all(digest(engines.open(random_network(), other)) != before for other in others)
     if name == "native":
-        monkeypatch.setattr("vgg.engines.native.build", lambda: "another build")
+        monkeypatch.setattr("vgg.engines.native_interface.build", lambda: "another build")
     else:
         change_version(monkeypatch, name)
     assert digest(engine) != before
@@ -124,7 +124,7 @@ def test_other_engines_versions_and_instruction_sets_are_other_work(monkeypatch,
 
 @needs_native
 def test_another_instruction_set_is_other_work(monkeypatch):
-    from vgg.engines.native import available_instructions
+    from vgg.engines.native_interface import available_instructions
 
     engine, digests = engines.open(random_network(), "native"), set()
     names = [one for one in available_instructions() if one != "auto"]

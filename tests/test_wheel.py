@@ -10,7 +10,7 @@ import numpy as np
 import vgg
 from conftest import EXAMPLES, random_network
 from vgg import engines
-from vgg.engines import native
+from vgg.engines import native_interface
 
 
 def test_it_classifies_the_examples():
@@ -25,7 +25,7 @@ def test_it_has_the_engine_and_each_instruction_set_agrees_with_onnx_runtime(mon
     network = random_network()
     batch = np.random.default_rng(0).normal(0, 1, (3, 3, 32, 32)).astype(np.float32)
     expected = engines.open(network, "onnxruntime").logits(batch)
-    available = native.available_instructions()
+    available = native_interface.available_instructions()
     assert {"auto", "portable"} <= {*available}
     for name in available:
         monkeypatch.setenv("VGG_INSTRUCTIONS", name)

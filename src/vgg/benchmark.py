@@ -100,10 +100,10 @@ class Meter:
         self._peak = self._bandwidth = 0.0
 
     def measure(self) -> None:
-        from .engines import native
+        from .engines import native_interface
 
-        self._peak = max(self._peak, native.peak(self._threads, PEAK_SECONDS))
-        self._bandwidth = max(self._bandwidth, native.bandwidth(self._threads, self._memory))
+        self._peak = max(self._peak, native_interface.peak(self._threads, PEAK_SECONDS))
+        self._bandwidth = max(self._bandwidth, native_interface.bandwidth(self._threads, self._memory))
 
     @property
     def machine(self) -> Machine:

@@ -1,4 +1,4 @@
-"""The methods of explanation as data; `vgg.explanation` computes them."""
+"""The methods of explanation and the images of a network as data; `vgg.explanation` computes them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -31,3 +31,9 @@ METHODS = {
     "class-map": Method("Simonyan & Zisserman, arXiv 1409.1556, section 3.2", {"size": 512}),
 }
 DEFAULT = "grad-cam"
+# Images of the network itself, with the arguments of `vgg explain` that each takes.
+INSIDE = {
+    "filters": (),
+    "layer-outputs": ("image", "layer"),
+    "class-image": ("class",),
+}

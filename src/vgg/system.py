@@ -11,7 +11,7 @@ from importlib import import_module, metadata
 from pathlib import Path
 
 from . import engines
-from .engines import native
+from .engines import native_interface
 from .engines.engine import instruction_set
 from .errors import Error, one_line
 from .files import cache_folder, reason
@@ -102,8 +102,8 @@ def _instructions() -> tuple[str, str]:
     """The instruction set of the native engine, and those that it could use."""
     if "native" not in engines.installed():
         return instruction_set(), ""
-    available = ", ".join(name for name in native.available_instructions() if name != "auto")
-    return native.chosen_instructions(), f"of the native engine; available: {available}"
+    available = ", ".join(name for name in native_interface.available_instructions() if name != "auto")
+    return native_interface.chosen_instructions(), f"of the native engine; available: {available}"
 
 
 def _engine(name: str) -> tuple[str, str]:

@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 import vgg
-from conftest import EXAMPLES
+from conftest import EXAMPLES, random_network
+from vgg.explanation import class_image, filters, layer_outputs
 
 PHOTO = EXAMPLES / "chelsea.png"
 
@@ -92,3 +93,37 @@ def test_what_is_wrong_is_one_line(tmp_path, arguments, line):
     assert said.startswith(f"vgg: {line}")
     assert said.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_images_of_the_network_are_those_of_the_library(tmp_path):
+    network = random_network(classes=5, width=1 / 16, head="gap")
+    network.write(tmp_path / "small.onnx")
+    classifier = vgg.load(tmp_path / "small.onnx")
+    expected = {
+        "filters": filters(classifier.network),
+        "layer-outputs": layer_outputs(classifier, PHOTO, "conv2_1"),
+        "class-image": class_image(classifier, 3),
+    }
+    arguments = {"filters": [], "layer-outputs": [PHOTO, "--layer", "conv2_1"], "class-image": ["--class", "3"]}
+    for method, image in expected.items():
+        output = f"{method}.png"
+        printed, _ = run(tmp_path, *arguments[method], "-m", "small.onnx", "-o", output, "--method", method, "--format", "json")
+        with Image.open(tmp_path / output) as drawn:
+            np.testing.assert_array_equal(np.asarray(drawn), np.asarray(image))
+    assert json.loads(printed)[0]["index"] == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["--method", "saliency"], "the method saliency explains an image; give one"),
+        ([PHOTO, "--method", "filters"], "the method filters takes no image"),
+        ([PHOTO, "--method", "layer-outputs"], "the method layer-outputs needs --layer"),
+        (["--method", "class-image"], "the method class-image needs --class"),
+        (["--method", "class-image", "-c", "1", "-c", "2"], "the method class-image takes one --class, not 2"),
+        (["--method", "filters", "--box"], "the method filters takes no --box"),
+    ],
+)
+def test_arguments_that_an_image_of_the_network_lacks_or_does_not_take(tmp_path, arguments, error):
+    assert error in run(tmp_path, *arguments, "-o", "drawn.png", code=1)[1]
+    assert not (tmp_path / "drawn.png").exists()

@@ -9,7 +9,7 @@ import torch
 from conftest import needs_native, random_network
 from vgg import Error, ModelError, engines
 from vgg.engines import comparison
-from vgg.engines.native import available_instructions
+from vgg.engines.native_interface import available_instructions
 
 LAYERS = ("conv1_2", "pool1", "conv2_2", "conv3_3", "conv4_3", "pool4", "conv5_3", "pool5")
 INSTRUCTIONS = available_instructions() if engines.native_library() else []

@@ -12,7 +12,7 @@ import torch
 
 from conftest import needs_native, random_network
 from vgg import Error, ModelError, engines
-from vgg.engines import native
+from vgg.engines import native_interface
 from vgg.engines.engine import instruction_set
 
 
@@ -114,8 +114,8 @@ def test_an_identity_has_name_version_and_instruction_set(name):
     identity = engines.identity(opened)
     assert identity["name"] == name
     if name == "native":
-        assert identity["version"] == native.build() != ""
-        assert identity["instructions"] in native.available_instructions()
+        assert identity["version"] == native_interface.build() != ""
+        assert identity["instructions"] in native_interface.available_instructions()
     else:
         assert identity["version"].startswith(version(name).split("+")[0])
         assert identity["instructions"] == instruction_set() != ""

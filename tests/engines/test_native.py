@@ -18,8 +18,9 @@ from torch.nn import functional
 from conftest import needs_native, random_network
 from vgg import Architecture, Error, ModelError, Quantized, engines
 from vgg.architectures import CONFIGURATIONS
-from vgg.engines import native
-from vgg.engines.native import NativeEngine, available_instructions
+from vgg.engines import native_interface
+from vgg.engines.native import NativeEngine
+from vgg.engines.native_interface import available_instructions
 
 pytestmark = needs_native
 INSTRUCTIONS = available_instructions() if engines.native_library() else ["auto"]
@@ -297,13 +298,13 @@ def test_a_library_of_another_version_is_refused(source, message, tmp_path, monk
         path.write_bytes(b"not a library")
     else:
         path = compiled(tmp_path, source)
-    monkeypatch.setattr(native, "native_library", lambda: path)
-    native.library.cache_clear()
+    monkeypatch.setattr(native_interface, "native_library", lambda: path)
+    native_interface.library.cache_clear()
     try:
         with pytest.raises(Error, match=message):
-            native.library()
+            native_interface.library()
     finally:
-        native.library.cache_clear()
+        native_interface.library.cache_clear()
 
 
 FORK = """

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from conftest import needs_native, random_network
 from vgg import Architecture, ModelError, engines
-from vgg.engines.native import available_instructions
+from vgg.engines.native_interface import available_instructions
 from vgg.module import Module
 
 INSTRUCTIONS = available_instructions() if engines.native_library() else []

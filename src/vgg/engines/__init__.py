@@ -84,9 +84,9 @@ def identity(engine: Engine) -> dict[str, str]:
         native engine uses, the newest one that the processor has for the other engines, or the name of the GPU.
     """
     if engine.name == "native":
-        from . import native
+        from . import native_interface
 
-        return {"name": "native", "version": native.build(), "instructions": native.chosen_instructions()}
+        return {"name": "native", "version": native_interface.build(), "instructions": native_interface.chosen_instructions()}
     package = import_module(engine.name)
     on_gpu = getattr(engine, "device", "cpu") == "cuda"
     instructions = package.cuda.get_device_name() if on_gpu else instruction_set()
@@ -102,10 +102,10 @@ def problem(engine: str) -> str:
     """Why an engine can't be used, with the remedy; empty if it is installed."""
     if engine != "native":
         return "" if is_installed(engine) else f"{engine} is not installed; run `pip install 'vgg[{engine}]'`"
-    from . import native
+    from . import native_interface
 
     try:
-        native.library()
+        native_interface.library()
     except Error as error:
         return str(error)
     return ""

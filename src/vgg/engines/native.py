@@ -1,29 +1,21 @@
-"""The native engine: native/ in C++, called through its C interface (native/vgg.h)."""
+"""The native engine: native/ in C++, called through its C interface."""
 
 import ctypes
 import math
 import os
-import struct
 from collections.abc import Mapping, Sequence
-from functools import cache
-from pathlib import Path
-from typing import Any
 
 import ml_dtypes
 import numpy as np
 
 from ..architectures import LRN_ALPHA, LRN_BETA, LRN_K, LRN_SIZE, Layer, Shape
 from ..arrays import Array
-from ..errors import Error, one_line
-from ..files import digest
 from ..network import Network
 from ..parameters import LowRank, Parameter, Part, as_bytes, contiguous
 from .comparison import Area, Kind, checked_areas, checked_pairs, checked_weights
-from .engine import native_library
 from .guard import Guard
+from .native_interface import ComparisonStruct, LayerStruct, OutputStruct, check, chosen_instructions, library
 
-INTERFACE = 4  # VGG_INTERFACE of native/vgg.h
-NO_MEMORY = 1  # the error code VGG_NO_MEMORY
 # The numbers of native/vgg.h.
 OPERATIONS = {
     "convolution": 0, "lrn": 1, "max_pool": 2, "mean_pool": 3, "l2_pool": 4, "average_pool": 5, "adaptive_pool": 5,
@@ -33,32 +25,6 @@ FUNCTIONS = ("none", "relu", "leaky_relu", "elu", "gelu", "gelu_tanh", "silu", "
 KINDS = {np.dtype(dtype): kind for kind, dtype in enumerate((np.float32, np.float16, ml_dtypes.bfloat16, np.int8))}
 INT4 = 4
 COMPARISONS = ("cosine", "l1", "l2", "moments")
-INSTRUCTIONS = ("auto", "avx512", "avx2", "portable")  # the names in native/dispatch.cpp
-
-
-MISSING = (
-    "this installation of vgg has no native engine, as there was no wheel for this platform and no C++ compiler; install a "
-    "compiler and then vgg again"
-)
-
-
-class _Layer(ctypes.Structure):
-    _fields_ = (
-        ("operation", ctypes.c_int32), ("activation", ctypes.c_int32), ("inputs", ctypes.c_int32), ("outputs", ctypes.c_int32),
-        ("kernel", ctypes.c_int32), ("kind", ctypes.c_int32), ("weight", ctypes.c_void_p), ("bias", ctypes.c_void_p),
-        ("scale", ctypes.c_void_p), ("group", ctypes.c_int64), ("numbers", ctypes.c_double * 4),
-    )  # fmt: skip
-
-
-class _Output(ctypes.Structure):
-    _fields_ = (("step", ctypes.c_int32), ("values", ctypes.c_void_p))
-
-
-class _Comparison(ctypes.Structure):
-    _fields_ = (
-        ("step", ctypes.c_int32), ("area", ctypes.c_int32 * 4), ("weight", ctypes.c_void_p), ("differences", ctypes.c_void_p),
-        ("moments", ctypes.c_void_p),
-    )  # fmt: skip
 
 
 class NativeEngine:
@@ -104,7 +70,9 @@ class NativeEngine:
         batch = np.ascontiguousarray(batch)
         count, _, height, width = batch.shape
         found = {name: np.empty(self._shape(name, batch), np.float32) for name in outputs}
-        wanted = (_Output * len(found))(*[_Output(self._steps[name], array.ctypes.data) for name, array in found.items()])
+        wanted = (OutputStruct * len(found))(
+            *[OutputStruct(self._steps[name], array.ctypes.data) for name, array in found.items()]
+        )
         if count:
             code = self._library.vgg_run(self._handle, batch.ctypes.data, count, height, width, wanted, len(found))
             check(code, f"{count} images of {width}x{height}")
@@ -119,7 +87,7 @@ class NativeEngine:
         found, wanted = {}, []
         for name, weight in weights.items():
             found[name] = np.empty((len(pairs), *self._shape(name, batch)[2:]), np.float32)
-            entry = _Comparison(self._steps[name], weight=weight.ctypes.data, differences=found[name].ctypes.data)
+            entry = ComparisonStruct(self._steps[name], weight=weight.ctypes.data, differences=found[name].ctypes.data)
             wanted.append(entry)
         self._compare(batch, pairs, COMPARISONS.index(kind), wanted)
         return found
@@ -132,7 +100,7 @@ class NativeEngine:
         found, wanted = {}, []
         for name, positions in checked_areas(self._architecture, batch, layers, area or {}).items():
             found[name] = np.empty((len(pairs), 5, self._shape(name, batch)[1]))
-            wanted.append(_Comparison(self._steps[name], positions, moments=found[name].ctypes.data))
+            wanted.append(ComparisonStruct(self._steps[name], positions, moments=found[name].ctypes.data))
         self._compare(batch, pairs, COMPARISONS.index("moments"), wanted)
         return found
 
@@ -150,10 +118,10 @@ class NativeEngine:
         count, _, height, width = batch.shape
         return self._architecture.shape(name, count, height, width)
 
-    def _compare(self, batch: Array, pairs: Array, kind: int, wanted: list[_Comparison]) -> None:
+    def _compare(self, batch: Array, pairs: Array, kind: int, wanted: list[ComparisonStruct]) -> None:
         batch = np.ascontiguousarray(batch)
         count, _, height, width = batch.shape
-        entries = (_Comparison * len(wanted))(*wanted)
+        entries = (ComparisonStruct * len(wanted))(*wanted)
         data, indices = batch.ctypes.data, pairs.ctypes.data
         code = self._library.vgg_compare(self._handle, data, height, width, kind, indices, len(pairs), entries, len(wanted))
         check(code, f"{count} images of {width}x{height}")
@@ -161,10 +129,10 @@ class NativeEngine:
     def _add(self, parameters: Mapping[str, Parameter], layer: Layer, activation: Layer | None) -> None:
         """Add a layer as one step, or as two if its weight is of low rank."""
         if layer.operation == "lrn":
-            self._step(layer, _Layer(kernel=1, group=1, numbers=(LRN_SIZE, LRN_ALPHA, LRN_BETA, LRN_K)))
+            self._step(layer, LayerStruct(kernel=1, group=1, numbers=(LRN_SIZE, LRN_ALPHA, LRN_BETA, LRN_K)))
             return
         if "weight" not in layer.parameters:
-            self._step(layer, _Layer(kernel=int(layer.number or 1), group=1))
+            self._step(layer, LayerStruct(kernel=int(layer.number or 1), group=1))
             return
         weight, bias = parameters[f"{layer.name}.weight"], contiguous(parameters[f"{layer.name}.bias"], np.float32)
         if isinstance(weight, LowRank):
@@ -174,7 +142,7 @@ class NativeEngine:
 
     def _weighted(self, layer: Layer, weight: Part, bias: Array, activation: Layer | None) -> None:
         shape = weight.shape
-        entry = _Layer(outputs=shape[0], inputs=shape[1], kernel=shape[-1] if len(shape) == 4 else 1, group=1)
+        entry = LayerStruct(outputs=shape[0], inputs=shape[1], kernel=shape[-1] if len(shape) == 4 else 1, group=1)
         if activation:
             entry.activation, entry.numbers[0] = FUNCTIONS.index(activation.operation), activation.number or 0.0
         values, entry.kind, scale, entry.group = _in_place(weight)
@@ -186,7 +154,7 @@ class NativeEngine:
         entry.weight, entry.bias = values.ctypes.data, bias.ctypes.data
         self._step(layer, entry)
 
-    def _step(self, layer: Layer, entry: _Layer) -> None:
+    def _step(self, layer: Layer, entry: LayerStruct) -> None:
         entry.operation = OPERATIONS[layer.operation]
         check(self._library.vgg_add(self._handle, ctypes.byref(entry)), layer.name)
         self._count += 1
@@ -207,96 +175,3 @@ def _in_place(weight: Part) -> tuple[Array, int, Array | None, int]:
         if weight.values.dtype == ml_dtypes.int4 and inputs % 2 == 0 and (group % 2 == 0 or group >= inputs):
             return as_bytes(contiguous(weight.values)), INT4, scale, group
     return contiguous(weight, np.float32), KINDS[np.dtype(np.float32)], None, inputs
-
-
-def check(code: int, task: str) -> None:
-    """Raise the exception of an error code of the C interface: MemoryError or Error. `task` is what needed memory."""
-    if code == NO_MEMORY:
-        raise MemoryError(f"not enough memory for {task}")
-    if code:
-        raise Error(library().vgg_error().decode())
-
-
-@cache
-def library() -> Any:
-    """The compiled engine, with its functions' types. Raises Error if it is not the library of this version of vgg."""
-    path = native_library()
-    if path is None:
-        raise Error(MISSING)
-    try:
-        if _is_truncated(path):
-            raise OSError("the file is incomplete")
-        loaded = ctypes.CDLL(str(path))
-        numbers = [ctypes.c_int32() for _ in range(4)]
-        loaded.vgg_interface(*map(ctypes.byref, numbers))
-    except (OSError, AttributeError) as error:
-        raise Error(f"{path}: can't load the native engine ({one_line(error)}); reinstall vgg") from None
-    found = [one.value for one in numbers]
-    expected = [INTERFACE, *map(ctypes.sizeof, (_Layer, _Output, _Comparison))]
-    if found != expected:
-        raise Error(
-            f"{path}: the native engine is of another version of vgg (interface {found}, not {expected}); reinstall vgg"
-        )
-    pointer, integer, text = ctypes.c_void_p, ctypes.c_int, ctypes.c_char_p
-    for name, result, *arguments in (
-        ("vgg_error", text),
-        ("vgg_instructions", integer, text, pointer),
-        ("vgg_open", integer, text, integer, integer, pointer),
-        ("vgg_add", integer, pointer, pointer),
-        ("vgg_close", None, pointer),
-        ("vgg_run", integer, pointer, pointer, integer, integer, integer, pointer, integer),
-        ("vgg_compare", integer, pointer, pointer, integer, integer, integer, pointer, integer, pointer, integer),
-        ("vgg_times", integer, pointer, pointer),
-        ("vgg_peak", integer, text, integer, ctypes.c_double, pointer),
-        ("vgg_bandwidth", integer, text, integer, pointer, ctypes.c_int64, pointer),
-    ):
-        function = getattr(loaded, str(name))
-        function.restype, function.argtypes = result, arguments
-    return loaded
-
-
-def _is_truncated(path: Path) -> bool:
-    """Whether an ELF file ends before its table of sections, its last part: the system would end the process that loads it."""
-    with open(path, "rb") as file:
-        head = file.read(64)
-    if len(head) < 64 or head[:5] != b"\x7fELF\x02":
-        return False  # the system refuses it by itself, or it is another system's format
-    (start,), (size, count) = struct.unpack_from("<Q", head, 40), struct.unpack_from("<HH", head, 58)
-    return bool(start + size * count > path.stat().st_size)
-
-
-@cache
-def build() -> str:
-    """The digest of the compiled engine's file, which changes with its kernels."""
-    path = native_library()
-    return digest(path)[:16] if path else ""
-
-
-def chosen_instructions() -> str:
-    """The instruction set that the kernels use: the best one available, or the one that VGG_INSTRUCTIONS names."""
-    name, chosen = os.environ.get("VGG_INSTRUCTIONS", "auto"), ctypes.c_char_p()
-    if library().vgg_instructions(name.encode(), ctypes.byref(chosen)):
-        reason = library().vgg_error().decode()
-        raise Error(f"VGG_INSTRUCTIONS={name}: {reason}; choose from {', '.join(available_instructions())}")
-    return (chosen.value or b"").decode()
-
-
-def available_instructions() -> list[str]:
-    """The values of VGG_INSTRUCTIONS that this machine supports: instruction sets, and `auto` for the best of them."""
-    chosen = ctypes.c_char_p()
-    return [name for name in INSTRUCTIONS if not library().vgg_instructions(name.encode(), ctypes.byref(chosen))]
-
-
-def peak(threads: int, seconds: float) -> float:
-    """The most multiply-adds per second that `threads` threads compute in registers."""
-    result = ctypes.c_double()
-    check(library().vgg_peak(chosen_instructions().encode(), threads, seconds, ctypes.byref(result)), "the measurement")
-    return result.value
-
-
-def bandwidth(threads: int, memory: Array) -> float:
-    """Bytes per second that `threads` threads read from memory; `memory` is float32 and contiguous."""
-    result, name = ctypes.c_double(), chosen_instructions().encode()
-    code = library().vgg_bandwidth(name, threads, memory.ctypes.data, memory.size, ctypes.byref(result))
-    check(code, "the measurement")
-    return result.value
