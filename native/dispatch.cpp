@@ -25,7 +25,8 @@ namespace vgg {
 namespace {
 
 // Every instruction set that CMakeLists.txt lets the compiler use. The operating system must have enabled its registers too.
-// With cpuid itself, since __builtin_cpu_supports needs a library that CMake doesn't link on Windows. Bits as in Intel's manual.
+// With cpuid itself, since __builtin_cpu_supports needs a library that CMake doesn't link on Windows. Bits as in Intel's
+// manual.
 #if defined(VGG_X86)
 bool supports(unsigned registers, unsigned extended) {
     constexpr unsigned FMA = 1u << 12, OSXSAVE = 1u << 27;

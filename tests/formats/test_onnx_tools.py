@@ -304,7 +304,7 @@ def test_a_version_that_the_onnx_package_does_not_know_is_refused(tmp_path, key,
     else:
         model.ir_version = 99
     (tmp_path / "n.onnx").write_bytes(model.SerializeToString())
-    with pytest.raises(ModelError, match=rf"n\.onnx: {message} .*; update the package, or export the file with an older"):
+    with pytest.raises(ModelError, match=rf"n\.onnx: {message} .*; update vgg, or export the file with an older"):
         Network.read(tmp_path / "n.onnx")
 
 

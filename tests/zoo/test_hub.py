@@ -214,6 +214,6 @@ def test_no_code_in_a_pickle_is_run(run, repositories, tmp_path):
 
 
 def test_the_package_is_named_if_it_is_missing(monkeypatch):
-    monkeypatch.setattr("vgg.extras._is_installed", lambda package: package != "huggingface_hub")
+    monkeypatch.setattr("vgg.extras.is_installed", lambda package: package != "huggingface_hub")
     with pytest.raises(Error, match=r"hf:// requires huggingface_hub; install with `pip install 'vgg\[hub\]'`"):
         zoo.locate("hf://me/model")
