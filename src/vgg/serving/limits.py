@@ -1,6 +1,6 @@
 """Limits that the server checks before it spends memory or time on a request. docs/server-behaviour.md lists them all."""
 
-import resource
+import sys
 
 BODIES = 8  # number of bodies of the maximum size that fit into memory at the same time
 JSON_VALUES = 10_000  # of a request, without the numbers of a tensor
@@ -28,5 +28,9 @@ def connections(protocols: int, descriptors: int = 1) -> int:
         protocols: number of protocols.
         descriptors: that a connection needs.
     """
+    if sys.platform == "win32":  # has no such limit
+        return CONNECTIONS // protocols
+    import resource
+
     available, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return max(8, min(CONNECTIONS, (available - DESCRIPTORS) // descriptors) // protocols)
