@@ -68,6 +68,7 @@ async def _serve(settings: Settings) -> None:
             facts["grpc"] = f"{host}:{bound}"
         if certificate:
             facts["certificate_expires"] = certificate.expires
+        if certificate and sys.platform != "win32":  # which has no such signal
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, certificate.reload)
         signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises the signal again after the shutdown
         loading = asyncio.create_task(server.load(facts, started))
