@@ -22,6 +22,8 @@ OUTPUTS = {  # the files that the commands on a page write
     "features.md": ["caltech.npz", "svm.png", "examples.npz", "examples.parquet"],
     "explain.md": ["heat.jpg", "map.jpg", "coffee.png"],
     "perceptual.md": ["distances.jpg"],
+    "retrieval.md": ["photos.npz", "photos.faiss"],
+    "style-transfer.md": ["styled.png"],
     "bulk.md": ["labels/_run.json", "vectors/_run.json"],
     "your-own-network.md": ["pets.onnx", "heat.jpg", "pets-int8.onnx", "backbone.npz"],
 }
@@ -41,6 +43,8 @@ def place(tmp_path):
         for number in range(20):
             left, top = rng.integers(0, image.width - 240), rng.integers(0, image.height - 240)
             image.crop((left, top, left + 240, top + 240)).save(tmp_path / "caltech" / photo.stem / f"{number:02}.jpg")
+    (tmp_path / "docs").mkdir()
+    shutil.copy(ROOT / "docs/starry-night.jpg", tmp_path / "docs")
     (tmp_path / "keras").mkdir()
     network = random_network("vgg19", labels=imagenet(), classes=1000, input_size=224, width=1 / 32)
     network.write(tmp_path / "vgg19.onnx")
@@ -84,7 +88,9 @@ def same(output, expected):
 def test_commands_and_code_on_the_page_run(place, page, request):
     if page == "your-own-network.md":
         request.getfixturevalue("own_networks")
-    text = (ROOT / "docs" / page).read_text()
+    elif page == "retrieval.md":
+        (place / "caltech").rename(place / "photos")
+    text = (ROOT / "docs" / page).read_text().replace("256, 90", "64, 3")  # size and steps of the style transfer
     blocks = re.findall(r"```(console|python)\n(.*?)```", text, re.DOTALL)
     assert {"console", "python"} >= {kind for kind, _ in blocks} >= {"python"}
     for kind, block in blocks:
@@ -92,6 +98,8 @@ def test_commands_and_code_on_the_page_run(place, page, request):
             output = run(place, "-c", block)
             if "images per class" in block:  # crops of three photos: chance is a third
                 assert float(output.split()[-1].rstrip("%")) > 50
+            if "nearest" in block:  # to a cup of coffee: crops of it
+                assert all(name.startswith("photos/coffee/") for name in output.split()[1::2]), output
             continue
         for command, expected in re.findall(r"^\$ vgg (.*)\n((?:[^$\n].*\n)*)", block, re.MULTILINE):
             output = run(place, "-m", "vgg", *shlex.split(command))
