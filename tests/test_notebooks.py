@@ -11,7 +11,7 @@ from conftest import EXAMPLES
 def test_a_notebook_runs(notebook, monkeypatch, capsys):
     monkeypatch.chdir(EXAMPLES)
     monkeypatch.setenv("SIZE", "64")  # style transfer on a small scale
-    monkeypatch.setenv("STEPS", "3")
+    monkeypatch.setenv("STEPS", "15")
     names = {"__name__": "__main__"}
     for cell in json.loads(notebook.read_text())["cells"]:
         if cell["cell_type"] == "code":
