@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from conftest import EXAMPLES, random_network
+from conftest import EXAMPLES, ROOT, random_network
 from fine_tuned import fine_tune, save_keras, save_torch
 from vgg.labels import Labels, imagenet
 
@@ -36,6 +36,8 @@ def make_images(place):
     (place / "bbox/val").mkdir(parents=True)
     (place / "bbox/val/ILSVRC2012_val_00000001.xml").write_text(BOXES)
     make_class_folders(place / "caltech")
+    (place / "docs").mkdir()
+    shutil.copy(ROOT / "docs/starry-night.jpg", place / "docs")
 
 
 def make_class_folders(folder):
@@ -59,10 +61,15 @@ def make_networks(place):
     tags.write(place / "tags.onnx")
 
 
-def make_own_networks(place):
-    """Fine-tuned networks as people save them, for docs/your-own-network.md."""
+def make_crops(place):
+    """Photos in folders, of which many are like each other."""
     shutil.rmtree(place / "photos")
     (place / "caltech").rename(place / "photos")
+
+
+def make_own_networks(place):
+    """Fine-tuned networks as people save them, for docs/your-own-network.md."""
+    make_crops(place)
     module, names = fine_tune(place / "photos")
     save_torch(module, names, place / "pets.pth")
     save_keras(module, place / "pets.keras")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from conftest import ROOT, needs_native
-from pages_helpers import make_exchanged, make_images, make_networks, make_own_networks, same
+from pages_helpers import make_crops, make_exchanged, make_images, make_networks, make_own_networks, same
 from serving_helpers import serving
 
 DOCS = ROOT / "docs"
@@ -29,6 +29,8 @@ PAGES = {  # and the files that their commands write
     "photos.md": ["photos.npz"],
     "preprocessing.md": [],
     "quantization.md": ["vgg16-int8.onnx", "vgg16-small.onnx"],
+    "retrieval.md": ["photos.npz", "photos.faiss"],
+    "style-transfer.md": ["styled.png"],
     "teaching.md": ["heat.jpg"],
     "troubleshooting.md": [],
     "your-own-network.md": ["pets.onnx", "heat.jpg", "pets-int8.onnx", "backbone.npz"],
@@ -47,7 +49,7 @@ LEFT_OUT = (  # commands of the other pages
     "vgg train images",  # needs a GPU
     "vgg convert pets.onnx -o pets.safetensors --keys timm",  # needs the paper's width, half a gigabyte; tests/formats has it
 )  # fmt: skip
-NEEDS = {"your-own-network.md": make_own_networks, "files.md": make_exchanged}
+NEEDS = {"your-own-network.md": make_own_networks, "files.md": make_exchanged, "retrieval.md": make_crops}
 
 
 def run(place, *command):
@@ -75,7 +77,8 @@ def test_commands_and_code_on_the_page_run(tmp_path, page):
     make_images(tmp_path)
     make_networks(tmp_path)
     NEEDS.get(page, lambda place: None)(tmp_path)
-    blocks = re.findall(r"```(console|python|text)\n(.*?)```", (DOCS / page).read_text(), re.DOTALL)
+    text = (DOCS / page).read_text().replace("256, 90", "64, 3")  # size and steps of the style transfer
+    blocks = re.findall(r"```(console|python|text)\n(.*?)```", text, re.DOTALL)
     address = output = ""
     with contextlib.ExitStack() as servers:
         for (kind, block), (previous, _) in zip(blocks, [("", ""), *blocks], strict=False):
@@ -85,6 +88,8 @@ def test_commands_and_code_on_the_page_run(tmp_path, page):
                 output = run(tmp_path, sys.executable, "-c", block)
                 if "images per class" in block:  # crops of three photos: chance is a third
                     assert float(output.split()[-1].rstrip("%")) > 50
+                if "nearest" in block:  # to a cup of coffee: crops of it
+                    assert all(name.startswith("photos/coffee/") for name in output.split()[1::2]), output
             elif kind == "console":
                 for command, expected in re.findall(r"^\$ ((?:.*\\\n)*.*)\n((?:[^$\n].*\n)*)", block, re.MULTILINE):
                     if command.startswith(LEFT_OUT):
