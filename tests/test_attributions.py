@@ -98,7 +98,7 @@ def test_attributions_are_those_of_captum(pair, method, engine, monkeypatch):
 def test_integrated_gradients_sum_to_the_difference_of_the_logits(pair):
     network, *_ = pair
     classifier = vgg.load(network, "torch")
-    found = classifier.explain(PHOTO, CLASSES, method="integrated-gradients", samples=40)
+    found = classifier.explain(PHOTO, CLASSES, method="integrated-gradients", samples=400)
     batch = SMALL(PHOTO)[None]
     change = (classifier.engine.logits(batch) - classifier.engine.logits(np.zeros_like(batch)))[0, list(CLASSES)]
     np.testing.assert_allclose(found.maps.sum((1, 2)), change, atol=0.02 * np.abs(change).max())

@@ -38,6 +38,7 @@ PAGES = {  # and the files that their commands write
 EXACT = ("bulk.md", "explain.md", "features.md", "perceptual.md")  # a command without an output on the page prints none
 NOT_RUN = {  # pages whose commands don't run here, and why
     "command-line.md": "examples of the help; the tests of each verb run them on files of their own",
+    "compatibility.md": "a file of 0.1 and a script of the repository; tests/test_compatibility.py has such files",
     "from-the-zoo.md": "downloads of half a gigabyte each; tests/zoo has a mirror with small files",
     "imagenet.md": "needs ImageNet's archives; tests/sources makes small ones",
     "performance.md": "measures the speed of this machine; tests/test_benchmark.py measures a small network",
@@ -47,6 +48,7 @@ NOT_RUN = {  # pages whose commands don't run here, and why
 LEFT_OUT = (  # commands of the other pages
     "python3 -m venv", "pip install", "scripts/setup",  # the environment of the tests is complete
     "vgg train images",  # needs a GPU
+    "vgg classify cat.jpg --model hf://", "vgg convert hf://",  # downloads; tests/zoo/test_hub.py has a hub of its own
     "vgg convert pets.onnx -o pets.safetensors --keys timm",  # needs the paper's width, half a gigabyte; tests/formats has it
 )  # fmt: skip
 NEEDS = {"your-own-network.md": make_own_networks, "files.md": make_exchanged, "retrieval.md": make_crops}
