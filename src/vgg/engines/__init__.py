@@ -113,7 +113,7 @@ def problem(engine: str) -> str:
 
 def _automatic() -> str:
     """The first of the usable engines. Raises Error if there is none."""
-    usable, missing = next(iter(installed()), ""), problem("native")
+    usable, missing = next((name for name in ENGINES if not problem(name)), ""), problem("native")
     if not usable:
         raise Error(f"{missing}, or `pip install 'vgg[onnxruntime]'`")
     if missing:
