@@ -42,7 +42,7 @@ long process_id() {
 
 void Plan::add(const vgg_layer &what, Pool &pool) {
     if (what.operation == VGG_CONVOLUTION || what.operation == VGG_LINEAR) channels = what.out;
-    Layer layer{what, up_to_multiple(channels, kernels.panel), 0, {}, {}, {}};
+    Layer layer{.what = what, .channels = up_to_multiple(channels, kernels.panel)};
     layer.what.out = channels;
     const bool pools = what.operation == VGG_AVERAGE_POOL || what.operation == VGG_GLOBAL_MAX_POOL;
     if (pools) layer.what.in = channels;
@@ -50,11 +50,14 @@ void Plan::add(const vgg_layer &what, Pool &pool) {
         layer.bias = copied(what.bias, what.out, layer.channels);
         const Filters from{what.weight, what.scale};
         if (what.kernel == 3 && !layers.empty()) {
-            layer.tile = side >= LARGE ? 8 : 4;
+            layer.deep = side < LARGE;
+            layer.tile = layer.deep ? 4 : 8;
+            layer.arithmetic = &kernels.floats;
+            layer.words = (what.in + layer.arithmetic->channels - 1) / layer.arithmetic->channels;
             const int positions = (layer.tile + 2) * (layer.tile + 2);
-            layer.weight = Memory(std::size_t(positions) * layer.channels * what.in, false);
+            layer.weight = Memory(std::size_t(positions) * layer.channels * layer.words, false);
             pool.run(layer.channels / kernels.panel, [&](int panel, int) {
-                kernels.winograd_weights(layer.tile, from, what.out, what.in, panel, panel + 1, layer.weight.get());
+                layer.arithmetic->weights(layer.tile, from, what.out, what.in, panel, panel + 1, layer.weight.get());
             });
         } else {
             const int k = what.in * what.kernel * what.kernel;
@@ -72,7 +75,7 @@ void Plan::add(const vgg_layer &what, Pool &pool) {
     side = side_after(what, side);
     const int place = int(layers.size());
     const bool in_head = what.operation == VGG_LINEAR || pools;
-    if (deep == place && layer.tile != 4 && !in_head) ++deep;
+    if (deep == place && !layer.deep && !in_head) ++deep;
     if (head == place && !in_head) ++head;
     layers.push_back(std::move(layer));
 }

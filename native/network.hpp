@@ -62,7 +62,7 @@ class Memory {
 // has to handle the edges.
 struct Map {
     int images = 0, height = 0, width = 0, channels = 0;
-    std::ptrdiff_t row = 0, image = 0;  // floats from one to the next
+    std::ptrdiff_t step = 0, row = 0, image = 0;  // floats from one pixel, row and image to the next
     Memory memory;
 
     Map() = default;
@@ -71,20 +71,26 @@ struct Map {
           height(height),
           width(width),
           channels(channels),
-          row(std::ptrdiff_t(up_to_multiple(width, 8) + 2) * channels),
+          step(channels),
+          row((up_to_multiple(width, 8) + 2) * step),
           image(row * (up_to_multiple(height, 8) + 2)),
           memory(std::size_t(image) * images) {}
     // The pixel above and left of the first.
     float *corner(int n) const { return memory.get() + n * image; }
-    float *pixel(int n, int y, int x) const { return corner(n) + (y + 1) * row + std::ptrdiff_t(x + 1) * channels; }
+    float *pixel(int n, int y, int x) const { return corner(n) + (y + 1) * row + (x + 1) * step; }
 };
 
 struct Layer {
     vgg_layer what;
-    int channels;  // of its output in memory: `out`, padded
-    int tile = 0;  // of Winograd's transform: 8, 4, or 0 for a plain matrix product
-    Memory weight;
-    std::vector<float> bias, scale;
+    int channels;                             // of its output in memory: `out`, padded
+    int tile = 0;                             // of Winograd's transform: 8, 4, or 0 for a plain matrix product
+    bool deep = false;                        // has more weights than inputs
+    const Convolution *arithmetic = nullptr;  // of Winograd's filtering
+    int words = 0;                            // of the transformed input of a position
+    Memory weight = {};
+    std::vector<float> bias = {}, scale = {};
+
+    Finish finish() const { return {bias.data()}; }
 };
 
 struct Plan {
