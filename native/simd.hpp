@@ -140,8 +140,34 @@ inline vec root(vec value) {
 #endif
 }
 
-// The maximum of each lane; NaN if `a` is NaN.
-inline vec larger(vec a, vec b) { return a < b ? b : a; }
+// The maximum and the minimum of each lane; `a` if one of them is NaN. With intrinsics, since GCC compares and selects.
+inline vec larger(vec a, vec b) {
+#if defined(__AVX512F__)
+    return vec(_mm512_max_ps(__m512(b), __m512(a)));
+#elif defined(__AVX2__)
+    return vec(_mm256_max_ps(__m256(b), __m256(a)));
+#else
+    return a < b ? b : a;
+#endif
+}
+inline vec smaller(vec a, vec b) {
+#if defined(__AVX512F__)
+    return vec(_mm512_min_ps(__m512(b), __m512(a)));
+#elif defined(__AVX2__)
+    return vec(_mm256_min_ps(__m256(b), __m256(a)));
+#else
+    return b < a ? b : a;
+#endif
+}
+inline ivec larger(ivec a, ivec b) {
+#if defined(__AVX512F__)
+    return ivec(_mm512_max_epi32(__m512i(a), __m512i(b)));
+#elif defined(__AVX2__)
+    return ivec(_mm256_max_epi32(__m256i(a), __m256i(b)));
+#else
+    return a < b ? b : a;
+#endif
+}
 
 // NaN stays NaN.
 inline vec relu(vec value) { return larger(value, vec{}); }
