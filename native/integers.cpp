@@ -315,14 +315,16 @@ inline ivec add_products(ivec sums, Inputs inputs, const std::int8_t *weights) {
 }
 #endif
 
+constexpr int AHEAD = 1024;  // prefetch distance in bytes of a row, if the matrix is read once
+
 inline std::int32_t total(ivec value) {
     std::int32_t sum = 0;
     for (int lane = 0; lane < LANES; ++lane) sum += value[lane];
     return sum;
 }
 
-// R rows of the matrix times B rows of inputs. One row of inputs streams the matrix; with several, the next rows are
-// prefetched.
+// R rows of the matrix times B rows of inputs. The weights are prefetched into the second-level cache, of the next R rows if B
+// is more than one, else further along the rows.
 template <int R, int B> inline void dots(const Matrix &matrix, std::int64_t row, const std::uint8_t *inputs, std::int32_t *to) {
     const std::int64_t n = matrix.inputs;
     const std::int8_t *weights = static_cast<const std::int8_t *>(matrix.values) + row * n;
@@ -332,10 +334,10 @@ template <int R, int B> inline void dots(const Matrix &matrix, std::int64_t row,
         Inputs right[B];
 #pragma GCC unroll 4
         for (int b = 0; b < B; ++b) right[b] = inputs_at(inputs + b * n + i);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int r = 0; r < R; ++r) {
             const std::int8_t *left = weights + r * n + i;
-            __builtin_prefetch(left + (B > 1 ? R * n : 1024));
+            __builtin_prefetch(left + (B > 1 ? R * n : AHEAD), 0, 2);
 #pragma GCC unroll 4
             for (int b = 0; b < B; ++b) sums[r][b] = add_products(sums[r][b], right[b], left);
         }
@@ -356,14 +358,21 @@ template <int R, int B> inline void dots(const Matrix &matrix, std::int64_t row,
 
 void linear(const Matrix &matrix, std::int64_t first, std::int64_t last, const std::uint8_t *inputs, std::int64_t count,
             std::int32_t *to) {
-    constexpr int B = 4;
+    constexpr int SHARING = ROWS / 2;  // rows of the matrix that share loads of inputs, at most four at once
     const auto rows = [&]<int R>(std::integral_constant<int, R>, std::int64_t row) {
         std::int64_t b = 0;
-        for (; b + B <= count; b += B) dots<R, B>(matrix, row, inputs + b * matrix.inputs, to + b * matrix.outputs);
-        for (; b < count; ++b) dots<R, 1>(matrix, row, inputs + b * matrix.inputs, to + b * matrix.outputs);
+        const auto times = [&]<int B>(std::integral_constant<int, B>) {
+            for (; b + B <= count; b += B) dots<R, B>(matrix, row, inputs + b * matrix.inputs, to + b * matrix.outputs);
+        };
+        times(std::integral_constant<int, 4>());
+        times(std::integral_constant<int, 2>());
+        times(std::integral_constant<int, 1>());
     };
     std::int64_t row = first;
-    for (; row + 3 <= last; row += 3) rows(std::integral_constant<int, 3>(), row);
+    if (count == 1)
+        for (; row + 8 <= last; row += 8) dots<8, 1>(matrix, row, inputs, to);
+    else
+        for (; row + SHARING <= last; row += SHARING) rows(std::integral_constant<int, SHARING>(), row);
     for (; row < last; ++row) rows(std::integral_constant<int, 1>(), row);
 }
 

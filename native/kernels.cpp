@@ -336,8 +336,7 @@ void add_rows(const Matrix &matrix, std::int64_t first, std::int64_t last, const
         if (count == 1)
             for (; row + 8 <= last; row += 8) add_dots<K, 8, 1>(matrix, row, inputs, begin, end, to);
         else
-            for (; row + SHARING <= last; row += SHARING)
-                add(std::integral_constant<int, SHARING>(), row, begin, end);
+            for (; row + SHARING <= last; row += SHARING) add(std::integral_constant<int, SHARING>(), row, begin, end);
         for (; row < last; ++row) add(std::integral_constant<int, 1>(), row, begin, end);
     }
 }
