@@ -6,6 +6,15 @@
 #if defined(VGG_X86)
 #include <cpuid.h>
 #endif
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#if defined(VGG_ARM)
+#include <sys/auxv.h>
+#endif
+#elif defined(__APPLE__)
+#include <sys/sysctl.h>
+#endif
 
 #include "kernels.hpp"
 
@@ -23,6 +32,14 @@ namespace avx512 {
 extern const vgg::Kernels table;
 }
 namespace avx512vnni {
+extern const vgg::Kernels table;
+}
+namespace amx {
+extern const vgg::Kernels table;
+}
+#endif
+#if defined(VGG_ARM)
+namespace i8mm {
 extern const vgg::Kernels table;
 }
 #endif
@@ -54,6 +71,36 @@ bool has_avx2() { return supports(YMM, AVX2); }
 bool has_avx2vnni() { return supports(YMM, AVX2, 0, AVX_VNNI); }
 bool has_avx512() { return supports(ZMM, AVX512); }
 bool has_avx512vnni() { return supports(ZMM, AVX512, AVX512_VNNI); }
+
+// The process must ask the system for the registers first.
+bool has_amx() {
+#if defined(VGG_EMULATED_TILES)
+    return has_avx512vnni();
+#elif defined(__linux__)
+    constexpr unsigned TILES = 0x60000, AMX_TILE = 1u << 24, AMX_INT8 = 1u << 25;
+    constexpr long REQUEST_PERMISSION = 0x1023, TILE_DATA = 18;  // of arch_prctl
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    return supports(ZMM | TILES, AVX512, AVX512_VNNI) && __get_cpuid_count(7, 0, &a, &b, &c, &d) && d & AMX_TILE &&
+           d & AMX_INT8 && syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
+#else
+    return false;
+#endif
+}
+#endif
+
+#if defined(VGG_ARM)
+bool has_i8mm() {
+#if defined(__linux__)
+    constexpr unsigned long I8MM = 1ul << 13;  // HWCAP2_I8MM
+    return getauxval(AT_HWCAP2) & I8MM;
+#elif defined(__APPLE__)
+    int found = 0;
+    std::size_t size = sizeof found;
+    return sysctlbyname("hw.optional.arm.FEAT_I8MM", &found, &size, nullptr, 0) == 0 && found;
+#else
+    return false;
+#endif
+}
 #endif
 
 struct Choice {
@@ -67,8 +114,12 @@ const Choice CHOICES[] = {
 #if defined(VGG_X86)
     {avx512vnni::table, has_avx512vnni},
     {avx512::table, has_avx512},
-    {avx2vnni::table, has_avx2vnni, false},  // has not run on any processor yet
+    {avx2vnni::table, has_avx2vnni, false},  // these two have not run on any processor yet
+    {amx::table, has_amx, false},
     {avx2::table, has_avx2},
+#endif
+#if defined(VGG_ARM)
+    {i8mm::table, has_i8mm},
 #endif
     {portable::table, [] { return true; }},
 };

@@ -71,4 +71,18 @@ void Executor::direct(const Layer &layer, Images from, Images to) {
     });
 }
 
+// As products of bytes, which are read where they are.
+void Executor::direct_bytes(const Layer &layer, Images from, Images to) {
+    const int kernel = layer.what.kernel, edge = kernel / 2, area = kernel * kernel;
+    const std::ptrdiff_t pixel = from.map.step * sizeof(float), row = from.map.row * sizeof(float);
+    std::array<std::ptrdiff_t, 9> taps{};
+    for (int tap = 0; tap < area; ++tap) taps[tap] = (tap / kernel - edge) * row + (tap % kernel - edge) * pixel;
+    pool.run(from.count * from.map.height, [&](int index, int) {
+        const int n = index / from.map.height, y = index % from.map.height;
+        for (int c = 0; c < layer.channels; c += kernels.panel)
+            kernels.integers->bytes.rows(from.map.bytes(from.first + n, y, 0), pixel, from.map.width, taps.data(), area,
+                                         layer.what.in, layer.weight.get(), layer.finish(), c, to.pixel(n, y, 0), to.map.step);
+    });
+}
+
 }  // namespace vgg

@@ -8,6 +8,9 @@
 #include "integers.hpp"
 
 #include "product.hpp"
+#if defined(VGG_TILES)
+#include "tiles.hpp"
+#endif
 
 namespace VGG_ISA {
 
@@ -274,6 +277,101 @@ void direct(const Pixels &pixels, int count, int k, const float *panel, const Fi
     }
 }
 
+// --- Convolutions of bytes ----------------------------------------------------------------------------------------------
+
+// Where the processor multiplies matrices of bytes, that is faster than Winograd's filtering with 16 bits. DEPTH input channels
+// of PIXELS neighbouring pixels are multiplied at a time with the weights of a panel, in the order of `place`.
+#if defined(VGG_TILES)
+constexpr int DEPTH = 64, PIXELS = 32;
+inline int place(int channel, int input) { return channel / 16 * 1024 + input / 4 * 64 + channel % 16 * 4 + input % 4; }
+template <int A> inline void multiply_pixels(const std::uint8_t *from, std::ptrdiff_t pixel, const std::ptrdiff_t *taps,
+                                             int area, int depth, const std::int8_t *weights,
+                                             std::int32_t (&sums)[PIXELS][PANEL]) {
+    zero_tile<0>(), zero_tile<1>(), zero_tile<2>(), zero_tile<3>();
+    for (int tap = 0; tap < area; ++tap)
+        for (int c = 0; c < depth; c += DEPTH, weights += DEPTH * PANEL) {
+            const std::uint8_t *left = from + taps[tap] + c;
+            load_tile<6>(weights, 64);
+            load_tile<7>(weights + 1024, 64);
+            load_tile<4>(left, pixel);
+            multiply_tiles<0, 4, 6>();
+            multiply_tiles<1, 4, 7>();
+            if constexpr (A == 2) {
+                load_tile<5>(left + 16 * pixel, pixel);
+                multiply_tiles<2, 5, 6>();
+                multiply_tiles<3, 5, 7>();
+            }
+        }
+    store_tile<0>(&sums[0][0], sizeof sums[0]);
+    store_tile<1>(&sums[0][16], sizeof sums[0]);
+    store_tile<2>(&sums[16][0], sizeof sums[0]);
+    store_tile<3>(&sums[16][16], sizeof sums[0]);
+}
+inline void multiply(const std::uint8_t *from, std::ptrdiff_t pixel, int count, const std::ptrdiff_t *taps, int area, int depth,
+                     const std::int8_t *weights, std::int32_t (&sums)[PIXELS][PANEL]) {
+    (count > 16 ? multiply_pixels<2> : multiply_pixels<1>)(from, pixel, taps, area, depth, weights, sums);
+}
+#elif defined(__ARM_FEATURE_MATMUL_INT8)
+constexpr int DEPTH = 8, PIXELS = 8;
+struct Tiles {};
+inline int place(int channel, int input) { return channel * DEPTH + input; }
+inline void multiply(const std::uint8_t *from, std::ptrdiff_t pixel, int, const std::ptrdiff_t *taps, int area, int depth,
+                     const std::int8_t *weights, std::int32_t (&sums)[PIXELS][PANEL]) {
+    for (int half = 0; half < PANEL; half += 8) {
+        int32x4_t products[4][4] = {};  // of two by two pixels and channels
+        const std::int8_t *right = weights + half * DEPTH;
+        for (int tap = 0; tap < area; ++tap)
+            for (int c = 0; c < depth; c += DEPTH, right += DEPTH * PANEL) {
+                const std::uint8_t *left = from + taps[tap] + c;
+                int8x16_t columns[4];
+                for (int j = 0; j < 4; ++j) columns[j] = vld1q_s8(right + 16 * j);
+                for (int i = 0; i < 4; ++i, left += 2 * pixel) {
+                    const uint8x16_t rows = vcombine_u8(vld1_u8(left), vld1_u8(left + pixel));
+                    for (int j = 0; j < 4; ++j) products[i][j] = vusmmlaq_s32(products[i][j], rows, columns[j]);
+                }
+            }
+        for (int i = 0; i < 4; ++i)
+            for (int j = 0; j < 4; ++j) {
+                vst1_s32(&sums[2 * i][half + 2 * j], vget_low_s32(products[i][j]));
+                vst1_s32(&sums[2 * i + 1][half + 2 * j], vget_high_s32(products[i][j]));
+            }
+    }
+}
+#endif
+
+#if defined(VGG_TILES) || defined(__ARM_FEATURE_MATMUL_INT8)
+void byte_weights(const Filters &from, int out, int in, int area, float *to) {
+    const int depth = (in + DEPTH - 1) / DEPTH * DEPTH;
+    const std::int8_t *values = static_cast<const std::int8_t *>(from.values);
+    std::int8_t *bytes = reinterpret_cast<std::int8_t *>(to);
+    for (int channel = 0; channel < out; ++channel)
+        for (int input = 0; input < in; ++input)
+            for (int tap = 0; tap < area; ++tap) {
+                const std::ptrdiff_t block = (std::ptrdiff_t(channel / PANEL) * area + tap) * depth + input / DEPTH * DEPTH;
+                bytes[block * PANEL + place(channel % PANEL, input % DEPTH)] =
+                    values[(std::ptrdiff_t(channel) * in + input) * area + tap];
+            }
+}
+
+void byte_rows(const std::uint8_t *from, std::ptrdiff_t pixel, int count, const std::ptrdiff_t *taps, int area, int in,
+               const float *weights, const Finish &finish, int channel, float *to, std::ptrdiff_t to_stride) {
+    [[maybe_unused]] const Tiles tiles;
+    const int depth = (in + DEPTH - 1) / DEPTH * DEPTH;
+    const std::int8_t *panel = reinterpret_cast<const std::int8_t *>(weights) + std::ptrdiff_t(channel) * area * depth;
+    for (int x = 0; x < count; x += PIXELS) {
+        alignas(64) std::int32_t sums[PIXELS][PANEL];
+        multiply(from + x * pixel, pixel, count - x, taps, area, depth, panel, sums);
+        for (int i = 0; i < PIXELS && x + i < count; ++i)
+            for (int v = 0; v < PANEL; v += LANES)
+                finished(finish, channel + v, load_as<ivec>(&sums[i][v]), to + (x + i) * to_stride);
+    }
+}
+
+constexpr vgg::Bytes BYTES{DEPTH, byte_weights, byte_rows};
+#else
+constexpr vgg::Bytes BYTES{};
+#endif
+
 // --- Linear layers ------------------------------------------------------------------------------------------------------
 
 // The products of unsigned inputs and signed weights, STEP of them at a time, added to the lanes of a vector.
@@ -406,6 +504,7 @@ const vgg::Integers integers{{2, winograd_weights, winograd_input, product<Pairs
                              plain_weights,
                              widen,
                              direct,
+                             BYTES,
                              linear,
                              quantize,
                              max_pool};

@@ -135,6 +135,7 @@ void Executor::layer(int step, Images from, Images to) {
     const Layer &layer = layers[step];
     switch (layer.what.operation) {
         case VGG_CONVOLUTION:
+            if (layer.bytes) return direct_bytes(layer, from, to);
             if (layer.input) return direct(layer, from, to);
             return step == 0 ? first_convolution(layer, to) : pointwise(layer, from, to);
         case VGG_QUANTIZE: return step == 0 ? quantize_images(to) : quantize(layer, from, to);

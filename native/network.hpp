@@ -86,7 +86,7 @@ struct Map {
           row((up_to_multiple(width, 8) + 2) * step),
           image(row * (up_to_multiple(height, 8) + 2)),
           scale(scale),
-          memory(std::size_t(image) * images) {
+          memory(std::size_t(image) * images + (scale ? Bytes::SLACK * step : 0)) {
         if (scale.zero) std::memset(memory.get(), scale.zero, image * images * sizeof(float));
     }
     // The pixel above and left of the first.
@@ -103,6 +103,7 @@ struct Layer {
     bool deep = false;                        // has more weights than inputs
     const Convolution *arithmetic = nullptr;  // of Winograd's filtering
     int words = 0;                            // of the transformed input of a position
+    bool bytes = false;                       // is computed as products of bytes
     Memory weight = {};
     std::vector<float> bias = {}, scale = {};
     Scale input = {}, output = {};          // of its maps, if they are integers
@@ -127,7 +128,7 @@ struct Plan {
     void add(const vgg_layer &what, Pool &pool);
 
   private:
-    void transform(Layer &layer, bool winograd, Pool &pool) const;
+    void transform(Layer &layer, bool images, bool winograd, Pool &pool) const;
     bool scale_integers(Layer &layer, Pool &pool) const;
 };
 
@@ -161,6 +162,7 @@ class Executor {
     void first_convolution(const Layer &layer, Images to);
     void pointwise(const Layer &layer, Images from, Images to);
     void direct(const Layer &layer, Images from, Images to);
+    void direct_bytes(const Layer &layer, Images from, Images to);
     // Writes the whole output, its max pooling, or both.
     void winograd(const Layer &layer, Images from, const Images *to, const Images *pooled);
     void normalise(const Layer &layer, Images from, Images to);

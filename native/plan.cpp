@@ -58,7 +58,7 @@ void Plan::add(const vgg_layer &what, Pool &pool) {
             layer.scale = copied(what.scale, scales, scales);
         }
         const bool wide = !input || scale_integers(layer, pool);
-        if (what.operation == VGG_CONVOLUTION) transform(layer, what.kernel == 3 && !images && wide, pool);
+        if (what.operation == VGG_CONVOLUTION) transform(layer, images, what.kernel == 3 && !images && wide, pool);
     }
     side = side_after(what, side);
     const int place = int(layers.size());
@@ -69,10 +69,20 @@ void Plan::add(const vgg_layer &what, Pool &pool) {
 }
 
 // A convolution's weights in the order of Winograd's filtering, or of a plain matrix product.
-void Plan::transform(Layer &layer, bool winograd, Pool &pool) const {
+void Plan::transform(Layer &layer, bool images, bool winograd, Pool &pool) const {
     const vgg_layer &what = layer.what;
     const Filters from{what.weight, layer.scale.empty() ? nullptr : layer.scale.data(),
                        layer.zero.empty() ? nullptr : layer.zero.data()};
+    const int area = what.kernel * what.kernel;
+    const Bytes &bytes = kernels.integers->bytes;
+    const int depth = bytes.depth ? up_to_multiple(what.in, bytes.depth) : 0;
+    layer.bytes = layer.input && !images && depth && depth <= up_to_multiple(what.in, kernels.panel) &&
+                  std::all_of(layer.zero.begin(), layer.zero.end(), [](int zero) { return zero == 0; });
+    if (layer.bytes) {
+        layer.weight = Memory(std::size_t(layer.channels) * area * depth / sizeof(float));
+        bytes.weights(from, what.out, what.in, area, layer.weight.get());
+        return;
+    }
     layer.deep = winograd && side < LARGE;
     const Convolution &arithmetic = layer.input ? kernels.integers->winograd : kernels.floats;
     layer.words = (what.in + arithmetic.channels - 1) / arithmetic.channels;
@@ -86,7 +96,6 @@ void Plan::transform(Layer &layer, bool winograd, Pool &pool) const {
         });
         return;
     }
-    const int area = what.kernel * what.kernel;
     layer.weight = Memory(std::size_t(layer.words) * area * layer.channels);
     if (layer.input)
         kernels.integers->plain_weights(from, what.out, what.in, area, layer.weight.get());

@@ -358,8 +358,8 @@ std::vector<IntegerLayer> some_integer_layers(int side, unsigned seed) {
     std::vector<IntegerLayer> layers;
     const auto add = [&](auto... arguments) { layers.push_back(made_of_integers(arguments...)); };
     add(VGG_QUANTIZE, 0, 0, 0, std::ref(random), 100);
-    add(VGG_CONVOLUTION, 3, 6, 3, std::ref(random), 0);
-    add(VGG_CONVOLUTION, 6, 21, 3, std::ref(random), 3);
+    add(VGG_CONVOLUTION, 3, 64, 3, std::ref(random), 0);
+    add(VGG_CONVOLUTION, 64, 21, 3, std::ref(random), 3);
     add(VGG_MAX_POOL, 0, 0, 0, std::ref(random), 0);
     add(VGG_CONVOLUTION, 21, 150, 1, std::ref(random), 7, 200);
     add(VGG_QUANTIZE, 0, 0, 0, std::ref(random), 9);             // another scale, of which most integers are 255
@@ -526,7 +526,7 @@ int main() {
     int passed = 0, failed = 0;
     reports_errors() ? ++passed : ++failed;
     survives_failed_allocations() ? ++passed : ++failed;
-    for (const char *instructions : {"portable", "avx2", "avx2vnni", "avx512", "avx512vnni"}) {
+    for (const char *instructions : {"portable", "avx2", "avx2vnni", "avx512", "avx512vnni", "amx", "i8mm"}) {
         const char *chosen = nullptr;
         if (vgg_instructions(instructions, &chosen)) continue;
         for (int threads : {1, 2, 5})
