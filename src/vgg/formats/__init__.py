@@ -104,9 +104,10 @@ def read(path: str | Path, given: Collection[str] = ()) -> Network:
     return network
 
 
-def in_floats(path: Path) -> Notice:
-    """The note on a file with quantized activations of which only the weights are used."""
-    return Notice(f"{path}: activations are computed in floats; their quantization in the file is not carried over")
+def in_floats(path: Path, reason: str = "") -> Notice:
+    """The note on a file with quantized activations of which only the weights are used, with the reason if there is one."""
+    because = f", since {reason}" if reason else ""
+    return Notice(f"{path}: activations are computed in floats{because}; their quantization in the file is not carried over")
 
 
 def _quantizing(path: Path) -> "OnnxFile | None":

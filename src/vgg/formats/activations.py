@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal, cast
 
 import numpy as np
@@ -90,7 +91,8 @@ class Recorder:
     def assigned(self, operations: Sequence[Step], architecture: Architecture) -> dict[str, tuple[Quantization, ...]]:
         """The quantizations of each layer output, in order; empty if there is an obstacle.
 
-        Those before a ReLU are assigned to its output: rounding and ReLU can change places, since 0 is rounded to itself.
+        Those before a ReLU are assigned to its output: rounding and ReLU can change places, since 0 is rounded to itself. So
+        can rounding and max pooling, whose input therefore has the quantizations of its output if it has none itself.
 
         Args:
             operations: those of the chain, some of which the architecture may not have.
@@ -116,6 +118,9 @@ class Recorder:
                     continue
                 value = after.value
             found.setdefault(value, []).extend(self._found[place])
+        for before, layer in pairwise(layers):
+            if layer.operation == "max_pool" and layer.value in found:
+                found.setdefault(before.value, found[layer.value])
         if not found:
             self.prevent("no activation is quantized with a constant scale")
         if any(layer.operation == "batch_norm" for layer in architecture.layers):

@@ -240,7 +240,10 @@ class _Walk(Products):
         self.over_classes(node)
         self.add("softmax")
 
-    on_qlinearsoftmax = on_softmax
+    def on_qlinearsoftmax(self, node: Node) -> None:
+        self.integers_read(node, 1)
+        self.on_softmax(node)
+        self.integers_written(node, 3)
 
     def on_logsoftmax(self, node: Node) -> None:
         self.over_classes(node)
