@@ -43,14 +43,15 @@ void Executor::pointwise(const Layer &layer, Images from, Images to) {
 }
 
 void Executor::winograd(const Layer &layer, Images from, const Images *to, const Images *pooled) {
+    const Convolution &arithmetic = *layer.arithmetic;
     const int tile = layer.tile, positions = (tile + 2) * (tile + 2), panel = kernels.panel;
-    const int in = from.map.channels, out = layer.channels, k = layer.what.in, panels = out / panel;
+    const int in = from.map.channels / arithmetic.channels, out = layer.channels, k = layer.words, panels = out / panel;
     const int down = (from.map.height + tile - 1) / tile, across = (from.map.width + tile - 1) / tile;
     const int tiles = from.count * down * across, threads = pool.threads();
 
     // Tiles are processed in blocks: large ones if there are many weights, which are read once per block, small ones if the
     // weights stay in the cache. Threads share a large block, so that they use the same weights, and have small blocks each.
-    const bool large = tile == 4 || tiles <= LARGE_BLOCK;
+    const bool large = layer.deep || tiles <= LARGE_BLOCK;
     const bool shared = threads > 1 && (large || tiles < threads * SMALL_BLOCK);
     const int most = large ? LARGE_BLOCK : SMALL_BLOCK;
     int blocks = (tiles + most - 1) / most;
@@ -65,6 +66,7 @@ void Executor::winograd(const Layer &layer, Images from, const Images *to, const
     const std::size_t size = shared ? in_size + out_size : std::max(in_size, out_size) + std::min(in_step, out_step);
     transformed.reserve(size * workers);
 
+    const Finish finishing = layer.finish();
     const auto corner = [&](int index, int &n, int &y, int &x) {
         n = index / (down * across), y = index % (down * across) / across * tile, x = index % across * tile;
     };
@@ -73,25 +75,25 @@ void Executor::winograd(const Layer &layer, Images from, const Images *to, const
         corner(index, n, y, x);
         const Blocks rows(count, kernels.rows);  // the order in which the product reads them
         const int b = rows.of(slot), top = rows.first(b), height = rows.first(b + 1) - top;
-        kernels.winograd_input(tile, from.map.corner(from.first + n) + y * from.map.row + std::ptrdiff_t(x) * in, from.map.row,
-                               in, in, to + std::ptrdiff_t(top) * in + (slot - top) * kernels.lanes, -in_step,
-                               height * kernels.lanes);
+        arithmetic.input(tile, from.map.corner(from.first + n) + y * from.map.row + x * from.map.step, from.map.row,
+                         from.map.step, from.map.channels, to + std::ptrdiff_t(top) * in + (slot - top) * kernels.lanes,
+                         -in_step, height * kernels.lanes);
     };
     const auto multiply = [&](int position, int first, int last, int count, const float *from, float *to) {
         const float *weights = layer.weight.get() + std::ptrdiff_t(position) * out * k;
         for (int p = first; p < last; ++p) {
             const float *now = weights + std::ptrdiff_t(p) * k * panel;
             const float *next = now + std::ptrdiff_t(k) * panel;
-            kernels.product(from - position * in_step, in, count, k, now, next, to - position * out_step + p * panel, out);
+            arithmetic.product(from - position * in_step, in, count, k, now, next, to - position * out_step + p * panel, out);
         }
     };
     const auto finish = [&](int index, int slot, const float *from_products) {
         int n, y, x;
         corner(index, n, y, x);
-        kernels.winograd_output(tile, from_products + std::ptrdiff_t(slot) * out, -out_step, layer.bias.data(), out,
-                                std::min(tile, from.map.height - y), std::min(tile, from.map.width - x),
-                                to ? to->pixel(n, y, x) : nullptr, to ? to->map.row : 0,
-                                pooled ? pooled->pixel(n, y / 2, x / 2) : nullptr, pooled ? pooled->map.row : 0, out);
+        arithmetic.output(
+            tile, from_products + std::ptrdiff_t(slot) * out, -out_step, finishing, out, std::min(tile, from.map.height - y),
+            std::min(tile, from.map.width - x), to ? to->pixel(n, y, x) : nullptr, to ? to->map.row : 0,
+            pooled ? pooled->pixel(n, y / 2, x / 2) : nullptr, pooled ? pooled->map.row : 0, (to ? to : pooled)->map.step);
     };
     if (!shared) {
         pool.run(blocks, [&](int number, int worker) {
@@ -144,6 +146,9 @@ void Executor::halve(const Layer &layer, Images from, Images to) {
                                                              : kernels.l2_pool;
     pool.run(from.count * to.map.height, [&](int index, int) {
         const int n = index / to.map.height, y = index % to.map.height;
+        if (layer.input)
+            return kernels.integers->max_pool(from.map.bytes(from.first + n, 2 * y, 0), from.map.row * sizeof(float),
+                                              from.map.channels, to.map.width, to.map.bytes(to.first + n, y, 0));
         row(from.map.pixel(from.first + n, 2 * y, 0), from.map.row, from.map.channels, to.map.width,
             to.map.pixel(to.first + n, y, 0));
     });

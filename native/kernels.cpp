@@ -1,6 +1,7 @@
 // The arithmetic, compiled once for each instruction set.
 #include "kernels.hpp"
 
+#include "product.hpp"
 #include "simd.hpp"
 #include "vgg.h"
 #include "winograd.hpp"
@@ -9,6 +10,7 @@ namespace VGG_ISA {
 
 using vgg::Blocks;
 using vgg::Filters;
+using vgg::Finish;
 using vgg::Matrix;
 using vgg::Pixels;
 
@@ -84,7 +86,7 @@ template <int PAIRS> void winograd_input(const float *from, std::ptrdiff_t row, 
     }
 }
 
-template <int PAIRS> void winograd_output(const float *from, std::ptrdiff_t position, const float *bias, int channels,
+template <int PAIRS> void winograd_output(const float *from, std::ptrdiff_t position, const Finish &finish, int channels,
                                           int height, int width, float *to, std::ptrdiff_t row, float *pooled,
                                           std::ptrdiff_t pooled_row, std::ptrdiff_t pixel) {
     using W = Winograd<PAIRS>;
@@ -99,7 +101,7 @@ template <int PAIRS> void winograd_output(const float *from, std::ptrdiff_t posi
 #pragma GCC unroll 8
             for (int i = 0; i < M; ++i) half[i][x] = y[i];
         }
-        const vec offset = load(bias + c);
+        const vec offset = load(finish.bias + c);
         const auto write = [&](int i, const vec(&line)[M]) __attribute__((always_inline)) {
             float *target = to + i * row + c;
 #pragma GCC unroll 8
@@ -141,77 +143,6 @@ void plain_weights(const Filters &from, int out, int k, float *to) {
             }
 }
 
-// R rows times a panel of V vectors. `at(i, j)` points to the first row's element k = i + j, with j below 8 and zero unless i
-// is a multiple of it, so that the part that depends on i is computed once for eight elements; the other rows follow, `stride`
-// apart. `finish` stores a row's sums. `fetch` is called for every eighth k, to prefetch: weights come from memory, and
-// hardware prefetching stops at page boundaries.
-template <int R, int V, class At, class Fetch, class Finish>
-inline void block(int k, const float *panel, const At &at, std::ptrdiff_t stride, const Fetch &fetch, const Finish &finish) {
-    vec sums[R][V] = {};
-    const auto step = [&](int i, int j) __attribute__((always_inline)) {
-        vec right[V];
-#pragma GCC unroll 4
-        for (int v = 0; v < V; ++v) right[v] = load(panel + ((i + j) * V + v) * LANES);
-        const float *column = at(i, j);
-#pragma GCC unroll 24
-        for (int r = 0; r < R; ++r) {
-            const vec left = splat(column[r * stride]);
-#pragma GCC unroll 4
-            for (int v = 0; v < V; ++v) sums[r][v] += left * right[v];
-        }
-    };
-    int i = 0;
-    for (; i + 8 <= k; i += 8) {
-        fetch(i);
-#pragma GCC unroll 2
-        for (int j = 0; j < 8; ++j) step(i, j);
-    }
-    for (; i < k; ++i) step(i, 0);
-#pragma GCC unroll 24
-    for (int r = 0; r < R; ++r) finish(r, sums[r]);
-}
-
-template <int R, class At, class Fetch, class Finish> inline void sized(int rows, int k, const float *panel, const At &at,
-                                                                        std::ptrdiff_t stride, const Fetch &fetch,
-                                                                        const Finish &finish) {
-    if constexpr (R > 0) {
-        if (rows == R)
-            block<R, VECTORS>(k, panel, at, stride, fetch, finish);
-        else
-            sized<R - 1>(rows, k, panel, at, stride, fetch, finish);
-    }
-}
-
-constexpr int LINE = 16;  // floats in a cache line
-
-void product(const float *rows, std::ptrdiff_t stride, int count, int k, const float *panel, const float *next, float *to,
-             std::ptrdiff_t to_stride) {
-    const Blocks blocks(count, ROWS);
-    for (int b = 0; b < blocks.number; ++b) {
-        const int row = blocks.first(b), height = blocks.first(b + 1) - row;
-        const float *from = rows + row * stride;
-        float *target = to + row * to_stride;
-        // This block's share of the next panel, in several streams, a cache line of each at a time; the hardware follows them.
-        const float *ahead = next + std::ptrdiff_t(k) * PANEL * b / blocks.number;
-        const int streams = (8 * PANEL / LINE + blocks.number - 1) / blocks.number;
-        const std::ptrdiff_t apart = k / 8 * LINE;
-        sized<ROWS>(
-            height, k, panel,
-            [&](int i, int j) {
-                return from + (i / LANES + j / LANES) * std::ptrdiff_t(height * LANES) + i % LANES + j % LANES;
-            },
-            LANES,
-            [&](int) {
-                for (int s = 0; s < streams; ++s) __builtin_prefetch(ahead + s * apart, 0, 2);
-                ahead += LINE;
-            },
-            [&](int r, const vec(&sums)[VECTORS]) {
-#pragma GCC unroll 4
-                for (int v = 0; v < VECTORS; ++v) store(target + r * to_stride + v * LANES, sums[v]);
-            });
-    }
-}
-
 void convolution(const Pixels &pixels, int count, int k, const float *panel, const float *bias, float *to,
                  std::ptrdiff_t to_stride) {
     const Blocks blocks(count, ROWS);
@@ -219,7 +150,7 @@ void convolution(const Pixels &pixels, int count, int k, const float *panel, con
         const int row = blocks.first(b), height = blocks.first(b + 1) - row;
         const float *from = pixels.data + row * pixels.stride;
         float *target = to + row * to_stride;
-        sized<ROWS>(
+        sized<Floats, ROWS>(
             height, k, panel, [&](int i, int j) { return from + pixels.offsets[i + j]; }, pixels.stride, [](int) {},
             [&](int r, const vec(&sums)[VECTORS]) {
 #pragma GCC unroll 4
@@ -443,7 +374,7 @@ template <vgg::Kind K> void add_panels(const Matrix &matrix, std::int64_t first,
                     static_cast<const char *>(matrix.values) + (row * matrix.inputs + column + COLUMNS) * BITS[K] / 8;
                 const auto part = [&]<int R, int V>(std::integer_sequence<int, R, V>, int top, std::int64_t b) {
                     float *to = sums + (row - first + top) * stride + b;
-                    block<R, V>(
+                    block<Floats, R, V>(
                         k, panels + b * matrix.inputs + column * V * LANES,
                         [&](int i, int j) { return rows + top * COLUMNS + i + j; }, COLUMNS,
                         [&](int i) {
@@ -686,17 +617,20 @@ void input_for(int tile, const float *from, std::ptrdiff_t row, std::ptrdiff_t p
                std::ptrdiff_t position, std::ptrdiff_t stride) {
     (tile == 8 ? winograd_input<4> : winograd_input<2>)(from, row, pixel, channels, to, position, stride);
 }
-void output_for(int tile, const float *from, std::ptrdiff_t position, const float *bias, int channels, int height, int width,
+void output_for(int tile, const float *from, std::ptrdiff_t position, const Finish &finish, int channels, int height, int width,
                 float *to, std::ptrdiff_t row, float *pooled, std::ptrdiff_t pooled_row, std::ptrdiff_t pixel) {
     const auto output = tile == 8 ? winograd_output<4> : winograd_output<2>;
-    output(from, position, bias, channels, height, width, to, row, pooled, pooled_row, pixel);
+    output(from, position, finish, channels, height, width, to, row, pooled, pooled_row, pixel);
 }
 
 #define VGG_TEXT_(name) #name
 #define VGG_TEXT(name) VGG_TEXT_(name)
 
-extern const vgg::Kernels table{VGG_TEXT(VGG_ISA), ROWS,       PANEL,       LANES,       FEW,    weights_for, plain_weights,
-                                input_for,         output_for, product,     convolution, panels, linear,      max_pool,
-                                mean_pool,         l2_pool,    differences, moments,     peak,   read};
+extern const vgg::Integers integers;
+
+extern const vgg::Kernels table{
+    VGG_TEXT(VGG_ISA), ROWS,          PANEL,       LANES,   FEW,    {1, weights_for, input_for, product<Floats>, output_for},
+    &integers,         plain_weights, convolution, panels,  linear, max_pool,
+    mean_pool,         l2_pool,       differences, moments, peak,   read};
 
 }  // namespace VGG_ISA

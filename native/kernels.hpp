@@ -20,10 +20,12 @@ struct Matrix {
     std::int64_t outputs, inputs, group;
 };
 
-// A convolution's weights [out, in, kernel, kernel], at any alignment: float32, or int8 with a scale per output channel.
+// A convolution's weights [out, in, kernel, kernel], at any alignment: float32, or int8 with a scale per output channel; of
+// integer arithmetic int8, with a zero point per output channel or null for 0.
 struct Filters {
     const void *values;
     const float *scale;
+    const std::int32_t *zero;
 };
 
 // The pixels of an image row as the rows of a matrix: element (row, k) is data[row * stride + offsets[k]].
@@ -31,6 +33,16 @@ struct Pixels {
     const float *data;
     std::ptrdiff_t stride;
     const std::int32_t *offsets;
+};
+
+// What follows the sums of a convolution's output channels, before its ReLU: sum + bias; of integer sums (sum + offset) *
+// factor, which is rounded to an 8-bit integer, plus the zero point, unless the output is floats.
+struct Finish {
+    const float *bias;
+    const std::int32_t *offset;
+    const float *factor;
+    int zero;
+    bool floats;
 };
 
 // `count` rows of a matrix in blocks of nearly the same height, at most `most`.
@@ -43,6 +55,28 @@ struct Blocks {
 };
 }  // namespace
 
+// The arithmetic of 3x3 convolutions by Winograd's filtering. Transformed inputs and weights consist of words of 32 bits, in
+// memory of floats: a float, or two channels of 16 bits. A row of transformed inputs has a word for each one or two channels.
+struct Convolution {
+    int channels;  // in a word
+    // Weights [out, in, 3, 3] -> [(tile + 2)^2, out / panel, words, panel] for F(tile x tile), panels `first` to `last`.
+    void (*weights)(int tile, const Filters &from, int out, int in, int first, int last, float *to);
+    // A tile's input, (tile + 2)^2 pixels of `channels`, `row` and `pixel` floats apart -> (tile + 2)^2 positions, each
+    // [words / lanes, lanes] with `stride` between vectors. Prefetches the input of the tile to the right.
+    void (*input)(int tile, const float *from, std::ptrdiff_t row, std::ptrdiff_t pixel, int channels, float *to,
+                  std::ptrdiff_t position, std::ptrdiff_t stride);
+    // Rows of `k` words times a panel -> `panel` sums per row, `to_stride` apart. Prefetches the panel `next`. The rows are in
+    // the order in which they are read: in blocks, `stride` words per row, each block [k / lanes, height, lanes].
+    void (*product)(const float *rows, std::ptrdiff_t stride, int count, int k, const float *panel, const float *next,
+                    float *to, std::ptrdiff_t to_stride);
+    // (tile + 2)^2 positions -> `height` x `width` pixels with bias and ReLU in `to`, and half of that, by 2x2 max pooling, in
+    // `pooled`; null for what isn't needed. Prefetches the output of the tile to the right. Pixels are aligned to vectors.
+    void (*output)(int tile, const float *from, std::ptrdiff_t position, const Finish &finish, int channels, int height,
+                   int width, float *to, std::ptrdiff_t row, float *pooled, std::ptrdiff_t pooled_row, std::ptrdiff_t pixel);
+};
+
+struct Integers;
+
 struct Kernels {
     const char *name;
     int rows;   // maximum number of rows of a product that are computed together
@@ -50,24 +84,11 @@ struct Kernels {
     int lanes;  // floats in a vector
     int few;    // maximum number of input rows that a matrix is multiplied with directly; more are packed into panels first
 
-    // Weights [out, in, 3, 3] -> [(tile + 2)^2, out / panel, in, panel] for F(tile x tile), panels `first` to `last`.
-    void (*winograd_weights)(int tile, const Filters &from, int out, int in, int first, int last, float *to);
+    Convolution floats;
+    const Integers *integers;
     // Weights [out, k] -> [out / panel, k, panel].
     void (*plain_weights)(const Filters &from, int out, int k, float *to);
-    // A tile's input, (tile + 2)^2 pixels of `channels`, `row` and `pixel` floats apart -> (tile + 2)^2 positions, each
-    // [channels / lanes, lanes] with `stride` between vectors. Prefetches the input of the tile to the right.
-    void (*winograd_input)(int tile, const float *from, std::ptrdiff_t row, std::ptrdiff_t pixel, int channels, float *to,
-                           std::ptrdiff_t position, std::ptrdiff_t stride);
-    // (tile + 2)^2 positions -> `height` x `width` pixels with bias and ReLU in `to`, and half of that, by 2x2 max pooling, in
-    // `pooled`; null for what isn't needed. Prefetches the output of the tile to the right. Pixels are aligned to vectors.
-    void (*winograd_output)(int tile, const float *from, std::ptrdiff_t position, const float *bias, int channels, int height,
-                            int width, float *to, std::ptrdiff_t row, float *pooled, std::ptrdiff_t pooled_row,
-                            std::ptrdiff_t pixel);
-    // Rows of `k` floats times a panel -> `panel` sums per row, `to_stride` apart. Prefetches the panel `next`. The rows are in
-    // the order in which they are read: in blocks, `stride` floats per row, each block [k / lanes, height, lanes].
-    void (*product)(const float *rows, std::ptrdiff_t stride, int count, int k, const float *panel, const float *next,
-                    float *to, std::ptrdiff_t to_stride);
-    // The same for the pixels of an image row, with bias and ReLU.
+    // The pixels of an image row times a panel, with bias and ReLU.
     void (*convolution)(const Pixels &pixels, int count, int k, const float *panel, const float *bias, float *to,
                         std::ptrdiff_t to_stride);
     // Packs columns `begin` to `end` of rows [count, k] into panels [count / panel, k, panel]; the last panel has whole
