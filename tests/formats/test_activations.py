@@ -87,9 +87,9 @@ def test_scales_that_are_computed_for_each_batch(tmp_path):
 
 
 def replaced(path, name, array):
-    """The file with another initializer; `name` is part of its name, the first one is meant."""
+    """The file with other numbers in an initializer."""
     model = onnx.load(path)
-    one = next(one for one in model.graph.initializer if name in one.name)
+    one = next(one for one in model.graph.initializer if one.name == name)
     one.CopyFrom(numpy_helper.from_array(array, one.name))
     onnx.save(model, path)
     return path
@@ -99,16 +99,17 @@ def replaced(path, name, array):
 @pytest.mark.parametrize(
     ("name", "array", "message"),
     [
-        ("conv2_1_scale", np.float32(0), "has the scale 0.0; that of activations must be a number greater than 0"),
-        ("conv2_1_scale", np.float32(-1), "has the scale -1.0; that"),
-        ("conv2_1_scale", np.float32("nan"), "has the scale nan; that"),
-        ("conv2_1_scale", np.float32("inf"), "has the scale inf; that"),
-        ("conv2_1_scale", np.zeros(0, np.float32), "has the scale none; that"),
-        ("conv2_1_zero_point", np.float32(0), "has a zero point of float32, not of an integer type"),
+        ("scale", np.float32(0), "has the scale 0.0; that of activations must be a number greater than 0"),
+        ("scale", np.float32(-1), "has the scale -1.0; that"),
+        ("scale", np.float32("nan"), "has the scale nan; that"),
+        ("scale", np.float32("inf"), "has the scale inf; that"),
+        ("scale", np.zeros(0, np.float32), "has the scale none; that"),
+        ("zero_point", np.float32(0), "has a zero point of float32, not of an integer type"),
     ],
 )
 def test_invalid_numbers_are_one_line(tmp_path, form, name, array, message):
-    path = replaced(quantized(tmp_path, form), name, array)
+    value = "conv2_1" if form == "QDQ" else "conv2_1.raw"
+    path = replaced(quantized(tmp_path, form), f"{value}_{name}", array)
     for read in (formats.load, Network.read):
         with pytest.raises(ModelError, match=rf"^{path}: .*Linear.*conv2_1.*{message}") as error:
             read(path)

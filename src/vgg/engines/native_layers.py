@@ -24,6 +24,7 @@ FUNCTIONS = ("none", "relu", "leaky_relu", "elu", "gelu", "gelu_tanh", "silu", "
 KINDS = {np.dtype(dtype): kind for kind, dtype in enumerate((np.float32, np.float16, ml_dtypes.bfloat16, np.int8))}
 INT4 = 4
 
+LARGEST_BIAS = 2**29  # of an integer bias; the engine clips sums of it and of zero points to 2**30
 FLOATS = ("lrn", "mean_pool", "l2_pool")  # operations that compute in floats only
 KEEPING = ("max_pool", "global_max_pool")  # operations whose outputs are among their inputs
 
@@ -130,24 +131,37 @@ class Steps:
 
 
 def _integers(weight: Part, bias: Array, inputs: Quantization) -> tuple[Array, Array | None, Array] | None:
-    """A weight that integers are multiplied with, int8 values, int32 zero points or None, and scales, one for each row.
+    """A weight that integers are multiplied with: int8 values, int32 zero points or None, and scales, one for each row.
 
-    None if the weight has another form, or if sums with the bias, in steps of both scales, can exceed 32 bits.
+    None if the weight has another form, or so many inputs that sums can exceed 32 bits.
+
+    The engine adds the bias as an integer, in steps of both scales. In a row of weights that are almost 0, such as that of a
+    unit that training has switched off, these steps can be too small for that; the row then gets a larger scale.
     """
     if not isinstance(weight, Quantized) or weight.values.dtype.name not in ("int8", "uint8"):
         return None
     if weight.axis or (weight.group and weight.scale.shape[1] > 1):
         return None
-    scale, unsigned = contiguous(weight.scale.reshape(-1), np.float32), weight.values.dtype == np.uint8
+    values, scale = contiguous(weight.values), weight.scale.reshape(-1)
     zero = None if weight.zero_point is None else weight.zero_point.reshape(-1).astype(np.int32)
-    if unsigned:
-        zero = (0 if zero is None else zero) - np.full(len(scale), 128, np.int32)
-    largest = 255 * (128 if zero is None else 255) * math.prod(weight.shape[1:])
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        if not (np.abs(bias / (scale * np.float32(inputs.scale))) < 2**31 - largest).all():
-            return None
-    values = contiguous(weight.values)
-    return (values ^ np.uint8(128)).view(np.int8) if unsigned else values, zero, scale
+    if values.dtype == np.uint8:
+        values, zero = (
+            (values ^ np.uint8(128)).view(np.int8),
+            (0 if zero is None else zero) - np.full(len(scale), 128, np.int32),
+        )
+    if 255 * (128 if zero is None else 255) * math.prod(weight.shape[1:]) >= 2**31:
+        return None
+    step = scale.astype(np.float64) * inputs.scale
+    least = np.abs(bias.astype(np.float64)) / LARGEST_BIAS
+    small = (step < least) | (step == 0)
+    if small.any():
+        values, zero, scale = values.copy(), np.zeros(len(scale), np.int32) if zero is None else zero, scale.copy()
+        larger = np.maximum(3 * step, least)[small]  # with a third of the steps, differences to zero points fit in 8 bits
+        larger[larger == 0] = 1
+        rows = values[small].reshape(len(larger), -1) - zero[small, None].astype(np.float64)
+        values[small] = np.rint(rows * (step[small] / larger)[:, None]).reshape(-1, *values.shape[1:])
+        zero[small], scale[small] = 0, larger / inputs.scale
+    return values, zero, contiguous(scale, np.float32)
 
 
 def _in_place(weight: Part) -> tuple[Array, int, Array | None, int]:
