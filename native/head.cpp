@@ -74,7 +74,8 @@ Values converted(const Kernels &kernels, const Values &from, Scale scale) {
     for (std::size_t i = 0; i < from.size(); ++i) to.floats[i] = from.real(i);
     if (!scale) return to;
     Values integers(from.size(), scale);
-    kernels.integers->quantize(to.floats.data(), std::ptrdiff_t(from.size()), scale.scale, scale.zero, integers.integers.data());
+    kernels.integers->quantize(to.floats.data(), std::ptrdiff_t(from.size()), scale.scale, scale.zero,
+                               integers.integers.data());
     return integers;
 }
 

@@ -112,9 +112,10 @@ inline void weights_of(const Filters &from, int channel, std::ptrdiff_t index, i
     for (int i = 0; i < count; ++i) to[i * stride] = values[i] - (from.zero ? from.zero[channel] : 0);
 }
 
+// 4, -6, -6, 24, 24 and 1 times G g, with 6 times the first and the last, which leaves less to do for the outputs.
 inline void transform_weights(const ivec (&g)[3], ivec (&u)[SIDE]) {
     const ivec ends = g[0] + g[2], far = g[0] + 4 * g[2];
-    u[0] = g[0], u[1] = ends + g[1], u[2] = ends - g[1], u[3] = far + 2 * g[1], u[4] = far - 2 * g[1], u[5] = g[2];
+    u[0] = 6 * g[0], u[1] = ends + g[1], u[2] = ends - g[1], u[3] = far + 2 * g[1], u[4] = far - 2 * g[1], u[5] = 6 * g[2];
 }
 
 inline void transform_inputs(const pairs (&d)[SIDE], pairs (&v)[SIDE]) {
@@ -127,7 +128,7 @@ inline void transform_inputs(const pairs (&d)[SIDE], pairs (&v)[SIDE]) {
 constexpr int HALVED[TILE] = {0, 1, 2, 2};
 inline void transform_outputs(const uvec (&m)[SIDE], uvec (&y)[TILE]) {
     const uvec near = m[1] + m[2], across = m[1] - m[2], far = m[3] + m[4], over = m[3] - m[4];
-    y[0] = 6 * m[0] - 4 * near + far, y[1] = over - 2 * across, y[2] = far - near, y[3] = 2 * over - across + 6 * m[5];
+    y[0] = m[0] - 4 * near + far, y[1] = over - 2 * across, y[2] = far - near, y[3] = 2 * over - across + m[5];
 }
 
 void winograd_weights(int, const Filters &from, int out, int in, int first, int last, float *to) {

@@ -18,7 +18,7 @@ struct Floats {
 // `finish` stores a row's sums. `fetch` is called for every eighth k, to prefetch: weights come from memory, and hardware
 // prefetching stops at page boundaries.
 template <class Operands, int R, int V, class At, class Fetch, class Finish>
-inline void block(int k, const float *panel, const At &at, std::ptrdiff_t stride, const Fetch &fetch, const Finish &finish) {
+[[gnu::always_inline]] inline void block(int k, const float *panel, const At &at, std::ptrdiff_t stride, const Fetch &fetch, const Finish &finish) {
     typename Operands::Sums sums[R][V] = {};
     const auto step = [&](int i, int j) __attribute__((always_inline)) {
         vec right[V];
@@ -44,7 +44,7 @@ inline void block(int k, const float *panel, const At &at, std::ptrdiff_t stride
 }
 
 template <class Operands, int R, class At, class Fetch, class Finish>
-inline void sized(int rows, int k, const float *panel, const At &at, std::ptrdiff_t stride, const Fetch &fetch,
+[[gnu::always_inline]] inline void sized(int rows, int k, const float *panel, const At &at, std::ptrdiff_t stride, const Fetch &fetch,
                   const Finish &finish) {
     if constexpr (R > 0) {
         if (rows == R)
@@ -78,7 +78,8 @@ template <class Operands> void product(const float *rows, std::ptrdiff_t stride,
                 ahead += LINE;
             },
             [&](int r, const typename Operands::Sums(&sums)[VECTORS]) {
-                std::memcpy(target + r * to_stride, sums, sizeof sums);
+#pragma GCC unroll 4
+                for (int v = 0; v < VECTORS; ++v) std::memcpy(target + r * to_stride + v * LANES, &sums[v], sizeof sums[v]);
             });
     }
 }

@@ -349,7 +349,7 @@ IntegerLayer made_of_integers(int operation, int in, int out, int kernel, std::m
         layer.zero.push_back(with_zeros ? any(random) / 2 : 0);
     }
     what.output_zero = std::max(0, zero);
-    what.output_scale = zero < 0 ? 0 : 0.05f + 0.004f * float(std::sqrt(std::max(1, inputs))) * float(largest) / 127;
+    what.output_scale = zero < 0 ? 0 : 0.05f + 0.004f * float(std::sqrt(inputs)) * float(largest) / 127;
     return layer;
 }
 
@@ -361,8 +361,8 @@ std::vector<IntegerLayer> some_integer_layers(int side, unsigned seed) {
     add(VGG_CONVOLUTION, 3, 6, 3, std::ref(random), 0);
     add(VGG_CONVOLUTION, 6, 21, 3, std::ref(random), 3);
     add(VGG_MAX_POOL, 0, 0, 0, std::ref(random), 0);
-    add(VGG_CONVOLUTION, 21, 150, 1, std::ref(random), 7, 127, int(VGG_RELU), true);
-    add(VGG_QUANTIZE, 0, 0, 0, std::ref(random), 9);             // another scale
+    add(VGG_CONVOLUTION, 21, 150, 1, std::ref(random), 7, 200);
+    add(VGG_QUANTIZE, 0, 0, 0, std::ref(random), 9);             // another scale, of which most integers are 255
     add(VGG_CONVOLUTION, 150, 40, 3, std::ref(random), 0, 200);  // sums above 2^25
     add(VGG_MAX_POOL, 0, 0, 0, std::ref(random), 0);
     add(VGG_CONVOLUTION, 40, 33, 3, std::ref(random), seed % 2 ? -1 : 0, 127, int(VGG_RELU), true);
