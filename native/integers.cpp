@@ -82,24 +82,21 @@ inline void store_bytes(std::uint8_t *to, ivec values) {
 #endif
 }
 
-// The 8-bit integers of numbers in units of their scale: rounded half to even, plus the zero point, from 0 to 255; NaN becomes
-// 0.
-inline ivec rounded(vec value, int zero) {
+// The 8-bit integers of numbers in units of their scale, at least `low`: rounded half to even, plus the zero point. NaN is
+// `low`.
+inline ivec rounded(vec value, float low, int zero) {
     constexpr float MAGIC = 0x1.8p23f;  // added to a number of magnitude below 2^22, leaves the integer in the lowest bits
-    const vec low = splat(float(-zero)), high = splat(float(255 - zero));
-    value = value > low ? value : low;
-    value = value < high ? value : high;
-    return ivec(value + MAGIC) - ivec(splat(MAGIC)) + zero;
+    return ivec(smaller(larger(splat(low), value), splat(float(255 - zero))) + MAGIC) - (ivec(splat(MAGIC)) - zero);
 }
 
 // Stores the outputs of LANES channels of a pixel, after ReLU.
 inline void finished(const Finish &finish, int channel, ivec sums, float *pixel) {
-    const ivec offset = load_as<ivec>(finish.offset + channel);
-    const vec value = relu(__builtin_convertvector(sums + offset, vec) * load(finish.factor + channel));
+    const vec value =
+        __builtin_convertvector(sums + load_as<ivec>(finish.offset + channel), vec) * load(finish.factor + channel);
     if (finish.floats)
-        store(pixel + channel, value);
+        store(pixel + channel, relu(value));
     else
-        store_bytes(reinterpret_cast<std::uint8_t *>(pixel) + channel, rounded(value, finish.zero));
+        store_bytes(reinterpret_cast<std::uint8_t *>(pixel) + channel, rounded(value, 0, finish.zero));
 }
 
 // --- Winograd -----------------------------------------------------------------------------------------------------------
@@ -208,28 +205,32 @@ void winograd_output(int, const float *from, std::ptrdiff_t position, const Fini
 #pragma GCC unroll 4
             for (int i = 0; i < TILE; ++i) half[i][x] = y[i];
         }
-        ivec sums[TILE][TILE];
-#pragma GCC unroll 4
-        for (int i = 0; i < TILE; ++i) {
+        const auto sums = [&](int i, ivec(&to)[TILE]) __attribute__((always_inline)) {
             uvec line[TILE];
             transform_outputs(half[i], line);
 #pragma GCC unroll 4
-            for (int x = 0; x < TILE; ++x) sums[i][x] = ivec(line[x] * INVERSE) >> (6 - HALVED[i] - HALVED[x]);
-        }
-        if (to)
-            for (int i = 0; i < height; ++i)
+            for (int x = 0; x < TILE; ++x) to[x] = ivec(line[x] * INVERSE) >> (6 - HALVED[i] - HALVED[x]);
+        };
+        const auto write = [&](int i, const ivec(&line)[TILE]) __attribute__((always_inline)) {
 #pragma GCC unroll 4
-                for (int x = 0; x < TILE; ++x)
-                    if (x < width) finished(finish, c, sums[i][x], to + i * row + x * pixel);
-        if (!pooled) continue;
-        for (int i = 0; i + 1 < height; i += 2)
+            for (int x = 0; x < TILE; ++x)
+                if (x < width) finished(finish, c, line[x], to + i * row + x * pixel);
+        };
 #pragma GCC unroll 2
-            for (int x = 0; x < TILE; x += 2) {
-                if (x + 1 >= width) continue;
-                const ivec *above = &sums[i][x], *below = &sums[i + 1][x];
-                const ivec upper = above[0] > above[1] ? above[0] : above[1], lower = below[0] > below[1] ? below[0] : below[1];
-                finished(finish, c, upper > lower ? upper : lower, pooled + i / 2 * pooled_row + x / 2 * pixel);
-            }
+        for (int i = 0; i < TILE; i += 2) {
+            ivec upper[TILE], lower[TILE];
+            sums(i, upper);
+            if (to && i < height) write(i, upper);
+            sums(i + 1, lower);
+            if (i + 1 >= height) break;
+            if (to) write(i + 1, lower);
+            if (!pooled) continue;
+#pragma GCC unroll 2
+            for (int x = 0; x < TILE; x += 2)
+                if (x + 1 < width)
+                    finished(finish, c, larger(larger(upper[x], upper[x + 1]), larger(lower[x], lower[x + 1])),
+                             pooled + i / 2 * pooled_row + x / 2 * pixel);
+        }
     }
 }
 
@@ -374,7 +375,7 @@ void quantize(const float *from, std::ptrdiff_t count, float scale, int zero, st
         std::uint8_t bytes[LANES];
         const std::ptrdiff_t size = count - i < LANES ? count - i : LANES;
         std::memcpy(values, from + i, size * sizeof(float));
-        store_bytes(bytes, rounded(load(values) / scale, zero));
+        store_bytes(bytes, rounded(load(values) / scale, float(-zero), zero));
         std::memcpy(to + i, bytes, size);
     }
 }

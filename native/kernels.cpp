@@ -188,7 +188,8 @@ template <> inline vec weights_at<vgg::INT4>(const void *row, std::int64_t index
 constexpr int BITS[] = {32, 16, 16, 8, 4};  // of a weight of each kind
 constexpr int AHEAD = 1024;                 // prefetch distance in bytes of a row, if the matrix is read once
 constexpr int FEW = LANES > 8 ? 8 : 16;     // maximum number of input rows that are used directly; measured
-constexpr int FEW_COLUMNS = 512;            // columns of a few input rows that stay in the cache
+constexpr int FEW_COLUMNS = 4096;           // columns of a few input rows that stay in the second-level cache
+constexpr int SHARING = ROWS / 2;           // rows of the matrix that share loads of a few input rows, at most four at once
 constexpr int COLUMNS = 256,
               CACHED = 65536;           // for many rows: columns that are processed at once, inputs that stay in the cache
 constexpr int NARROW = ROWS * VECTORS;  // height of a block whose panel is one vector
@@ -209,8 +210,9 @@ inline const float *scales_of(const Matrix &matrix, std::int64_t row) {
     return matrix.scale + row * ((matrix.inputs + matrix.group - 1) / matrix.group);
 }
 
-// Adds R rows of the matrix times B rows of inputs, over some columns. If B is more than one, columns are too few for hardware
-// prefetching, so the next R rows are prefetched; else prefetching crosses the ends of pages.
+// Adds R rows of the matrix times B rows of inputs, over some columns. The weights are prefetched into the second-level cache,
+// as many lines at once as the first-level cache can wait for are too few: of the next R rows if B is more than one, since
+// columns are then too few for hardware prefetching, else further along the rows.
 template <vgg::Kind K, int R, int B> inline void add_dots(const Matrix &matrix, std::int64_t row, const float *inputs,
                                                           std::int64_t begin, std::int64_t end, float *to) {
     const char *rows[R];
@@ -228,9 +230,10 @@ template <vgg::Kind K, int R, int B> inline void add_dots(const Matrix &matrix, 
             vec right[B];
 #pragma GCC unroll 4
             for (int b = 0; b < B; ++b) right[b] = load(inputs + b * matrix.inputs + i);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
             for (int r = 0; r < R; ++r) {
-                __builtin_prefetch(rows[r] + (B > 1 ? (R * matrix.inputs + i) * BITS[K] / 8 : i * BITS[K] / 8 + AHEAD));
+                const std::int64_t ahead = B > 1 ? (R * matrix.inputs + i) * BITS[K] / 8 : i * BITS[K] / 8 + AHEAD;
+                __builtin_prefetch(rows[r] + ahead, 0, 2);
                 const vec left = weights_at<K>(rows[r], i);
 #pragma GCC unroll 4
                 for (int b = 0; b < B; ++b) sums[r][b] += left * right[b];
@@ -317,25 +320,25 @@ void add_row_of_words(const Matrix &matrix, std::int64_t first, std::int64_t las
 template <vgg::Kind K>
 void add_rows(const Matrix &matrix, std::int64_t first, std::int64_t last, const float *inputs, std::int64_t count, float *to) {
     const auto add = [&]<int R>(std::integral_constant<int, R>, std::int64_t row, std::int64_t begin, std::int64_t end) {
-        constexpr int B = 4;
         std::int64_t b = 0;
-        for (; b + B <= count; b += B)
-            add_dots<K, R, B>(matrix, row, inputs + b * matrix.inputs, begin, end, to + b * matrix.outputs);
-        for (; b < count; ++b) add_dots<K, R, 1>(matrix, row, inputs + b * matrix.inputs, begin, end, to + b * matrix.outputs);
+        const auto times = [&]<int B>(std::integral_constant<int, B>) {
+            for (; b + B <= count; b += B)
+                add_dots<K, R, B>(matrix, row, inputs + b * matrix.inputs, begin, end, to + b * matrix.outputs);
+        };
+        times(std::integral_constant<int, 4>());
+        times(std::integral_constant<int, 2>());
+        times(std::integral_constant<int, 1>());
     };
     const std::int64_t span = count == 1 ? matrix.inputs : FEW_COLUMNS;
-    const std::int64_t most = count == 1 ? 4 : 3;  // rows at once: 3 x 4 sums leave 4 of 16 registers
     for (std::int64_t begin = 0; begin < matrix.inputs; begin += span) {
         const std::int64_t end = begin + span < matrix.inputs ? begin + span : matrix.inputs;
-        for (std::int64_t row = first, rows; row < last; row += rows) {
-            rows = row + most <= last ? most : 1;
-            if (rows == 4)
-                add_dots<K, 4, 1>(matrix, row, inputs, begin, end, to);
-            else if (rows == 3)
-                add(std::integral_constant<int, 3>(), row, begin, end);
-            else
-                add(std::integral_constant<int, 1>(), row, begin, end);
-        }
+        std::int64_t row = first;
+        if (count == 1)
+            for (; row + 8 <= last; row += 8) add_dots<K, 8, 1>(matrix, row, inputs, begin, end, to);
+        else
+            for (; row + SHARING <= last; row += SHARING)
+                add(std::integral_constant<int, SHARING>(), row, begin, end);
+        for (; row < last; ++row) add(std::integral_constant<int, 1>(), row, begin, end);
     }
 }
 

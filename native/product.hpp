@@ -18,7 +18,8 @@ struct Floats {
 // `finish` stores a row's sums. `fetch` is called for every eighth k, to prefetch: weights come from memory, and hardware
 // prefetching stops at page boundaries.
 template <class Operands, int R, int V, class At, class Fetch, class Finish>
-[[gnu::always_inline]] inline void block(int k, const float *panel, const At &at, std::ptrdiff_t stride, const Fetch &fetch, const Finish &finish) {
+[[gnu::always_inline]] inline void block(int k, const float *panel, const At &at, std::ptrdiff_t stride, const Fetch &fetch,
+                                         const Finish &finish) {
     typename Operands::Sums sums[R][V] = {};
     const auto step = [&](int i, int j) __attribute__((always_inline)) {
         vec right[V];
@@ -44,8 +45,8 @@ template <class Operands, int R, int V, class At, class Fetch, class Finish>
 }
 
 template <class Operands, int R, class At, class Fetch, class Finish>
-[[gnu::always_inline]] inline void sized(int rows, int k, const float *panel, const At &at, std::ptrdiff_t stride, const Fetch &fetch,
-                  const Finish &finish) {
+[[gnu::always_inline]] inline void sized(int rows, int k, const float *panel, const At &at, std::ptrdiff_t stride,
+                                         const Fetch &fetch, const Finish &finish) {
     if constexpr (R > 0) {
         if (rows == R)
             block<Operands, R, VECTORS>(k, panel, at, stride, fetch, finish);

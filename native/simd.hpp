@@ -38,6 +38,7 @@ typedef float vec __attribute__((vector_size(LANES * 4)));
 typedef double wide __attribute__((vector_size(LANES * 8)));
 typedef float narrow __attribute__((vector_size(LANES * 2)));
 typedef double doubles __attribute__((vector_size(LANES * 4)));  // as many as a narrow has floats
+typedef float four __attribute__((vector_size(16)));
 typedef std::int32_t ivec __attribute__((vector_size(LANES * 4)));
 typedef std::uint32_t uvec __attribute__((vector_size(LANES * 4)));
 
@@ -140,8 +141,34 @@ inline vec root(vec value) {
 #endif
 }
 
-// The maximum of each lane; NaN if `a` is NaN.
-inline vec larger(vec a, vec b) { return a < b ? b : a; }
+// The maximum and the minimum of each lane; `a` if one of them is NaN. With intrinsics, since GCC compares and selects.
+inline vec larger(vec a, vec b) {
+#if defined(__AVX512F__)
+    return vec(_mm512_max_ps(__m512(b), __m512(a)));
+#elif defined(__AVX2__)
+    return vec(_mm256_max_ps(__m256(b), __m256(a)));
+#else
+    return a < b ? b : a;
+#endif
+}
+inline vec smaller(vec a, vec b) {
+#if defined(__AVX512F__)
+    return vec(_mm512_min_ps(__m512(b), __m512(a)));
+#elif defined(__AVX2__)
+    return vec(_mm256_min_ps(__m256(b), __m256(a)));
+#else
+    return b < a ? b : a;
+#endif
+}
+inline ivec larger(ivec a, ivec b) {
+#if defined(__AVX512F__)
+    return ivec(_mm512_max_epi32(__m512i(a), __m512i(b)));
+#elif defined(__AVX2__)
+    return ivec(_mm256_max_epi32(__m256i(a), __m256i(b)));
+#else
+    return a < b ? b : a;
+#endif
+}
 
 // NaN stays NaN.
 inline vec relu(vec value) { return larger(value, vec{}); }
@@ -162,10 +189,14 @@ template <int... I> inline void sum_each(const vec (&of)[4], float (&to)[4], std
                     __builtin_shufflevector(low, high, (I / 4 * 4 + I % 2 + I / 2 % 2 * LANES + 2)...);
     float groups[LANES];
     store(groups, all);
-    for (int i = 0; i < 4; ++i) {
-        to[i] = groups[i];
-        for (int lane = 4 + i; lane < LANES; lane += 4) to[i] += groups[lane];
+    four total;
+    std::memcpy(&total, groups, sizeof total);
+    for (int lane = 4; lane < LANES; lane += 4) {
+        four group;
+        std::memcpy(&group, groups + lane, sizeof group);
+        total += group;
     }
+    std::memcpy(to, &total, sizeof total);
 }
 
 inline void sum_each(const vec (&of)[4], float (&to)[4]) { sum_each(of, to, std::make_integer_sequence<int, LANES>()); }
