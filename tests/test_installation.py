@@ -12,6 +12,7 @@ from importlib import metadata
 import pytest
 
 from conftest import EXAMPLES, FIXTURES, ROOT, needs_native
+from quantized_files import quantized
 from training_helpers import class_folders
 from vgg import engines
 
@@ -143,12 +144,13 @@ def test_a_missing_extra_is_one_line(arguments, line, tmp_path, monkeypatch):
 
 
 @needs_native
-def test_a_quantized_graph_is_computed_in_floats_without_onnx_runtime():
+def test_a_quantized_graph_is_computed_without_onnx_runtime(tmp_path):
     code, out, err = without_extras("classify", PHOTO, "-m", WRITTEN / "qdq.onnx", "--format", "csv")
-    assert code == 0
-    assert len(out.splitlines()) == 6
-    assert len(err) == 1
-    assert "are computed in floats" in err[0]
+    assert (code, len(out.splitlines()), err) == (0, 6, [])
+    path = quantized(tmp_path, head="average, 40 gelu, classes")  # with an activation that is quantized
+    code, out, err = without_extras("classify", PHOTO, "-m", path, "--format", "csv")
+    assert (code, len(out.splitlines()), len(err)) == (0, 6, 2), err  # the other line is about class names
+    assert "are computed in floats, since fc6.raw is quantized before its gelu" in err[0]
     assert "pip install 'vgg[onnxruntime]'" in err[0]
 
 

@@ -15,7 +15,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from conftest import EXAMPLES, random_network, read_terminal
+from conftest import EXAMPLES, FIXTURES, random_network, read_terminal
+from quantized_files import quantized
 from reference import save_tiny
 from vgg import Architecture, Labels, Network, Provenance
 from vgg.preprocessing import PRESETS
@@ -228,6 +229,18 @@ def test_inspect_says_what_is_known_and_how(tmp_path):
     content[len(content) // 2] ^= 1
     (tmp_path / "n.onnx").write_bytes(content)
     assert "CHANGED since written" in ok("inspect", tmp_path / "n.onnx")
+
+
+@pytest.mark.parametrize(("form", "title", "count"), [("qdq", "QDQ", 16), ("qoperator", "QOperator", 11)])
+def test_inspect_shows_quantized_activations(tmp_path, form, title, count):
+    path = FIXTURES / f"written-0.1/{form}.onnx"
+    facts = json.loads(ok("inspect", path, "--format", "json"))["activations"]
+    assert (facts["form"], len(facts["layer_outputs"]), facts["obstacle"]) == (title, count, None)
+    assert facts["layer_outputs"]["data"] == [{"scale": pytest.approx(0.015992, rel=1e-4), "zero_point": 124, "dtype": "uint8"}]
+    assert f"activations    {title}, {count} values in 8 bits; integers on the native engine" in ok("inspect", path)
+    path = quantized(tmp_path, kinds=("u16", "s8"))
+    assert "activations    QDQ; not in integers on the native engine, since QuantizeLinear (node" in ok("inspect", path)
+    assert json.loads(ok("inspect", FIXTURES / "torch-legacy.onnx", "--format", "json"))["activations"] is None
 
 
 def test_inspect_tells_what_it_can_of_another_programs_file():

@@ -1,4 +1,4 @@
-"""Files that quantize activations run on ONNX Runtime as they are; other engines take their weights."""
+"""Files that quantize activations run on ONNX Runtime as they are; torch takes their weights."""
 
 import warnings
 from dataclasses import replace
@@ -10,8 +10,8 @@ import pytest
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
 import vgg
-from conftest import needs_native, random_network
-from vgg import ModelError, engines, formats
+from conftest import random_network
+from vgg import ModelError, Notice, engines, formats
 from vgg.predictions import scores
 from vgg.preprocessing import PRESETS
 
@@ -58,7 +58,7 @@ def test_it_runs_as_it_is(quantized):
     graph = formats.load(path)
     assert isinstance(graph, formats.QuantizedGraph)
     assert graph.path == path
-    opened = engines.open(graph)
+    opened = engines.open(graph, "onnxruntime")
     assert opened.name == "onnxruntime"
     assert np.array_equal(opened.logits(IMAGES), bare(path, IMAGES))
     assert opened.logits(IMAGES[:0]).shape == (0, 7)
@@ -71,7 +71,7 @@ def test_it_runs_as_it_is(quantized):
 def test_a_classifier_keeps_the_graph_when_preprocessing_and_labels_change(quantized, tmp_path):
     path = quantized()
     (tmp_path / "labels.txt").write_text("a\nb\nc\nd\ne\nf\ng\n")
-    classifier = vgg.load(path, preprocessing="caffe", labels=tmp_path / "labels.txt")
+    classifier = vgg.load(path, "onnxruntime", preprocessing="caffe", labels=tmp_path / "labels.txt")
     assert (classifier.network.preprocessing, classifier.network.labels.names) == (PRESETS["caffe"], tuple("abcdefg"))
     assert classifier.network.provenance.preprocessing == classifier.network.provenance.labels == "given"
     assert isinstance(classifier.engine, engines.GraphEngine)
@@ -88,12 +88,14 @@ def test_a_changed_network_runs_its_own_weights(quantized):
 def test_a_fixed_batch_is_filled_up(quantized):
     path = quantized(batch=1)
     expected = np.concatenate([bare(path, image[None]) for image in IMAGES])
-    assert np.array_equal(engines.open(path).logits(IMAGES), expected)
+    assert np.array_equal(engines.open(path, "onnxruntime").logits(IMAGES), expected)
 
 
 def test_probabilities_count_as_logits(quantized):
     path = quantized(softmax=True)
-    np.testing.assert_allclose(np.exp(engines.open(path).logits(IMAGES)), bare(path, IMAGES), rtol=1e-5, atol=1e-30)
+    np.testing.assert_allclose(
+        np.exp(engines.open(path, "onnxruntime").logits(IMAGES)), bare(path, IMAGES), rtol=1e-5, atol=1e-30
+    )
 
 
 HEADS = [
@@ -109,7 +111,7 @@ def test_scores_count_as_logits_of_any_head(quantized, head):
     for output, form in (("sigmoid", {"softmax": True}), ("binary", {"softmax": True}), ("softmax", {"end": "LogSoftmax"}),
                          ("sigmoid", {"end": "Sigmoid"}), ("binary", {"end": "Sigmoid"})):  # fmt: skip
         path = quantized(head if output == "softmax" else f"{head} {output}", **form)
-        opened = engines.open(path)
+        opened = engines.open(path, "onnxruntime")
         assert isinstance(opened, engines.GraphEngine)
         logits = opened.logits(IMAGES)
         assert logits.shape == (5, opened.graph.network.architecture.units)
@@ -132,16 +134,17 @@ def test_a_graph_of_any_head_without_our_metadata(quantized, head):
     assert again.architecture.head == head
     floats = random_network("vgg16", input_size=64, head=head)
     expected = engines.open(floats, "onnxruntime").logits(IMAGES)
-    for found in (engines.open(again, "onnxruntime").logits(IMAGES), engines.open(path).logits(IMAGES)):
+    for found in (engines.open(again, "onnxruntime").logits(IMAGES), engines.open(path, "onnxruntime").logits(IMAGES)):
         assert np.abs(found - expected).max() < 0.2 * np.abs(expected).max()
 
 
-@needs_native
 def test_other_engines_take_the_weights(quantized):
+    pytest.importorskip("torch", reason="needs torch")
     path = quantized()
-    native = engines.open(path, "native").logits(IMAGES)
+    with pytest.warns(Notice, match="int8.onnx: activations are computed in floats; their"):
+        torch = engines.open(path, "torch").logits(IMAGES)
     floats = engines.open(vgg.Network.read(path), "onnxruntime").logits(IMAGES)
-    np.testing.assert_allclose(native, floats, atol=1e-4 * np.abs(floats).max())
+    np.testing.assert_allclose(torch, floats, atol=1e-4 * np.abs(floats).max())
     assert not np.array_equal(floats, bare(path, IMAGES))
 
 
@@ -153,4 +156,4 @@ def test_a_graph_that_cannot_run_is_one_line(quantized):
         entry.version = 999
     onnx.save(model, path)
     with pytest.raises(ModelError, match=r"int8.onnx: ONNX Runtime can't run it .*; the engine native can run its weights"):
-        engines.open(graph)
+        engines.open(graph, "onnxruntime")

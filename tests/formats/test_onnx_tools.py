@@ -157,14 +157,16 @@ def test_dynamic_quantization_keeps_the_integers(tmp_path, head, form):
 def test_one_note_says_that_activations_are_floats(tmp_path):
     written(tmp_path / "n.onnx", "gap")
     quantized_dynamically(tmp_path)
-    text = "activations are computed in floats; their quantization in the file is not carried over"
+    reason = "(, since .* a scale for each batch)?"
+    text = f"activations are computed in floats{reason}; their quantization in the file is not carried over"
     for read, count in (
         (Network.read, 1), (formats.load, 0), (engines.open, 0), (lambda path: engines.open(path, "native"), 1),
     ):  # fmt: skip
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             read(tmp_path / "q.onnx")
-        assert sum(str(one.message) == f"{tmp_path / 'q.onnx'}: {text}" for one in caught) == count
+        pattern = re.escape(f"{tmp_path / 'q.onnx'}: ") + text
+        assert sum(re.fullmatch(pattern, str(one.message)) is not None for one in caught) == count
 
 
 def quantized_dynamically(folder: Path) -> None:

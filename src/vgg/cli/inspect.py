@@ -14,6 +14,7 @@ from . import common
 
 if TYPE_CHECKING:
     from ..architectures import Architecture
+    from ..formats import QuantizedGraph
     from ..network import Network
 
 SCORES = {
@@ -26,7 +27,7 @@ def inspect(
     file: Annotated[Path, typer.Argument(help="Model file of any supported format, or published name.")],
     format: Annotated[Literal["table", "json"], typer.Option("--format", help="Format of the printed result.")] = "table",
 ) -> None:
-    """Describe a model file: format, architecture, head, preprocessing, labels, origin.
+    """Describe a model file: format, architecture, head, quantized activations, preprocessing, labels, origin.
 
     Example: `vgg inspect vgg19.onnx`
 
@@ -36,7 +37,7 @@ def inspect(
     import warnings
 
     from ..errors import ModelError, Notice
-    from ..formats import TITLES, detect, metadata, read, safetensors, torch_writer
+    from ..formats import TITLES, detect, load, metadata, network_of, safetensors, torch_writer
     from ..formats.layouts import reading
     from ..formats.onnx_file import scan
 
@@ -58,7 +59,9 @@ def inspect(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Notice)  # the table shows what is a guess
         try:
-            facts |= _network(read(file), written.get(metadata.SHA256))
+            model = load(file)
+            facts |= _network(network_of(model), written.get(metadata.SHA256))
+            facts["activations"] = _activations(model)
         except ModelError as error:
             if kind != "onnx" or metadata.ARCHITECTURE in written:
                 raise
@@ -96,6 +99,16 @@ def _network(network: "Network", claimed: str | None) -> dict[str, Any]:
     }
 
 
+def _activations(model: "Network | QuantizedGraph") -> dict[str, Any] | None:
+    """The facts about the quantization of activations; None of a model with floats."""
+    from ..formats import QuantizedGraph
+
+    if not isinstance(model, QuantizedGraph):
+        return None
+    forms = {name: [asdict(one) for one in several] for name, several in model.activations.items()}
+    return {"form": "QDQ" if model.qdq else "QOperator", "layer_outputs": forms, "obstacle": model.obstacle or None}
+
+
 def _table(facts: dict[str, Any]) -> list[tuple[str, str]]:
     from ..formats import TITLES
 
@@ -119,6 +132,7 @@ def _table(facts: dict[str, Any]) -> list[tuple[str, str]]:
         *_head_rows(facts),
         ("cost", f"{facts['parameters']:,} parameters, {facts['multiply_adds'] / 1e9:.2f} G multiply-adds per image"),
         ("numbers", ", ".join(f"{name} {size / 1e6:,.1f} MB" for name, size in facts["parameter_bytes"].items())),
+        *([("activations", _integers(facts["activations"]))] if facts["activations"] else []),
         *(("DEFECT", text) for text in facts["defects"]),
         ("preprocessing", f"{facts['preprocessing']['name']} ({_source(facts, 'preprocessing')})"),
         *([("labels", _labels(facts))] if facts["head"] else []),
@@ -176,6 +190,13 @@ def _head_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("scores", f"{head['output']}, {SCORES[head['output']].format(classes)}"))
     assumed = f"{facts['assumed']}; set with --head and --output-activation"
     return [*rows, *([("assumed", assumed)] if facts["assumed"] else [])]
+
+
+def _integers(activations: dict[str, Any]) -> str:
+    """Whether the native engine computes quantized activations with integers, in words."""
+    if activations["obstacle"]:
+        return f"{activations['form']}; not in integers on the native engine, since {activations['obstacle']}"
+    return f"{activations['form']}, {len(activations['layer_outputs'])} values in 8 bits; integers on the native engine"
 
 
 def _runs(channels: Sequence[int]) -> str:

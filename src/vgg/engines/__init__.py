@@ -1,9 +1,11 @@
 """Inference engines: each computes the named values of a network for a batch."""
 
 import warnings
+from collections.abc import Callable
 from functools import cache
 from importlib import import_module
 from pathlib import Path
+from typing import NamedTuple
 
 from ..errors import Error, Notice
 from ..extras import is_installed
@@ -11,20 +13,29 @@ from ..formats import QuantizedGraph, in_floats, load
 from ..network import Network
 from ..zoo import locate
 from .comparison import Area, Kind
-from .engine import Engine, GraphEngine, Model, check_dense, instruction_set, native_library, processor
+from .engine import Engine, GraphEngine, Model, WholeGraphEngine, check_dense, instruction_set, native_library, processor
 from .guard import check_batch
 
 __all__ = [
-    "DEVICES", "ENGINES", "Area", "Engine", "GraphEngine", "Kind", "Model", "check_batch", "check_dense", "identity",
-    "installed", "native_library", "open", "processor",
+    "DEVICES", "ENGINES", "Area", "Engine", "GraphEngine", "Kind", "Model", "WholeGraphEngine", "check_batch", "check_dense",
+    "identity", "installed", "native_library", "open", "processor",
 ]  # fmt: skip
 
-# The class of each engine, and that for graphs with quantized activations.
+
+class _Classes(NamedTuple):
+    """The classes of an engine."""
+
+    network: str
+    graph: str = ""  # for graphs with quantized activations
+    runs: Callable[[QuantizedGraph], bool] = lambda graph: False  # whether the engine computes a graph with integers
+
+
+# In the order in which `auto` prefers them.
 _CLASSES = {
-    "native": ("NativeEngine", ""),
-    "onnxruntime": ("OnnxRuntimeEngine", "OnnxGraphEngine"),
-    "openvino": ("OpenVinoEngine", "OpenVinoGraphEngine"),
-    "torch": ("TorchEngine", ""),
+    "native": _Classes("NativeEngine", "NativeGraphEngine", lambda graph: bool(graph.activations)),
+    "onnxruntime": _Classes("OnnxRuntimeEngine", "OnnxGraphEngine", lambda graph: True),
+    "openvino": _Classes("OpenVinoEngine", "OpenVinoGraphEngine", lambda graph: graph.qdq),
+    "torch": _Classes("TorchEngine"),
 }
 ENGINES = tuple(_CLASSES)
 DEVICES = ("cpu", "cuda")
@@ -37,11 +48,11 @@ def open(
 
     Args:
         model: a network, or a file or name that `vgg.load` takes. A file with quantized activations, or its QuantizedGraph,
-            runs as it is on ONNX Runtime, and in the QDQ format on OpenVINO. Other engines take its weights and compute in
-            float.
-        engine: a name from ENGINES, or `auto`: torch on a GPU; ONNX Runtime, if it is installed, for a QuantizedGraph; else
-            the native engine. Without that, the first one of ENGINES that is installed, with a `Notice`, once in a process.
-            docs/performance.md has the measurements behind this choice.
+            is computed with integers by the native engine, if it has `activations`; by ONNX Runtime, which runs it as it is;
+            and by OpenVINO in the QDQ format. Otherwise its weights are taken and computed in floats, with a `Notice`.
+        engine: a name from ENGINES, or `auto`: torch on a GPU; else the first one of ENGINES that is installed and, for a
+            QuantizedGraph, computes it with integers. If the native engine is missing, a `Notice` says so, once in a
+            process. docs/performance.md has the measurements behind this choice.
         threads: the largest number of threads; the number of cores by default.
         device: `cpu`, or `cuda` for a GPU, which only torch supports.
 
@@ -59,20 +70,22 @@ def open(
         model = load(locate(model))
     graph, network = (model, model.network) if isinstance(model, QuantizedGraph) else (None, model)
     if engine == "auto":
-        engine = "torch" if device == "cuda" else "onnxruntime" if graph and is_installed("onnxruntime") else _automatic()
+        integers = graph and next((name for name, one in _CLASSES.items() if one.runs(graph) and not problem(name)), "")
+        engine = "torch" if device == "cuda" else integers or _automatic()
     if device == "cuda" and engine != "torch":
         raise Error(f"{engine} runs on the CPU only; use torch on a GPU")
     if missing := problem(engine):
         raise Error(missing)
     module = import_module(f".{engine}", __name__)
-    name, graph_name = _CLASSES[engine]
-    if graph and (engine == "onnxruntime" or (engine == "openvino" and graph.qdq)):
-        opened: Engine = getattr(module, graph_name)(graph, threads)
+    classes = _CLASSES[engine]
+    if graph and classes.runs(graph):
+        opened: Engine = getattr(module, classes.graph)(graph, threads)
     else:
         if graph:
             remedy = "" if is_installed("onnxruntime") else "; to compute with integers, `pip install 'vgg[onnxruntime]'`"
-            warnings.warn(Notice(f"{in_floats(graph.path)}{remedy}"), stacklevel=2)
-        opened = getattr(module, name)(network, threads, *([device] if engine == "torch" else []))
+            reason = graph.obstacle if engine == "native" else ""
+            warnings.warn(Notice(f"{in_floats(graph.path, reason)}{remedy}"), stacklevel=2)
+        opened = getattr(module, classes.network)(network, threads, *([device] if engine == "torch" else []))
     return opened
 
 

@@ -127,12 +127,23 @@ class BuiltEngine(Comparing):
 
 
 class GraphEngine(Comparing):
-    """A graph with quantized activations, run as it is; see `Engine`. Its only value is its last one, such as `logits`."""
+    """A graph with quantized activations, computed with integers; see `Engine`."""
 
     name: str
 
     def __init__(self, graph: QuantizedGraph) -> None:
-        self.graph, self._architecture = graph, graph.network.architecture
+        self.graph = graph
+
+    def logits(self, batch: Array) -> Array:
+        return np.asarray(self.run(batch)["logits"])
+
+
+class WholeGraphEngine(GraphEngine):
+    """A graph with quantized activations, run as it is. Its only value is its last one, such as `logits`."""
+
+    def __init__(self, graph: QuantizedGraph) -> None:
+        super().__init__(graph)
+        self._architecture = graph.network.architecture
         self._guard = Guard(graph.network)
         self._count: int | None = None  # images in a batch, if the file fixes it
 
@@ -164,9 +175,6 @@ class GraphEngine(Comparing):
                 scores = scores.reshape(len(scores), -1)[:, -1]
             return np.asarray(np.log(scores / (1 - scores)), np.float32)
         return np.log(output.clip(np.finfo(np.float32).tiny)) if self.graph.ending == "softmax" else output
-
-    def logits(self, batch: Array) -> Array:
-        return self.run(batch)["logits"]
 
 
 def check_dense(engine: Engine, architecture: Architecture) -> None:

@@ -1,34 +1,33 @@
 """The native engine: native/ in C++, called through its C interface."""
 
 import ctypes
-import math
 import os
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
-import ml_dtypes
 import numpy as np
 
-from ..architectures import LRN_ALPHA, LRN_BETA, LRN_K, LRN_SIZE, Layer, Shape
+from ..architectures import Shape
 from ..arrays import Array
+from ..formats import QuantizedGraph
+from ..formats.activations import Activations
 from ..network import Network
-from ..parameters import LowRank, Parameter, Part, as_bytes, contiguous
-from .comparison import Area, Kind, checked_areas, checked_pairs, checked_weights
+from .comparison import Area, Comparing, Kind, checked_areas, checked_pairs, checked_weights
+from .engine import GraphEngine
 from .guard import Guard
-from .native_interface import ComparisonStruct, LayerStruct, OutputStruct, check, chosen_instructions, library
+from .native_interface import ComparisonStruct, OutputStruct, check, chosen_instructions, library
+from .native_layers import Steps
 
-# The numbers of native/vgg.h.
-OPERATIONS = {
-    "convolution": 0, "lrn": 1, "max_pool": 2, "mean_pool": 3, "l2_pool": 4, "average_pool": 5, "adaptive_pool": 5,
-    "global_max_pool": 6, "linear": 7,
-}  # fmt: skip
-FUNCTIONS = ("none", "relu", "leaky_relu", "elu", "gelu", "gelu_tanh", "silu", "tanh", "sigmoid")
-KINDS = {np.dtype(dtype): kind for kind, dtype in enumerate((np.float32, np.float16, ml_dtypes.bfloat16, np.int8))}
-INT4 = 4
 COMPARISONS = ("cosine", "l1", "l2", "moments")
 
 
 class NativeEngine:
     """A network on vgg's own kernels; see `vgg.engines.Engine`.
+
+    Args:
+        network: the network.
+        threads: the largest number of threads; the number of cores by default.
+        activations: quantizations of layer outputs, as in `formats.QuantizedGraph`.
 
     Convolutions are transformed once, when the engine is created. Linear layers are read in place, from the mapped file.
 
@@ -39,7 +38,7 @@ class NativeEngine:
 
     name = "native"
 
-    def __init__(self, network: Network, threads: int | None = None) -> None:
+    def __init__(self, network: Network, threads: int | None = None, activations: Activations = MappingProxyType({})) -> None:
         self._library, self._handle = library(), ctypes.c_void_p()
         # The kernels of linear layers give NaN for weights that are not finite numbers, so these need not be read before.
         linear = (f"{layer.name}.weight" for layer in network.architecture.layers if layer.operation == "linear")
@@ -54,12 +53,13 @@ class NativeEngine:
         instructions = chosen_instructions().encode()
         size = self._architecture.input_size
         check(self._library.vgg_open(instructions, self._threads, size, ctypes.byref(self._handle)), "the network")
-        layers = [one for one in self._architecture.layers if one.operation not in ("flatten", "dropout")]
-        for layer, following in zip(layers, (*layers[1:], None), strict=True):
-            if layer.operation in OPERATIONS:
-                activation = following if following and following.operation in FUNCTIONS else None
-                self._add(network.parameters, layer, activation)
-                self._steps[activation.value if activation else layer.value] = self._count - 1
+        for step in Steps(network, activations):
+            check(self._library.vgg_add(self._handle, ctypes.byref(step.entry)), step.name)
+            if step.in_place:
+                self._kept.extend(step.arrays)
+            if step.value in self._architecture.values:
+                self._steps[step.value] = self._count
+            self._count += 1
 
     def __del__(self) -> None:
         if getattr(self, "_handle", None):
@@ -126,52 +126,13 @@ class NativeEngine:
         code = self._library.vgg_compare(self._handle, data, height, width, kind, indices, len(pairs), entries, len(wanted))
         check(code, f"{count} images of {width}x{height}")
 
-    def _add(self, parameters: Mapping[str, Parameter], layer: Layer, activation: Layer | None) -> None:
-        """Add a layer as one step, or as two if its weight is of low rank."""
-        if layer.operation == "lrn":
-            self._step(layer, LayerStruct(kernel=1, group=1, numbers=(LRN_SIZE, LRN_ALPHA, LRN_BETA, LRN_K)))
-            return
-        if "weight" not in layer.parameters:
-            self._step(layer, LayerStruct(kernel=int(layer.number or 1), group=1))
-            return
-        weight, bias = parameters[f"{layer.name}.weight"], contiguous(parameters[f"{layer.name}.bias"], np.float32)
-        if isinstance(weight, LowRank):
-            self._weighted(layer, weight.right, np.zeros(weight.right.shape[0], np.float32), None)
-            weight = weight.left
-        self._weighted(layer, weight, bias, activation)
 
-    def _weighted(self, layer: Layer, weight: Part, bias: Array, activation: Layer | None) -> None:
-        shape = weight.shape
-        entry = LayerStruct(outputs=shape[0], inputs=shape[1], kernel=shape[-1] if len(shape) == 4 else 1, group=1)
-        if activation:
-            entry.activation, entry.numbers[0] = FUNCTIONS.index(activation.operation), activation.number or 0.0
-        values, entry.kind, scale, entry.group = _in_place(weight)
-        if layer.operation == "linear":
-            self._kept.append(values)
-        elif values.dtype != np.int8 or entry.group < math.prod(shape[1:]):
-            values, scale = contiguous(weight, np.float32), None
-        entry.scale = None if scale is None else scale.ctypes.data
-        entry.weight, entry.bias = values.ctypes.data, bias.ctypes.data
-        self._step(layer, entry)
+class NativeGraphEngine(NativeEngine, GraphEngine):
+    """A graph with quantized activations on vgg's own kernels for integers."""
 
-    def _step(self, layer: Layer, entry: LayerStruct) -> None:
-        entry.operation = OPERATIONS[layer.operation]
-        check(self._library.vgg_add(self._handle, ctypes.byref(entry)), layer.name)
-        self._count += 1
+    differences = Comparing.differences  # the engine compares layer outputs of floats only
+    moments = Comparing.moments
 
-
-def _in_place(weight: Part) -> tuple[Array, int, Array | None, int]:
-    """A linear layer's weight as the engine reads it: values, kind, scales, and the number of inputs that share a scale."""
-    inputs = int(np.prod(weight.shape[1:]))
-    if isinstance(weight, np.ndarray):
-        values = contiguous(weight, None if weight.dtype in KINDS else np.float32)
-        return values, KINDS[values.dtype], None, inputs
-    plain = weight.zero_point is None or not weight.zero_point.any()
-    if plain and (weight.group or weight.axis == 0):
-        group = weight.group or inputs
-        scale = contiguous(weight.scale, np.float32)
-        if weight.values.dtype == np.int8:
-            return contiguous(weight.values), KINDS[np.dtype(np.int8)], scale, group
-        if weight.values.dtype == ml_dtypes.int4 and inputs % 2 == 0 and (group % 2 == 0 or group >= inputs):
-            return as_bytes(contiguous(weight.values)), INT4, scale, group
-    return contiguous(weight, np.float32), KINDS[np.dtype(np.float32)], None, inputs
+    def __init__(self, graph: QuantizedGraph, threads: int | None = None) -> None:
+        GraphEngine.__init__(self, graph)
+        NativeEngine.__init__(self, graph.network, threads, graph.activations)

@@ -11,10 +11,10 @@ from ..formats.onnx_builder import OnnxOptions
 from ..formats.onnx_messages import external_tensor
 from ..network import Network
 from ..parameters import contiguous
-from .engine import BuiltEngine, GraphEngine
+from .engine import BuiltEngine, WholeGraphEngine
 
 
-class OnnxGraphEngine(GraphEngine):
+class OnnxGraphEngine(WholeGraphEngine):
     """A graph with quantized activations in ONNX Runtime's CPU provider."""
 
     name = "onnxruntime"

@@ -15,10 +15,10 @@ from ..formats.onnx_builder import OnnxOptions
 from ..formats.onnx_file import Port
 from ..network import Network
 from ..parameters import LowRank, Parameter, Part, Quantized, as_bytes, contiguous
-from .engine import BuiltEngine, GraphEngine
+from .engine import BuiltEngine, WholeGraphEngine
 
 
-class OpenVinoGraphEngine(GraphEngine):
+class OpenVinoGraphEngine(WholeGraphEngine):
     """A graph with quantized activations in OpenVINO's CPU plugin, which computes with integers where it can."""
 
     name = "openvino"

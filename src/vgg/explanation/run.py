@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from ..arrays import Array
-from ..engines import GraphEngine, Model
+from ..engines import Model, WholeGraphEngine
 from ..errors import Error
 from ..gradients import gradient, needed
 from ..heads import Output
@@ -81,8 +81,8 @@ def explain(
 
 
 def can_explain(model: Model) -> bool:
-    """Whether the engine returns the layer outputs for Grad-CAM. A file with quantized activations only returns logits."""
-    return not isinstance(model.engine, GraphEngine)
+    """Whether the engine returns the layer outputs for Grad-CAM. A graph that runs as it is returns only logits."""
+    return not isinstance(model.engine, WholeGraphEngine)
 
 
 def _options(method: str, given: Mapping[str, Any], side: int) -> dict[str, Any]:

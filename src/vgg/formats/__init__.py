@@ -5,7 +5,7 @@ This module attaches `read` and `write` to `Network`, which itself does not depe
 
 import warnings
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
@@ -18,6 +18,7 @@ from ..files import digest, map_file, open_file, reason
 from ..network import Network, Provenance, Source
 from ..preprocessing import Preprocessing, preset
 from . import assumptions, timm_config
+from .activations import Activations
 from .layouts import reading
 
 if TYPE_CHECKING:
@@ -38,13 +39,20 @@ _COMPANIONS = {"onnx": ".onnx_file", "caffe2": ".caffe2"}  # formats of several 
 @final
 @dataclass(frozen=True)
 class QuantizedGraph:
-    """An ONNX file whose graph quantizes activations, so that engines can compute with integers."""
+    """An ONNX file whose graph quantizes activations, so that engines can compute with integers.
 
-    network: Network  # its architecture, weights, preprocessing and labels, without the scales of activations
+    `activations` has the quantizations of layer outputs by name, with `data` for the input. A layer output is rounded to each
+    of them, in order. Max pooling and flattening keep that of their input, and other layer outputs without one are floats.
+    It is empty if the graph can't be expressed in this way; `obstacle` then says why.
+    """
+
+    network: Network  # its architecture, weights, preprocessing and labels
     path: Path
     qdq: bool  # QuantizeLinear and DequantizeLinear around float operators, rather than integer operators
     output: str  # the name of the file's output that is the network's
     ending: str  # the operation at its end that makes scores of logits: `softmax`, `log_softmax` or `sigmoid`; "" for none
+    activations: Activations = field(default_factory=dict)
+    obstacle: str = ""  # why activations is empty
 
 
 def network_of(model: Network | QuantizedGraph) -> Network:
@@ -68,7 +76,7 @@ def load(path: str | Path, given: Collection[str] = ()) -> Network | QuantizedGr
         from . import onnx_reader
 
         if graph := onnx_reader.quantized_activations(model):
-            return QuantizedGraph(network, path, graph.qdq, graph.output, graph.ending)
+            return QuantizedGraph(network, path, graph.qdq, graph.output, graph.ending, graph.activations, graph.obstacle)
         warnings.warn(in_floats(path), stacklevel=2)
     return network
 
@@ -96,9 +104,10 @@ def read(path: str | Path, given: Collection[str] = ()) -> Network:
     return network
 
 
-def in_floats(path: Path) -> Notice:
-    """The note on a file with quantized activations of which only the weights are used."""
-    return Notice(f"{path}: activations are computed in floats; their quantization in the file is not carried over")
+def in_floats(path: Path, reason: str = "") -> Notice:
+    """The note on a file with quantized activations of which only the weights are used, with the reason if there is one."""
+    because = f", since {reason}" if reason else ""
+    return Notice(f"{path}: activations are computed in floats{because}; their quantization in the file is not carried over")
 
 
 def _quantizing(path: Path) -> "OnnxFile | None":

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from .. import heads
@@ -10,7 +11,8 @@ from ..architectures import POOLINGS, Architecture
 from ..arrays import Array
 from ..errors import ModelError
 from ..heads import Head, Step
-from ..parameters import LowRank, Parameter, Part, expanded
+from ..parameters import LowRank, Parameter, Part, expanded, is_int4
+from .activations import Recorder
 from .layouts import Found, Layer, assemble
 from .nodes import multiplied
 
@@ -27,6 +29,7 @@ class Chain:
         operations: as `architectures.Operation`, with `softmax` and `log_softmax`; each with its number.
         channels_last: whether the map is flattened as height, width, channels.
         input_size: side of the input in pixels, 0 if it is not known.
+        recorder: the quantizations of activations.
     """
 
     def __init__(self, path: object) -> None:
@@ -35,6 +38,7 @@ class Chain:
         self.operations: list[Step] = []
         self.channels_last = False
         self.input_size = 0
+        self.recorder = Recorder(path)
         self._epsilons: list[float] = []  # of each batch normalisation
         self._implied = False  # the last operation is a ReLU that only a zero point shows
 
@@ -66,6 +70,8 @@ class Chain:
             right = self.layers[-1]["weight"].value
             if isinstance(right, LowRank) or weight.shape[1] != right.shape[0]:
                 raise self.error(f"{key} has the shape {list(weight.shape)} after {list(right.shape)}")
+            if self.recorder.forget(len(self.operations)):
+                self.recorder.prevent(f"{key} is the second part of a weight of low rank")
             self.layers.pop()
             self.operations.pop()
             product = LowRank(weight, right)
@@ -86,6 +92,7 @@ class Chain:
         if not self.ends_in("convolution", "linear") or "bias" in self.layers[-1]:
             raise self.error(f"unsupported operator {key}")
         self.layers[-1]["bias"] = Found(key, value.reshape(-1))
+        self.recorder.forget(len(self.operations))  # a product that is rounded before its bias is added
 
     def batch_norm(self, layer: Layer, epsilon: float) -> None:
         """Append a batch normalisation."""
@@ -106,6 +113,9 @@ class Chain:
         layer, role = self.layers[-1], "scale" if self.ends_in("batch_norm") else "weight"
         weight, bias = layer.get(role), layer.get("bias")
         first = next(iter(layer.values()))
+        quantized = self.recorder.forget(len(self.operations))  # a product may be rounded before its bias is added
+        if quantized and ((scale != 1).any() or "bias" in layer):
+            self.recorder.prevent(f"{first.key} is multiplied after it was quantized")
         if (scale != 1).any():
             value = _multiplied(weight.value, scale) if weight else np.broadcast_to(scale, first.value.shape).astype(np.float32)
             layer[role] = Found(weight.key if weight else first.key, value)
@@ -114,9 +124,12 @@ class Chain:
             total = np.broadcast_to(before * scale + shift, first.value.shape[:1])
             layer["bias"] = Found(bias.key if bias is not None else f"{first.key}'s bias", total.astype(np.float32))
 
-    def quantize(self, zero_point: Array) -> None:
-        """Record the ReLU that quantizers leave out before a value that can't be negative."""
-        if self.ends_in("convolution", "linear", "batch_norm") and (zero_point == np.iinfo(zero_point.dtype).min).all():
+    def quantize(self, node: object, scale: Array, zero_point: Array) -> None:
+        """Record a quantization, and the ReLU that quantizers leave out before a value that can't be negative."""
+        self.recorder.quantize(node, len(self.operations) - self._implied, scale, zero_point)
+        integers = zero_point.dtype.kind in "iu" or is_int4(zero_point)
+        least = integers and np.all(zero_point == ml_dtypes.iinfo(zero_point.dtype).min)  # type: ignore[no-untyped-call]
+        if least and self.ends_in("convolution", "linear", "batch_norm"):
             self.add("relu")
             self._implied = True
 

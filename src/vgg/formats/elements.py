@@ -10,6 +10,7 @@ from ..parameters import Part, expanded
 from .frontier import Frontier
 from .functions import OPERATORS, Function
 from .nodes import INTEGERS, Node, axes_of, quantized, slices
+from .onnx_file import DTYPES
 
 # Operators that change nothing at inference.
 _UNCHANGING = ("Identity", "Dropout", "Cast", "DequantizeLinear", "QuantizeLinear", "DynamicQuantizeLinear")
@@ -58,6 +59,21 @@ class Elements(Frontier):
         values, scale, zero_point = (self.array(node, place + offset) for offset in range(3))
         return quantized(values, scale, zero_point, axis)
 
+    def zero_point(self, node: Node, place: int) -> Array:
+        """The zero point of a node's result; without one, 0 of the type that the node names, or of uint8."""
+        found, uint8 = self.optional(node, place), 2
+        return np.zeros((), DTYPES[node.attributes.get("output_dtype") or uint8]) if found is None else found
+
+    def integers_read(self, node: Node, place: int) -> None:
+        """Check the scale and zero point with which a node reads the value; `place` is that of the scale."""
+        self.recorder.dequantize(node, self.array(node, place), self.optional(node, place + 1))
+
+    def integers_written(self, node: Node, place: int) -> None:
+        """Record the scale and zero point of a node's result, if it has them; `place` is that of the scale."""
+        scale = self.optional(node, place)
+        if scale is not None:
+            self.quantize(node, scale, self.zero_point(node, place + 1))
+
     def _quantized(self, node: Node) -> None:
         """An operator of integers, with a scale and zero point after each input, and after all of them for the output."""
         operator = node.operator.removeprefix("QLinear")
@@ -66,10 +82,14 @@ class Elements(Frontier):
             name if name in self.functions else expanded(self.weight(node, 3 * place, 0))
             for place, name in enumerate(node.inputs[: 3 * count : 3])
         ]
+        for place, one in enumerate(operands):
+            if isinstance(one, str):
+                self.integers_read(node, 3 * place + 1)
         self.computed(node, operator, operands)
-        zero_point = self.optional(node, 3 * count + 1)
-        if zero_point is not None and self.value == node.outputs[0]:
-            self.quantize(zero_point)
+        if self.value == node.outputs[0]:
+            self.integers_written(node, 3 * count)
+        else:
+            self.recorder.prevent(f"{node} quantizes a part of an activation")
 
     def _unchanging(self, node: Node) -> None:
         function = self.functions.get(node.inputs[0])
@@ -85,10 +105,14 @@ class Elements(Frontier):
             ratio = np.asarray(node.attributes.get("ratio", 0.5)) if ratio is None else ratio
             if self.dimensions.significant == ("N", "C") and self.count("linear"):
                 self.add("dropout", round(float(ratio), 6))
+        if node.operator == "DequantizeLinear":
+            self.integers_read(node, 1)
         if node.operator == "QuantizeLinear" and function.is_identity and node.inputs[0] == self.value:
-            zero_point = self.optional(node, 2)
-            self.quantize(np.zeros((), np.uint8) if zero_point is None else zero_point)
+            self.integers_written(node, 1)
+        elif node.operator == "QuantizeLinear":
+            self.recorder.prevent(f"{node} quantizes a part of an activation")
         if node.operator == "DynamicQuantizeLinear":  # as if the scale were 1
+            self.recorder.prevent(f"{node} computes a scale for each batch")
             self.constants |= dict(zip(node.outputs[1:], (np.ones((), np.float32), np.zeros((), np.uint8)), strict=False))
         self.record(node, function)
 

@@ -11,6 +11,7 @@ from ..errors import ModelError, Notice
 from ..network import Network
 from ..parameters import Part
 from . import metadata, walk
+from .activations import Activations
 from .dimensions import OPEN, Dimensions
 from .layouts import Bare
 from .nodes import INTEGERS, Node, in_order
@@ -32,11 +33,13 @@ FLOAT = 1  # TensorProto.DataType
 
 @dataclass(frozen=True)
 class Graph:
-    """What an engine must know of a graph with quantized activations to run it."""
+    """What an engine must know of a graph with quantized activations to run it; `activations` and `obstacle` as in `Walked`."""
 
     qdq: bool  # QuantizeLinear and DequantizeLinear around float operators, rather than integer operators
     output: str  # the name of the output that is the network's
     ending: str  # see `walk.Walked`
+    activations: Activations
+    obstacle: str
 
 
 def read(path: Path) -> Network | Bare:
@@ -104,7 +107,7 @@ def quantized_activations(model: OnnxFile) -> Graph | None:
         if tensor.data_type == FLOAT and not np.isfinite(model.array(name)).all():
             raise ModelError(f"{model.path}: {name} has values that are not finite numbers, so the graph can't be used")
     qdq = not any(one.startswith(_QUANTIZING[1:]) for one in operators)
-    return Graph(qdq, walked.output, walked.ending)
+    return Graph(qdq, walked.output, walked.ending, walked.activations, walked.obstacle)
 
 
 def usual_preset(path: Path) -> str:

@@ -150,6 +150,8 @@ class Products(Elements):
     def pool_dense(self, node: Node, operation: str) -> None:
         """A pooling of the map of a dense form: at the usual size, it has one position."""
         if self.pointwise and operation == "average_pool" and self.count("linear") == 1 and self.ends_in("linear"):
+            if self.recorder.forget(len(self.operations)):
+                self.recorder.prevent(f"{node} pools quantized results of a linear layer")
             self.operations.insert(-1, Step(operation))  # the mean of a linear layer is that of its input's mean
         elif self.pointwise or not self.ends_in("linear"):
             raise self.error(f"unsupported operator {node}: it pools the results of the head")
@@ -202,17 +204,21 @@ class Products(Elements):
         return quantized(self.array(node, values), scale, self.optional(node, zero_point), axis)
 
     def on_convinteger(self, node: Node) -> None:
+        self.recorder.prevent(f"{node} has no scales")
         self.conv(node, self._integers(node, 1, 3, np.ones(1, np.float32), 0), None)
 
     def on_matmulinteger(self, node: Node) -> None:
+        self.recorder.prevent(f"{node} has no scales")
         second = int(node.inputs[0] == self.value)
         self.matrix(node, weight=self._integers(node, second, 2 + second, np.ones(1, np.float32), second))
 
     def on_matmulintegertofloat(self, node: Node) -> None:
+        self.recorder.prevent(f"{node} computes a scale for each batch")
         self.matrix(node, bias=self.optional(node, 6), weight=self._integers(node, 1, 5, self.array(node, 3), 1))
         self.scale(self.array(node, 2).reshape(-1), np.zeros(1))
 
     def on_dynamicquantizematmul(self, node: Node) -> None:
+        self.recorder.prevent(f"{node} computes a scale for each batch")
         self.matrix(node, bias=self.optional(node, 4), weight=self._integers(node, 1, 3, self.array(node, 2), 1))
 
     def on_matmulnbits(self, node: Node) -> None:
@@ -240,22 +246,23 @@ class Products(Elements):
         return None if bias is None else (bias * (self.array(node, 1) * self.array(node, 4))).astype(np.float32)
 
     def on_qlinearconv(self, node: Node) -> None:
+        self.integers_read(node, 1)
         self.conv(node, self.weight(node, 3, 0), self.scaled_bias(node, 8))
-        self.quantize(self.array(node, 7))
+        self.integers_written(node, 6)
 
     def on_qlinearmatmul(self, node: Node) -> None:
+        self.integers_read(node, 1)
         self.matrix(node, weight=self.weight(node, 3, 1))
-        self.quantize(self.array(node, 7))
+        self.integers_written(node, 6)
 
     def on_qgemm(self, node: Node) -> None:
         if self.dimensions.is_map:
             self.dimensions = self.dimensions.flattened(1)
+        self.integers_read(node, 1)
         self.expect(node, alpha=1.0, transA=0)
         turned = bool(node.attributes.get("transB"))
         self.matrix(node, (False, turned), bias=self.scaled_bias(node, 6), weight=self.weight(node, 3, 0 if turned else 1))
-        zero_point = self.optional(node, 8)
-        if zero_point is not None:
-            self.quantize(zero_point)
+        self.integers_written(node, 7)
 
 
 def key(node: Node) -> str:

@@ -13,6 +13,7 @@ from ..architectures import LRN_ALPHA, LRN_BETA, LRN_K, LRN_SIZE, POOLINGS, Arch
 from ..errors import ModelError
 from ..heads import Step
 from ..parameters import Parameter, Part
+from .activations import Activations
 from .dimensions import OPEN, Dimensions
 from .frontier import BLOCKS
 from .layouts import Found
@@ -31,6 +32,8 @@ class Walked:
     parameters: dict[str, Parameter]  # under the paper's names
     output: str  # the graph's output that is the network's
     ending: str  # the operation at its end that makes scores of logits: `softmax`, `log_softmax`, `sigmoid`; "" for none
+    activations: Activations  # their quantization
+    obstacle: str  # why integers can't compute them as the graph does; "" if they can
     ignored: str  # an operator after the network's output, such as ArgMax
     pixels: Pixels  # what precedes the first convolution
 
@@ -73,7 +76,8 @@ def follow(
         ignored = f"the {walk.operations.pop().operation.replace('_', ' ')}"
     architecture, parameters, softmax = walk.network()
     ending = walk.operations[-1].operation if softmax or walk.ends_in("sigmoid") else ""
-    return Walked(architecture, parameters, output, ending, ignored, walk.pixels)
+    activations = walk.recorder.assigned(walk.operations, architecture)
+    return Walked(architecture, parameters, output, ending, activations, walk.recorder.obstacle, ignored, walk.pixels)
 
 
 class _Walk(Products):
@@ -164,7 +168,10 @@ class _Walk(Products):
         self.sides(node)
         self.pooled(node, "average_pool")
 
-    on_qlinearglobalaveragepool = on_globalaveragepool
+    def on_qlinearglobalaveragepool(self, node: Node) -> None:
+        self.integers_read(node, 1)
+        self.on_globalaveragepool(node)
+        self.integers_written(node, 3)
 
     def on_globalmaxpool(self, node: Node) -> None:
         self.sides(node)
@@ -233,7 +240,10 @@ class _Walk(Products):
         self.over_classes(node)
         self.add("softmax")
 
-    on_qlinearsoftmax = on_softmax
+    def on_qlinearsoftmax(self, node: Node) -> None:
+        self.integers_read(node, 1)
+        self.on_softmax(node)
+        self.integers_written(node, 3)
 
     def on_logsoftmax(self, node: Node) -> None:
         self.over_classes(node)
