@@ -11,13 +11,19 @@
 
 namespace portable {
 extern const vgg::Kernels table;
-}
+extern const vgg::Convolution bfloat16;
+}  // namespace portable
 #if defined(VGG_X86)
 namespace avx2 {
 extern const vgg::Kernels table;
-}
+extern const vgg::Convolution bfloat16;
+}  // namespace avx2
 namespace avx512 {
 extern const vgg::Kernels table;
+extern const vgg::Convolution bfloat16;
+}  // namespace avx512
+namespace avx512_bf16 {
+extern const vgg::Convolution bfloat16;
 }
 #endif
 
@@ -42,6 +48,11 @@ constexpr unsigned AVX2 = 1u << 5, AVX512F = 1u << 16, AVX512DQ = 1u << 17, AVX5
 
 bool has_avx2() { return supports(YMM, AVX2); }
 bool has_avx512() { return supports(ZMM, AVX2 | AVX512F | AVX512DQ | AVX512BW | AVX512VL); }
+bool has_avx512_bf16() {
+    constexpr unsigned BF16 = 1u << 5;
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    return has_avx512() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & BF16);
+}
 #endif
 
 struct Choice {
@@ -69,6 +80,16 @@ const Kernels &kernels(const char *name) {
         names += std::string(", ") + choice.kernels.name;
     }
     throw std::invalid_argument("unknown instruction set '" + std::string(name) + "'; this build has auto" + names);
+}
+
+const Convolution &bfloat16(const Kernels &kernels) {
+#if defined(VGG_X86)
+    if (&kernels == &avx512::table) return has_avx512_bf16() ? avx512_bf16::bfloat16 : avx512::bfloat16;
+    if (&kernels == &avx2::table) return avx2::bfloat16;
+#else
+    (void)kernels;
+#endif
+    return portable::bfloat16;
 }
 
 }  // namespace vgg

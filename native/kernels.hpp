@@ -108,4 +108,7 @@ struct Kernels {
 // processor does not support it.
 const Kernels &kernels(const char *name);
 
+// The arithmetic of convolutions with bfloat16, for a table of this build.
+const Convolution &bfloat16(const Kernels &kernels);
+
 }  // namespace vgg

@@ -51,8 +51,8 @@ void Plan::add(const vgg_layer &what, Pool &pool) {
         const Filters from{what.weight, what.scale};
         if (what.kernel == 3 && !layers.empty()) {
             layer.deep = side < LARGE;
-            layer.tile = layer.deep ? 4 : 8;
-            layer.arithmetic = &kernels.floats;
+            layer.tile = layer.deep || what.kind == BFLOAT16 ? 4 : 8;
+            layer.arithmetic = what.kind == BFLOAT16 ? &bfloat16(kernels) : &kernels.floats;
             layer.words = (what.in + layer.arithmetic->channels - 1) / layer.arithmetic->channels;
             const int positions = (layer.tile + 2) * (layer.tile + 2);
             layer.weight = Memory(std::size_t(positions) * layer.channels * layer.words, false);
