@@ -1,17 +1,15 @@
 // 3x3 convolutions with products of bfloat16 and sums of float32, compiled once for each instruction set.
 //
-// Weights and inputs are transformed in floats by the instruction set's own table, and then rounded, two channels to a word.
-// The error of F(4x4) is a tenth of F(8x8)'s, which rounds numbers of very different sizes; docs/performance.md has figures.
+// Weights and inputs are transformed by the functions for floats, and then rounded, two channels to a word; outputs are floats.
 // Without AVX512-BF16, the same sums are computed in float32: a product of two bfloat16 is exact in it.
 #include "kernels.hpp"
 #include "product.hpp"
 #include "simd.hpp"
 
-namespace VGG_FLOATS {
-extern const vgg::Kernels table;
-}
-
 namespace VGG_ISA {
+
+extern const vgg::Kernels table;
+
 namespace {
 
 constexpr int POSITIONS = 36;  // of F(4x4)
@@ -72,8 +70,8 @@ void weights(int tile, const vgg::Filters &from, int out, int in, int first, int
                 std::memcpy(reinterpret_cast<char *>(some) + i * channels * 9 * size,
                             static_cast<const char *>(from.values) + (std::ptrdiff_t(begin + i) * in + 2 * word) * 9 * size,
                             channels * 9 * size);
-            VGG_FLOATS::table.floats.weights(tile, {some, from.scale ? from.scale + begin : nullptr}, count, channels, 0, 1,
-                                             floats);
+            table.floats.weights(tile, {some, from.scale ? from.scale + begin : nullptr, nullptr}, count, channels, 0, 1,
+                                 floats);
             for (int p = 0; p < POSITIONS; ++p)
                 for (int i = 0; i < PANEL; i += LANES) {
                     const float *one = floats + p * channels * PANEL + i;
@@ -88,7 +86,7 @@ void input(int tile, const float *from, std::ptrdiff_t row, std::ptrdiff_t pixel
     constexpr int TOGETHER = 2 * LANES;  // channels of a vector of words
     alignas(64) float floats[POSITIONS * TOGETHER];
     for (int c = 0; c < channels; c += TOGETHER, to += stride) {
-        VGG_FLOATS::table.floats.input(tile, from + c, row, pixel, TOGETHER, floats, TOGETHER, LANES);
+        table.floats.input(tile, from + c, row, pixel, TOGETHER, floats, TOGETHER, LANES);
         for (int p = 0; p < POSITIONS; ++p)
             store(to + p * position, adjacent(load(floats + p * TOGETHER), load(floats + p * TOGETHER + LANES),
                                               std::make_integer_sequence<int, LANES>()));
@@ -97,7 +95,7 @@ void input(int tile, const float *from, std::ptrdiff_t row, std::ptrdiff_t pixel
 
 void output(int tile, const float *from, std::ptrdiff_t position, const vgg::Finish &finish, int channels, int height,
             int width, float *to, std::ptrdiff_t row, float *pooled, std::ptrdiff_t pooled_row, std::ptrdiff_t pixel) {
-    VGG_FLOATS::table.floats.output(tile, from, position, finish, channels, height, width, to, row, pooled, pooled_row, pixel);
+    table.floats.output(tile, from, position, finish, channels, height, width, to, row, pooled, pooled_row, pixel);
 }
 
 }  // namespace

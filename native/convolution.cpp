@@ -146,6 +146,9 @@ void Executor::halve(const Layer &layer, Images from, Images to) {
                                                              : kernels.l2_pool;
     pool.run(from.count * to.map.height, [&](int index, int) {
         const int n = index / to.map.height, y = index % to.map.height;
+        if (layer.input)
+            return kernels.integers->max_pool(from.map.bytes(from.first + n, 2 * y, 0), from.map.row * sizeof(float),
+                                              from.map.channels, to.map.width, to.map.bytes(to.first + n, y, 0));
         row(from.map.pixel(from.first + n, 2 * y, 0), from.map.row, from.map.channels, to.map.width,
             to.map.pixel(to.first + n, y, 0));
     });

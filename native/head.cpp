@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <numeric>
 
 #include "network.hpp"
 
@@ -26,13 +27,15 @@ void pool_part(const Map &map, int image, Part rows, Part columns, int channels,
     for (int y = rows.begin; y < rows.end; ++y)
         for (int x = columns.begin; x < columns.end; ++x) {
             const float *pixel = map.pixel(image, y, x);
+            const std::uint8_t *integers = map.bytes(image, y, x);
             const bool first = y == rows.begin && x == columns.begin;
             for (int c = 0; c < channels; ++c) {
                 float &value = to[c * step];
+                const float next = map.scale ? map.scale.real(integers[c]) : pixel[c];
                 if (largest)
-                    value = first || !(pixel[c] <= value) ? pixel[c] : value;  // NaN stays
+                    value = first || !(next <= value) ? next : value;  // NaN stays
                 else
-                    value = (first ? 0.0f : value) + share * pixel[c];
+                    value = (first ? 0.0f : value) + share * next;
             }
         }
 }
@@ -54,7 +57,58 @@ void activate(int function, float number, float *values, std::int64_t count) {
     }
 }
 
+// The values of a step of the head: floats, or 8-bit integers.
+struct Values {
+    std::vector<float> floats = {};
+    std::vector<std::uint8_t> integers = {};
+    Scale scale = {};
+
+    Values(std::size_t size, Scale scale) : scale(scale) { scale ? integers.resize(size) : floats.resize(size); }
+    std::size_t size() const { return scale ? integers.size() : floats.size(); }
+    float real(std::size_t i) const { return scale ? scale.real(integers[i]) : floats[i]; }
+};
+
+// The same values with another scale, or as floats.
+Values converted(const Kernels &kernels, const Values &from, Scale scale) {
+    Values to(from.size(), {});
+    for (std::size_t i = 0; i < from.size(); ++i) to.floats[i] = from.real(i);
+    if (!scale) return to;
+    Values integers(from.size(), scale);
+    kernels.integers->quantize(to.floats.data(), std::ptrdiff_t(from.size()), scale.scale, scale.zero, integers.integers.data());
+    return integers;
+}
+
 }  // namespace
+
+// A linear layer of `number` rows of inputs, for outputs `begin` to `end`.
+void Executor::linear(const Layer &layer, const Matrix &matrix, std::int64_t number, std::int64_t begin, std::int64_t end,
+                      const float *inputs, float *to) {
+    kernels.linear(matrix, begin, end, inputs, number, layer.bias.data(), layer.what.activation == VGG_RELU, sums.get(), to);
+    if (layer.what.activation > VGG_RELU)
+        for (std::int64_t n = 0; n < number; ++n)
+            activate(layer.what.activation, float(layer.what.numbers[0]), to + n * matrix.outputs + begin, end - begin);
+}
+
+// The same of integers. `integers` receives the outputs if they are integers, else `floats`; `sums` is memory for as many sums.
+void Executor::linear(const Layer &layer, const Matrix &matrix, std::int64_t number, std::int64_t begin, std::int64_t end,
+                      const std::uint8_t *inputs, std::int32_t *sums, float *floats, std::uint8_t *integers) {
+    kernels.integers->linear(matrix, begin, end, inputs, number, sums);
+    for (std::int64_t n = 0; n < number; ++n) {
+        const std::uint8_t *row = inputs + n * matrix.inputs;
+        const std::int32_t total = layer.zero.empty() ? 0 : std::accumulate(row, row + matrix.inputs, 0);
+        const std::int64_t place = n * matrix.outputs;
+        for (std::int64_t i = begin; i < end; ++i) {
+            const std::int32_t sum = sums[place + i] - (total == 0 ? 0 : layer.zero[i] * total);
+            const float value = float(sum + layer.offset[i]) * layer.factor[i];
+            floats[place + i] = layer.what.activation == VGG_RELU && value < 0 ? 0.0f : value;
+        }
+        if (layer.what.activation > VGG_RELU)
+            activate(layer.what.activation, float(layer.what.numbers[0]), floats + place + begin, end - begin);
+        if (layer.output)
+            kernels.integers->quantize(floats + place + begin, end - begin, layer.unit, layer.output.zero,
+                                       integers + place + begin);
+    }
+}
 
 // The head: the linear layers, for each position (window) where the first of them fits into the map.
 void Executor::classify(int end, Images from, int first, const vgg_output *outputs, int count) {
@@ -68,23 +122,26 @@ void Executor::classify(int end, Images from, int first, const vgg_output *outpu
     const int kernel = layers[step].what.kernel, channels = layers[step].what.in, features = channels * kernel * kernel;
     const int rows = pools ? 1 : from.map.height - kernel + 1, columns = pools ? 1 : from.map.width - kernel + 1;
     const int windows = rows * columns;
+    const std::int64_t number = std::int64_t(from.count) * windows;
     // Row n * windows + w has the inputs for image n and window w.
-    std::vector<float> values(std::size_t(from.count) * windows * features);
+    Values values(number * features, pools ? Scale() : from.map.scale);
     time(step, [&] {
-        pool.run(from.count * windows, [&](int index, int) {
-            float *to = values.data() + std::ptrdiff_t(index) * features;
+        pool.run(int(number), [&](int index, int) {
+            const std::ptrdiff_t place = std::ptrdiff_t(index) * features;
             const int n = from.first + index / windows, top = index % windows / columns, left = index % windows % columns;
             for (int y = 0; y < kernel; ++y)
                 for (int x = 0; x < kernel; ++x) {
-                    float *at = to + y * kernel + x;  // the values of one channel are kernel * kernel apart
-                    const std::ptrdiff_t step_size = std::ptrdiff_t(kernel) * kernel;
-                    if (pools) {
+                    const std::ptrdiff_t at = place + y * kernel + x,
+                                         step_size = std::ptrdiff_t(kernel) * kernel;  // of a channel
+                    if (pools)
                         pool_part(from.map, n, part(y, kernel, from.map.height), part(x, kernel, from.map.width), channels,
-                                  layers[step].what.operation == VGG_GLOBAL_MAX_POOL, step_size, at);
-                    } else {
-                        const float *pixel = from.map.pixel(n, top + y, left + x);
-                        for (int c = 0; c < channels; ++c) at[c * step_size] = pixel[c];
-                    }
+                                  layers[step].what.operation == VGG_GLOBAL_MAX_POOL, step_size, values.floats.data() + at);
+                    else if (values.scale)
+                        for (int c = 0; c < channels; ++c)
+                            values.integers[at + c * step_size] = from.map.bytes(n, top + y, left + x)[c];
+                    else
+                        for (int c = 0; c < channels; ++c)
+                            values.floats[at + c * step_size] = from.map.pixel(n, top + y, left + x)[c];
                 }
         });
     });
@@ -95,40 +152,53 @@ void Executor::classify(int end, Images from, int first, const vgg_output *outpu
                     for (int w = 0; w < windows; ++w)
                         for (std::size_t c = 0; c < size; ++c)
                             outputs[i].values[((first + n) * size + c) * windows + w] =
-                                values[(std::size_t(n) * windows + w) * size + c];
+                                values.real((std::size_t(n) * windows + w) * size + c);
     };
-    if (pools) record(step++, features);
+    if (pools) {
+        if (layers[step].output) values = converted(kernels, values, layers[step].output);
+        record(step++, features);
+    }
     for (; step < end; ++step) {
         const Layer &layer = layers[step];
+        if (layer.what.operation != VGG_LINEAR) {
+            time(step, [&] { values = converted(kernels, values, layer.output); });
+            record(step, values.size() / number);
+            continue;
+        }
         const std::int64_t outputs_count = layer.what.out;
-        std::vector<float> results(std::size_t(from.count) * windows * outputs_count);
+        Values results(number * outputs_count, layer.output);
         const Matrix matrix{layer.what.weight,
                             Kind(layer.what.kind),
                             layer.scale.data(),
                             outputs_count,
                             std::int64_t(layer.what.in) * layer.what.kernel * layer.what.kernel,
                             layer.what.group};
+        const auto each_part = [&](const auto &body) {
+            const int parts = int(std::min<std::int64_t>(outputs_count, 8 * pool.threads()));
+            pool.run(parts, [&](int part, int) { body(outputs_count * part / parts, outputs_count * (part + 1) / parts); });
+        };
         time(step, [&] {
-            const float *rows = values.data();
-            const std::int64_t number = std::int64_t(from.count) * windows;
+            if (layer.input) {
+                std::vector<std::int32_t> integer_sums(number * outputs_count);
+                if (layer.output) results.floats.resize(number * outputs_count);
+                each_part([&](std::int64_t begin, std::int64_t end) {
+                    linear(layer, matrix, number, begin, end, values.integers.data(), integer_sums.data(),
+                           results.floats.data(), results.integers.data());
+                });
+                return;
+            }
+            const float *inputs = values.floats.data();
             if (number > kernels.few) {
                 sums.reserve(std::size_t(number + kernels.panel) * outputs_count);
                 panels.reserve(std::size_t(number + kernels.panel) * matrix.inputs);
                 pool.run(int((matrix.inputs + SLICE - 1) / SLICE), [&](int slice, int) {
                     const std::int64_t begin = std::int64_t(slice) * SLICE;
-                    kernels.panels(rows, number, matrix.inputs, begin, std::min(begin + SLICE, matrix.inputs), panels.get());
+                    kernels.panels(inputs, number, matrix.inputs, begin, std::min(begin + SLICE, matrix.inputs), panels.get());
                 });
-                rows = panels.get();
+                inputs = panels.get();
             }
-            const int parts = int(std::min<std::int64_t>(outputs_count, 8 * pool.threads()));
-            pool.run(parts, [&](int part, int) {
-                const std::int64_t begin = outputs_count * part / parts, end = outputs_count * (part + 1) / parts;
-                kernels.linear(matrix, begin, end, rows, number, layer.bias.data(), layer.what.activation == VGG_RELU,
-                               sums.get(), results.data());
-                if (layer.what.activation > VGG_RELU)
-                    for (std::int64_t n = 0; n < number; ++n)
-                        activate(layer.what.activation, float(layer.what.numbers[0]), &results[n * outputs_count + begin],
-                                 end - begin);
+            each_part([&](std::int64_t begin, std::int64_t end) {
+                linear(layer, matrix, number, begin, end, inputs, results.floats.data());
             });
         });
         values = std::move(results);

@@ -20,10 +20,12 @@ struct Matrix {
     std::int64_t outputs, inputs, group;
 };
 
-// A convolution's weights [out, in, kernel, kernel], at any alignment: float32, or int8 with a scale per output channel.
+// A convolution's weights [out, in, kernel, kernel], at any alignment: float32, or int8 with a scale per output channel; of
+// integer arithmetic int8, with a zero point per output channel or null for 0.
 struct Filters {
     const void *values;
     const float *scale;
+    const std::int32_t *zero;
 };
 
 // The pixels of an image row as the rows of a matrix: element (row, k) is data[row * stride + offsets[k]].
@@ -33,9 +35,14 @@ struct Pixels {
     const std::int32_t *offsets;
 };
 
-// What follows the sums of a layer's output channels.
+// What follows the sums of a convolution's output channels, before its ReLU: sum + bias; of integer sums (sum + offset) *
+// factor, which is rounded to an 8-bit integer, plus the zero point, unless the output is floats.
 struct Finish {
     const float *bias;
+    const std::int32_t *offset;
+    const float *factor;
+    int zero;
+    bool floats;
 };
 
 // `count` rows of a matrix in blocks of nearly the same height, at most `most`.
@@ -68,6 +75,8 @@ struct Convolution {
                    int width, float *to, std::ptrdiff_t row, float *pooled, std::ptrdiff_t pooled_row, std::ptrdiff_t pixel);
 };
 
+struct Integers;
+
 struct Kernels {
     const char *name;
     int rows;   // maximum number of rows of a product that are computed together
@@ -76,6 +85,8 @@ struct Kernels {
     int few;    // maximum number of input rows that a matrix is multiplied with directly; more are packed into panels first
 
     Convolution floats;
+    const Convolution *bfloat16;  // products of bfloat16, which are added in floats
+    const Integers *integers;
     // Weights [out, k] -> [out / panel, k, panel].
     void (*plain_weights)(const Filters &from, int out, int k, float *to);
     // The pixels of an image row times a panel, with bias and ReLU.
@@ -107,8 +118,5 @@ struct Kernels {
 // The table of an instruction set; of the best one available for `auto`. Throws std::invalid_argument if it is unknown or the
 // processor does not support it.
 const Kernels &kernels(const char *name);
-
-// The arithmetic of convolutions with bfloat16, for a table of this build.
-const Convolution &bfloat16(const Kernels &kernels);
 
 }  // namespace vgg

@@ -1,4 +1,4 @@
-// The plan of a network, and the order in which its layers run.
+// The order in which a network's layers run, and the memory of their outputs.
 #include "network.hpp"
 
 #include <algorithm>
@@ -13,21 +13,14 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr int LARGE = 32;     // maps of this side and more use F(8x8); smaller ones F(4x4), which has a third of the weights
 constexpr int TOGETHER = 16;  // images that share a pass over the weights of the deep layers and of the head
-
-// `count` floats at any alignment, padded with zeros to `size`.
-std::vector<float> copied(const float *from, std::size_t count, std::size_t size) {
-    std::vector<float> values(size);
-    std::memcpy(values.data(), from, count * sizeof(float));
-    return values;
-}
 
 // An image of a map as [channels, height, width].
 void copy_planes(const Map &map, int image, int channels, float *to) {
     for (int c = 0; c < channels; ++c)
         for (int y = 0; y < map.height; ++y)
-            for (int x = 0; x < map.width; ++x) *to++ = map.pixel(image, y, x)[c];
+            for (int x = 0; x < map.width; ++x)
+                *to++ = map.scale ? map.scale.real(map.bytes(image, y, x)[c]) : map.pixel(image, y, x)[c];
 }
 
 long process_id() {
@@ -39,46 +32,6 @@ long process_id() {
 }
 
 }  // namespace
-
-void Plan::add(const vgg_layer &what, Pool &pool) {
-    if (what.operation == VGG_CONVOLUTION || what.operation == VGG_LINEAR) channels = what.out;
-    Layer layer{.what = what, .channels = up_to_multiple(channels, kernels.panel)};
-    layer.what.out = channels;
-    const bool pools = what.operation == VGG_AVERAGE_POOL || what.operation == VGG_GLOBAL_MAX_POOL;
-    if (pools) layer.what.in = channels;
-    if (what.operation == VGG_CONVOLUTION) {
-        layer.bias = copied(what.bias, what.out, layer.channels);
-        const Filters from{what.weight, what.scale};
-        if (what.kernel == 3 && !layers.empty()) {
-            layer.deep = side < LARGE;
-            layer.tile = layer.deep || what.kind == BFLOAT16 ? 4 : 8;
-            layer.arithmetic = what.kind == BFLOAT16 ? &bfloat16(kernels) : &kernels.floats;
-            layer.words = (what.in + layer.arithmetic->channels - 1) / layer.arithmetic->channels;
-            const int positions = (layer.tile + 2) * (layer.tile + 2);
-            layer.weight = Memory(std::size_t(positions) * layer.channels * layer.words, false);
-            pool.run(layer.channels / kernels.panel, [&](int panel, int) {
-                layer.arithmetic->weights(layer.tile, from, what.out, what.in, panel, panel + 1, layer.weight.get());
-            });
-        } else {
-            const int k = what.in * what.kernel * what.kernel;
-            layer.weight = Memory(std::size_t(k) * layer.channels);
-            kernels.plain_weights(from, what.out, k, layer.weight.get());
-        }
-    } else if (what.operation == VGG_LINEAR) {
-        layer.bias = copied(what.bias, what.out, what.out);
-        if (what.scale) {
-            const std::size_t inputs = std::size_t(what.in) * what.kernel * what.kernel;
-            const std::size_t scales = what.out * ((inputs + what.group - 1) / what.group);
-            layer.scale = copied(what.scale, scales, scales);
-        }
-    }
-    side = side_after(what, side);
-    const int place = int(layers.size());
-    const bool in_head = what.operation == VGG_LINEAR || pools;
-    if (deep == place && !layer.deep && !in_head) ++deep;
-    if (head == place && !in_head) ++head;
-    layers.push_back(std::move(layer));
-}
 
 void Executor::prepare(int some_images, int some_height, int some_width) {
     if (some_images <= images && some_height == height && some_width == width) return;
@@ -97,7 +50,7 @@ Map &Executor::map(int step, int count) {
         int down = height, across = width;
         for (int i = 0; i <= step; ++i) down = side_after(layers[i].what, down), across = side_after(layers[i].what, across);
         output = Map();
-        output = Map(count, down, across, layers[step].channels);
+        output = Map(count, down, across, layers[step].channels, layers[step].output);
     }
     return output;
 }
@@ -181,7 +134,11 @@ void Executor::run(const float *data, int batch, int some_height, int some_width
 void Executor::layer(int step, Images from, Images to) {
     const Layer &layer = layers[step];
     switch (layer.what.operation) {
-        case VGG_CONVOLUTION: return step == 0 ? first_convolution(layer, to) : pointwise(layer, from, to);
+        case VGG_CONVOLUTION:
+            if (layer.input) return direct(layer, from, to);
+            return step == 0 ? first_convolution(layer, to) : pointwise(layer, from, to);
+        case VGG_QUANTIZE: return step == 0 ? quantize_images(to) : quantize(layer, from, to);
+        case VGG_DEQUANTIZE: return dequantize(from, to);
         case VGG_LRN: return normalise(layer, from, to);
         default: return halve(layer, from, to);
     }

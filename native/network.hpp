@@ -15,6 +15,7 @@
 #endif
 
 #include "comparison.hpp"
+#include "integers.hpp"
 #include "kernels.hpp"
 #include "pool.hpp"
 #include "vgg.h"
@@ -58,25 +59,40 @@ class Memory {
     std::size_t count_ = 0;
 };
 
-// The output of a layer for some images, [image, height, width, channels], each image with a border of zeros, so that no loop
-// has to handle the edges.
+// What 8-bit integers mean: (integer - zero) * scale. Without a scale, values are floats.
+struct Scale {
+    float scale = 0;
+    int zero = 0;
+
+    explicit operator bool() const { return scale != 0; }
+    float real(std::uint8_t value) const { return float(value - zero) * scale; }
+};
+
+// The output of a layer for some images, [image, height, width, channels], floats or 8-bit integers, each image with a border
+// of zeros, so that no loop has to handle the edges.
 struct Map {
     int images = 0, height = 0, width = 0, channels = 0;
     std::ptrdiff_t step = 0, row = 0, image = 0;  // floats from one pixel, row and image to the next
+    Scale scale;
     Memory memory;
 
     Map() = default;
-    Map(int images, int height, int width, int channels)
+    Map(int images, int height, int width, int channels, Scale scale)
         : images(images),
           height(height),
           width(width),
           channels(channels),
-          step(channels),
+          step(scale ? channels / int(sizeof(float)) : channels),
           row((up_to_multiple(width, 8) + 2) * step),
           image(row * (up_to_multiple(height, 8) + 2)),
-          memory(std::size_t(image) * images) {}
+          scale(scale),
+          memory(std::size_t(image) * images) {
+        if (scale.zero) std::memset(memory.get(), scale.zero, image * images * sizeof(float));
+    }
     // The pixel above and left of the first.
     float *corner(int n) const { return memory.get() + n * image; }
+    // The bytes of a map of integers.
+    std::uint8_t *bytes(int n, int y, int x) const { return reinterpret_cast<std::uint8_t *>(pixel(n, y, x)); }
     float *pixel(int n, int y, int x) const { return corner(n) + (y + 1) * row + (x + 1) * step; }
 };
 
@@ -89,8 +105,13 @@ struct Layer {
     int words = 0;                            // of the transformed input of a position
     Memory weight = {};
     std::vector<float> bias = {}, scale = {};
+    Scale input = {}, output = {};          // of its maps, if they are integers
+    std::vector<std::int32_t> zero = {};    // zero points of integer weights
+    std::vector<std::int32_t> offset = {};  // of integer sums
+    std::vector<float> factor = {};
+    float unit = 1;  // what its outputs are divided by before they are rounded to integers
 
-    Finish finish() const { return {bias.data()}; }
+    Finish finish() const { return {bias.data(), offset.data(), factor.data(), output.zero, !output}; }
 };
 
 struct Plan {
@@ -104,6 +125,10 @@ struct Plan {
 
     // Appends a layer, and transforms its weights if it is a convolution.
     void add(const vgg_layer &what, Pool &pool);
+
+  private:
+    void transform(Layer &layer, bool winograd, Pool &pool) const;
+    bool scale_integers(Layer &layer, Pool &pool) const;
 };
 
 class Executor {
@@ -135,19 +160,28 @@ class Executor {
     // convolution.cpp
     void first_convolution(const Layer &layer, Images to);
     void pointwise(const Layer &layer, Images from, Images to);
+    void direct(const Layer &layer, Images from, Images to);
     // Writes the whole output, its max pooling, or both.
     void winograd(const Layer &layer, Images from, const Images *to, const Images *pooled);
     void normalise(const Layer &layer, Images from, Images to);
     void halve(const Layer &layer, Images from, Images to);
+    // integer_maps.cpp
+    void quantize_images(Images to);
+    void quantize(const Layer &layer, Images from, Images to);
+    void dequantize(Images from, Images to);
     // head.cpp
     void classify(int end, Images from, int first, const vgg_output *outputs, int count);
+    void linear(const Layer &layer, const Matrix &matrix, std::int64_t number, std::int64_t begin, std::int64_t end,
+                const float *inputs, float *to);
+    void linear(const Layer &layer, const Matrix &matrix, std::int64_t number, std::int64_t begin, std::int64_t end,
+                const std::uint8_t *inputs, std::int32_t *sums, float *floats, std::uint8_t *integers);
 
     // Memory for images of one size, kept for the next run.
     int images = 0, height = 0, width = 0;
     std::vector<Map> maps;  // the output of each layer, allocated on first use
     Memory planes;          // the channels of an input image, with a border of zeros
     int plane = 0, line = 0;
-    Memory transformed;   // Winograd's inputs and products
+    Memory transformed;   // Winograd's inputs and products; the inputs of a direct convolution of integers
     Memory panels, sums;  // a linear layer's inputs and outputs
 };
 

@@ -324,6 +324,151 @@ bool agrees(const char *instructions, int threads, int batch, int height, int wi
     return fine;
 }
 
+// --- Integers -----------------------------------------------------------------------------------------------------------
+
+// A layer of integers: `output.zero` -1 for floats; random weights of all 8 bits.
+struct IntegerLayer {
+    vgg_layer what{};
+    std::vector<signed char> weight;
+    std::vector<float> bias, scale;
+    std::vector<std::int32_t> zero;
+};
+
+IntegerLayer made_of_integers(int operation, int in, int out, int kernel, std::mt19937 &random, int zero, int largest = 127,
+                              int activation = VGG_RELU, bool with_zeros = false) {
+    IntegerLayer layer;
+    vgg_layer &what = layer.what;
+    what.operation = operation, what.in = in, what.out = out, what.kernel = kernel, what.activation = activation, what.kind = 3;
+    const int inputs = in * kernel * kernel;
+    what.group = std::max(1, inputs);
+    std::uniform_int_distribution<int> any(largest > 127 ? 120 : -largest, std::min(127, largest));
+    for (int i = 0; i < inputs * out; ++i) layer.weight.push_back((signed char)any(random));
+    for (int i = 0; i < out; ++i) {
+        layer.bias.push_back(float(any(random)) * 0.003f);
+        layer.scale.push_back(0.01f + 0.0001f * float(i));
+        layer.zero.push_back(with_zeros ? any(random) / 2 : 0);
+    }
+    what.output_zero = std::max(0, zero);
+    what.output_scale = zero < 0 ? 0 : 0.05f + 0.004f * float(std::sqrt(std::max(1, inputs))) * float(largest) / 127;
+    return layer;
+}
+
+std::vector<IntegerLayer> some_integer_layers(int side, unsigned seed) {
+    std::mt19937 random(seed);
+    std::vector<IntegerLayer> layers;
+    const auto add = [&](auto... arguments) { layers.push_back(made_of_integers(arguments...)); };
+    add(VGG_QUANTIZE, 0, 0, 0, std::ref(random), 100);
+    add(VGG_CONVOLUTION, 3, 6, 3, std::ref(random), 0);
+    add(VGG_CONVOLUTION, 6, 21, 3, std::ref(random), 3);
+    add(VGG_MAX_POOL, 0, 0, 0, std::ref(random), 0);
+    add(VGG_CONVOLUTION, 21, 150, 1, std::ref(random), 7, 127, int(VGG_RELU), true);
+    add(VGG_QUANTIZE, 0, 0, 0, std::ref(random), 9);             // another scale
+    add(VGG_CONVOLUTION, 150, 40, 3, std::ref(random), 0, 200);  // sums above 2^25
+    add(VGG_MAX_POOL, 0, 0, 0, std::ref(random), 0);
+    add(VGG_CONVOLUTION, 40, 33, 3, std::ref(random), seed % 2 ? -1 : 0, 127, int(VGG_RELU), true);
+    add(VGG_MAX_POOL, 0, 0, 0, std::ref(random), 0);
+    if (seed % 2) add(VGG_QUANTIZE, 0, 0, 0, std::ref(random), 1);
+    if (seed % 3 == 0) add(VGG_AVERAGE_POOL, 0, 0, 2, std::ref(random), 5);
+    add(VGG_LINEAR, 33, 37, seed % 3 ? side / 8 : 2, std::ref(random), 0, 127, int(VGG_RELU), seed % 2 == 0);
+    add(VGG_LINEAR, 37, 19, 1, std::ref(random), 128, 127, int(VGG_TANH));
+    add(VGG_LINEAR, 19, 11, 1, std::ref(random), -1, 127, int(VGG_NONE), true);
+    for (IntegerLayer &layer : layers) {
+        layer.what.weight = layer.weight.data(), layer.what.bias = layer.bias.data(), layer.what.scale = layer.scale.data();
+        layer.what.zero = layer.zero.data();
+    }
+    return layers;
+}
+
+// Whether each layer's output is exactly as expected, or the nearest integer, after an activation function or a mean.
+bool agrees_in_integers(const char *instructions, int threads, int batch, int height, int width, unsigned seed) {
+    const int side = std::min(height, width);
+    const std::vector<IntegerLayer> layers = some_integer_layers(side, seed);
+    const std::vector<float> data = some_images(batch, height, width, seed);
+    vgg_network *network = nullptr;
+    if (vgg_open(instructions, threads, side, &network)) return false;
+    for (const IntegerLayer &layer : layers)
+        if (vgg_add(network, &layer.what)) return false;
+    std::vector<std::vector<float>> found(layers.size()), wanted(layers.size());
+    for (int n = 0; n < batch; ++n) {
+        const float *image = data.data() + std::size_t(n) * 3 * height * width;
+        Values value{3, height, width, std::vector<double>(image, image + 3 * height * width)};  // reals, or integers
+        float scale = 0;
+        int zero = 0;
+        for (std::size_t i = 0; i < layers.size(); ++i) {
+            const vgg_layer &what = layers[i].what;
+            Values to = expected_shape({what, {}, {}, {}, {}}, value);
+            float out_scale = what.output_scale;
+            int out_zero = what.output_zero;
+            if (what.operation == VGG_MAX_POOL) out_scale = scale, out_zero = zero;
+            const auto stored = [&](float real) {
+                return out_scale == 0 ? double(real) : std::clamp(std::nearbyint(double(real)) + out_zero, 0.0, 255.0);
+            };
+            for (int c = 0; c < to.channels; ++c)
+                for (int y = 0; y < to.height; ++y)
+                    for (int x = 0; x < to.width; ++x) {
+                        if (what.operation == VGG_QUANTIZE) {
+                            const float real = scale == 0 ? float(value.at(c, y, x)) : float(value.at(c, y, x) - zero) * scale;
+                            to.data.push_back(stored(real / out_scale));
+                            continue;
+                        }
+                        if (what.operation == VGG_MAX_POOL || what.operation == VGG_AVERAGE_POOL) {
+                            Values plane{1, value.height, value.width, {}};
+                            for (int p = 0; p < value.height * value.width; ++p) {
+                                const double integer = value.data[std::size_t(c) * value.height * value.width + p];
+                                plane.data.push_back(what.operation == VGG_MAX_POOL ? integer : (integer - zero) * scale);
+                            }
+                            vgg_layer one = what;
+                            one.out = 1;
+                            const double result = expected({one, {}, {}, {}, {}}, plane).at(0, y, x);
+                            to.data.push_back(what.operation == VGG_MAX_POOL ? result : stored(float(result) / out_scale));
+                            continue;
+                        }
+                        const bool convolution = what.operation == VGG_CONVOLUTION;
+                        const int edge = convolution ? what.kernel / 2 : 0;
+                        const signed char *weight =
+                            layers[i].weight.data() + std::size_t(c) * what.in * what.kernel * what.kernel;
+                        std::int64_t sum = 0;
+                        for (int d = 0; d < what.in; ++d)
+                            for (int a = y - edge; a < y - edge + what.kernel; ++a)
+                                for (int b = x - edge; b < x - edge + what.kernel; ++b) {
+                                    const bool inside = a >= 0 && b >= 0 && a < value.height && b < value.width;
+                                    sum +=
+                                        (*weight++ - layers[i].zero[c]) * (inside ? std::int64_t(value.at(d, a, b)) - zero : 0);
+                                }
+                        const float unit = scale * layers[i].scale[c];
+                        sum += std::int64_t(std::nearbyint(double(layers[i].bias[c]) / unit));
+                        const bool plain = convolution || what.activation <= VGG_RELU;
+                        float real = float(std::int32_t(sum)) * (plain && out_scale != 0 ? unit / out_scale : unit);
+                        real = float(activated(convolution ? VGG_RELU : what.activation, what.numbers[0], double(real)));
+                        to.data.push_back(stored(plain || out_scale == 0 ? real : real / out_scale));
+                    }
+            value = to, scale = out_scale, zero = out_zero;
+            for (double one : value.data) wanted[i].push_back(scale == 0 ? float(one) : float(int(one) - zero) * scale);
+        }
+    }
+    std::vector<vgg_output> outputs;
+    for (std::size_t i = 0; i < layers.size(); ++i) {
+        found[i].resize(wanted[i].size());
+        outputs.push_back({std::int32_t(i), found[i].data()});
+    }
+    bool fine = true;
+    for (std::size_t first : {std::size_t(0), layers.size() - 1}) {
+        for (std::size_t i = first; i < layers.size(); ++i) std::fill(found[i].begin(), found[i].end(), NAN);
+        if (vgg_run(network, data.data(), batch, height, width, outputs.data() + first, int(layers.size() - first)))
+            return false;
+        for (std::size_t i = first; i < layers.size(); ++i)
+            for (std::size_t k = 0; k < wanted[i].size(); ++k)
+                if (found[i][k] != wanted[i][k]) {
+                    std::printf("%s, %d threads, batch %d, %dx%d, integers: layer %zu, value %zu is %.9g, not %.9g\n",
+                                instructions, threads, batch, height, width, i, k, found[i][k], wanted[i][k]);
+                    fine = false;
+                    break;
+                }
+    }
+    vgg_close(network);
+    return fine;
+}
+
 // Whether each failed allocation is an error code, after which the same call succeeds with the same result.
 bool survives_failed_allocations() {
     const std::vector<Layer> layers = some_layers(32, AVERAGE, 1);
@@ -381,13 +526,14 @@ int main() {
     int passed = 0, failed = 0;
     reports_errors() ? ++passed : ++failed;
     survives_failed_allocations() ? ++passed : ++failed;
-    for (const char *instructions : {"portable", "avx2", "avx512"}) {
+    for (const char *instructions : {"portable", "avx2", "avx2vnni", "avx512", "avx512vnni"}) {
         const char *chosen = nullptr;
         if (vgg_instructions(instructions, &chosen)) continue;
         for (int threads : {1, 2, 5})
             for (auto [batch, height, width] : {std::array{1, 64, 64}, {3, 71, 96}, {18, 40, 33}, {2, 24, 112}}) {
                 const auto reading = Reading((threads + batch) % 4);
                 agrees(instructions, threads, batch, height, width, reading, threads + batch) ? ++passed : ++failed;
+                agrees_in_integers(instructions, threads, batch, height, width, threads + batch) ? ++passed : ++failed;
             }
         std::vector<std::thread> callers;  // several engines at once
         std::vector<int> fine(4);

@@ -19,10 +19,21 @@
 extern "C" {
 #endif
 
-enum { VGG_INTERFACE = 4 }; /* changes with every change of this file; vgg/engines/native_interface.py has the same number */
+enum { VGG_INTERFACE = 5 }; /* changes with every change of this file; vgg/engines/native_interface.py has the same number */
 
 enum { VGG_OK, VGG_NO_MEMORY, VGG_FAILED };
-enum { VGG_CONVOLUTION, VGG_LRN, VGG_MAX_POOL, VGG_MEAN_POOL, VGG_L2_POOL, VGG_AVERAGE_POOL, VGG_GLOBAL_MAX_POOL, VGG_LINEAR };
+enum {
+    VGG_CONVOLUTION,
+    VGG_LRN,
+    VGG_MAX_POOL,
+    VGG_MEAN_POOL,
+    VGG_L2_POOL,
+    VGG_AVERAGE_POOL,
+    VGG_GLOBAL_MAX_POOL,
+    VGG_LINEAR,
+    VGG_QUANTIZE,  /* floats, or integers of another scale, become 8-bit integers; the images if it is the first layer */
+    VGG_DEQUANTIZE /* 8-bit integers become floats */
+};
 enum { VGG_COSINE, VGG_L1, VGG_L2, VGG_MOMENTS };
 enum { VGG_NONE, VGG_RELU, VGG_LEAKY_RELU, VGG_ELU, VGG_GELU, VGG_GELU_TANH, VGG_SILU, VGG_TANH, VGG_SIGMOID };
 
@@ -33,12 +44,18 @@ typedef struct {
     int32_t activation; /* of a linear layer: one of the second */
     int32_t in, out;    /* channels; a linear layer has in * kernel * kernel inputs */
     int32_t kernel; /* 3 or 1; of the first linear layer, the side of its input map; of average pooling, that of its output */
-    int32_t kind;   /* a linear layer's storage: float32, float16, bfloat16, int8, int4 */
+    int32_t
+        kind; /* a linear layer's storage: float32, float16, bfloat16, int8, int4; bfloat16 of a convolution: its products */
     const void *weight; /* of a convolution: float32, or int8 if it has a scale, copied; of a linear layer: used in place */
     const float *bias;  /* copied */
     const float *scale; /* of int8 and int4: [out, inputs / group]; of a convolution: [out]; copied */
     int64_t group;      /* inputs that share a scale */
     double numbers[4];  /* of an LRN: size, alpha, beta, k; of an activation: its slope or factor */
+    /* A convolution or linear layer whose input is 8-bit integers is computed in integers; its weight is int8 with a scale for
+     * each output. Integers are unsigned, and mean (integer - zero point) * scale. */
+    const int32_t *zero; /* zero points of such a weight: [out], or null for 0; copied */
+    float output_scale;  /* of such a layer, of the head's pooling and of VGG_QUANTIZE; 0 for floats */
+    int32_t output_zero; /* its zero point, from 0 to 255 */
 } vgg_layer;
 
 typedef struct {

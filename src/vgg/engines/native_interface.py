@@ -12,9 +12,9 @@ from ..errors import Error, one_line
 from ..files import digest
 from .engine import native_library
 
-INTERFACE = 4  # VGG_INTERFACE of native/vgg.h
+INTERFACE = 5  # VGG_INTERFACE of native/vgg.h
 NO_MEMORY = 1  # the error code VGG_NO_MEMORY
-INSTRUCTIONS = ("auto", "avx512", "avx2", "portable")  # the names in native/dispatch.cpp
+INSTRUCTIONS = ("auto", "avx512bf16", "avx512vnni", "avx512", "avx2vnni", "avx2", "portable")  # the names in native/dispatch.cpp
 
 MISSING = (
     "this installation of vgg has no native engine, as there was no wheel for this platform and no C++ compiler; install a "
@@ -26,7 +26,8 @@ class LayerStruct(ctypes.Structure):
     _fields_ = (
         ("operation", ctypes.c_int32), ("activation", ctypes.c_int32), ("inputs", ctypes.c_int32), ("outputs", ctypes.c_int32),
         ("kernel", ctypes.c_int32), ("kind", ctypes.c_int32), ("weight", ctypes.c_void_p), ("bias", ctypes.c_void_p),
-        ("scale", ctypes.c_void_p), ("group", ctypes.c_int64), ("numbers", ctypes.c_double * 4),
+        ("scale", ctypes.c_void_p), ("group", ctypes.c_int64), ("numbers", ctypes.c_double * 4), ("zero", ctypes.c_void_p),
+        ("output_scale", ctypes.c_float), ("output_zero", ctypes.c_int32),
     )  # fmt: skip
 
 
