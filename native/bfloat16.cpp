@@ -37,25 +37,26 @@ template <int... I> inline vec adjacent(vec low, vec high, std::integer_sequence
 struct BFloat16 {
     using Sums = vec;
 #if defined(__AVX512BF16__)
-    static uvec splat(const float *word) { return uvec(VGG_ISA::splat(*word)); }
-    static Sums add(Sums sums, uvec left, vec right) {
-        return Sums(_mm512_dpbf16_ps(__m512(sums), (__m512bh)(left), (__m512bh)(right)));
+    using Pairs = uvec;
+    static Pairs pairs(uvec words) { return words; }
+    static Sums add(Sums sums, Pairs left, vec right) {
+        return Sums(_mm512_dpbf16_ps(__m512(sums), __m512bh(left), __m512bh(right)));
     }
 #else
-    struct Pair {
+    struct Pairs {
         vec first, second;
     };
-    static Pair split(uvec words) { return {vec(words << 16), vec(words & UPPER)}; }
-    static Pair splat(const float *word) {
-        std::uint32_t bits;
-        std::memcpy(&bits, word, sizeof bits);
-        return split(bits - uvec{});
-    }
-    static Sums add(Sums sums, Pair left, vec right) {
-        const Pair other = split(uvec(right));
+    static Pairs pairs(uvec words) { return {vec(words << 16), vec(words & UPPER)}; }
+    static Sums add(Sums sums, Pairs left, vec right) {
+        const Pairs other = pairs(uvec(right));
         return sums + left.second * other.second + left.first * other.first;
     }
 #endif
+    static Pairs splat(const float *word) {
+        std::uint32_t bits;
+        std::memcpy(&bits, word, sizeof bits);
+        return pairs(bits - uvec{});
+    }
 };
 
 void weights(int tile, const vgg::Filters &from, int out, int in, int first, int last, float *to) {

@@ -23,16 +23,16 @@ OPERATIONS = {
 }  # fmt: skip
 FUNCTIONS = ("none", "relu", "leaky_relu", "elu", "gelu", "gelu_tanh", "silu", "tanh", "sigmoid")
 KINDS = {np.dtype(dtype): kind for kind, dtype in enumerate((np.float32, np.float16, ml_dtypes.bfloat16, np.int8))}
-INT4 = 4
+FLOAT32, BFLOAT16, INT4 = 0, 2, 4
 COMPARISONS = ("cosine", "l1", "l2", "moments")
 
 
 class NativeEngine:
     """A network on vgg's own kernels; see `vgg.engines.Engine`.
 
-    Convolutions are transformed once, when the engine is created. Linear layers are read in place, from the mapped file. With
-    the precision `bf16`, transformed inputs and weights of 3x3 convolutions are rounded to bfloat16, whose products are added in
-    float32; linear weights in float32 or float16 are rounded too, in memory, so that half as many bytes are read.
+    Convolutions are transformed once, when the engine is created. Linear layers are read in place, from the mapped file.
+    With the precision `bf16`, transformed inputs and weights of 3x3 convolutions are rounded to bfloat16, and their products
+    added in float32. Linear weights in float32 or float16 are copied as bfloat16, which takes less time to read.
 
     Raises:
         Error: the library is of another version, or VGG_INSTRUCTIONS is unknown or not supported.
@@ -43,7 +43,7 @@ class NativeEngine:
 
     def __init__(self, network: Network, threads: int | None = None, precision: str = "auto") -> None:
         self._library, self._handle = library(), ctypes.c_void_p()
-        self._rounds = precision == "bf16"
+        self.precision = "bf16" if precision == "bf16" else "float32"
         # The kernels of linear layers give NaN for weights that are not finite numbers, so these need not be read before.
         linear = (f"{layer.name}.weight" for layer in network.architecture.layers if layer.operation == "linear")
         in_place = [name for name in linear if isinstance(network.parameters[name], np.ndarray)]
@@ -149,15 +149,16 @@ class NativeEngine:
         if activation:
             entry.activation, entry.numbers[0] = FUNCTIONS.index(activation.operation), activation.number or 0.0
         values, kind, scale, entry.group = _in_place(weight)
+        rounds = self.precision == "bf16"
         if layer.operation == "linear":
-            if self._rounds and values.dtype in (np.float32, np.float16):
-                values, kind = values.astype(ml_dtypes.bfloat16), KINDS[np.dtype(ml_dtypes.bfloat16)]
+            if rounds and values.dtype in (np.float32, np.float16):
+                values, kind = values.astype(ml_dtypes.bfloat16), BFLOAT16
             self._kept.append(values)
             entry.kind = kind
         else:
             if values.dtype != np.int8 or entry.group < math.prod(shape[1:]):
                 values, scale = contiguous(weight, np.float32), None
-            entry.kind = KINDS[np.dtype(ml_dtypes.bfloat16 if self._rounds else np.float32)]
+            entry.kind = BFLOAT16 if rounds else FLOAT32
         entry.scale = None if scale is None else scale.ctypes.data
         entry.weight, entry.bias = values.ctypes.data, bias.ctypes.data
         self._step(layer, entry)

@@ -14,7 +14,7 @@ from .engine import native_library
 
 INTERFACE = 5  # VGG_INTERFACE of native/vgg.h
 NO_MEMORY = 1  # the error code VGG_NO_MEMORY
-INSTRUCTIONS = ("auto", "avx512bf16", "avx512vnni", "avx512", "avx2vnni", "avx2", "portable")  # the names in native/dispatch.cpp
+INSTRUCTIONS = ("auto", "avx512bf16", "avx512vnni", "avx512", "avx2vnni", "avx2", "portable")  # of native/dispatch.cpp
 
 MISSING = (
     "this installation of vgg has no native engine, as there was no wheel for this platform and no C++ compiler; install a "
