@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 from itertools import pairwise
 
@@ -14,11 +15,13 @@ from hypothesis import strategies as st
 
 import vgg
 from conftest import EXAMPLES, needs_native, random_network
-from vgg import Error, ModelError, Quantized, engines
+from vgg import Error, ModelError, Notice, Quantized, engines
 from vgg.engines.native_interface import available_instructions
 from vgg.formats import QuantizedGraph
 
 INSTRUCTIONS = available_instructions() if engines.native_library() else ["auto"]
+WITHOUT = "no instructions for bfloat16"
+pytestmark = pytest.mark.filterwarnings(f"ignore:{WITHOUT}")
 
 # Winograd's F(4x4, 3x3) for the points 0, 2/3, -2/3, 3/2, -3/2 and infinity: each position of a transformed row is a value of
 # the polynomials whose product the convolution is; Lavin & Gray, arXiv 1509.09308.
@@ -79,6 +82,16 @@ def test_convolutions_round_their_transformed_inputs_and_weights(instructions, m
             weight, bias = (network.parameters[f"{name}.{role}"] for role in ("weight", "bias"))
             assert apart(found[name], convolution(found[before], weight, bias)) < 1e-3
     assert 1e-3 < apart(found["pool5"], exact["pool5"]) < 3e-2
+
+
+@needs_native
+def test_without_instructions_for_it_a_note_says_that_it_can_be_slow(monkeypatch):
+    monkeypatch.setenv("VGG_INSTRUCTIONS", "portable")
+    with pytest.warns(Notice, match=f"{WITHOUT} in portable; bf16 can take longer than float32"):
+        engines.open(random_network(), "native", precision="bf16")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        engines.open(random_network(), "native", precision="float32")
 
 
 @needs_native

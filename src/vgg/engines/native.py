@@ -3,6 +3,7 @@
 import ctypes
 import math
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 
 import ml_dtypes
@@ -10,6 +11,7 @@ import numpy as np
 
 from ..architectures import LRN_ALPHA, LRN_BETA, LRN_K, LRN_SIZE, Layer, Shape
 from ..arrays import Array
+from ..errors import Notice
 from ..network import Network
 from ..parameters import LowRank, Parameter, Part, as_bytes, contiguous
 from .comparison import Area, Kind, checked_areas, checked_pairs, checked_weights
@@ -54,9 +56,12 @@ class NativeEngine:
         self._kept: list[Array] = []  # arrays that the engine reads in place
         self._steps: dict[str, int] = {}  # of each layer output
         self._count = 0  # of steps
-        instructions = chosen_instructions().encode()
+        instructions = chosen_instructions()
+        if self.precision == "bf16" and instructions != "avx512bf16":
+            slow = f"no instructions for bfloat16 in {instructions}; bf16 can take longer than float32"
+            warnings.warn(Notice(slow), stacklevel=3)
         size = self._architecture.input_size
-        check(self._library.vgg_open(instructions, self._threads, size, ctypes.byref(self._handle)), "the network")
+        check(self._library.vgg_open(instructions.encode(), self._threads, size, ctypes.byref(self._handle)), "the network")
         layers = [one for one in self._architecture.layers if one.operation not in ("flatten", "dropout")]
         for layer, following in zip(layers, (*layers[1:], None), strict=True):
             if layer.operation in OPERATIONS:
