@@ -34,6 +34,9 @@ extern const vgg::Kernels table;
 namespace avx512vnni {
 extern const vgg::Kernels table;
 }
+namespace avx512bf16 {
+extern const vgg::Kernels table;
+}
 namespace amx {
 extern const vgg::Kernels table;
 }
@@ -53,8 +56,8 @@ namespace {
 #if defined(VGG_X86)
 constexpr unsigned YMM = 0x6, ZMM = 0xe6;  // with the registers that they extend
 constexpr unsigned AVX2 = 1u << 5, AVX512F = 1u << 16, AVX512DQ = 1u << 17, AVX512BW = 1u << 30, AVX512VL = 1u << 31;
-constexpr unsigned AVX512_VNNI = 1u << 11;  // in ecx
-constexpr unsigned AVX_VNNI = 1u << 4;      // in eax of the second leaf
+constexpr unsigned AVX512_VNNI = 1u << 11;                     // in ecx
+constexpr unsigned AVX_VNNI = 1u << 4, AVX512_BF16 = 1u << 5;  // in eax of the second leaf
 
 bool supports(unsigned registers, unsigned extended, unsigned vnni = 0, unsigned second = 0) {
     constexpr unsigned FMA = 1u << 12, OSXSAVE = 1u << 27;
@@ -71,16 +74,17 @@ bool has_avx2() { return supports(YMM, AVX2); }
 bool has_avx2vnni() { return supports(YMM, AVX2, 0, AVX_VNNI); }
 bool has_avx512() { return supports(ZMM, AVX512); }
 bool has_avx512vnni() { return supports(ZMM, AVX512, AVX512_VNNI); }
+bool has_avx512bf16() { return supports(ZMM, AVX512, AVX512_VNNI, AVX512_BF16); }
 
 // The process must ask the system for the registers first.
 bool has_amx() {
 #if defined(VGG_EMULATED_TILES)
-    return has_avx512vnni();
+    return has_avx512bf16();
 #elif defined(__linux__)
     constexpr unsigned TILES = 0x60000, AMX_TILE = 1u << 24, AMX_INT8 = 1u << 25;
     constexpr long REQUEST_PERMISSION = 0x1023, TILE_DATA = 18;  // of arch_prctl
     unsigned a = 0, b = 0, c = 0, d = 0;
-    return supports(ZMM | TILES, AVX512, AVX512_VNNI) && __get_cpuid_count(7, 0, &a, &b, &c, &d) && d & AMX_TILE &&
+    return supports(ZMM | TILES, AVX512, AVX512_VNNI, AVX512_BF16) && __get_cpuid_count(7, 0, &a, &b, &c, &d) && d & AMX_TILE &&
            d & AMX_INT8 && syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
 #else
     return false;
@@ -112,6 +116,7 @@ struct Choice {
 const Choice CHOICES[] = {
 // the best first
 #if defined(VGG_X86)
+    {avx512bf16::table, has_avx512bf16},
     {avx512vnni::table, has_avx512vnni},
     {avx512::table, has_avx512},
     {avx2vnni::table, has_avx2vnni, false},  // these two have not run on any processor yet

@@ -629,10 +629,26 @@ void output_for(int tile, const float *from, std::ptrdiff_t position, const Fini
 #define VGG_TEXT(name) VGG_TEXT_(name)
 
 extern const vgg::Integers integers;
+extern const vgg::Convolution bfloat16;
 
-extern const vgg::Kernels table{
-    VGG_TEXT(VGG_ISA), ROWS,          PANEL,       LANES,   FEW,    {1, weights_for, input_for, product<Floats>, output_for},
-    &integers,         plain_weights, convolution, panels,  linear, max_pool,
-    mean_pool,         l2_pool,       differences, moments, peak,   read};
+extern const vgg::Kernels table{VGG_TEXT(VGG_ISA),
+                                ROWS,
+                                PANEL,
+                                LANES,
+                                FEW,
+                                {1, weights_for, input_for, product<Floats>, output_for},
+                                &bfloat16,
+                                &integers,
+                                plain_weights,
+                                convolution,
+                                panels,
+                                linear,
+                                max_pool,
+                                mean_pool,
+                                l2_pool,
+                                differences,
+                                moments,
+                                peak,
+                                read};
 
 }  // namespace VGG_ISA

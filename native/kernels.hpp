@@ -85,6 +85,7 @@ struct Kernels {
     int few;    // maximum number of input rows that a matrix is multiplied with directly; more are packed into panels first
 
     Convolution floats;
+    const Convolution *bfloat16;  // products of bfloat16, which are added in floats
     const Integers *integers;
     // Weights [out, k] -> [out / panel, k, panel].
     void (*plain_weights)(const Filters &from, int out, int k, float *to);

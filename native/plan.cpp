@@ -84,11 +84,13 @@ void Plan::transform(Layer &layer, bool images, bool winograd, Pool &pool) const
         return;
     }
     layer.deep = winograd && side < LARGE;
-    const Convolution &arithmetic = layer.input ? kernels.integers->winograd : kernels.floats;
+    const Convolution &arithmetic = layer.input                         ? kernels.integers->winograd
+                                    : winograd && what.kind == BFLOAT16 ? *kernels.bfloat16
+                                                                        : kernels.floats;
     layer.words = (what.in + arithmetic.channels - 1) / arithmetic.channels;
     if (winograd) {
         layer.arithmetic = &arithmetic;
-        layer.tile = layer.deep || layer.input ? 4 : 8;
+        layer.tile = layer.deep || &arithmetic != &kernels.floats ? 4 : 8;
         const int positions = (layer.tile + 2) * (layer.tile + 2);
         layer.weight = Memory(std::size_t(positions) * layer.channels * layer.words, false);
         pool.run(layer.channels / kernels.panel, [&](int panel, int) {

@@ -469,6 +469,48 @@ bool agrees_in_integers(const char *instructions, int threads, int batch, int he
     return fine;
 }
 
+// --- Bfloat16 -----------------------------------------------------------------------------------------------------------
+
+// Whether convolutions with products of bfloat16 are nearly as expected, nearly the same as of the baseline, whose transforms
+// round otherwise, and with instructions for bfloat16 the same as without.
+bool agrees_in_bfloat16(const char *instructions, int threads, int batch, int height, int width, unsigned seed) {
+    constexpr std::size_t TRUNK = 9;
+    constexpr double MOST = 0.03, LEAST = 1e-4, APART = 0.01;  // of the largest value
+    const bool has_instructions = std::strcmp(instructions, "avx512bf16") == 0;
+    const char *other = has_instructions ? "avx512" : "portable";
+    std::vector<Layer> layers = some_layers(std::min(height, width), AVERAGE, seed);
+    layers.resize(TRUNK);
+    for (Layer &layer : layers) layer.what.kind = layer.what.operation == VGG_CONVOLUTION ? 2 : 0;
+    const std::vector<float> data = some_images(batch, height, width, seed);
+    std::vector<double> wanted;
+    for (int n = 0; n < batch; ++n) {
+        const float *image = data.data() + std::size_t(n) * 3 * height * width;
+        Values value{3, height, width, std::vector<double>(image, image + 3 * height * width)};
+        for (const Layer &layer : layers) value = expected(layer, value);
+        wanted.insert(wanted.end(), value.data.begin(), value.data.end());
+    }
+    std::vector<float> found(wanted.size(), NAN), same(wanted.size(), NAN);
+    for (const bool first : {true, false}) {
+        vgg_network *network = nullptr;
+        if (vgg_open(first ? instructions : other, threads, std::min(height, width), &network)) return false;
+        for (const Layer &layer : layers)
+            if (vgg_add(network, &layer.what)) return false;
+        const vgg_output output{TRUNK - 1, (first ? found : same).data()};
+        if (vgg_run(network, data.data(), batch, height, width, &output, 1)) return false;
+        vgg_close(network);
+    }
+    double largest = 0, off = 0, apart = 0;
+    for (std::size_t i = 0; i < wanted.size(); ++i) {
+        largest = std::max(largest, std::abs(wanted[i]));
+        off = std::abs(found[i] - wanted[i]) <= off ? off : std::abs(found[i] - wanted[i]);  // keeps a NaN
+        apart = std::abs(found[i] - same[i]) <= apart ? apart : std::abs(found[i] - same[i]);
+    }
+    if (off >= LEAST * largest && off <= MOST * largest && apart <= (has_instructions ? 0 : APART * largest)) return true;
+    std::printf("%s, %d threads, batch %d, %dx%d: bfloat16 is off by %g and %g of %g\n", instructions, threads, batch, height,
+                width, off, apart, largest);
+    return false;
+}
+
 // Whether each failed allocation is an error code, after which the same call succeeds with the same result.
 bool survives_failed_allocations() {
     const std::vector<Layer> layers = some_layers(32, AVERAGE, 1);
@@ -526,7 +568,7 @@ int main() {
     int passed = 0, failed = 0;
     reports_errors() ? ++passed : ++failed;
     survives_failed_allocations() ? ++passed : ++failed;
-    for (const char *instructions : {"portable", "avx2", "avx2vnni", "avx512", "avx512vnni", "amx", "i8mm"}) {
+    for (const char *instructions : {"portable", "avx2", "avx2vnni", "avx512", "avx512vnni", "avx512bf16", "amx", "i8mm"}) {
         const char *chosen = nullptr;
         if (vgg_instructions(instructions, &chosen)) continue;
         for (int threads : {1, 2, 5})
@@ -534,6 +576,7 @@ int main() {
                 const auto reading = Reading((threads + batch) % 4);
                 agrees(instructions, threads, batch, height, width, reading, threads + batch) ? ++passed : ++failed;
                 agrees_in_integers(instructions, threads, batch, height, width, threads + batch) ? ++passed : ++failed;
+                agrees_in_bfloat16(instructions, threads, batch, height, width, threads + batch) ? ++passed : ++failed;
             }
         std::vector<std::thread> callers;  // several engines at once
         std::vector<int> fine(4);

@@ -44,7 +44,8 @@ typedef struct {
     int32_t activation; /* of a linear layer: one of the second */
     int32_t in, out;    /* channels; a linear layer has in * kernel * kernel inputs */
     int32_t kernel; /* 3 or 1; of the first linear layer, the side of its input map; of average pooling, that of its output */
-    int32_t kind;   /* a linear layer's storage: float32, float16, bfloat16, int8, int4 */
+    int32_t
+        kind; /* a linear layer's storage: float32, float16, bfloat16, int8, int4; bfloat16 of a convolution: its products */
     const void *weight; /* of a convolution: float32, or int8 if it has a scale, copied; of a linear layer: used in place */
     const float *bias;  /* copied */
     const float *scale; /* of int8 and int4: [out, inputs / group]; of a convolution: [out]; copied */

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import product
 from typing import Any, Protocol
 
 import numpy as np
@@ -212,6 +213,7 @@ def compare(
     threads: Sequence[int] = (),
     rounds: int = ROUNDS,
     beside: Mapping[str, Network | QuantizedGraph] | None = None,
+    precisions: Sequence[str] = ("auto",),
     progress: Progress = silent,
 ) -> Iterator[Comparison]:
     """Time engines side by side: yields a `Comparison` for each number of threads and each batch size.
@@ -223,6 +225,7 @@ def compare(
         threads: numbers of engine threads; the number of cores by default.
         rounds: number of measurements of each engine.
         beside: further networks with the same input, by name; their engines are called `ENGINE, NAME`.
+        precisions: of each engine, see `vgg.engines.open`; the name of one that is not `auto` follows the engine's.
         progress: called after each measurement.
 
     Raises:
@@ -231,16 +234,17 @@ def compare(
     if min((rounds, *batch_sizes)) < 1:
         raise Error("batch sizes and rounds must be 1 or more")
     size, rng, done = network_of(network).architecture.input_size, np.random.default_rng(0), 0
-    chosen, threads = names or engines.installed(), threads or (os.cpu_count() or 1,)
-    total = len(threads) * len(batch_sizes) * len(chosen) * (1 + len(beside or {})) * rounds
+    chosen, threads, models = names or engines.installed(), threads or (os.cpu_count() or 1,), {"": network, **(beside or {})}
+    total = len(threads) * len(batch_sizes) * len(chosen) * len(models) * len(precisions) * rounds
 
     def advance(task: str, measured: int, *_: object) -> None:
         progress(task, done + measured, total)
 
     for count in threads:
-        runners = {name: _opened(network, name, count) for name in chosen}
-        for title, other in (beside or {}).items():
-            runners |= {f"{name}, {title}": _opened(other, name, count) for name in chosen}
+        runners = {
+            ", ".join(filter(None, (name, title, precision.removeprefix("auto")))): _opened(model, name, count, precision)
+            for (title, model), precision, name in product(models.items(), precisions, chosen)
+        }
         for batch_size in batch_sizes:
             batch = rng.standard_normal((batch_size, 3, size, size), np.float32)
             yield side_by_side(runners, batch, work(network_of(network)), count, rounds, advance)
@@ -248,8 +252,8 @@ def compare(
         del runners  # frees the memory before the next engines are opened
 
 
-def _opened(model: Network | QuantizedGraph, engine: str, threads: int) -> Runner:
-    architecture, opened = network_of(model).architecture, engines.open(model, engine, threads=threads)
+def _opened(model: Network | QuantizedGraph, engine: str, threads: int, precision: str) -> Runner:
+    architecture, opened = network_of(model).architecture, engines.open(model, engine, threads=threads, precision=precision)
     return opened if architecture.classifier else Features(opened, architecture.values[-1])
 
 
@@ -264,8 +268,7 @@ def side_by_side(
     """Time runners with `threads` threads on a batch, float32 [batch, 3, height, width], and measure the machine with them."""
     meter = Meter(threads) if "native" in engines.installed() else None
     runs: dict[str, Callable[[], object]] = {name: partial(runner.logits, batch) for name, runner in runners.items()}
-    if meter:
-        runs["machine"] = meter.measure
+    runs |= {"machine": meter.measure} if meter else {}
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     layers: dict[str, list[dict[str, float]]] = {name: [] for name in runs}
     done = 0
@@ -286,12 +289,10 @@ def _medians(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 def _interleaved(runs: Mapping[str, Callable[[], object]], rounds: int) -> Iterator[tuple[str, float]]:
     """Name and seconds of each measurement. Each round has every run once, and begins with another one than the last round."""
-    for run in runs.values():
-        for _ in range(WARM_UP):
-            run()
-    names = list(runs)
+    for run in (run for run in runs.values() for _ in range(WARM_UP)):
+        run()
     for number in range(rounds):
-        first = number % len(names)
+        first, names = number % len(runs), [*runs]
         for name in names[first:] + names[:first]:
             time.sleep(PAUSE)
             start = time.perf_counter()

@@ -49,11 +49,12 @@ class Classifier:
         *,
         threads: int | None = None,
         device: str = "cpu",
+        precision: str = "auto",
         name: str = "",
     ) -> None:
         """Create a classifier; see `load` for the arguments. `name` is the model's name in output."""
         self.network = network_of(model)
-        self.engine = engines.open(model, engine, threads=threads, device=device)
+        self.engine = engines.open(model, engine, threads=threads, device=device, precision=precision)
         self.name = name or self.network.provenance.published or self.network.architecture.name
 
     @overload
@@ -232,6 +233,7 @@ def load(
     *,
     threads: int | None = None,
     device: str = "cpu",
+    precision: str = "auto",
     preprocessing: Preprocessing | str | None = None,
     labels: Labels | str | Path | None = None,
     head: str | None = None,
@@ -247,6 +249,7 @@ def load(
         engine: see `vgg.engines.open`.
         threads: maximum number of engine threads; the number of cores by default.
         device: `cpu`, or `cuda` for a GPU, which requires torch.
+        precision: `auto`, `float32` or `bf16`; see `vgg.engines.open`.
         preprocessing: a `Preprocessing`, or the name of a preset, which is used for the network's crop, instead of its own.
         labels: `Labels` or a file for `Labels.read`, instead of the network's.
         head: another reading of the same parameters, such as `"average, 256 gelu, classes"`; see `vgg.heads`.
@@ -255,11 +258,10 @@ def load(
 
     Raises:
         ModelError: the file can't be read or does not hold a VGG network, or its parameters don't fit the head.
-        Error: the download failed; or the labels, preset, engine or device is invalid or not available.
+        Error: the download failed; or the labels, preset, engine, device or precision is invalid or not available.
     """
-    replaced = {"preprocessing": preprocessing, "labels": labels, "head": head, "output": output, "input_size": input_size}
-    opened, name = read(model, **replaced)
-    return Classifier(opened, engine, threads=threads, device=device, name=name)
+    opened, name = read(model, preprocessing=preprocessing, labels=labels, head=head, output=output, input_size=input_size)
+    return Classifier(opened, engine, threads=threads, device=device, precision=precision, name=name)
 
 
 def read(model: str | Path | Network | QuantizedGraph | None, **replaced: Any) -> tuple[Network | QuantizedGraph, str]:
@@ -288,8 +290,7 @@ def described(
     if preprocessing is not None:
         crop = network.preprocessing.crop
         chosen = preset(preprocessing).for_crop(crop) if isinstance(preprocessing, str) else preprocessing
-        origin = replace(network.provenance, preprocessing="given")
-        network = replace(network, preprocessing=chosen, provenance=origin)
+        network = replace(network, preprocessing=chosen, provenance=replace(network.provenance, preprocessing="given"))
     if labels is not None:
         origin = replace(network.provenance, labels="given")
         named = labels if isinstance(labels, Labels) else Labels.read(labels)

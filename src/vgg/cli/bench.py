@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..engines import PRECISIONS
 from ..zoo import EMBEDDED
 from . import common
 
@@ -42,6 +43,10 @@ def bench(
             "--threads", min=1, metavar="N", help="Number of engine threads; may be repeated.  [default: number of cores]"
         ),
     ] = None,
+    precision: Annotated[
+        list[str] | None,
+        typer.Option("--precision", metavar="P", help=f"Precision of products: {', '.join(PRECISIONS)}; may be repeated."),
+    ] = None,
     rounds: Annotated[int, typer.Option("--rounds", min=1, metavar="N", help="Number of measurements of each engine.")] = 10,
     layers: Annotated[bool, typer.Option("--layers", help="Print the time of each layer on the native engine.")] = False,
     plot: Annotated[
@@ -76,7 +81,8 @@ def bench(
     from ..errors import Error, Notice
     from ..formats import load, network_of
 
-    names = tuple(dict.fromkeys(engine or engines.installed()))
+    usual = [name for name in engines.installed() if "bf16" not in (precision or ()) or name in engines.IN_BF16]
+    names = tuple(dict.fromkeys(engine or usual))
     if layers and engine and "native" not in names:
         raise Error("--layers requires the native engine; add `--engine native`")
     if plot:
@@ -91,6 +97,7 @@ def bench(
         raise Error("models side by side require different names and the same input size")
     with common.progress() as show:
         options: dict[str, Any] = {"threads": counts, "rounds": rounds, "beside": beside, "progress": show}
+        options["precisions"] = tuple(dict.fromkeys(precision or ("auto",)))
         found = list(compare(network, names, batch_sizes=batch_sizes or (1,), **options))
     heading = {"model": title, "processor": processor()}
     if format is common.Format.table:

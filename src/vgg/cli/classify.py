@@ -43,6 +43,7 @@ def classify(
     engine: common.EngineOption = "auto",
     threads: common.ThreadsOption = None,
     device: common.DeviceOption = "cpu",
+    precision: common.PrecisionOption = "auto",
 ) -> None:
     """Classify images.
 
@@ -61,13 +62,13 @@ def classify(
 
         network, name = library.read(common.locate(model), **reading)
         models = [(name, network)]
-        options = {"engine": engine, "threads": threads, "device": device, "fresh": fresh}
+        options = {"engine": engine, "threads": threads, "device": device, "precision": precision, "fresh": fresh}
         unsupported = {"--format": format is not Format.table}
         run = common.run_in_parts(Classify(top, threshold), models, images, output, runner, unsupported=unsupported, **options)
         common.exit_after(run)
         return
     found, failures = common.find_images(images)
-    classifier = library.load(common.locate(model), engine, threads=threads, device=device, **reading)
+    classifier = library.load(common.locate(model), engine, threads=threads, device=device, precision=precision, **reading)
     classifier.network.check_values(["logits"])  # before anything is printed
     results = common.tracked(classifier.results(found, top, threshold), len(found), failures, "Classifying") if found else []
     if classifier.network.class_names is None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 import typer
 
 from .. import json_output
-from ..engines import DEVICES, ENGINES
+from ..engines import DEVICES, ENGINES, PRECISIONS
 from ..errors import Error, printable
 from ..preprocessing import PRESETS
 from ..progress import Progress, silent
@@ -44,6 +44,12 @@ def completion(*names: str) -> Any:
     return lambda incomplete: [name for name in names if name.startswith(incomplete)]
 
 
+def one_of(subject: str, names: Iterable[str], metavar: str, *flags: str) -> Any:
+    """An option whose value is one of these names."""
+    help = f"{subject}: {', '.join(names)}."
+    return typer.Option(*flags, metavar=metavar, autocompletion=completion(*names), help=help)
+
+
 ImagesArgument = Annotated[
     list[str], typer.Argument(help="Images, folders, globs, list files, .tar shards, URLs, or - for standard input.")
 ]
@@ -52,10 +58,7 @@ ModelOption = Annotated[
     typer.Option("--model", "-m", metavar="M", help=f"Model file or published name (see `vgg models`).  [default: {EMBEDDED}]"),
 ]
 FormatOption = Annotated[Format, typer.Option("--format", help="Format of the printed result.")]
-PresetOption = Annotated[
-    str | None,
-    typer.Option("--preset", metavar="P", autocompletion=completion(*PRESETS), help=f"Preprocessing: {', '.join(PRESETS)}."),
-]
+PresetOption = Annotated[str | None, one_of("Preprocessing", PRESETS, "P", "--preset")]
 LabelsOption = Annotated[
     Path | None, typer.Option("--labels", metavar="FILE", help="Class names: text with one per line, JSON, CSV or YAML.")
 ]
@@ -72,19 +75,12 @@ OutputActivationOption = Annotated[
 InputSizeOption = Annotated[
     int | None, typer.Option("--input-size", min=32, metavar="N", help="Input size in pixels; replaces the file's.")
 ]
-EngineOption = Annotated[
-    str,
-    typer.Option(
-        "--engine", "-e", metavar="NAME", autocompletion=completion("auto", *ENGINES),
-        help=f"Inference engine: auto, {', '.join(ENGINES)}.",
-    ),
-]  # fmt: skip
+EngineOption = Annotated[str, one_of("Inference engine", ("auto", *ENGINES), "NAME", "--engine", "-e")]
 ThreadsOption = Annotated[
     int | None, typer.Option("--threads", min=1, metavar="N", help="Number of engine threads.  [default: number of cores]")
 ]
-DeviceOption = Annotated[
-    str, typer.Option("--device", metavar="D", autocompletion=completion(*DEVICES), help=f"Device: {', '.join(DEVICES)}.")
-]
+DeviceOption = Annotated[str, one_of("Device", DEVICES, "D", "--device")]
+PrecisionOption = Annotated[str, one_of("Precision of products", PRECISIONS, "P", "--precision")]
 TopOption = Annotated[
     int | None,
     typer.Option(

@@ -55,6 +55,7 @@ def evaluate(
     workers: common.WorkersOption = None,
     threads: common.ThreadsOption = None,
     device: common.DeviceOption = "cpu",
+    precision: common.PrecisionOption = "auto",
 ) -> None:
     """Evaluate models on labelled images.
 
@@ -95,12 +96,12 @@ def evaluate(
         )
         run = common.run_in_parts(
             task, networks, [data], output, runner, unsupported=unsupported, engine=engine, threads=threads, device=device,
-            batch_size=batch_size, workers=workers, fresh=fresh,
+            precision=precision, batch_size=batch_size, workers=workers, fresh=fresh,
         )  # fmt: skip
         _print(summed(run, task, networks, threshold), format)
         common.exit_after(run)
         return
-    models = [load(common.locate(one), engine, threads=threads, device=device, **reading) for one in files]
+    models = [load(common.locate(one), engine, threads=threads, device=device, precision=precision, **reading) for one in files]
     check_models(models, views)
     for one in models if no_resize else ():
         one.network = described(one.network, replace(one.network.preprocessing, resize="none"))

@@ -36,6 +36,7 @@ def features(
     workers: common.WorkersOption = None,
     threads: common.ThreadsOption = None,
     device: common.DeviceOption = "cpu",
+    precision: common.PrecisionOption = "auto",
 ) -> None:
     """Extract feature vectors, for other classifiers, search and comparison.
 
@@ -58,14 +59,14 @@ def features(
 
         network, name = library.read(common.locate(model), **reading)
         models = [(name, network)]
-        options: dict[str, Any] = {"engine": engine, "threads": threads, "device": device}
+        options: dict[str, Any] = {"engine": engine, "threads": threads, "device": device, "precision": precision}
         options |= {"batch_size": batch_size, "workers": workers, "fresh": fresh}
         common.exit_after(common.run_in_parts(Describe(descriptor), models, images, output, runner, **options))
         return
     if runner or fresh:
         raise Error(f"--runner and --fresh require a folder or URL as --output, not the file {output}")
     found, failures = common.find_images(images)
-    classifier = library.load(common.locate(model), engine, threads=threads, device=device, **reading)
+    classifier = library.load(common.locate(model), engine, threads=threads, device=device, precision=precision, **reading)
     results = extract(classifier, found, descriptor, batch_size=batch_size, workers=workers)
     with common.reporting(failures):
         if found:

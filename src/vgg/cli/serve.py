@@ -81,6 +81,7 @@ def serve(
     engine: common.EngineOption = "auto",
     threads: common.ThreadsOption = None,
     device: common.DeviceOption = "cpu",
+    precision: common.PrecisionOption = "auto",
 ) -> None:  # fmt: skip
     """Serve models over HTTP, with a web page at /.
 
@@ -102,6 +103,7 @@ def serve(
     run(
         Settings(
             tuple(model or ()), host, port, grpc_port, repository, api_key_file, tuple(allow_origin or ()), batch_size, queue,
-            deadline_seconds, drain_seconds, max_body_mib, decode_mib, engine, threads, device, tls_cert, tls_key, traces,
+            deadline_seconds, drain_seconds, max_body_mib, decode_mib, engine, threads, device, precision, tls_cert,
+            tls_key, traces,
         )
     )  # fmt: skip

@@ -7,7 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
-from ..errors import Error, Notice
+from ..errors import Error, ModelError, Notice
 from ..extras import is_installed
 from ..formats import QuantizedGraph, in_floats, load
 from ..network import Network
@@ -17,8 +17,8 @@ from .engine import Engine, GraphEngine, Model, WholeGraphEngine, check_dense, i
 from .guard import check_batch
 
 __all__ = [
-    "DEVICES", "ENGINES", "Area", "Engine", "GraphEngine", "Kind", "Model", "WholeGraphEngine", "check_batch", "check_dense",
-    "identity", "installed", "native_library", "open", "processor",
+    "DEVICES", "ENGINES", "IN_BF16", "PRECISIONS", "Area", "Engine", "GraphEngine", "Kind", "Model", "WholeGraphEngine",
+    "check_batch", "check_dense", "identity", "installed", "native_library", "open", "processor",
 ]  # fmt: skip
 
 
@@ -39,10 +39,17 @@ _CLASSES = {
 }
 ENGINES = tuple(_CLASSES)
 DEVICES = ("cpu", "cuda")
+PRECISIONS = ("auto", "float32", "bf16")
+IN_BF16 = ("native", "openvino", "torch")  # engines that have this precision
 
 
 def open(
-    model: Network | QuantizedGraph | str | Path, engine: str = "auto", *, threads: int | None = None, device: str = "cpu"
+    model: Network | QuantizedGraph | str | Path,
+    engine: str = "auto",
+    *,
+    threads: int | None = None,
+    device: str = "cpu",
+    precision: str = "auto",
 ) -> Engine:
     """Open a network on an engine.
 
@@ -55,15 +62,20 @@ def open(
             process. docs/performance.md has the measurements behind this choice.
         threads: the largest number of threads; the number of cores by default.
         device: `cpu`, or `cuda` for a GPU, which only torch supports.
+        precision: of products, whose sums are float32: `float32`; `bf16`, bfloat16, with the engines IN_BF16, for networks
+            without quantized activations; `auto`: float32 on the CPU, and on a GPU bfloat16, or float16 if it is older than
+            Ampere.
 
     Raises:
-        Error: the engine or device is unknown or not installed, or `threads` is below 1.
+        Error: the engine, device or precision is unknown or not available, or `threads` is below 1.
         ModelError: the file can't be read or contains no VGG network, or the engine can't run its graph.
     """
     if engine not in ("auto", *ENGINES):
         raise Error(f"unknown engine {engine!r}; choose from auto, {', '.join(ENGINES)}")
     if device not in DEVICES:
         raise Error(f"unknown device {device!r}; choose from {', '.join(DEVICES)}")
+    if precision not in PRECISIONS:
+        raise Error(f"unknown precision {precision!r}; choose from {', '.join(PRECISIONS)}")
     if threads is not None and threads < 1:
         raise Error(f"threads must be 1 or more, not {threads}")
     if isinstance(model, str | Path):
@@ -76,6 +88,10 @@ def open(
         raise Error(f"{engine} runs on the CPU only; use torch on a GPU")
     if missing := problem(engine):
         raise Error(missing)
+    if precision == "bf16" and engine not in IN_BF16:
+        raise Error(f"{engine} has no precision bf16; use {', '.join(IN_BF16[:-1])} or {IN_BF16[-1]}")
+    if precision == "bf16" and graph:
+        raise ModelError(f"{graph.path}: a file with quantized activations can't be computed in bf16; leave out the precision")
     module = import_module(f".{engine}", __name__)
     classes = _CLASSES[engine]
     if graph and classes.runs(graph):
@@ -85,7 +101,9 @@ def open(
             remedy = "" if is_installed("onnxruntime") else "; to compute with integers, `pip install 'vgg[onnxruntime]'`"
             reason = graph.obstacle if engine == "native" else ""
             warnings.warn(Notice(f"{in_floats(graph.path, reason)}{remedy}"), stacklevel=2)
-        opened = getattr(module, classes.network)(network, threads, *([device] if engine == "torch" else []))
+        options = {"precision": precision} if engine in IN_BF16 else {}
+        options |= {"device": device} if engine == "torch" else {}
+        opened = getattr(module, classes.network)(network, threads, **options)
     return opened
 
 
@@ -93,17 +111,18 @@ def identity(engine: Engine) -> dict[str, str]:
     """The values that determine an engine's results besides the network, as part of the key of resumable work.
 
     Returns:
-        `name`; `version`, of the native engine the digest of its library; `instructions`: the instruction set that the
-        native engine uses, the newest one that the processor has for the other engines, or the name of the GPU.
+        `name`; `precision`; `version`, of the native engine the digest of its library; `instructions`: the instruction set that
+        the native engine uses, the newest one that the processor has for the other engines, or the name of the GPU.
     """
+    common = {"name": engine.name, "precision": getattr(engine, "precision", "float32")}
     if engine.name == "native":
         from . import native_interface
 
-        return {"name": "native", "version": native_interface.build(), "instructions": native_interface.chosen_instructions()}
+        return {**common, "version": native_interface.build(), "instructions": native_interface.chosen_instructions()}
     package = import_module(engine.name)
     on_gpu = getattr(engine, "device", "cpu") == "cuda"
     instructions = package.cuda.get_device_name() if on_gpu else instruction_set()
-    return {"name": engine.name, "version": str(package.__version__), "instructions": instructions}
+    return {**common, "version": str(package.__version__), "instructions": instructions}
 
 
 def installed() -> tuple[str, ...]:

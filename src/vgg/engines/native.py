@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
@@ -9,13 +10,14 @@ import numpy as np
 
 from ..architectures import Shape
 from ..arrays import Array
+from ..errors import Notice
 from ..formats import QuantizedGraph
 from ..formats.activations import Activations
 from ..network import Network
 from .comparison import Area, Comparing, Kind, checked_areas, checked_pairs, checked_weights
 from .engine import GraphEngine
 from .guard import Guard
-from .native_interface import ComparisonStruct, OutputStruct, check, chosen_instructions, library
+from .native_interface import WITH_BFLOAT16, ComparisonStruct, OutputStruct, check, chosen_instructions, library
 from .native_layers import Steps
 
 COMPARISONS = ("cosine", "l1", "l2", "moments")
@@ -27,9 +29,12 @@ class NativeEngine:
     Args:
         network: the network.
         threads: the largest number of threads; the number of cores by default.
+        precision: `bf16`, or another one for float32.
         activations: quantizations of layer outputs, as in `formats.QuantizedGraph`.
 
     Convolutions are transformed once, when the engine is created. Linear layers are read in place, from the mapped file.
+    With the precision `bf16`, transformed inputs and weights of 3x3 convolutions are rounded to bfloat16, and their products
+    added in float32. Linear weights in float32 or float16 are copied as bfloat16, which takes less time to read.
 
     Raises:
         Error: the library is of another version, or VGG_INSTRUCTIONS is unknown or not supported.
@@ -38,8 +43,15 @@ class NativeEngine:
 
     name = "native"
 
-    def __init__(self, network: Network, threads: int | None = None, activations: Activations = MappingProxyType({})) -> None:
+    def __init__(
+        self,
+        network: Network,
+        threads: int | None = None,
+        precision: str = "auto",
+        activations: Activations = MappingProxyType({}),
+    ) -> None:
         self._library, self._handle = library(), ctypes.c_void_p()
+        self.precision = "bf16" if precision == "bf16" else "float32"
         # The kernels of linear layers give NaN for weights that are not finite numbers, so these need not be read before.
         linear = (f"{layer.name}.weight" for layer in network.architecture.layers if layer.operation == "linear")
         in_place = [name for name in linear if isinstance(network.parameters[name], np.ndarray)]
@@ -50,10 +62,13 @@ class NativeEngine:
         self._kept: list[Array] = []  # arrays that the engine reads in place
         self._steps: dict[str, int] = {}  # of each layer output
         self._count = 0  # of steps
-        instructions = chosen_instructions().encode()
+        instructions = chosen_instructions()
+        if self.precision == "bf16" and instructions not in WITH_BFLOAT16:
+            slow = f"no instructions for bfloat16 in {instructions}; bf16 can take longer than float32"
+            warnings.warn(Notice(slow), stacklevel=3)
         size = self._architecture.input_size
-        check(self._library.vgg_open(instructions, self._threads, size, ctypes.byref(self._handle)), "the network")
-        for step in Steps(network, activations):
+        check(self._library.vgg_open(instructions.encode(), self._threads, size, ctypes.byref(self._handle)), "the network")
+        for step in Steps(network, activations, self.precision):
             check(self._library.vgg_add(self._handle, ctypes.byref(step.entry)), step.name)
             if step.in_place:
                 self._kept.extend(step.arrays)
@@ -135,4 +150,4 @@ class NativeGraphEngine(NativeEngine, GraphEngine):
 
     def __init__(self, graph: QuantizedGraph, threads: int | None = None) -> None:
         GraphEngine.__init__(self, graph)
-        NativeEngine.__init__(self, graph.network, threads, graph.activations)
+        NativeEngine.__init__(self, graph.network, threads, activations=graph.activations)

@@ -22,7 +22,7 @@ OPERATIONS = {
 QUANTIZE, DEQUANTIZE = 8, 9
 FUNCTIONS = ("none", "relu", "leaky_relu", "elu", "gelu", "gelu_tanh", "silu", "tanh", "sigmoid")
 KINDS = {np.dtype(dtype): kind for kind, dtype in enumerate((np.float32, np.float16, ml_dtypes.bfloat16, np.int8))}
-INT4 = 4
+BFLOAT16, INT4 = 2, 4
 
 LARGEST_BIAS = 2**29  # of an integer bias; the engine clips sums of it and of zero points to 2**30
 FLOATS = ("lrn", "mean_pool", "l2_pool")  # operations that compute in floats only
@@ -50,10 +50,12 @@ class Steps:
     Args:
         network: without batch normalisation.
         activations: as in `formats.QuantizedGraph`; empty for floats.
+        precision: of products of floats: `float32` or `bf16`.
     """
 
     network: Network
     activations: Activations
+    precision: str = "float32"
     held: Quantization | None = None  # the form of the last step's output; None for floats
 
     def __iter__(self) -> Iterator[Step]:
@@ -118,6 +120,11 @@ class Steps:
             values, kind, scale, group = _in_place(weight)
             if layer.operation != "linear" and (values.dtype != np.int8 or group < math.prod(shape[1:])):
                 values, scale = contiguous(weight, np.float32), None
+            if self.precision == "bf16":
+                if layer.operation == "linear" and values.dtype in (np.float32, np.float16):
+                    values = values.astype(ml_dtypes.bfloat16)
+                if layer.operation == "convolution" or values.dtype == ml_dtypes.bfloat16:
+                    kind = BFLOAT16
         entry = self._struct(
             OPERATIONS[layer.operation], outputs=shape[0], inputs=shape[1], kernel=shape[-1] if len(shape) == 4 else 1,
             kind=kind, group=group,

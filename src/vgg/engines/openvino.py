@@ -50,9 +50,11 @@ class OpenVinoEngine(BuiltEngine):
 
     name = "openvino"
 
-    def __init__(self, network: Network, threads: int | None = None) -> None:
-        # Float32 arithmetic only: no bfloat16, and no activations rounded to 8 bits.
-        self._options = {**_options(threads), "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
+    def __init__(self, network: Network, threads: int | None = None, precision: str = "auto") -> None:
+        # Float32 arithmetic unless bfloat16 is asked for, and no activations rounded to 8 bits.
+        self.precision = "bf16" if precision == "bf16" else "float32"
+        hint = {"INFERENCE_PRECISION_HINT": "bf16"} if precision == "bf16" else {}
+        self._options = {**_options(threads), **hint, "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
         self._core = openvino.Core()
         self._tensors: list[openvino.Tensor] = []  # memory that the models read
         accepted = {name: _accepted(value) for name, value in network.parameters.items()}

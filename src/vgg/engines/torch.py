@@ -22,13 +22,15 @@ Values = dict[str, torch.Tensor]
 class TorchEngine(Comparing):
     """A network in torch; see `vgg.engines.Engine`.
 
-    The CPU computes in float32. A GPU computes in bfloat16, or in float16 if it is older than Ampere, and returns float32. The
-    first run with a shape of batch and a set of outputs captures a CUDA graph, which later runs replay.
+    Values are returned in float32. On a GPU, the first run with a shape of batch and a set of outputs captures a CUDA graph,
+    which later runs replay.
 
     Args:
         network: the network to run.
         threads: number of threads that torch uses, for the whole process; by default unchanged.
         device: `cpu`, or `cuda` for a GPU.
+        precision: `float32`; `bf16`, bfloat16; or `auto`: float32 on the CPU, on a GPU bfloat16, or float16 if it is older than
+            Ampere.
 
     Raises:
         Error: `device` is `cuda` and torch finds no GPU.
@@ -37,12 +39,13 @@ class TorchEngine(Comparing):
     name = "torch"
     _gpu = threading.Lock()  # one for all engines: torch captures one graph at a time
 
-    def __init__(self, network: Network, threads: int | None = None, device: str = "cpu") -> None:
+    def __init__(self, network: Network, threads: int | None = None, device: str = "cpu", precision: str = "auto") -> None:
         check_device(device)
         self._guard = Guard(network, dense=True)
         if threads is not None:
             torch.set_num_threads(threads)
-        self.device, self._dtype = device, _dtype(device)
+        self.device, self._dtype = device, _dtype(device, precision)
+        self.precision = {torch.bfloat16: "bf16", torch.float16: "float16"}.get(self._dtype, "float32")
         module = Module.of(network).to(device, self._dtype)
         self._module: Module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._graphs: dict[tuple[tuple[int, ...], tuple[str, ...]], _Graph] = {}
@@ -102,8 +105,10 @@ def check_device(device: str) -> None:
         raise Error(f"torch {torch.__version__} finds no GPU; use the device cpu")
 
 
-def _dtype(device: str) -> torch.dtype:
+def _dtype(device: str, precision: str) -> torch.dtype:
     """The dtype that a device computes in."""
-    if device == "cpu":
+    if precision == "bf16":
+        return torch.bfloat16
+    if device == "cpu" or precision == "float32":
         return torch.float32
     return torch.bfloat16 if torch.cuda.get_device_capability() >= (8, 0) else torch.float16

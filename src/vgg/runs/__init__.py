@@ -54,6 +54,7 @@ def run(
     engine: str = "auto",
     threads: int | None = None,
     device: str = "cpu",
+    precision: str = "auto",
     batch_size: int = BATCH_SIZE,
     workers: int | None = None,
     part: int = PART,
@@ -75,6 +76,7 @@ def run(
         fresh: delete earlier work in the folder, and start over.
         engine: of each worker, as for `vgg.load`.
         device: of each worker's engine, as for `vgg.load`.
+        precision: of each worker's engine, as for `vgg.load`.
         threads: number of threads of each worker's engine; the number of cores by default, with Ray at most 8.
         batch_size: number of views in an engine's batch.
         workers: number of threads of each worker that read and decode; by default that of the engine, 16 for URLs.
@@ -106,6 +108,7 @@ def run(
         preprocessing=[asdict(network.preprocessing) for network in networks],
         labels=first.labels.text() if first.labels else None,
         engine=engine,
+        precision=precision,
         images=places,
         part=part,
     )
@@ -118,7 +121,7 @@ def run(
     folder = Folder(output)
     plan = folder.begin(key, samples, part, fresh)
     missing = folder.missing(plan)
-    job = Job(task, output, plan, tuple(name for name, _ in models), engine, threads, device, batch_size, workers)
+    job = Job(task, output, plan, tuple(name for name, _ in models), engine, threads, device, precision, batch_size, workers)
     done, doing = plan.parts - len(missing), f"{task.doing} in parts"
     progress(doing, done, plan.parts)
     for _ in RUNNERS[runner](job, [model for _, model in models], missing) if missing else ():

@@ -43,6 +43,7 @@ class Job:
     engine: str
     threads: int | None
     device: str
+    precision: str
     batch_size: int
     workers: int | None
 
@@ -62,8 +63,9 @@ class Worker:
 
     def __init__(self, job: Job, networks: Sequence[Network | QuantizedGraph]) -> None:
         self._job = job
+        where = {"threads": job.threads, "device": job.device, "precision": job.precision}
         self._models = [
-            Classifier(network, job.engine, threads=job.threads, device=job.device, name=name)
+            Classifier(network, job.engine, name=name, **where)  # type: ignore[arg-type]
             for name, network in zip(job.names, networks, strict=True)
         ]
         self._folder = Folder(job.output)

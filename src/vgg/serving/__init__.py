@@ -27,6 +27,7 @@ class Settings:
     engine: str = "auto"
     threads: int | None = None
     device: str = "cpu"
+    precision: str = "auto"
     tls_cert: Path | None = None  # PEM file of the server's certificate; None: no TLS
     tls_key: Path | None = None  # PEM file of its private key
     traces: str | None = None  # address of an OpenTelemetry collector

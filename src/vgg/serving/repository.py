@@ -243,7 +243,8 @@ def open_model(path: Path, settings: Settings, name: str) -> Classifier:
             _check_weights(copy, network)
         except ModelError as error:
             raise ModelError(str(error).replace(str(copy), str(path))) from None
-        classifier = Classifier(model, settings.engine, threads=settings.threads, device=settings.device, name=name)
+        where = {"device": settings.device, "precision": settings.precision}
+        classifier = Classifier(model, settings.engine, threads=settings.threads, name=name, **where)
         side = network.preprocessing.crop
         for count in sorted({1, settings.batch_size}):  # the largest batch needs the most memory
             classifier.engine.run(np.zeros((count, 3, side, side), np.float32), network.architecture.values[-1:])
