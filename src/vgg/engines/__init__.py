@@ -11,12 +11,12 @@ from ..formats import QuantizedGraph, in_floats, load
 from ..network import Network
 from ..zoo import locate
 from .comparison import Area, Kind
-from .engine import Engine, GraphEngine, Model, check_dense, instruction_set, native_library, processor
+from .engine import Engine, GraphEngine, Model, check_dense, instruction_set, native_library, processor, takes_pixels
 from .guard import check_batch
 
 __all__ = [
     "DEVICES", "ENGINES", "Area", "Engine", "GraphEngine", "Kind", "Model", "check_batch", "check_dense", "identity",
-    "installed", "native_library", "open", "processor",
+    "installed", "native_library", "open", "processor", "takes_pixels",
 ]  # fmt: skip
 
 # The class of each engine, and that for graphs with quantized activations.

@@ -16,6 +16,7 @@ from typing import TypedDict
 import numpy as np
 
 from ..classifier import Classifier
+from ..engines import takes_pixels
 from ..errors import Error, ModelError, Notice
 from ..files import reason
 from ..formats import companions, detect, load, metadata, network_of, onnx_file
@@ -244,9 +245,12 @@ def open_model(path: Path, settings: Settings, name: str) -> Classifier:
         except ModelError as error:
             raise ModelError(str(error).replace(str(copy), str(path))) from None
         classifier = Classifier(model, settings.engine, threads=settings.threads, device=settings.device, name=name)
-        side = network.preprocessing.crop
+        side, last, engine = network.preprocessing.crop, network.architecture.values[-1:], classifier.engine
+        if settings.device == "cuda":
+            engine.compile(last)  # type: ignore[attr-defined]  # torch's, which would do it while clients wait
+        dtype = np.uint8 if takes_pixels(engine) else np.float32
         for count in sorted({1, settings.batch_size}):  # the largest batch needs the most memory
-            classifier.engine.run(np.zeros((count, 3, side, side), np.float32), network.architecture.values[-1:])
+            engine.run(np.zeros((count, 3, side, side), dtype), last)
     for notice in notices:
         warnings.warn(type(notice.message)(str(notice.message).replace(str(copy), str(path))), stacklevel=2)
     return classifier
