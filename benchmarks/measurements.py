@@ -39,13 +39,13 @@ class Measurements:
     def add(self, name: str, batch: int, value: float, unit: str, share: float | None = None) -> None:
         """Add a measurement of a batch; `share` is that of the peak."""
         self._rows.append({"measurement": name, "batch": batch, "value": value, "unit": unit, "share_of_peak": share})
-        print(f"{name:64} {batch:5} {value:10,.4g} {unit}" + (f", {share:.1%} of the peak" if share else ""), flush=True)
         with replacing(self._stem.with_suffix(".json")) as file:
             file.write(dumps({**self._run, "rows": self._rows}, indent=1).encode())
         with replacing(self._stem.with_suffix(".csv")) as binary, open(binary.fileno(), "w", newline="", closefd=False) as text:
             writer = csv.DictWriter(text, [*self._rows[0], *self._run])
             writer.writeheader()
             writer.writerows({**row, **self._run} for row in self._rows)
+        print(f"{name:64} {batch:5} {value:10,.4g} {unit}" + (f", {share:.1%} of the peak" if share else ""), flush=True)
 
 
 def _commit() -> str:

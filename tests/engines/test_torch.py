@@ -13,7 +13,7 @@ from PIL import Image
 from torch._dynamo.utils import counters
 
 from conftest import random_network
-from vgg import Error, Network, engines
+from vgg import Classifier, Error, Network, engines
 from vgg.architectures import CONFIGURATIONS
 from vgg.engines import torch as home
 from vgg.engines import torch_pipeline
@@ -169,7 +169,7 @@ def test_without_a_compiler_a_note_says_so_and_torchs_own_modules_run(monkeypatc
     monkeypatch.setattr("torch._inductor.config.force_disable_caches", True)
     network = random_network(seed=99)
     engine = engines.open(network, "torch")
-    with pytest.warns(Notice, match=r"torch can't compile the network \(.*\); install triton and a C\+\+ compiler"):
+    with pytest.warns(Notice, match=r"slower, since it can't compile \(.*\); install triton and g\+\+"):
         engine.compile()
     engine.compile()  # no second note
     np.testing.assert_array_equal(engine.logits(images()), engines.open(network, "torch").logits(images()))
@@ -267,3 +267,35 @@ with pipeline.changing():
 """
     run = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=200, check=True)
     assert run.stdout.startswith("a GPU can't be used in a forked process; use the start method `spawn`")
+
+
+def test_classifier_and_features_give_pixels_to_the_engine(monkeypatch):
+    photo = np.random.default_rng(2).integers(0, 256, (40, 50, 3), np.uint8)
+    network, dtypes = replace(random_network(), preprocessing=PRESETS["caffe"].for_crop(32)), []
+    model, expected = Classifier(network, "torch"), Classifier(network, "onnxruntime")
+    run = model.engine.run
+    monkeypatch.setattr(model.engine, "run", lambda batch, *rest: dtypes.append(batch.dtype) or run(batch, *rest))
+    assert_close({"": model.scores([photo])}, {"": expected.scores([photo])}, 1e-5)
+    [found], [wanted] = (list(one.results([photo])) for one in (model, expected))
+    assert [one.index for one in found.predictions] == [one.index for one in wanted.predictions]
+    options = {"layers": "fc7", "protocol": "multi-crop", "flip": True}
+    assert_close(model.features([photo], **options), expected.features([photo], **options), 1e-5)
+    assert {*dtypes} == {np.dtype(np.uint8)}
+
+
+def test_a_gpu_compiles_what_it_has_computed_for_long(monkeypatch):
+    """The decision of an engine on a GPU, on the CPU."""
+    engine, batch = engines.open(random_network(seed=5), "torch"), images(3)
+    expected = engine.run(batch, ["conv1_1"])
+    monkeypatch.setattr(engine, "device", "cuda")
+    engine.run(batch, ["conv1_1"])
+    assert not engine._computation.compiled
+    monkeypatch.setattr(home, "COMPILE_AFTER", 0.0)
+    for other in (images(1), images(2, 64, 64)):  # which compiling would not help
+        engine.run(other, ["conv1_1"])
+    assert not engine._computation.compiled
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        engine.run(batch, ["conv1_1"])
+    assert [*engine._computation.compiled] == [("conv1_1",)]
+    assert_close(engine.run(batch, ["conv1_1"]), expected, 1e-6)

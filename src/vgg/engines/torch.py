@@ -123,8 +123,9 @@ class Computation:
         except torch.cuda.OutOfMemoryError:
             raise
         except Exception as error:  # of many parts of torch, of triton and of compilers
-            remedy = "install triton and a C++ compiler, or go on with torch's own modules, which are slower"
-            warnings.warn(Notice(f"torch can't compile the network ({one_line(error)}); {remedy}"), stacklevel=4)
+            problem = one_line(error)
+            notice = f"using torch's own modules, which are slower, since it can't compile ({problem}); install triton and g++"
+            warnings.warn(Notice(notice), stacklevel=4)
         else:
             self.compiled[outputs] = compiled
 
