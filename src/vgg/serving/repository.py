@@ -246,10 +246,11 @@ def open_model(path: Path, settings: Settings, name: str) -> Classifier:
             raise ModelError(str(error).replace(str(copy), str(path))) from None
         classifier = Classifier(model, settings.engine, threads=settings.threads, device=settings.device, name=name)
         side, last, engine = network.preprocessing.crop, network.architecture.values[-1:], classifier.engine
-        if settings.device == "cuda":
-            engine.compile(last)  # type: ignore[attr-defined]  # torch's, which would do it while clients wait
-        dtype = np.uint8 if takes_pixels(engine) else np.float32
-        for count in sorted({1, settings.batch_size}):  # the largest batch needs the most memory
+        counts, dtype = {1, settings.batch_size}, np.uint8 if takes_pixels(engine) else np.float32
+        if settings.device == "cuda":  # what torch's engine would otherwise do while clients wait: compile, capture each size
+            engine.compile(last)  # type: ignore[attr-defined]
+            counts |= {1 << place for place in range(settings.batch_size.bit_length())}
+        for count in sorted(counts):  # the largest batch needs the most memory
             engine.run(np.zeros((count, 3, side, side), dtype), last)
     for notice in notices:
         warnings.warn(type(notice.message)(str(notice.message).replace(str(copy), str(path))), stacklevel=2)
