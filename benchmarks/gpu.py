@@ -29,17 +29,16 @@ from typing import Any
 import numpy as np
 import torch
 from measurements import Measurements
+from photos import write_images
 from PIL import Image
 from torch import nn
 
-from training import write_images
 from vgg import Architecture, Classifier, load, sources
 from vgg.engines.torch import TorchEngine
 from vgg.features import Descriptor, extract
 from vgg.module import Module
 from vgg.network import Provenance
 from vgg.preprocessing import PRESETS
-from vgg.training import RECIPES, Options, train
 from vgg.views import Views
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -138,6 +137,8 @@ class Bench:
         self._speed("training: torch's module, compiled, in place", len(images), self._step(compiled, images, targets), 3)
 
     def training_loop(self) -> None:
+        from vgg.training import RECIPES, Options, train  # its packages may be missing, which stops nothing else
+
         plan = self.plan
         with tempfile.TemporaryDirectory() as folder:
             data, val, run = (Path(folder) / name for name in ("data", "val", "run"))
