@@ -10,13 +10,11 @@ import argparse
 import statistics
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
+from photos import write_images
 from torch import nn
 
 from vgg import Architecture
@@ -29,19 +27,6 @@ def vgg16(classes: int) -> Module:
     module = Module(Architecture("vgg16", classes), dropout=0.5)
     module.initialise()
     return module.train()
-
-
-def write_images(folder: Path, count: int, classes: int) -> None:
-    """Write class folders with images of the size that most of ImageNet's have."""
-
-    def write(index: int) -> None:
-        path = folder / f"class{index % classes}" / f"{index}.jpg"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        noise = np.random.default_rng(index).integers(0, 255, (32, 32, 3), np.uint8)
-        Image.fromarray(noise).resize((500, 375)).save(path)
-
-    with ThreadPoolExecutor() as pool:
-        list(pool.map(write, range(count)))
 
 
 def main() -> None:

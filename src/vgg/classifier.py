@@ -218,7 +218,7 @@ class Classifier:
         def prepare(named: tuple[str, ImageLike]) -> tuple[str, Array | ImageError]:
             name, image = named
             try:
-                return name, self.preprocess(image, name)
+                return name, self.network.preprocessing(image, name, pixels=engines.takes_pixels(self.engine))
             except ImageError as error:
                 return name, error
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from .architectures import Architecture
 from .arrays import Array
-from .engines import Model
+from .engines import Model, takes_pixels
 from .errors import Error, ImageError, utf8
 from .extras import require
 from .files import replacing
@@ -140,7 +140,7 @@ class _Window:
 def _extract(
     model: Model, images: Iterable[tuple[str, ImageLike]], descriptor: Descriptor, batch_size: int, workers: int
 ) -> Iterator[Features]:
-    preprocessing, views = model.network.preprocessing, descriptor.views
+    preprocessing, views, pixels = model.network.preprocessing, descriptor.views, takes_pixels(model.engine)
     # One size at a time, so that each size has its own mean.
     by_size = [replace(views, sizes=(size,)) for size in views.sizes] or [views]
     count = max(1, min(batch_size, TOGETHER // views.count))
@@ -155,7 +155,7 @@ def _extract(
                 found += [
                     (index * len(by_size) + number, weight, view)
                     for number, one in enumerate(by_size)
-                    for weight, view in one.of(image, preprocessing, name)
+                    for weight, view in one.of(image, preprocessing, name, pixels=pixels)
                 ]
             except ImageError as error:
                 errors[index] = str(error)

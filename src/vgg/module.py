@@ -224,11 +224,11 @@ class Normalisation(nn.Module):
         return ((images.flip(1) if self.reversed else images) * scale - mean) / std
 
 
-def tensor(value: Parameter) -> torch.Tensor:
-    """A float32 tensor that shares the memory of a contiguous float32 array; other parameters are converted.
+def tensor(value: Parameter, dtype: type[np.generic] = np.float32) -> torch.Tensor:
+    """A tensor that shares the memory of a contiguous array of this dtype; other parameters are converted.
 
     torch warns about read-only arrays, such as mapped ones, so the array is passed as writable. Never write to the tensor.
     """
-    array = contiguous(value, np.float32)
+    array = contiguous(value, dtype)
     writable = {**array.__array_interface__, "data": (array.ctypes.data, False)}
     return torch.from_numpy(np.asarray(SimpleNamespace(array=array, __array_interface__=writable)))

@@ -52,15 +52,16 @@ class Preprocessing:
         if not (fits and known and self.crop >= 1 and len(self.mean) == len(self.std) == 3 and all(self.std)):
             raise Error(f"invalid preprocessing: {self!r}")
 
-    def __call__(self, image: ImageLike, name: str | None = None) -> "Array":
+    def __call__(self, image: ImageLike, name: str | None = None, *, pixels: bool = False) -> "Array":
         """The network's input for one image.
 
         Args:
             image: see `vgg.images.open_image`.
             name: the image's name in an error.
+            pixels: see `prepared`.
 
         Returns:
-            float32 [3, crop, crop].
+            float32 [3, crop, crop]; uint8 if `pixels` are wanted and whole numbers.
 
         Raises:
             ImageError: the image can't be read, or is smaller than the crop and is not resized.
@@ -69,7 +70,7 @@ class Preprocessing:
         if self.resize == "none" and min(opened.size) < self.crop:
             name = name or (str(image) if isinstance(image, str | Path) else "the image")
             raise ImageError(f"{name}: {opened.width}x{opened.height} pixels are smaller than the crop of {self.crop}")
-        return self.normalise(self.place(opened))
+        return self.prepared(self.place(opened), pixels=pixels)
 
     def place(self, image: "Image.Image") -> "Array":
         """The resized and cropped RGB pixels, [crop, crop, 3], 0..255: uint8, or float64 for `float`."""
@@ -116,6 +117,16 @@ class Preprocessing:
         planes = (pixels if self.channels == "RGB" else pixels[..., ::-1]).transpose(2, 0, 1)
         scaled = planes * np.float64(self.scale) - np.array(self.mean)[:, None, None]
         return np.ascontiguousarray(scaled / np.array(self.std)[:, None, None], np.float32)
+
+    def prepared(self, placed: "Array", *, pixels: bool) -> "Array":
+        """The input of an engine, [3, height, width], from the RGB pixels of `place` or `cut`.
+
+        Args:
+            placed: [height, width, 3], 0..255.
+            pixels: whether the engine normalises (`vgg.engines.takes_pixels`): then uint8 pixels stay as they are, without a
+                copy. Others, of the interpolation `float`, are normalised here.
+        """
+        return placed.transpose(2, 0, 1) if pixels and placed.dtype == "uint8" else self.normalise(placed)
 
     def resized(self, width: int, height: int) -> tuple[int, int]:
         """The width and height after resizing an image of this width and height."""

@@ -66,17 +66,20 @@ class Views:
         resize = "short-round" if preprocessing.resize == "none" else preprocessing.resize
         return [replace(preprocessing, resize=resize, size=size) for size in self.sizes] or [preprocessing]
 
-    def of(self, image: Image.Image, preprocessing: Preprocessing, name: str) -> Iterator[tuple[float, Array]]:
+    def of(
+        self, image: Image.Image, preprocessing: Preprocessing, name: str, *, pixels: bool = False
+    ) -> Iterator[tuple[float, Array]]:
         """The views of an image, each with its weight; the weights' sum is 1.
 
         Args:
             image: RGB.
             preprocessing: the network's. If it does not resize but `sizes` are given, images are resized all the same.
             name: the image's name in an error.
+            pixels: whether the engine normalises, see `Preprocessing.prepared`.
 
         Returns:
-            Pairs of a weight and a view, float32 [3, height, width], normalised. Crops have the preprocessing's crop size;
-            views may share memory.
+            Pairs of a weight and a view, float32 [3, height, width], normalised, or uint8 pixels. Crops have the
+            preprocessing's crop size; views may share memory.
 
         Raises:
             ImageError: the image is smaller than the crop, or too large for a dense view, and is not resized.
@@ -89,9 +92,9 @@ class Views:
                 limit = f"smaller than the crop of {one.crop}" if short < one.crop else f"larger than {LARGEST}; give a size"
                 raise ImageError(f"{name}: {image.width}x{image.height} pixels are {limit}")
             if self.protocol == "center":
-                views = [(share, one.normalise(one.place(image)))]
+                views = [(share, one.prepared(one.place(image), pixels=pixels))]
             else:
-                whole = one.normalise(one.cut(image, _bounded(*one.resized(*image.size))))
+                whole = one.prepared(one.cut(image, _bounded(*one.resized(*image.size))), pixels=pixels)
                 views = [(share, whole)] if self.dense else []
                 if self.protocol != "dense":
                     crops = self._crops(whole, one)
@@ -120,7 +123,7 @@ class Views:
 class ViewBatch:
     """Views of the same size, ready for the engine."""
 
-    inputs: Array  # float32 [views, 3, height, width]
+    inputs: Array  # float32 [views, 3, height, width], or uint8 for an engine that normalises
     owners: list[int]  # the owner of each view
     weights: Array  # of each view in its owner's mean
 

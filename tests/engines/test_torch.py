@@ -1,13 +1,25 @@
+import os
+import subprocess
+import sys
+import warnings
+from dataclasses import replace
 from multiprocessing.pool import ThreadPool
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from torch._dynamo.utils import counters
 
 from conftest import random_network
-from vgg import Error, Network, engines
+from vgg import Classifier, Error, Network, engines
 from vgg.architectures import CONFIGURATIONS
 from vgg.engines import torch as home
+from vgg.engines import torch_pipeline
+from vgg.errors import Notice
+from vgg.preprocessing import PRESETS
+from vgg.views import Views
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU here")
 
@@ -117,5 +129,173 @@ def test_a_gpu_computes_what_the_cpu_does(name, head):
 
 @needs_gpu
 def test_several_threads_share_a_gpu(monkeypatch):
-    monkeypatch.setattr(home, "GRAPHS", 2)  # fewer than there are shapes, so that graphs come and go
+    monkeypatch.setattr(torch_pipeline, "GRAPHS", 2)  # fewer than there are shapes, so that graphs come and go
     assert_threads_can_share(engines.open(random_network(), device="cuda"), 0)
+
+
+def compiled(network, outputs):
+    """An engine that has compiled these values. Parts of torch are deprecated by itself when they are first imported."""
+    engine = engines.open(network, "torch")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("error", Notice)
+        engine.compile(outputs)
+    return engine
+
+
+def test_compiled_values_are_those_of_torchs_own_modules():
+    """One compilation serves all batches of two images or more; a single image and other sizes run torch's own modules."""
+    network = random_network("vgg11-bn")
+    engine, own = compiled(network, ["pool2", "conv1_1"]), engines.open(network, "torch")
+    graphs = counters["stats"]["unique_graphs"]
+    for shape in [(2, 32, 32), (5, 32, 32), (7, 32, 32), (1, 32, 32), (2, 64, 96), (0, 32, 32)]:
+        batch = images(*shape)
+        assert_close(engine.run(batch, ("conv1_1", "pool2")), own.run(batch, ("conv1_1", "pool2")), 1e-6)
+        pixels = noise(*shape)
+        assert_close(engine.run(pixels, ("conv1_1", "pool2")), own.run(pixels, ("conv1_1", "pool2")), 1e-6)
+    assert counters["stats"]["unique_graphs"] == graphs > 0
+
+
+def test_more_sets_of_values_are_compiled_than_torch_keeps_of_a_function():
+    limit, graphs = torch._dynamo.config.recompile_limit, counters["stats"]["unique_graphs"]
+    for seed in range(limit + 2):
+        compiled(random_network(seed=seed), ["conv1_1"]).run(images(), ["conv1_1"])
+    assert counters["stats"]["unique_graphs"] == graphs + limit + 2
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_without_a_compiler_a_note_says_so_and_torchs_own_modules_run(monkeypatch):
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
+    monkeypatch.setattr("torch._inductor.config.force_disable_caches", True)
+    network = random_network(seed=99)
+    engine = engines.open(network, "torch")
+    with pytest.warns(Notice, match=r"slower, since it can't compile \(.*\); install triton and g\+\+"):
+        engine.compile()
+    engine.compile()  # no second note
+    np.testing.assert_array_equal(engine.logits(images()), engines.open(network, "torch").logits(images()))
+
+
+def noise(count=2, height=32, width=32, seed=0):
+    """Random pixels as `np.stack` arranges views: interleaved in memory."""
+    return np.random.default_rng(seed).integers(0, 256, (count, height, width, 3), np.uint8).transpose(0, 3, 1, 2)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_pixels_give_what_normalised_images_give(name):
+    network = replace(random_network(), preprocessing=PRESETS[name].for_crop(32))
+    photo = Image.fromarray(np.random.default_rng(1).integers(0, 256, (50, 71, 3), np.uint8))
+    views = [[view for _, view in Views("ten-crop").of(photo, network.preprocessing, "", pixels=pixels)] for pixels in (0, 1)]
+    floats, pixels = map(np.stack, views)
+    assert pixels.dtype == (np.float32 if network.preprocessing.interpolation == "float" else np.uint8)
+    engine = engines.open(network, "torch")
+    assert_close(engine.run(pixels, ("conv1_1", "logits")), engine.run(floats, ("conv1_1", "logits")), 2e-6)
+    assert_close(engine.run(np.ascontiguousarray(pixels[::-1]), ["logits"]), engine.run(floats[::-1], ["logits"]), 2e-6)
+    one = network.preprocessing(photo, pixels=True)
+    assert one.dtype == pixels.dtype
+    np.testing.assert_array_equal(one, views[1][8])  # the centre
+
+
+@pytest.mark.parametrize("kind", [images, noise])
+@pytest.mark.parametrize("count", [1, 4, 7, 9])
+def test_a_pipeline_runs_a_batch_in_parts(monkeypatch, kind, count):
+    """The steps of a GPU, on the CPU: parts of four images, the last one filled up to one, two or four."""
+    monkeypatch.setattr(torch_pipeline, "PIXELS", 6 * 32 * 32)
+    engine, sizes = engines.open(random_network(), "torch"), []
+
+    def compute(batch, outputs):
+        sizes.append(len(batch))
+        return engine._computation(batch, outputs)
+
+    pipeline = torch_pipeline.Pipeline(compute, torch.float32, "cpu")
+    batch = kind(count)
+    assert_close(pipeline.run(home._tensor(batch), ("fc6", "logits")), engine.run(batch, ("fc6", "logits")), 1e-5)
+    assert sizes == {1: [1], 4: [4], 7: [4, 4], 9: [4, 4, 1]}[count]
+
+
+def test_a_part_is_copied_before_the_one_that_is_computed_is_waited_for(monkeypatch):
+    monkeypatch.setattr(torch_pipeline, "PIXELS", 2 * 32 * 32)
+    steps = []
+
+    class Recorded(torch_pipeline.Pipeline):
+        def stage(self, part):
+            steps.append("copy")
+            return super().stage(part)
+
+    def compute(batch, outputs):
+        steps.append("compute")
+        return {"pool1": Awaited(batch, steps)}
+
+    class Awaited:
+        """A value that records when it is read."""
+
+        def __init__(self, value, steps):
+            self.value, self.shape = value, value.shape
+
+        def __getitem__(self, rows):
+            steps.append("wait")
+            return self.value[rows]
+
+    batch = images(6)
+    found = Recorded(compute, torch.float32, "cpu").run(home._tensor(batch), ("pool1",))
+    np.testing.assert_array_equal(found["pool1"], batch)
+    assert steps == ["copy", "compute", "copy", "wait", "compute", "copy", "wait", "compute", "wait"]
+
+
+def test_several_threads_share_a_pipeline():
+    engine = engines.open(random_network(), "torch")
+    pipeline = SimpleNamespace(run=lambda batch, outputs: engine._pipeline.run(home._tensor(batch), outputs))
+    assert_threads_can_share(pipeline, 1e-5)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_forked_process_can_not_use_a_gpu():
+    """It is refused before the lock, which another thread may hold for ever in the child."""
+    code = """
+import os
+import torch
+from vgg import Error
+from vgg.engines.torch_pipeline import Pipeline
+pipeline = Pipeline(lambda batch, outputs: {}, torch.float32, "cpu")
+with pipeline.changing():
+    if not (child := os.fork()):
+        try:
+            pipeline.run(torch.zeros(1, 3, 32, 32), ("logits",))
+        except Error as error:
+            print(error, flush=True)
+        os._exit(0)
+    os.waitpid(child, 0)
+"""
+    run = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=200, check=True)
+    assert run.stdout.startswith("a GPU can't be used in a forked process; use the start method `spawn`")
+
+
+def test_classifier_and_features_give_pixels_to_the_engine(monkeypatch):
+    photo = np.random.default_rng(2).integers(0, 256, (40, 50, 3), np.uint8)
+    network, dtypes = replace(random_network(), preprocessing=PRESETS["caffe"].for_crop(32)), []
+    model, expected = Classifier(network, "torch"), Classifier(network, "onnxruntime")
+    run = model.engine.run
+    monkeypatch.setattr(model.engine, "run", lambda batch, *rest: dtypes.append(batch.dtype) or run(batch, *rest))
+    assert_close({"": model.scores([photo])}, {"": expected.scores([photo])}, 1e-5)
+    [found], [wanted] = (list(one.results([photo])) for one in (model, expected))
+    assert [one.index for one in found.predictions] == [one.index for one in wanted.predictions]
+    options = {"layers": "fc7", "protocol": "multi-crop", "flip": True}
+    assert_close(model.features([photo], **options), expected.features([photo], **options), 1e-5)
+    assert {*dtypes} == {np.dtype(np.uint8)}
+
+
+def test_a_gpu_compiles_what_it_has_computed_for_long(monkeypatch):
+    """The decision of an engine on a GPU, on the CPU."""
+    engine, batch = engines.open(random_network(seed=5), "torch"), images(3)
+    expected = engine.run(batch, ["conv1_1"])
+    monkeypatch.setattr(engine, "device", "cuda")
+    engine.run(batch, ["conv1_1"])
+    assert not engine._computation.compiled
+    monkeypatch.setattr(home, "COMPILE_AFTER", 0.0)
+    for other in (images(1), images(2, 64, 64)):  # which compiling would not help
+        engine.run(other, ["conv1_1"])
+    assert not engine._computation.compiled
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        engine.run(batch, ["conv1_1"])
+    assert [*engine._computation.compiled] == [("conv1_1",)]
+    assert_close(engine.run(batch, ["conv1_1"]), expected, 1e-6)

@@ -300,3 +300,21 @@ def test_memory_stays_flat(tmp_path, count):
     environment = {**os.environ, "PYTHONPATH": os.path.dirname(os.path.dirname(__file__))}
     grown = subprocess.run(arguments, capture_output=True, text=True, check=True, env=environment).stdout
     assert float(grown) < 16, f"{grown} MiB"
+
+
+def test_an_engine_that_normalises_gets_pixels_beside_one_that_does_not(dataset, monkeypatch):
+    """With the same preprocessing, and views that are mirrored or parts of others."""
+    network, dtypes = model().network, {}
+    models = [Classifier(network, name, threads=1, name=name) for name in ("torch", "onnxruntime")]
+    for one in models:
+        run = one.engine.run
+
+        def recorded(batch, outputs, run=run, name=one.name):
+            dtypes.setdefault(name, set()).add(str(batch.dtype))
+            return run(batch, outputs)
+
+        monkeypatch.setattr(one.engine, "run", recorded)
+    found = evaluate(models, dataset, Views("ten-crop", (36, 40)))
+    assert dtypes == {"torch": {"uint8"}, "onnxruntime": {"float32"}}
+    first, second = found.results
+    np.testing.assert_allclose(first.scores, second.scores, atol=1e-5)

@@ -30,17 +30,17 @@ class GatedEngine:
         return {name: 2 * batch.max((1, 2, 3)) for name in outputs}
 
 
-def image(number: float, side: int = 32):
-    return np.full((3, side, side), number, np.float32)
+def image(number: float, side: int = 32, dtype=np.float32):
+    return np.full((3, side, side), number, dtype)
 
 
 def batcher(engine, queue=16, size=4, max_wait=30.0) -> Batcher:
     return Batcher(engine, Statistics("m", "1", Metrics()), size=size, area=AREA, queue=queue, max_wait=max_wait)
 
 
-def send(one: Batcher, number: float, outputs=("logits",), side: int = 32) -> asyncio.Task:
+def send(one: Batcher, number: float, outputs=("logits",), side: int = 32, dtype=np.float32) -> asyncio.Task:
     (place,) = one.admit(1)
-    return asyncio.create_task(one.run(image(number, side), outputs, place))
+    return asyncio.create_task(one.run(image(number, side, dtype), outputs, place))
 
 
 def in_a_loop(test):
@@ -80,10 +80,11 @@ async def test_only_equal_jobs_share_a_batch_and_batches_of_large_images_are_sma
     one = batcher(engine)
     first = send(one, 1)
     await until(lambda: engine.batches)
-    others = [send(one, 2), send(one, 3, ("fc7",)), send(one, 4), *(send(one, 5, side=64) for _ in range(3))]
+    pixels = send(one, 6, dtype=np.uint8)
+    others = [send(one, 2), send(one, 3, ("fc7",)), send(one, 4), *(send(one, 5, side=64) for _ in range(3)), pixels]
     engine.gate.release(9)
     await asyncio.gather(first, *others)
-    assert engine.batches[1:] == [(2, 3, 32, 32), (1, 3, 32, 32), (1, 3, 64, 64), (1, 3, 64, 64), (1, 3, 64, 64)]
+    assert engine.batches[1:] == [(1, 3, 32, 32), (2, 3, 32, 32), (1, 3, 32, 32), *[(1, 3, 64, 64)] * 3]
     await one.close()
 
 

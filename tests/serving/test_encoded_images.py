@@ -2,6 +2,7 @@
 
 import base64
 import queue
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import ml_dtypes
@@ -223,3 +224,18 @@ def test_a_stream_without_messages_does_not_delay_the_shutdown(models):
         [entry] = server.logged(message="shut down")
         assert entry["seconds"] < 20
         client.close()
+
+
+def test_an_engine_that_normalises_gets_pixels_of_images_and_tensors_of_clients(models, logits):
+    """Also when both wait for the engine together: each of its batches has one dtype."""
+    tensors = np.stack([vgg.Network.read(models["fc"]).preprocessing(photo) for photo in PHOTOS])
+    content = np.array([photo.read_bytes() for photo in PHOTOS], object)
+    with (
+        serving("-m", models["fc"], "--engine", "torch", "--grpc-port", 0) as server,
+        triton_grpc.InferenceServerClient(server.log[0]["grpc"]) as client,
+        ThreadPoolExecutor(8) as pool,
+    ):
+        kinds = [(content, "BYTES"), (tensors, "FP32")] * 4
+        found = list(pool.map(lambda kind: infer({"grpc": (triton_grpc, client)}, "grpc", *kind), kinds))
+    for one in found:
+        np.testing.assert_allclose(one, logits, atol=1e-4)

@@ -13,12 +13,22 @@ from ..formats import QuantizedGraph, in_floats, load
 from ..network import Network
 from ..zoo import locate
 from .comparison import Area, Kind
-from .engine import Engine, GraphEngine, Model, WholeGraphEngine, check_dense, instruction_set, native_library, processor
+from .engine import (
+    Engine,
+    GraphEngine,
+    Model,
+    WholeGraphEngine,
+    check_dense,
+    instruction_set,
+    native_library,
+    processor,
+    takes_pixels,
+)
 from .guard import check_batch
 
 __all__ = [
     "DEVICES", "ENGINES", "IN_BF16", "PRECISIONS", "Area", "Engine", "GraphEngine", "Kind", "Model", "WholeGraphEngine",
-    "check_batch", "check_dense", "identity", "installed", "native_library", "open", "processor",
+    "check_batch", "check_dense", "identity", "installed", "native_library", "open", "processor", "takes_pixels",
 ]  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from .guard import Guard
 
 LEAST = 2.0**-24  # distance of a float32 score from 0 and 1 whose logit is finite
 DENSE = ("native", "torch")  # engines that take images larger than a network's crop
+PIXELS = ("torch",)  # engines that take uint8 pixels and normalise them
 
 
 class Engine(Protocol):
@@ -31,7 +32,8 @@ class Engine(Protocol):
         """Compute named values for a batch.
 
         Args:
-            batch: float32 [batch, 3, height, width], preprocessed.
+            batch: float32 [batch, 3, height, width], preprocessed; or, for an engine of `takes_pixels`, uint8: RGB pixels of
+                0..255, resized and cropped.
             outputs: names as in `Architecture.values`: `conv1_1` … `pool5`, `fc6`, `fc7` (after the ReLU), `logits`.
 
         Returns:
@@ -181,6 +183,11 @@ def check_dense(engine: Engine, architecture: Architecture) -> None:
     """Raises Error unless an engine takes images larger than a network's crop."""
     if architecture.fixed_size and engine.name not in DENSE:
         raise Error(f"{engine.name} takes only crops of the network's input size; for whole images use {' or '.join(DENSE)}")
+
+
+def takes_pixels(engine: Engine) -> bool:
+    """Whether an engine takes uint8 [batch, 3, height, width] and normalises as the network's preprocessing says."""
+    return engine.name in PIXELS
 
 
 def native_library() -> Path | None:

@@ -1,34 +1,39 @@
 """torch as an engine, on the CPU or on a GPU."""
 
-import threading
+import time
+import warnings
+from collections import defaultdict
 from collections.abc import Callable, Sequence
-from typing import Any
+from types import FunctionType
 
+import numpy as np
 import torch
 
 from ..arrays import Array
-from ..errors import Error
-from ..module import Module, tensor
+from ..errors import Error, Notice, one_line
+from ..module import Module, Normalisation, tensor
 from ..network import Network
 from .comparison import Comparing
 from .guard import Guard
+from .torch_pipeline import Pipeline, Values
 
-GRAPHS = 64  # CUDA graphs kept by an engine
-WARM_UPS = 3  # runs before a graph is captured
-
-Values = dict[str, torch.Tensor]
+COMPILE_AFTER = 20.0  # seconds that a GPU has computed the same values: about as long as compiling takes
+EXAMPLE = 8  # images in the batch that is compiled; a CPU has other code for 16 and more
 
 
 class TorchEngine(Comparing):
     """A network in torch; see `vgg.engines.Engine`.
 
-    Values are returned in float32. On a GPU, the first run with a shape of batch and a set of outputs captures a CUDA graph,
-    which later runs replay.
+    A batch may also be uint8 [batch, 3, height, width], RGB pixels of 0..255, which the device normalises.
+
+    Values are returned in float32. A GPU runs torch's own modules at first, and calls `compile` when it has computed the same
+    values for COMPILE_AFTER seconds, so that compiling at most doubles the time of any work; see `Pipeline` for the copies and
+    CUDA graphs. A CPU computes VGG with torch's own modules at least as fast as compiled.
 
     Args:
         network: the network to run.
         threads: number of threads that torch uses, for the whole process; by default unchanged.
-        device: `cpu`, or `cuda` for a GPU.
+        device: `cpu`, or `cuda` for a GPU, which a forked process can't use.
         precision: `float32`; `bf16`, bfloat16; or `auto`: float32 on the CPU, on a GPU bfloat16, or float16 if it is older than
             Ampere.
 
@@ -37,66 +42,104 @@ class TorchEngine(Comparing):
     """
 
     name = "torch"
-    _gpu = threading.Lock()  # one for all engines: torch captures one graph at a time
 
     def __init__(self, network: Network, threads: int | None = None, device: str = "cpu", precision: str = "auto") -> None:
         check_device(device)
-        self._guard = Guard(network, dense=True)
+        self._guard = Guard(network, dense=True, pixels=True)
         if threads is not None:
             torch.set_num_threads(threads)
-        self.device, self._dtype = device, _dtype(device, precision)
-        self.precision = {torch.bfloat16: "bf16", torch.float16: "float16"}.get(self._dtype, "float32")
-        module = Module.of(network).to(device, self._dtype)
-        self._module: Module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._graphs: dict[tuple[tuple[int, ...], tuple[str, ...]], _Graph] = {}
-        self._pool = None if device == "cpu" else torch.cuda.graph_pool_handle()
+        self.device, dtype = device, _dtype(device, precision)
+        self.precision = {torch.bfloat16: "bf16", torch.float16: "float16"}.get(dtype, "float32")
+        self._computation = Computation(network, device, dtype)
+        self._pipeline = Pipeline(self._computation, dtype, device)
+        self._seconds: defaultdict[tuple[str, ...], float] = defaultdict(float)  # of computing each set of values
 
     def run(self, batch: Array, outputs: Sequence[str] = ("logits",)) -> dict[str, Array]:
         self._guard.check(batch, outputs)
-        with torch.inference_mode():
-            run = self._compute if self.device == "cpu" or not len(batch) else self._replay
-            values = run(tensor(batch), outputs)
-        return {name: values[name].cpu().numpy() for name in outputs}
+        if self.device == "cpu" or not len(batch) or not outputs:
+            with torch.inference_mode():
+                values = self._computation(_tensor(batch).to(self.device), outputs) if outputs else {}
+            return {name: values[name].cpu().numpy() for name in outputs}
+        started, key = time.perf_counter(), _key(outputs)
+        found = self._pipeline.run(_tensor(batch), key)
+        if self._computation.compiles(batch.shape) and key not in self._computation.compiled:
+            self._seconds[key] += time.perf_counter() - started
+            if self._seconds[key] > COMPILE_AFTER:
+                self.compile(outputs)
+        return {name: found[name] for name in outputs}
 
     def logits(self, batch: Array) -> Array:
         return self.run(batch)["logits"]
 
-    def _compute(self, batch: torch.Tensor, outputs: Sequence[str]) -> Values:
-        """The named values, contiguous float32."""
-        batch = batch.to(self.device, self._dtype, memory_format=torch.channels_last)
-        return {name: value.float().contiguous() for name, value in self._module(batch, outputs).items()} if outputs else {}
+    def compile(self, outputs: Sequence[str] = ("logits",)) -> None:
+        """Compile the computation of these values, for batches of two images or more of the network's input size.
 
-    def _replay(self, batch: torch.Tensor, outputs: Sequence[str]) -> Values:
-        """The same on the GPU by a CUDA graph, copied to the CPU."""
-        names = tuple(sorted(set(outputs)))
-        key = (tuple(batch.shape), names)
-        with self._gpu:
-            if key not in self._graphs:
-                if len(self._graphs) == GRAPHS:
-                    del self._graphs[next(iter(self._graphs))]
-                self._graphs[key] = _Graph(lambda batch: self._compute(batch, names), batch, self._pool)
-            return self._graphs[key].run(batch)
+        It takes 5 to 60 s, less if torch's cache on disk has the result. A single image and other sizes still run torch's own
+        modules. If torch can't compile here, for example without a C++ compiler or triton, a `Notice` says so, and everything
+        runs as before.
+        """
+        with self._pipeline.changing():
+            self._computation.compile(_key(outputs))
 
 
-class _Graph:
-    """A CUDA graph for batches of one shape: one launch for the whole network instead of one or more for each layer.
+class Computation:
+    """The values of a network for a batch on a device: torch's own modules, or what `compile` made of them.
 
-    The input and the outputs stay at their addresses; each run overwrites them. Graphs never run at the same time, so they
-    share a pool of memory for the values in between.
+    Attributes:
+        dtype: that the device computes in.
+        compiled: the functions that compute sets of values, by their names in order.
     """
 
-    def __init__(self, compute: Callable[[torch.Tensor], Values], batch: torch.Tensor, pool: Any) -> None:
-        self._input = batch.to("cuda")
-        for _ in range(WARM_UPS):  # libraries choose kernels and allocate memory, which a capture doesn't allow
-            compute(self._input)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, pool, capture_error_mode="thread_local"):
-            self._outputs = compute(self._input)
+    def __init__(self, network: Network, device: str, dtype: torch.dtype) -> None:
+        self._device, self.dtype = device, dtype
+        module = Module.of(network).to(device, self.dtype)
+        self._module: Module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._normalisation = Normalisation(network.preprocessing).to(device)
+        self._side = network.architecture.input_size
+        self.compiled: dict[tuple[str, ...], Callable[[torch.Tensor], Values]] = {}
 
-    def run(self, batch: torch.Tensor) -> Values:
-        self._input.copy_(batch)
-        self._graph.replay()
-        return {name: value.cpu() for name, value in self._outputs.items()}
+    def __call__(self, batch: torch.Tensor, outputs: Sequence[str]) -> Values:
+        """The named values, contiguous float32, of normalised images, or of pixels if they are uint8."""
+        if batch.dtype == torch.uint8:
+            batch = self._normalisation(batch)
+        batch = batch.to(self.dtype, memory_format=torch.channels_last)
+        work = self.compiled.get(_key(outputs)) if self.compiles(batch.shape) else None
+        return work(batch) if work else self._values(batch, outputs)
+
+    def compiles(self, shape: Sequence[int]) -> bool:
+        """Whether batches of this shape run what is compiled. torch would compile once more for a single image."""
+        return shape[0] > 1 and tuple(shape[2:]) == (self._side, self._side)
+
+    def compile(self, outputs: tuple[str, ...]) -> None:
+        """See `TorchEngine.compile`."""
+        if outputs in self.compiled:
+            return
+        self.compiled[outputs] = own = self._own(outputs)
+        try:
+            with torch.inference_mode():
+                example = torch.zeros((EXAMPLE, 3, self._side, self._side), dtype=self.dtype, device=self._device)
+                example = example.to(memory_format=torch.channels_last)
+                torch._dynamo.mark_dynamic(example, 0)
+                compiled = torch.compile(own)
+                compiled(example)
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except Exception as error:  # of many parts of torch, of triton and of compilers
+            problem = one_line(error)
+            notice = f"using torch's own modules, which are slower, since it can't compile ({problem}); install triton and g++"
+            warnings.warn(Notice(notice), stacklevel=4)
+        else:
+            self.compiled[outputs] = compiled
+
+    def _own(self, outputs: tuple[str, ...]) -> Callable[[torch.Tensor], Values]:
+        def own(batch: torch.Tensor) -> Values:
+            return self._values(batch, outputs)
+
+        # torch keeps at most 8 results of compiling a code object, so each function gets one of its own.
+        return FunctionType(own.__code__.replace(), own.__globals__, closure=own.__closure__)
+
+    def _values(self, batch: torch.Tensor, outputs: Sequence[str]) -> Values:
+        return {name: value.float().contiguous() for name, value in self._module(batch, outputs).items()}
 
 
 def check_device(device: str) -> None:
@@ -112,3 +155,14 @@ def _dtype(device: str, precision: str) -> torch.dtype:
     if device == "cpu" or precision == "float32":
         return torch.float32
     return torch.bfloat16 if torch.cuda.get_device_capability() >= (8, 0) else torch.float16
+
+
+def _key(outputs: Sequence[str]) -> tuple[str, ...]:
+    return tuple(sorted(set(outputs)))
+
+
+def _tensor(batch: Array) -> torch.Tensor:
+    """A batch as a tensor, not copied if it is contiguous; pixels in the order of an image file, which `np.stack` keeps."""
+    if batch.dtype == np.uint8:
+        return tensor(batch.transpose(0, 2, 3, 1), np.uint8).permute(0, 3, 1, 2)
+    return tensor(batch)

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..arrays import Array
 from ..classifier import Classifier
+from ..engines import takes_pixels
 from ..errors import Error, ImageError
 from ..explanation import can_explain, outputs
 from ..overlay import Box
@@ -25,6 +26,7 @@ from .localisation import Annotations, overlap
 from .results import KIND, Evaluation
 
 SAVE_SECONDS = 30.0  # between two saves of the state
+Recipe = tuple[Preprocessing, bool]  # of the views of an image, and whether they stay pixels
 
 
 def evaluate(
@@ -127,14 +129,14 @@ class _Window:
     places: list[int]  # of the images that could be read
     targets: list[tuple[int, ...]]  # the classes of each image
     sizes: list[tuple[int, int]]  # width and height
-    batches: Mapping[Preprocessing, list[ViewBatch]]
+    batches: Mapping[Recipe, list[ViewBatch]]
     errors: Mapping[int, str]
     end: int  # the place after the last
 
 
 def score(evaluation: Evaluation, *, batch_size: int = BATCH_SIZE, workers: int | None = None) -> Iterator[int]:
     """Complete an evaluation; yields the number of images done, after each batch of images."""
-    recipes = list(dict.fromkeys(one.network.preprocessing for one in evaluation.models))
+    recipes = list(dict.fromkeys(map(_recipe, evaluation.models)))
     count, size = len(evaluation.dataset), max(1, min(batch_size, TOGETHER // evaluation.views.count))
     ranges = (range(start, min(start + size, count)) for start in range(evaluation.done, count, size))
     workers = workers or os.cpu_count() or 1
@@ -146,16 +148,20 @@ def score(evaluation: Evaluation, *, batch_size: int = BATCH_SIZE, workers: int 
         started = time.perf_counter()
 
 
-def _prepare(dataset: Dataset, places: range, recipes: Sequence[Preprocessing], views: Views, batch_size: int) -> _Window:
+def _recipe(model: Classifier) -> Recipe:
+    return model.network.preprocessing, takes_pixels(model.engine)
+
+
+def _prepare(dataset: Dataset, places: range, recipes: Sequence[Recipe], views: Views, batch_size: int) -> _Window:
     readable: list[int] = []
     sizes: list[tuple[int, int]] = []
     errors: dict[int, str] = {}
-    prepared: dict[Preprocessing, list[tuple[int, float, Array]]] = {recipe: [] for recipe in recipes}
+    prepared: dict[Recipe, list[tuple[int, float, Array]]] = {recipe: [] for recipe in recipes}
     for place in places:
         sample = dataset.samples[place]
         try:
             image = sample.image()
-            cut = [(recipe, list(views.of(image, recipe, sample.name))) for recipe in recipes]
+            cut = [(one, list(views.of(image, one[0], sample.name, pixels=one[1]))) for one in recipes]
         except ImageError as error:
             errors[place] = str(error)
             continue
@@ -163,7 +169,7 @@ def _prepare(dataset: Dataset, places: range, recipes: Sequence[Preprocessing], 
             prepared[recipe] += [(len(readable), weight, view) for weight, view in weighted]
         readable.append(place)
         sizes.append(image.size)
-    ready = {recipe: list(batches(found, batch_size * recipe.crop**2)) for recipe, found in prepared.items()}
+    ready = {recipe: list(batches(found, batch_size * recipe[0].crop ** 2)) for recipe, found in prepared.items()}
     return _Window(readable, [dataset.samples[place].classes for place in readable], sizes, ready, errors, places.stop)
 
 
@@ -191,7 +197,7 @@ def _probabilities(model: Classifier, window: _Window, boxes: Sequence[Sequence[
     """The images' scores [count, classes], a weighted mean over their views, and the overlaps of their boxes [count]."""
     count, network = len(window.places), model.network
     total, overlaps = np.zeros((count, network.architecture.classes)), np.full(count, np.nan)
-    for batch in window.batches[network.preprocessing]:
+    for batch in window.batches[_recipe(model)]:
         values = model.engine.run(batch.inputs, outputs(network) if boxes else ("logits",))
         logits = values["logits"]
         if logits.ndim == 4:  # a map of class scores

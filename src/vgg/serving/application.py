@@ -14,6 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from .. import __version__
 from ..arrays import Array
+from ..engines import takes_pixels
 from ..errors import ImageError
 from ..images import decoding_bytes, open_image
 from . import Settings, openapi
@@ -153,5 +154,6 @@ def _decode(model: Model, image: EncodedImage, memory: DecodingMemory) -> tuple[
     with memory.reserved(needed):
         started = time.perf_counter()
         opened = open_image(image.data, image.name)
-        value = model.classifier.preprocess(opened, image.name)
+        classifier = model.classifier
+        value = classifier.network.preprocessing(opened, image.name, pixels=takes_pixels(classifier.engine))
         return value, opened.size, time.perf_counter() - started

@@ -48,7 +48,7 @@ class Place:
 
 @dataclass(frozen=True)
 class _Job:
-    value: Array  # float32 [3, height, width]
+    value: Array  # float32 [3, height, width], or uint8 for an engine that normalises
     outputs: tuple[str, ...]
     place: Place
     future: asyncio.Future[Values]
@@ -58,7 +58,7 @@ class _Job:
     @property
     def kind(self) -> tuple[Any, ...]:
         """Jobs of a batch have equal kinds."""
-        return self.value.shape, self.outputs
+        return self.value.shape, self.value.dtype, self.outputs
 
 
 class Batcher:
@@ -105,7 +105,7 @@ class Batcher:
             raise Busy(Busy.example, retry_after=str(max(1, math.ceil(wait))))
 
     async def run(self, value: Array, outputs: Sequence[str], place: Place) -> Values:
-        """The layer outputs for one image, float32 [3, height, width]. Cancelling the caller cancels the work."""
+        """The layer outputs for one image, [3, height, width] as engines take it. Cancelling the caller cancels the work."""
         future: asyncio.Future[Values] = asyncio.get_running_loop().create_future()
         self._jobs.append(_Job(value, tuple(outputs), place, future, time.perf_counter(), current.get()))
         self._start()

@@ -16,6 +16,7 @@ from typing import TypedDict
 import numpy as np
 
 from ..classifier import Classifier
+from ..engines import takes_pixels
 from ..errors import Error, ModelError, Notice
 from ..files import reason
 from ..formats import companions, detect, load, metadata, network_of, onnx_file
@@ -245,9 +246,16 @@ def open_model(path: Path, settings: Settings, name: str) -> Classifier:
             raise ModelError(str(error).replace(str(copy), str(path))) from None
         where = {"device": settings.device, "precision": settings.precision}
         classifier = Classifier(model, settings.engine, threads=settings.threads, name=name, **where)
-        side = network.preprocessing.crop
-        for count in sorted({1, settings.batch_size}):  # the largest batch needs the most memory
-            classifier.engine.run(np.zeros((count, 3, side, side), np.float32), network.architecture.values[-1:])
+        side, last, engine = network.preprocessing.crop, network.architecture.values[-1:], classifier.engine
+        counts, dtype = (
+            {1, settings.batch_size},
+            np.uint8 if takes_pixels(engine) else np.float32,
+        )  # the largest needs the most memory
+        if settings.device == "cuda":  # what torch's engine would otherwise do while clients wait: compile, capture each size
+            engine.compile(last)  # type: ignore[attr-defined]
+            counts |= {1 << place for place in range(settings.batch_size.bit_length())}
+        for count in sorted(counts):  # the largest batch needs the most memory
+            engine.run(np.zeros((count, 3, side, side), dtype), last)
     for notice in notices:
         warnings.warn(type(notice.message)(str(notice.message).replace(str(copy), str(path))), stacklevel=2)
     return classifier

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ..arrays import Array
-from ..engines import Engine, identity
+from ..engines import Engine, identity, takes_pixels
 from ..network import Network
 from ..parallel import ahead
 from ..progress import Progress
@@ -68,7 +68,8 @@ class Cache:
             parts = [indices[start : start + BATCH] for start in range(0, len(indices), BATCH)]
             for batch in self._loader.batches(parts, view):
                 if len(batch.indices):
-                    inputs = np.stack([self._network.preprocessing.normalise(pixels) for pixels in batch.inputs])
+                    prepared, pixels = self._network.preprocessing.prepared, takes_pixels(engine)
+                    inputs = np.stack([prepared(placed, pixels=pixels) for placed in batch.inputs])
                     rows = self._row[batch.indices]
                     self._values[number, rows] = engine.run(inputs, (self._value,))[self._value]
                     self._known[number, rows] = True
