@@ -48,7 +48,7 @@ def described(name: str, value: Any) -> Iterator[str]:
             else:
                 yield f"{name}.{own}{' (property)' * isinstance(attribute, property | cached_property)}"
     else:
-        yield f"{name}{parameters(value) if callable(value) else ''}"
+        yield f"{name}{parameters(value) if inspect.isroutine(value) else ''}"  # not of an alias of a type
 
 
 def parameters(function: Any) -> str:

@@ -60,19 +60,21 @@ def test_every_file_states_the_same_version():
     assert citation["license"] == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["license"].split(" AND ")[0]
 
 
+@pytest.mark.skipif((ROOT / "PKG-INFO").exists(), reason="a source distribution has no workflows")
 def test_workflows_pin_actions_by_commit():
     """A tag can be moved to other code."""
-    for path in (ROOT / ".github/workflows").glob("*.yml"):
-        for used in re.findall(r"uses: (.*)", path.read_text()):
-            assert re.fullmatch(r"[\w/-]+@[0-9a-f]{40} # v[\d.]+", used), used
+    used = [one for path in (ROOT / ".github/workflows").glob("*.yml") for one in re.findall(r"uses: (.*)", path.read_text())]
+    assert used
+    for one in used:
+        assert re.fullmatch(r"[\w/-]+@[0-9a-f]{40} # v[\d.]+", one), one
 
 
 def test_importing_is_quick_and_light():
     code = """
 import sys, time
-start = time.perf_counter()
+start = time.process_time()
 import vgg
-took = time.perf_counter() - start
+took = time.process_time() - start
 print(took, sorted({'numpy', 'onnx', 'onnxruntime', 'PIL', 'typer'} & set(sys.modules)))
 """
     runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout for _ in range(3)]
