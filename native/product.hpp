@@ -14,12 +14,11 @@ struct Floats {
 };
 
 // R rows times a panel of V vectors. `at(i, j)` points to the first row's word k = i + j, with j below 8 and zero unless i is a
-// multiple of it, so that the part that depends on i is computed once for eight words; the other rows follow, `stride` apart.
-// `finish` stores a row's sums. `fetch` is called for every eighth k, to prefetch: weights come from memory, and hardware
-// prefetching stops at page boundaries.
-template <class Operands, int R, int V, class At, class Fetch, class Finish>
-[[gnu::always_inline]] inline void block(int k, const float *panel, const At &at, std::ptrdiff_t stride, const Fetch &fetch,
-                                         const Finish &finish) {
+// multiple of it, so that the part that depends on i is computed once for eight words; the other rows follow, `stride` apart, a
+// type if it is constant, so that it is part of the addresses. `finish` stores a row's sums. `fetch` is called for every eighth
+// k, to prefetch: weights come from memory, and hardware prefetching stops at page boundaries.
+template <class Operands, int R, int V, class At, class Stride, class Fetch, class Finish>
+inline void block(int k, const float *panel, const At &at, Stride stride, const Fetch &fetch, const Finish &finish) {
     typename Operands::Sums sums[R][V] = {};
     const auto step = [&](int i, int j) __attribute__((always_inline)) {
         vec right[V];
@@ -44,9 +43,8 @@ template <class Operands, int R, int V, class At, class Fetch, class Finish>
     for (int r = 0; r < R; ++r) finish(r, sums[r]);
 }
 
-template <class Operands, int R, class At, class Fetch, class Finish>
-[[gnu::always_inline]] inline void sized(int rows, int k, const float *panel, const At &at, std::ptrdiff_t stride,
-                                         const Fetch &fetch, const Finish &finish) {
+template <class Operands, int R, class At, class Stride, class Fetch, class Finish>
+inline void sized(int rows, int k, const float *panel, const At &at, Stride stride, const Fetch &fetch, const Finish &finish) {
     if constexpr (R > 0) {
         if (rows == R)
             block<Operands, R, VECTORS>(k, panel, at, stride, fetch, finish);
@@ -55,7 +53,8 @@ template <class Operands, int R, class At, class Fetch, class Finish>
     }
 }
 
-constexpr int LINE = 16;  // words in a cache line
+constexpr int LINE = 16;      // words in a cache line
+constexpr int STREAMED = 16;  // rows up to which hardware prefetching alone is faster; measured
 
 template <class Operands> void product(const float *rows, std::ptrdiff_t stride, int count, int k, const float *panel,
                                        const float *next, float *to, std::ptrdiff_t to_stride) {
@@ -65,15 +64,16 @@ template <class Operands> void product(const float *rows, std::ptrdiff_t stride,
         const float *from = rows + row * stride;
         float *target = to + row * to_stride;
         // This block's share of the next panel, in several streams, a cache line of each at a time; the hardware follows them.
+        // With few rows, these would be more lines at once than the core can wait for.
         const float *ahead = next + std::ptrdiff_t(k) * PANEL * b / blocks.number;
-        const int streams = (8 * PANEL / LINE + blocks.number - 1) / blocks.number;
+        const int streams = count <= STREAMED ? 0 : (8 * PANEL / LINE + blocks.number - 1) / blocks.number;
         const std::ptrdiff_t apart = k / 8 * LINE;
         sized<Operands, ROWS>(
             height, k, panel,
             [&](int i, int j) {
                 return from + (i / LANES + j / LANES) * std::ptrdiff_t(height * LANES) + i % LANES + j % LANES;
             },
-            LANES,
+            std::integral_constant<int, LANES>(),
             [&](int) {
                 for (int s = 0; s < streams; ++s) __builtin_prefetch(ahead + s * apart, 0, 2);
                 ahead += LINE;

@@ -53,22 +53,24 @@ template <int PAIRS> struct Winograd {
 
     // N inputs of a row -> N positions: B^T d.
     static inline void input(const vec (&d)[N], vec (&v)[N]) {
-        vec first = d[M], last = d[M + 1];  // the terms without a factor come first: then each other one is a multiply-add
+        vec first = d[0] * float(C.q[PAIRS][0]), last = d[1] * float(C.q[PAIRS][0]);
 #pragma GCC unroll 8
-        for (int i = 0; i < PAIRS; ++i) {
+        for (int i = 1; i < PAIRS; ++i) {
             first += d[2 * i] * float(C.q[PAIRS][i]);
             last += d[2 * i + 1] * float(C.q[PAIRS][i]);
         }
-        v[0] = first;
-        v[N - 1] = last;
+        v[0] = first + d[M];
+        v[N - 1] = last + d[M + 1];
 #pragma GCC unroll 8
         for (int j = 0; j < PAIRS; ++j) {
-            vec even = d[M], odd = d[M - 1];
+            vec even = d[2] * float(C.q[j][0]), odd = d[1] * float(C.q[j][0]);
 #pragma GCC unroll 8
-            for (int i = 0; i < PAIRS - 1; ++i) {
+            for (int i = 1; i < PAIRS - 1; ++i) {
                 even += d[2 * i + 2] * float(C.q[j][i]);
                 odd += d[2 * i + 1] * float(C.q[j][i]);
             }
+            even += d[M];
+            odd += d[M - 1];
             v[2 * j + 1] = even + odd * float(C.power[j][1]);
             v[2 * j + 2] = even - odd * float(C.power[j][1]);
         }

@@ -59,6 +59,19 @@ def test_json_is_a_list_of_records(bench):
 
 
 @native
+def test_json_has_each_layers_share_of_the_limit(bench):
+    code, out, _ = bench(*CHOSEN, "--threads", 1, "--rounds", 1, "--layers", "--format", "json")
+    ours, theirs = json.loads(out)
+    assert code == 0
+    assert theirs["layers"] == {}
+    assert next(iter(ours["layers"])) == "conv1_1"
+    shares = {name: one["of_limit"] for name, one in ours["layers"].items()}
+    assert all(share > 0 for share in shares.values() if share is not None)
+    times = [(one["ms"], one["of_limit"]) for one in ours["layers"].values() if one["of_limit"]]
+    assert sum(ms * share for ms, share in times) == pytest.approx(ours["ms_limit"], rel=0.05)  # the limits of layers add up
+
+
+@native
 def test_csv_has_the_layers_in_columns(bench):
     code, out, _ = bench(*CHOSEN, "--threads", 1, "--rounds", 1, "--layers", "--format", "csv")
     ours, theirs = csv.DictReader(io.StringIO(out))

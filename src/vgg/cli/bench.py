@@ -48,7 +48,9 @@ def bench(
         typer.Option("--precision", metavar="P", help=f"Precision of products: {', '.join(PRECISIONS)}; may be repeated."),
     ] = None,
     rounds: Annotated[int, typer.Option("--rounds", min=1, metavar="N", help="Number of measurements of each engine.")] = 10,
-    layers: Annotated[bool, typer.Option("--layers", help="Print the time of each layer on the native engine.")] = False,
+    layers: Annotated[
+        bool, typer.Option("--layers", help="Print each layer's time and share of the limit, native engine.")
+    ] = False,
     plot: Annotated[
         Path | None, typer.Option("--plot", metavar="FILE", help="Output file (.png, .svg) for a plot; requires vgg[plot].")
     ] = None,
@@ -135,9 +137,10 @@ def _print_records(found: "Sequence[Comparison]", heading: dict[str, str], layer
     rows = []
     for one in found:
         for timing in one.timings:
-            parts: dict[str, Any] = {name: ms for name, (ms, _) in one.layers(timing).items()} if layers else {}
+            times = one.layers(timing) if layers else {}
+            parts: dict[str, Any] = {name: ms for name, (ms, _) in times.items()}
             if layers and format is common.Format.json:
-                parts = {"layers": parts}
+                parts = {"layers": {name: {"ms": ms, "of_limit": share} for name, (ms, share) in times.items()}}
             rows.append({**heading, **one.record(timing), **parts})
     common.print_records(rows, format, list(dict.fromkeys(name for row in rows for name in row)))
 
