@@ -1,4 +1,4 @@
-"""Time vgg's engines beside ncnn, MNN and OpenVINO in int8, if they are installed, in one run.
+"""Time vgg's engines in float32, int8 and bfloat16 beside ncnn and MNN, if they are installed, in one run.
 
     python benchmarks/peers.py vgg16.onnx vgg19.onnx
 
@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,11 @@ from vgg.arrays import Array
 from vgg.benchmark import REFERENCE, Runner, side_by_side, work
 from vgg.cli.common import Format, print_records
 from vgg.engines import processor
+from vgg.formats import load
 
 BATCH_SIZES = (1, 8)
 TOLERANCE = 1e-3  # of the largest logit
-TOLERANCE_INT8 = 0.2  # with int8 activations
+TOLERANCES = {"int8": 0.2, "bf16": 0.1}  # of other arithmetic
 COLUMNS = (
     "model", "batch", "threads", "engine", "ms", "ms_q1", "ms_q3", f"vs_{REFERENCE}", "vs_native", "ms_limit", "of_limit",
 )  # fmt: skip
@@ -53,8 +55,8 @@ class Ncnn:
         return np.array(extractor.extract("out0")[1])
 
 
-def convert_to_ncnn(network: Network, folder: Path) -> Callable[[int], Runner]:
-    """Convert the network for ncnn by torch and pnnx; the result opens it with a number of threads."""
+def convert_to_ncnn(network: Network, folder: Path) -> Callable[..., Runner]:
+    """Convert the network for ncnn by torch and pnnx; the result opens it with a number of `threads`."""
     import pnnx
     import torch
 
@@ -66,7 +68,7 @@ def convert_to_ncnn(network: Network, folder: Path) -> Callable[[int], Runner]:
     subprocess.run([pnnx.EXEC_PATH, f"{stem}.pt", "fp16=0"], capture_output=True, check=False)
     if not Path(f"{stem}.ncnn.bin").exists():
         raise Error("pnnx failed")
-    return lambda threads: Ncnn(stem, threads)
+    return partial(Ncnn, stem)
 
 
 class Mnn:
@@ -85,8 +87,8 @@ class Mnn:
         return np.array(self._net.forward(given).read())
 
 
-def convert_to_mnn(network: Network, folder: Path) -> Callable[[int], Runner]:
-    """Convert the network for MNN by its ONNX converter; the result opens it with a number of threads."""
+def convert_to_mnn(network: Network, folder: Path) -> Callable[..., Runner]:
+    """Convert the network for MNN by its ONNX converter; the result opens it with a number of `threads`."""
     source, path = folder / "peer.onnx", folder / "peer.mnn"
     network.write(source)
     converter = [sys.executable, "-c", "import sys, _tools; _tools.mnnconvert(sys.argv)"]
@@ -94,20 +96,7 @@ def convert_to_mnn(network: Network, folder: Path) -> Callable[[int], Runner]:
     subprocess.run([*converter, *arguments], capture_output=True, check=False)
     if not path.exists():
         raise Error("MNN's converter failed")
-    return lambda threads: Mnn(path, threads)
-
-
-class OpenVinoInt8:
-    """OpenVINO with int8 weights and activations."""
-
-    def __init__(self, path: Path, threads: int) -> None:
-        import openvino
-
-        options = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
-        self._compiled = openvino.Core().compile_model(path, "CPU", options)
-
-    def logits(self, batch: Array) -> Array:
-        return np.array(self._compiled([batch])[0])
+    return partial(Mnn, path)
 
 
 class _Random:
@@ -121,8 +110,8 @@ class _Random:
         return next(({"data": batch} for batch in self._batches), None)
 
 
-def convert_to_openvino_int8(network: Network, folder: Path) -> Callable[[int], Runner]:
-    """Quantize weights, per channel, and activations by ONNX Runtime; the result opens the file in OpenVINO."""
+def in_int8(network: Network, folder: Path) -> dict[str, Callable[..., Runner]]:
+    """The engines that compute with integers, with one QDQ file by ONNX Runtime's quantization: a scale for each channel."""
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
     source, path = folder / "peer-float.onnx", folder / "peer-int8.onnx"
@@ -133,18 +122,25 @@ def convert_to_openvino_int8(network: Network, folder: Path) -> Callable[[int], 
         activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
     )  # fmt: skip
     source.unlink()
-    return lambda threads: OpenVinoInt8(path, threads)
+    graph = load(path)
+    found = [name for name in engines.installed() if name != "torch"]
+    return {f"{name}-int8": partial(engines.open, graph, engine=name) for name in found}
+
+
+def in_bf16(network: Network) -> dict[str, Callable[..., Runner]]:
+    """The engines with products of bfloat16."""
+    found = [name for name in engines.installed() if name in engines.IN_BF16]
+    return {f"{name}-bf16": partial(engines.open, network, engine=name, precision="bf16") for name in found}
 
 
 # The converter of each peer, and the packages that it requires.
 PEERS = {
     "ncnn": (convert_to_ncnn, ("ncnn", "pnnx", "torch")),
     "mnn": (convert_to_mnn, ("MNN", "_tools")),
-    "openvino-int8": (convert_to_openvino_int8, ("openvino",)),
 }
 
 
-def converted(network: Network, folder: Path) -> dict[str, Callable[[int], Runner]]:
+def converted(network: Network, folder: Path) -> dict[str, Callable[..., Runner]]:
     """The peers that are installed and support the network."""
     found = {}
     for name, (convert, packages) in PEERS.items():
@@ -164,7 +160,7 @@ def check_logits(runners: dict[str, Runner], batch: Array) -> None:
     expected = runners[reference].logits(batch)
     for name in others:
         off = float(np.abs(runners[name].logits(batch) - expected).max() / np.abs(expected).max())
-        if not off <= (TOLERANCE_INT8 if name.endswith("int8") else TOLERANCE):
+        if not off <= TOLERANCES.get(name.rpartition("-")[2], TOLERANCE):
             raise Error(f"{name} differs from {reference} by {off:.1e} of the largest logit")
         print(f"{name}: logits within {off:.0e} of {reference}'s", file=sys.stderr)
 
@@ -175,10 +171,10 @@ def records(file: Path, counts: list[int], rounds: int) -> list[dict[str, Any]]:
     size, rng = network.architecture.input_size, np.random.default_rng(0)
     found = []
     with tempfile.TemporaryDirectory() as folder:
-        peers = converted(network.expanded(), Path(folder))
+        peers = converted(network.expanded(), Path(folder)) | in_int8(network.expanded(), Path(folder)) | in_bf16(network)
         for threads in counts:
             runners: dict[str, Runner] = {name: engines.open(network, name, threads=threads) for name in engines.installed()}
-            runners |= {name: opened(threads) for name, opened in peers.items()}
+            runners |= {name: opened(threads=threads) for name, opened in peers.items()}
             check_logits(runners, rng.standard_normal((2, 3, size, size), np.float32))
             for batch_size in BATCH_SIZES:
                 print(f"{file}: batch {batch_size}, {threads} threads", file=sys.stderr)
