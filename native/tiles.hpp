@@ -54,10 +54,17 @@ struct Tiles {
     Tiles(const Tiles &) = delete;
     Tiles &operator=(const Tiles &) = delete;
 };
-template <int N> inline void zero_tile() { _tile_zero(N); }
-template <int N> inline void load_tile(const void *from, std::ptrdiff_t stride) { _tile_loadd(N, from, stride); }
-template <int N> inline void store_tile(void *to, std::ptrdiff_t stride) { _tile_stored(N, to, stride); }
-template <int SUMS, int LEFT, int RIGHT> inline void multiply_tiles() { _tile_dpbusd(SUMS, LEFT, RIGHT); }
+// In assembly, since GCC's intrinsics take the numbers of tiles as text.
+template <int N> inline void zero_tile() { asm volatile("tilezero %%tmm%c0" : : "i"(N)); }
+template <int N> inline void load_tile(const void *from, std::ptrdiff_t stride) {
+    asm volatile("tileloadd (%0,%1,1), %%tmm%c2" : : "r"(from), "r"(stride), "i"(N) : "memory");
+}
+template <int N> inline void store_tile(void *to, std::ptrdiff_t stride) {
+    asm volatile("tilestored %%tmm%c2, (%0,%1,1)" : : "r"(to), "r"(stride), "i"(N) : "memory");
+}
+template <int SUMS, int LEFT, int RIGHT> inline void multiply_tiles() {
+    asm volatile("tdpbusd %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(SUMS), "i"(LEFT), "i"(RIGHT));
+}
 
 }  // namespace VGG_ISA
 
