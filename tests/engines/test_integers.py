@@ -23,7 +23,7 @@ CASES = {title: arguments for title, arguments in EXACT.items() if "level" not i
 
 def outputs(graph, batch=IMAGES):
     """All layer outputs of the native engine, and of the reference."""
-    opened = engines.open(graph)
+    opened = engines.open(graph, "native")
     assert (type(opened).__name__, opened.name) == ("NativeGraphEngine", "native")
     return opened.run(batch, graph.network.architecture.values), integers_reference.run(graph, batch)
 
@@ -65,7 +65,7 @@ def test_images_of_any_size(tmp_path):
 
 def test_logits_at_each_position_of_a_larger_image(tmp_path):
     path = quantized(tmp_path)
-    opened, network = engines.open(path), Network.read(path).expanded()
+    opened, network = engines.open(path, "native"), Network.read(path).expanded()
     wide = np.random.default_rng(1).normal(size=(1, 3, 64, 128)).astype(np.float32)
     values = opened.run(wide, ["pool5", "logits"])
     assert values["logits"].shape == (1, 7, 1, 3)
@@ -108,7 +108,7 @@ def test_rows_whose_weights_are_almost_0_keep_their_bias(tmp_path, kinds):
 
 
 def test_comparisons_are_those_of_the_layer_outputs(tmp_path):
-    opened = engines.open(quantized(tmp_path))
+    opened = engines.open(quantized(tmp_path), "native")
     pairs, weights = np.array([[0, 1], [2, 2]]), {"conv2_1": np.ones(8, np.float32)}
     value = opened.run(IMAGES, ["conv2_1"])["conv2_1"].astype(np.float64)
     found = opened.differences(IMAGES, pairs, weights, "l2")["conv2_1"]
@@ -128,12 +128,20 @@ def test_times_are_of_layer_outputs(tmp_path):
 # Which engine runs a file
 
 
-def test_auto_is_native_if_it_can_compute_with_integers(tmp_path):
+def test_auto_is_native_if_it_can_compute_with_integers(tmp_path, monkeypatch):
+    monkeypatch.setattr(engines, "instruction_set", lambda: "avx512_vnni")
     assert engines.open(quantized(tmp_path)).name == "native"
     path = quantized(tmp_path, kinds=("u16", "s8"))
     opened = engines.open(path)
     assert opened.name == "onnxruntime"
     assert np.array_equal(opened.logits(IMAGES), bare(path))
+
+
+def test_auto_is_openvino_with_amx_for_files_that_it_reads(tmp_path, monkeypatch):
+    pytest.importorskip("openvino")
+    monkeypatch.setattr(engines, "instruction_set", lambda: "amx_int8")
+    assert engines.open(quantized(tmp_path)).name == "openvino"
+    assert engines.open(quantized(tmp_path, form="QOperator")).name == "native"
 
 
 def test_the_native_engine_says_why_it_computes_in_floats(tmp_path):

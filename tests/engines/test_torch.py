@@ -78,7 +78,7 @@ def test_a_mapped_file_is_read_in_place(tmp_path):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", ["vgg11", "vgg11-lrn", "vgg16-bn"])
 def test_the_numbers_of_a_gpu_are_near_enough(monkeypatch, name, dtype):
-    monkeypatch.setattr(home, "_dtype", lambda device: dtype)
+    monkeypatch.setattr(home, "_dtype", lambda *_: dtype)
     network, batch = random_network(name), 100 * images()  # the squares of whose values float16 can't hold
     expected = engines.open(network, "onnxruntime").run(batch, network.architecture.values)
     assert_close(engines.open(network, "torch").run(batch, network.architecture.values), expected, 0.03)

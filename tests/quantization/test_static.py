@@ -168,7 +168,7 @@ def test_any_head_and_a_backbone_are_quantized(tmp_path, place, format, head):
     found = opened.run(batch, (last,))[last]
     assert found.shape == expected.shape
     if engines.native_library():
-        native = engines.open(tmp_path / "q.onnx")
+        native = engines.open(tmp_path / "q.onnx", "native")
         assert (native.name, type(native).__name__) == ("native", "NativeGraphEngine")
         np.testing.assert_allclose(native.run(batch, (last,))[last], found, atol=1e-6 * np.abs(found).max())
     assert np.abs(found - expected).max() < 0.1 * np.abs(expected).max()
@@ -216,7 +216,7 @@ def test_the_file_is_right_without_vnni_and_the_published_recipe_is_not(tmp_path
         assert np.array_equal(exact, saturated) == reduced
         lost[reduced] = [float(np.abs(logits - expected).max() / np.abs(expected).max()) for logits in (exact, saturated)]
         if reduced:  # the emulation is ONNX Runtime's arithmetic, to a rounding here and there
-            theirs = engines.open(tmp_path / "q.onnx").logits(batch)
+            theirs = engines.open(tmp_path / "q.onnx", "native").logits(batch)
             np.testing.assert_allclose(exact, theirs, rtol=0, atol=0.03 * np.abs(theirs).max())
     assert max(*lost[True], lost[False][0]) < 0.1
     assert lost[False][1] > 3 * lost[True][1]

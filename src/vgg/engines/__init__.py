@@ -68,8 +68,8 @@ def open(
             is computed with integers by the native engine, if it has `activations`; by ONNX Runtime, which runs it as it is;
             and by OpenVINO in the QDQ format. Otherwise its weights are taken and computed in floats, with a `Notice`.
         engine: a name from ENGINES, or `auto`: torch on a GPU; else the first one of ENGINES that is installed and, for a
-            QuantizedGraph, computes it with integers. If the native engine is missing, a `Notice` says so, once in a
-            process. docs/performance.md has the measurements behind this choice.
+            QuantizedGraph, computes it with integers, but with AMX OpenVINO before the others. If the native engine is
+            missing, a `Notice` says so, once in a process. docs/performance.md has the measurements behind this choice.
         threads: the largest number of threads; the number of cores by default.
         device: `cpu`, or `cuda` for a GPU, which only torch supports.
         precision: of products, whose sums are float32: `float32`; `bf16`, bfloat16, with the engines IN_BF16, for networks
@@ -92,8 +92,7 @@ def open(
         model = load(locate(model))
     graph, network = (model, model.network) if isinstance(model, QuantizedGraph) else (None, model)
     if engine == "auto":
-        integers = graph and next((name for name, one in _CLASSES.items() if one.runs(graph) and not problem(name)), "")
-        engine = "torch" if device == "cuda" else integers or _automatic()
+        engine = "torch" if device == "cuda" else (graph and _for_integers(graph)) or _automatic()
     if device == "cuda" and engine != "torch":
         raise Error(f"{engine} runs on the CPU only; use torch on a GPU")
     if missing := problem(engine):
@@ -151,6 +150,14 @@ def problem(engine: str) -> str:
     except Error as error:
         return str(error)
     return ""
+
+
+def _for_integers(graph: QuantizedGraph) -> str:
+    """The first of the usable engines that computes a graph with integers, "" if there is none."""
+    usable = [name for name, one in _CLASSES.items() if one.runs(graph) and not problem(name)]
+    if "openvino" in usable and instruction_set() == "amx_int8":  # it uses AMX, which takes a third of the time
+        return "openvino"
+    return next(iter(usable), "")
 
 
 def _automatic() -> str:
