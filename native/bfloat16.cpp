@@ -1,10 +1,13 @@
 // 3x3 convolutions with products of bfloat16 and sums of float32, compiled once for each instruction set.
 //
 // Weights and inputs are transformed by the functions for floats, and then rounded, two channels to a word; outputs are floats.
-// Without AVX512-BF16, the same sums are computed in float32: a product of two bfloat16 is exact in it.
+// Without instructions for bfloat16, the same sums are computed in float32: a product of two bfloat16 is exact in it.
 #include "kernels.hpp"
 #include "product.hpp"
 #include "simd.hpp"
+#if defined(VGG_TILES)
+#include "tiles.hpp"
+#endif
 
 namespace VGG_ISA {
 
@@ -29,6 +32,9 @@ inline vec paired(vec first, vec second) { return vec(rounded(first) >> 16 | rou
 template <int... I> inline vec adjacent(vec low, vec high, std::integer_sequence<int, I...>) {
 #if defined(__AVX512BF16__)
     return vec(_mm512_cvtne2ps_pbh(__m512(high), __m512(low)));
+#elif defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+    const bfloat16x8_t half = vcvtq_low_bf16_f32(float32x4_t(low));
+    return vec(vreinterpretq_f32_bf16(vcvtq_high_bf16_f32(half, float32x4_t(high))));
 #else
     return paired(__builtin_shufflevector(low, high, (2 * I)...), __builtin_shufflevector(low, high, (2 * I + 1)...));
 #endif
@@ -41,6 +47,13 @@ struct BFloat16 {
     static Pairs pairs(uvec words) { return words; }
     static Sums add(Sums sums, Pairs left, vec right) {
         return Sums(_mm512_dpbf16_ps(__m512(sums), __m512bh(left), __m512bh(right)));
+    }
+#elif defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+    using Pairs = uvec;
+    static Pairs pairs(uvec words) { return words; }
+    static Sums add(Sums sums, Pairs left, vec right) {  // rounded to odd, which differs in the last bit
+        return Sums(vbfdotq_f32(float32x4_t(sums), vreinterpretq_bf16_u32(uint32x4_t(left)),
+                                vreinterpretq_bf16_f32(float32x4_t(right))));
     }
 #else
     struct Pairs {
@@ -58,6 +71,73 @@ struct BFloat16 {
         return pairs(bits - uvec{});
     }
 };
+
+#if defined(VGG_TILES)
+static_assert(LANES == 16 && PANEL == 32);
+
+struct Block {
+    const float *from;  // [k / LANES, height, LANES]
+    int height;
+    float *to;
+};
+
+// N blocks of rows, N at most two, times a panel, up to a multiple of LANES words; the remaining words are in the sums already.
+template <int N> inline void multiply(const Block (&blocks)[2], int k, const float *panel, std::ptrdiff_t to_stride,
+                                      const float *ahead, int lines) {
+    const Tiles tiles(blocks[0].height, blocks[1].height);
+    const std::ptrdiff_t row = to_stride * std::ptrdiff_t(sizeof(float));
+    zero_tile<0>(), zero_tile<1>(), zero_tile<2>(), zero_tile<3>();
+    if (k % LANES) {
+        load_tile<0>(blocks[0].to, row);
+        load_tile<1>(blocks[0].to + LANES, row);
+        if constexpr (N == 2) load_tile<2>(blocks[1].to, row), load_tile<3>(blocks[1].to + LANES, row);
+    }
+    for (int i = 0; i + LANES <= k; i += LANES, panel += LANES * PANEL) {
+        for (int line = 0; line < lines; ++line, ahead += LINE) __builtin_prefetch(ahead, 0, 2);
+        load_tile<6>(panel, PANEL * sizeof(float));
+        load_tile<7>(panel + LANES, PANEL * sizeof(float));
+        load_tile<4>(blocks[0].from + i * blocks[0].height, LANES * sizeof(float));
+        multiply_bfloat16<0, 4, 6>();
+        multiply_bfloat16<1, 4, 7>();
+        if constexpr (N == 2) {
+            load_tile<5>(blocks[1].from + i * blocks[1].height, LANES * sizeof(float));
+            multiply_bfloat16<2, 5, 6>();
+            multiply_bfloat16<3, 5, 7>();
+        }
+    }
+    store_tile<0>(blocks[0].to, row);
+    store_tile<1>(blocks[0].to + LANES, row);
+    if constexpr (N == 2) store_tile<2>(blocks[1].to, row), store_tile<3>(blocks[1].to + LANES, row);
+}
+
+void product_of_rows(const float *rows, std::ptrdiff_t stride, int count, int k, const float *panel, const float *next,
+                     float *to, std::ptrdiff_t to_stride) {
+    const vgg::Blocks parts(count, ROWS);
+    const int whole = k / LANES * LANES;
+    const int passes = (parts.number + 1) / 2;
+    const int lines = count <= STREAMED ? 0 : (LANES * PANEL / LINE + passes - 1) / passes;
+    for (int b = 0; b < parts.number; b += 2) {
+        const auto at = [&](int part) {
+            const int row = parts.first(part);
+            return Block{rows + row * stride, parts.first(part + 1) - row, to + row * to_stride};
+        };
+        const bool two = b + 1 < parts.number;
+        const Block blocks[]{at(b), at(two ? b + 1 : b)};
+        for (int n = 0; whole < k && n <= two; ++n)
+            sized<BFloat16, ROWS>(
+                blocks[n].height, k - whole, panel + whole * PANEL,
+                [&](int i, int j) { return blocks[n].from + whole * blocks[n].height + i + j; },
+                std::integral_constant<int, LANES>(), [](int) {},
+                [&](int r, const vec(&sums)[VECTORS]) {
+                    for (int v = 0; v < VECTORS; ++v) store(blocks[n].to + r * to_stride + v * LANES, sums[v]);
+                });
+        (two ? multiply<2> : multiply<1>)(blocks, k, panel, to_stride, next + std::ptrdiff_t(whole) * PANEL / passes * (b / 2),
+                                          lines);
+    }
+}
+#else
+constexpr auto product_of_rows = product<BFloat16>;
+#endif
 
 void weights(int tile, const vgg::Filters &from, int out, int in, int first, int last, float *to) {
     const int panels = (out + PANEL - 1) / PANEL, words = (in + 1) / 2, size = from.scale ? 1 : sizeof(float);
@@ -101,6 +181,6 @@ void output(int tile, const float *from, std::ptrdiff_t position, const vgg::Fin
 
 }  // namespace
 
-extern const vgg::Convolution bfloat16{2, weights, input, product<BFloat16>, output};
+extern const vgg::Convolution bfloat16{2, weights, input, product_of_rows, output};
 
 }  // namespace VGG_ISA

@@ -42,7 +42,7 @@ extern const vgg::Kernels table;
 }
 #endif
 #if defined(VGG_ARM)
-namespace i8mm {
+namespace neonbf16 {
 extern const vgg::Kernels table;
 }
 #endif
@@ -81,11 +81,11 @@ bool has_amx() {
 #if defined(VGG_EMULATED_TILES)
     return has_avx512bf16();
 #elif defined(__linux__)
-    constexpr unsigned TILES = 0x60000, AMX_TILE = 1u << 24, AMX_INT8 = 1u << 25;
-    constexpr long REQUEST_PERMISSION = 0x1023, TILE_DATA = 18;  // of arch_prctl
+    constexpr unsigned TILES = 0x60000, AMX = 1u << 22 | 1u << 24 | 1u << 25;  // AMX-BF16, AMX-TILE and AMX-INT8 in edx
+    constexpr long REQUEST_PERMISSION = 0x1023, TILE_DATA = 18;                // of arch_prctl
     unsigned a = 0, b = 0, c = 0, d = 0;
-    return supports(ZMM | TILES, AVX512, AVX512_VNNI, AVX512_BF16) && __get_cpuid_count(7, 0, &a, &b, &c, &d) && d & AMX_TILE &&
-           d & AMX_INT8 && syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
+    return supports(ZMM | TILES, AVX512, AVX512_VNNI, AVX512_BF16) && __get_cpuid_count(7, 0, &a, &b, &c, &d) &&
+           (d & AMX) == AMX && syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
 #else
     return false;
 #endif
@@ -93,14 +93,18 @@ bool has_amx() {
 #endif
 
 #if defined(VGG_ARM)
-bool has_i8mm() {
+// BF16, and I8MM for integers.
+bool has_neonbf16() {
 #if defined(__linux__)
-    constexpr unsigned long I8MM = 1ul << 13;  // HWCAP2_I8MM
-    return getauxval(AT_HWCAP2) & I8MM;
+    constexpr unsigned long I8MM = 1ul << 13, BF16 = 1ul << 14;  // HWCAP2_I8MM, HWCAP2_BF16
+    return (getauxval(AT_HWCAP2) & (I8MM | BF16)) == (I8MM | BF16);
 #elif defined(__APPLE__)
-    int found = 0;
-    std::size_t size = sizeof found;
-    return sysctlbyname("hw.optional.arm.FEAT_I8MM", &found, &size, nullptr, 0) == 0 && found;
+    const auto has = [](const char *name) {
+        int found = 0;
+        std::size_t size = sizeof found;
+        return sysctlbyname(name, &found, &size, nullptr, 0) == 0 && found;
+    };
+    return has("hw.optional.arm.FEAT_I8MM") && has("hw.optional.arm.FEAT_BF16");
 #else
     return false;
 #endif
@@ -124,7 +128,7 @@ const Choice CHOICES[] = {
     {avx2::table, has_avx2},
 #endif
 #if defined(VGG_ARM)
-    {i8mm::table, has_i8mm},
+    {neonbf16::table, has_neonbf16},
 #endif
     {portable::table, [] { return true; }},
 };

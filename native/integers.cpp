@@ -294,12 +294,12 @@ template <int A> inline void multiply_pixels(const std::uint8_t *from, std::ptrd
             load_tile<6>(weights, 64);
             load_tile<7>(weights + 1024, 64);
             load_tile<4>(left, pixel);
-            multiply_tiles<0, 4, 6>();
-            multiply_tiles<1, 4, 7>();
+            multiply_bytes<0, 4, 6>();
+            multiply_bytes<1, 4, 7>();
             if constexpr (A == 2) {
                 load_tile<5>(left + 16 * pixel, pixel);
-                multiply_tiles<2, 5, 6>();
-                multiply_tiles<3, 5, 7>();
+                multiply_bytes<2, 5, 6>();
+                multiply_bytes<3, 5, 7>();
             }
         }
     store_tile<0>(&sums[0][0], sizeof sums[0]);

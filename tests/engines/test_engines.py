@@ -134,7 +134,8 @@ def test_the_identity_of_an_engine_on_a_gpu_names_it(monkeypatch):
     torch = pytest.importorskip("torch")
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100")
     identity = engines.identity(SimpleNamespace(name="torch", device="cuda"))
-    assert identity == {"name": "torch", "version": torch.__version__, "instructions": "NVIDIA H100"}
+    common = {"name": "torch", "precision": "float32", "version": torch.__version__}
+    assert identity == {**common, "instructions": "NVIDIA H100"}
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ from .engine import native_library
 INTERFACE = 5  # VGG_INTERFACE of native/vgg.h
 NO_MEMORY = 1  # the error code VGG_NO_MEMORY
 # The names in native/dispatch.cpp, and those with instructions for bfloat16.
-INSTRUCTIONS = ("auto", "amx", "avx512bf16", "avx512vnni", "avx512", "avx2vnni", "avx2", "i8mm", "portable")
-WITH_BFLOAT16 = ("amx", "avx512bf16")
+INSTRUCTIONS = ("auto", "amx", "avx512bf16", "avx512vnni", "avx512", "avx2vnni", "avx2", "neonbf16", "portable")
+WITH_BFLOAT16 = ("amx", "avx512bf16", "neonbf16")
 
 MISSING = (
     "this installation of vgg has no native engine, as there was no wheel for this platform and no C++ compiler; install a "

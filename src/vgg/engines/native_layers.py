@@ -22,7 +22,7 @@ OPERATIONS = {
 QUANTIZE, DEQUANTIZE = 8, 9
 FUNCTIONS = ("none", "relu", "leaky_relu", "elu", "gelu", "gelu_tanh", "silu", "tanh", "sigmoid")
 KINDS = {np.dtype(dtype): kind for kind, dtype in enumerate((np.float32, np.float16, ml_dtypes.bfloat16, np.int8))}
-BFLOAT16, INT4 = 2, 4
+FLOAT32, BFLOAT16, INT4 = 0, 2, 4
 
 LARGEST_BIAS = 2**29  # of an integer bias; the engine clips sums of it and of zero points to 2**30
 FLOATS = ("lrn", "mean_pool", "l2_pool")  # operations that compute in floats only
@@ -118,13 +118,13 @@ class Steps:
         else:
             yield from self._floats(layer)
             values, kind, scale, group = _in_place(weight)
-            if layer.operation != "linear" and (values.dtype != np.int8 or group < math.prod(shape[1:])):
-                values, scale = contiguous(weight, np.float32), None
-            if self.precision == "bf16":
-                if layer.operation == "linear" and values.dtype in (np.float32, np.float16):
-                    values = values.astype(ml_dtypes.bfloat16)
-                if layer.operation == "convolution" or values.dtype == ml_dtypes.bfloat16:
-                    kind = BFLOAT16
+            rounds = self.precision == "bf16"
+            if layer.operation == "convolution":  # its kind says how it is computed
+                kind = BFLOAT16 if rounds else FLOAT32
+                if values.dtype != np.int8 or group < math.prod(shape[1:]):
+                    values, scale = contiguous(weight, np.float32), None
+            elif rounds and values.dtype in (np.float32, np.float16):
+                values, kind = values.astype(ml_dtypes.bfloat16), BFLOAT16
         entry = self._struct(
             OPERATIONS[layer.operation], outputs=shape[0], inputs=shape[1], kernel=shape[-1] if len(shape) == 4 else 1,
             kind=kind, group=group,
