@@ -64,8 +64,7 @@ template <int SUMS, int LEFT, int RIGHT> void multiply_bfloat16() {
 
 #else
 
-#include <immintrin.h>
-
+// In assembly, since GCC's intrinsics are macros that don't take a template's parameter as the number of a tile.
 namespace VGG_ISA {
 
 struct Tiles {
@@ -76,17 +75,25 @@ struct Tiles {
             std::uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
             std::uint8_t rows[16];
         } const shape{.rows = {first, first, second, second, first, second, 16, 16}};
-        _tile_loadconfig(&shape);
+        __asm__ volatile("ldtilecfg %0" ::"m"(shape));
     }
-    ~Tiles() { _tile_release(); }
+    ~Tiles() { __asm__ volatile("tilerelease"); }
     Tiles(const Tiles &) = delete;
     Tiles &operator=(const Tiles &) = delete;
 };
-template <int N> inline void zero_tile() { _tile_zero(N); }
-template <int N> inline void load_tile(const void *from, std::ptrdiff_t stride) { _tile_loadd(N, from, stride); }
-template <int N> inline void store_tile(void *to, std::ptrdiff_t stride) { _tile_stored(N, to, stride); }
-template <int SUMS, int LEFT, int RIGHT> inline void multiply_bytes() { _tile_dpbusd(SUMS, LEFT, RIGHT); }
-template <int SUMS, int LEFT, int RIGHT> inline void multiply_bfloat16() { _tile_dpbf16ps(SUMS, LEFT, RIGHT); }
+template <int N> inline void zero_tile() { __asm__ volatile("tilezero %%tmm%c0" ::"i"(N)); }
+template <int N> inline void load_tile(const void *from, std::ptrdiff_t stride) {
+    __asm__ volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(from), "r"(stride), "i"(N) : "memory");
+}
+template <int N> inline void store_tile(void *to, std::ptrdiff_t stride) {
+    __asm__ volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(to), "r"(stride), "i"(N) : "memory");
+}
+template <int SUMS, int LEFT, int RIGHT> inline void multiply_bytes() {
+    __asm__ volatile("tdpbusd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(SUMS), "i"(LEFT), "i"(RIGHT));
+}
+template <int SUMS, int LEFT, int RIGHT> inline void multiply_bfloat16() {
+    __asm__ volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(SUMS), "i"(LEFT), "i"(RIGHT));
+}
 
 }  // namespace VGG_ISA
 
