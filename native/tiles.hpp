@@ -64,8 +64,7 @@ template <int SUMS, int LEFT, int RIGHT> void multiply_bfloat16() {
 
 #else
 
-#include <immintrin.h>
-
+// In assembly, since GCC's intrinsics are macros that don't take a template's parameter as the number of a tile.
 namespace VGG_ISA {
 
 struct Tiles {
@@ -76,25 +75,24 @@ struct Tiles {
             std::uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
             std::uint8_t rows[16];
         } const shape{.rows = {first, first, second, second, first, second, 16, 16}};
-        _tile_loadconfig(&shape);
+        __asm__ volatile("ldtilecfg %0" ::"m"(shape));
     }
-    ~Tiles() { _tile_release(); }
+    ~Tiles() { __asm__ volatile("tilerelease"); }
     Tiles(const Tiles &) = delete;
     Tiles &operator=(const Tiles &) = delete;
 };
-// In assembly, since GCC's intrinsics take the numbers of tiles as text.
-template <int N> inline void zero_tile() { asm volatile("tilezero %%tmm%c0" : : "i"(N)); }
+template <int N> inline void zero_tile() { __asm__ volatile("tilezero %%tmm%c0" ::"i"(N)); }
 template <int N> inline void load_tile(const void *from, std::ptrdiff_t stride) {
-    asm volatile("tileloadd (%0,%1,1), %%tmm%c2" : : "r"(from), "r"(stride), "i"(N) : "memory");
+    __asm__ volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(from), "r"(stride), "i"(N) : "memory");
 }
 template <int N> inline void store_tile(void *to, std::ptrdiff_t stride) {
-    asm volatile("tilestored %%tmm%c2, (%0,%1,1)" : : "r"(to), "r"(stride), "i"(N) : "memory");
+    __asm__ volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(to), "r"(stride), "i"(N) : "memory");
 }
 template <int SUMS, int LEFT, int RIGHT> inline void multiply_bytes() {
-    asm volatile("tdpbusd %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(SUMS), "i"(LEFT), "i"(RIGHT));
+    __asm__ volatile("tdpbusd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(SUMS), "i"(LEFT), "i"(RIGHT));
 }
 template <int SUMS, int LEFT, int RIGHT> inline void multiply_bfloat16() {
-    asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(SUMS), "i"(LEFT), "i"(RIGHT));
+    __asm__ volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(SUMS), "i"(LEFT), "i"(RIGHT));
 }
 
 }  // namespace VGG_ISA

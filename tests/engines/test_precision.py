@@ -110,7 +110,7 @@ def test_linear_weights_are_rounded_and_their_inputs_are_not():
 @settings(deadline=None, max_examples=20)
 @given(
     name=st.sampled_from(["vgg11", "vgg16-c", "vgg16-bn"]),
-    width=st.floats(0.02, 0.3),
+    width=st.floats(0.06, 0.3),
     height=st.integers(32, 100),
     across=st.integers(32, 100),
     batch=st.integers(1, 18),
