@@ -193,7 +193,7 @@ def test_what_an_opset_has_no_words_for_is_expanded_with_one_line(tmp_path, opse
 
 @needs_native
 def test_int4_stays_packed_in_the_native_engine():
-    from vgg.engines.native import INT4, _in_place
+    from vgg.engines.native_layers import INT4, _in_place
 
     weight = quantize_weights(network(), 4).parameters["fc6.weight"]
     values, kind, scale, group = _in_place(weight)
