@@ -286,8 +286,8 @@ def compiled(folder, source):
             r"is of another version of vgg \(interface \[1, .*; reinstall vgg",
         ),
         (
-            "void vgg_interface(int *a, int *b, int *c, int *d) { *a = 5, *b = 104, *c = 16, *d = 48; }",
-            r"is of another version of vgg \(interface \[5, 104, 16, 48\], not \[5, \d+, 16, 48\]\); reinstall vgg",
+            "void vgg_interface(int *a, int *b, int *c, int *d) { *a = 5, *b = 112, *c = 16, *d = 48; }",
+            r"is of another version of vgg \(interface \[5, 112, 16, 48\], not \[5, \d+, 16, 48\]\); reinstall vgg",
         ),
         (None, "can't load the native engine .*; reinstall vgg"),
     ],
