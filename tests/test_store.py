@@ -137,7 +137,7 @@ def test_another_instruction_set_is_other_work(monkeypatch):
 @pytest.mark.parametrize("name", engines.installed())
 def test_the_identity_of_each_engine_has_an_instruction_set(name):
     identity = engines.identity(engines.open(random_network(), name))
-    assert list(identity) == ["name", "version", "instructions"]
+    assert list(identity) == ["name", "precision", "version", "instructions"]
     assert all(identity.values())
 
 
