@@ -20,10 +20,11 @@ import numpy as np
 
 from vgg import Error, Network, engines
 from vgg.arrays import Array
-from vgg.benchmark import REFERENCE, Runner, side_by_side, work
+from vgg.benchmark import REFERENCE, Runner, side_by_side
 from vgg.cli.common import Format, print_records
 from vgg.engines import processor
 from vgg.formats import load
+from vgg.limits import work
 
 BATCH_SIZES = (1, 8)
 TOLERANCE = 1e-3  # of the largest logit

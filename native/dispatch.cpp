@@ -18,33 +18,21 @@
 
 #include "kernels.hpp"
 
-namespace portable {
-extern const vgg::Kernels table;
-}
+#define VGG_TABLE(instructions)      \
+    namespace instructions {         \
+    extern const vgg::Kernels table; \
+    }
+VGG_TABLE(portable)
 #if defined(VGG_X86)
-namespace avx2 {
-extern const vgg::Kernels table;
-}
-namespace avx2vnni {
-extern const vgg::Kernels table;
-}
-namespace avx512 {
-extern const vgg::Kernels table;
-}
-namespace avx512vnni {
-extern const vgg::Kernels table;
-}
-namespace avx512bf16 {
-extern const vgg::Kernels table;
-}
-namespace amx {
-extern const vgg::Kernels table;
-}
+VGG_TABLE(avx2)
+VGG_TABLE(avx2vnni)
+VGG_TABLE(avx512)
+VGG_TABLE(avx512vnni)
+VGG_TABLE(avx512bf16)
+VGG_TABLE(amx)
 #endif
 #if defined(VGG_ARM)
-namespace neonbf16 {
-extern const vgg::Kernels table;
-}
+VGG_TABLE(neonbf16)
 #endif
 
 namespace vgg {

@@ -263,18 +263,10 @@ void widen(const std::uint8_t *from, std::ptrdiff_t count, float *to) {
 
 void direct(const Pixels &pixels, int count, int k, const float *panel, const Finish &finish, int channel, float *to,
             std::ptrdiff_t to_stride) {
-    const vgg::Blocks blocks(count, ROWS);
-    for (int b = 0; b < blocks.number; ++b) {
-        const int row = blocks.first(b), height = blocks.first(b + 1) - row;
-        const float *from = pixels.data + row * pixels.stride;
-        float *target = to + row * to_stride;
-        sized<Pairs, ROWS>(
-            height, k, panel, [&](int i, int j) { return from + pixels.offsets[i + j]; }, pixels.stride, [](int) {},
-            [&](int r, const ivec(&sums)[VECTORS]) {
+    product_of_pixels<Pairs>(pixels, count, k, panel, [&](int row, const ivec(&sums)[VECTORS]) {
 #pragma GCC unroll 4
-                for (int v = 0; v < VECTORS; ++v) finished(finish, channel + v * LANES, sums[v], target + r * to_stride);
-            });
-    }
+        for (int v = 0; v < VECTORS; ++v) finished(finish, channel + v * LANES, sums[v], to + row * to_stride);
+    });
 }
 
 // --- Convolutions of bytes ----------------------------------------------------------------------------------------------

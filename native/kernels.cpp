@@ -8,7 +8,6 @@
 
 namespace VGG_ISA {
 
-using vgg::Blocks;
 using vgg::Filters;
 using vgg::Finish;
 using vgg::Matrix;
@@ -145,19 +144,10 @@ void plain_weights(const Filters &from, int out, int k, float *to) {
 
 void convolution(const Pixels &pixels, int count, int k, const float *panel, const float *bias, float *to,
                  std::ptrdiff_t to_stride) {
-    const Blocks blocks(count, ROWS);
-    for (int b = 0; b < blocks.number; ++b) {
-        const int row = blocks.first(b), height = blocks.first(b + 1) - row;
-        const float *from = pixels.data + row * pixels.stride;
-        float *target = to + row * to_stride;
-        sized<Floats, ROWS>(
-            height, k, panel, [&](int i, int j) { return from + pixels.offsets[i + j]; }, pixels.stride, [](int) {},
-            [&](int r, const vec(&sums)[VECTORS]) {
+    product_of_pixels<Floats>(pixels, count, k, panel, [&](int row, const vec(&sums)[VECTORS]) {
 #pragma GCC unroll 4
-                for (int v = 0; v < VECTORS; ++v)
-                    stream(target + r * to_stride + v * LANES, relu(sums[v] + load(bias + v * LANES)));
-            });
-    }
+        for (int v = 0; v < VECTORS; ++v) stream(to + row * to_stride + v * LANES, relu(sums[v] + load(bias + v * LANES)));
+    });
 }
 
 // --- Linear layers ------------------------------------------------------------------------------------------------------

@@ -161,8 +161,6 @@ class Executor {
     // convolution.cpp
     void first_convolution(const Layer &layer, Images to);
     void pointwise(const Layer &layer, Images from, Images to);
-    void direct(const Layer &layer, Images from, Images to);
-    void direct_bytes(const Layer &layer, Images from, Images to);
     // Writes the whole output, its max pooling, or both.
     void winograd(const Layer &layer, Images from, const Images *to, const Images *pooled);
     void normalise(const Layer &layer, Images from, Images to);
@@ -171,6 +169,8 @@ class Executor {
     void quantize_images(Images to);
     void quantize(const Layer &layer, Images from, Images to);
     void dequantize(Images from, Images to);
+    void direct(const Layer &layer, Images from, Images to);
+    void direct_bytes(const Layer &layer, Images from, Images to);
     // head.cpp
     void classify(int end, Images from, int first, const vgg_output *outputs, int count);
     void linear(const Layer &layer, const Matrix &matrix, std::int64_t number, std::int64_t begin, std::int64_t end,

@@ -85,4 +85,17 @@ template <class Operands> void product(const float *rows, std::ptrdiff_t stride,
     }
 }
 
+// The pixels of an image row times a panel; `finish` stores the sums of a pixel.
+template <class Operands, class Finish>
+inline void product_of_pixels(const vgg::Pixels &pixels, int count, int k, const float *panel, const Finish &finish) {
+    const vgg::Blocks blocks(count, ROWS);
+    for (int b = 0; b < blocks.number; ++b) {
+        const int first = blocks.first(b), height = blocks.first(b + 1) - first;
+        const float *from = pixels.data + first * pixels.stride;
+        sized<Operands, ROWS>(
+            height, k, panel, [&](int i, int j) { return from + pixels.offsets[i + j]; }, pixels.stride, [](int) {},
+            [&](int r, const typename Operands::Sums(&sums)[VECTORS]) { finish(first + r, sums); });
+    }
+}
+
 }  // namespace VGG_ISA

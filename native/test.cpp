@@ -269,19 +269,36 @@ bool compares(vgg_network *network, int kind, const std::vector<float> &data, in
     return fine;
 }
 
+// A network of these layers; null if it can't be opened.
+template <class Layers> vgg_network *opened(const char *instructions, int threads, int size, const Layers &layers) {
+    vgg_network *network = nullptr;
+    if (vgg_open(instructions, threads, size, &network)) return nullptr;
+    for (const auto &layer : layers)
+        if (vgg_add(network, &layer.what)) return nullptr;
+    return network;
+}
+
+// All layers' outputs, in memory of the sizes that are expected.
+template <class T>
+std::vector<vgg_output> outputs_of(const std::vector<std::vector<T>> &wanted, std::vector<std::vector<float>> &found) {
+    std::vector<vgg_output> outputs;
+    for (std::size_t i = 0; i < wanted.size(); ++i) {
+        found[i].resize(wanted[i].size());
+        outputs.push_back({std::int32_t(i), found[i].data()});
+    }
+    return outputs;
+}
+
 // Whether each layer's output is as expected.
 bool agrees(const char *instructions, int threads, int batch, int height, int width, Reading reading, unsigned seed) {
     const std::vector<Layer> layers = some_layers(std::min(height, width), reading, seed);
     const std::vector<float> data = some_images(batch, height, width, seed);
     std::mt19937 random(seed);
-    vgg_network *network = nullptr;
-    if (vgg_open(instructions, threads, std::min(height, width), &network)) return false;
-    for (const Layer &layer : layers)
-        if (vgg_add(network, &layer.what)) return false;
+    vgg_network *network = opened(instructions, threads, std::min(height, width), layers);
+    if (!network) return false;
 
     std::vector<std::vector<float>> found(layers.size());
     std::vector<std::vector<double>> wanted(layers.size());
-    std::vector<vgg_output> outputs;
     for (int n = 0; n < batch; ++n) {
         const float *image = data.data() + std::size_t(n) * 3 * height * width;
         Values value{3, height, width, std::vector<double>(image, image + 3 * height * width)};
@@ -290,10 +307,7 @@ bool agrees(const char *instructions, int threads, int batch, int height, int wi
             wanted[i].insert(wanted[i].end(), value.data.begin(), value.data.end());
         }
     }
-    for (std::size_t i = 0; i < layers.size(); ++i) {
-        found[i].resize(wanted[i].size());
-        outputs.push_back({std::int32_t(i), found[i].data()});
-    }
+    const std::vector<vgg_output> outputs = outputs_of(wanted, found);
     bool fine = true;
     // All outputs, then only the last, for which pooling is fused into the convolutions.
     for (std::size_t first : {std::size_t(0), layers.size() - 1}) {
@@ -384,10 +398,8 @@ bool agrees_in_integers(const char *instructions, int threads, int batch, int he
     const int side = std::min(height, width);
     const std::vector<IntegerLayer> layers = some_integer_layers(side, seed);
     const std::vector<float> data = some_images(batch, height, width, seed);
-    vgg_network *network = nullptr;
-    if (vgg_open(instructions, threads, side, &network)) return false;
-    for (const IntegerLayer &layer : layers)
-        if (vgg_add(network, &layer.what)) return false;
+    vgg_network *network = opened(instructions, threads, side, layers);
+    if (!network) return false;
     std::vector<std::vector<float>> found(layers.size()), wanted(layers.size());
     for (int n = 0; n < batch; ++n) {
         const float *image = data.data() + std::size_t(n) * 3 * height * width;
@@ -446,11 +458,7 @@ bool agrees_in_integers(const char *instructions, int threads, int batch, int he
             for (double one : value.data) wanted[i].push_back(scale == 0 ? float(one) : float(int(one) - zero) * scale);
         }
     }
-    std::vector<vgg_output> outputs;
-    for (std::size_t i = 0; i < layers.size(); ++i) {
-        found[i].resize(wanted[i].size());
-        outputs.push_back({std::int32_t(i), found[i].data()});
-    }
+    const std::vector<vgg_output> outputs = outputs_of(wanted, found);
     bool fine = true;
     for (std::size_t first : {std::size_t(0), layers.size() - 1}) {
         for (std::size_t i = first; i < layers.size(); ++i) std::fill(found[i].begin(), found[i].end(), NAN);

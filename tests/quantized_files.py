@@ -11,6 +11,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 
 from conftest import random_network
 from heads_helpers import without_gemm
+from onnx_optimised import optimise
 
 IMAGES = np.random.default_rng(0).normal(size=(4, 3, 64, 64)).astype(np.float32)
 TYPES = {"u8": QuantType.QUInt8, "s8": QuantType.QInt8, "u16": QuantType.QUInt16}
@@ -40,12 +41,7 @@ def quantized(
             activation_type=TYPES[kinds[0]], weight_type=TYPES[kinds[1]], extra_options=extra or {},
         )  # fmt: skip
     if level:
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, f"ORT_ENABLE_{level}")
-        options.optimized_model_filepath = str(folder / "optimised.onnx")
-        onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        path = folder / "optimised.onnx"
+        optimise(path, level)
     return path
 
 

@@ -12,8 +12,9 @@ import pytest
 
 from conftest import ROOT, needs_native, random_network
 from vgg import Architecture, Error, Network, Quantized, engines
-from vgg.benchmark import WARM_UP, Comparison, Machine, Timing, Work, compare, side_by_side, work
+from vgg.benchmark import WARM_UP, Comparison, Timing, compare, side_by_side
 from vgg.engines import processor
+from vgg.limits import Machine, Work, work
 from vgg.preprocessing import PRESETS
 
 ENGINES = ("native", "onnxruntime") if engines.native_library() else ("onnxruntime",)

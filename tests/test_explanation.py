@@ -65,7 +65,7 @@ def test_grad_cam_is_what_torch_differentiates(judged, name, gap, engine):
     expected = by_autograd(module, batch, [4, 0, 6])
     found = grad_cam(network, values, [4, 0, 6])
     assert found.dtype == np.float32
-    np.testing.assert_allclose(found, expected, atol=2e-5 * np.abs(expected).max())
+    np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
 
 
 def by_module(network, channels, classes):
@@ -115,7 +115,7 @@ def test_each_activation_has_its_own_derivative(activation):
     )
     found, expected = compared(network, 64, range(7), "torch")
     assert np.abs(expected).max() > 0
-    np.testing.assert_allclose(found, expected, atol=2e-5 * np.abs(expected).max())
+    np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
 
 
 def quantized(value, group=0, axis=0):
@@ -153,7 +153,7 @@ def test_weights_are_read_as_they_are_stored(kind, head):
     run = vgg.engines.open(plain).run(SMALL(PHOTO)[None], outputs(network))
     values = {key: value[0] for key, value in run.items()}
     expected = grad_cam(plain, values, [1, 5])
-    np.testing.assert_allclose(grad_cam(network, values, [1, 5]), expected, atol=2e-5 * np.abs(expected).max())
+    np.testing.assert_allclose(grad_cam(network, values, [1, 5]), expected, atol=1e-5 * np.abs(expected).max())
 
 
 @needs_native

@@ -17,8 +17,8 @@ ORDER = [
     "errors", "extras", "arrays", "progress", "files", "kinds", "json_output", "store", "parallel", "heads", "methods",
     "architectures", "labels", "image_formats", "decoding", "images", "preprocessing", "parameters", "network", "zoo",
     "formats", "module_layers", "module", "sources", "engines", "system", "predictions", "views", "overlay", "features",
-    "gradients", "explanation", "perceptual", "torch", "classifier", "samples", "benchmark", "evaluation", "quantization",
-    "training", "runs", "serving", "cli",
+    "gradients", "explanation", "perceptual", "torch", "classifier", "samples", "limits", "benchmark", "evaluation",
+    "quantization", "training", "runs", "serving", "cli",
 ]  # fmt: skip
 
 

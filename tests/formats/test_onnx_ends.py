@@ -3,11 +3,11 @@
 import warnings
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
 from torch import nn
 
+from onnx_optimised import optimise
 from torch_exports import IMAGES, LAST, Flow, export, ours, run, same
 from vgg import Network
 from vgg.predictions import scores
@@ -120,11 +120,6 @@ def test_an_activation_of_several_operators(tmp_path, name, level):
     export(module, tmp_path / "n.onnx", False, opset_version=13)
     path = tmp_path / "n.onnx"
     if level:
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, f"ORT_ENABLE_{level}")
-        options.optimized_model_filepath = str(tmp_path / "o.onnx")
-        onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        path = tmp_path / "o.onnx"
+        optimise(path, level)
     with torch.no_grad():
         same(ours(Network.read(path)), module(torch.from_numpy(IMAGES)).numpy(), 1e-3)

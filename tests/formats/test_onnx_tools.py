@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,6 +16,7 @@ from onnxruntime.transformers.float16 import convert_float_to_float16 as float16
 
 from conftest import random_network
 from heads_helpers import CHANNELS, heads, run_onnx, without_gemm
+from onnx_optimised import optimise
 from vgg import ModelError, Network, Quantized, engines, formats
 from vgg.formats.onnx_builder import NEWEST
 from vgg.predictions import scores, sigmoid
@@ -101,14 +101,6 @@ def test_a_graph_that_onnx_runtime_optimised(tmp_path, head, level):
     optimise(tmp_path / "n.onnx", level)
     network = Network.read(tmp_path / "n.onnx")
     same(engines.open(network, "onnxruntime").logits(IMAGES), run_onnx(tmp_path / "n.onnx", IMAGES))
-
-
-def optimise(path: Path, level: str) -> None:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, f"ORT_ENABLE_{level}")
-    options.optimized_model_filepath = str(path)
-    onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
 
 
 def test_a_graph_in_the_layout_of_one_processor_is_refused_with_the_reason(tmp_path):

@@ -63,9 +63,8 @@ class Worker:
 
     def __init__(self, job: Job, networks: Sequence[Network | QuantizedGraph]) -> None:
         self._job = job
-        where = {"threads": job.threads, "device": job.device, "precision": job.precision}
         self._models = [
-            Classifier(network, job.engine, name=name, **where)  # type: ignore[arg-type]
+            Classifier(network, job.engine, threads=job.threads, device=job.device, precision=job.precision, name=name)
             for name, network in zip(job.names, networks, strict=True)
         ]
         self._folder = Folder(job.output)

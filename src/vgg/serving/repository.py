@@ -247,10 +247,7 @@ def open_model(path: Path, settings: Settings, name: str) -> Classifier:
         where = {"device": settings.device, "precision": settings.precision}
         classifier = Classifier(model, settings.engine, threads=settings.threads, name=name, **where)
         side, last, engine = network.preprocessing.crop, network.architecture.values[-1:], classifier.engine
-        counts, dtype = (
-            {1, settings.batch_size},
-            np.uint8 if takes_pixels(engine) else np.float32,
-        )  # the largest needs the most memory
+        counts, dtype = {1, settings.batch_size}, np.uint8 if takes_pixels(engine) else np.float32
         if settings.device == "cuda":  # what torch's engine would otherwise do while clients wait: compile, capture each size
             engine.compile(last)  # type: ignore[attr-defined]
             counts |= {1 << place for place in range(settings.batch_size.bit_length())}
