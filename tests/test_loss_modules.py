@@ -120,6 +120,7 @@ def test_it_compiles_as_one_graph(recompute):
 
 # A generator beside the loss, which sees the generator's output, and a model that contains both; with a backbone that learns.
 DISTRIBUTED = """
+import gc
 import sys
 import torch
 import torch.distributed.nn
@@ -132,27 +133,25 @@ if world > 1:
     distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
 
 class Model(nn.Module):
-    def __init__(self, inside):
+    def __init__(self, loss):
         super().__init__()
         torch.manual_seed(0)
         self.backbone = vgg.torch.backbone(f"{folder}/n.onnx", ["conv1_1", "conv2_1"], freeze="conv1")
         self.paint = nn.Conv2d(self.backbone.channels[0], 3, 1)
         self.more = nn.Conv2d(self.backbone.channels[1], 3, 1)
-        self.loss = loss if inside else None
+        self.loss = loss
 
     def forward(self, images):
         first, second = self.backbone(images)
         made = self.paint(first) + nn.functional.interpolate(self.more(second), images.shape[2:])
         return self.loss(made, images).mean() if self.loss else made
 
-images = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-images = images[rank * 4 // world :][: 4 // world]
-terms = [vgg.torch.Difference({"conv2_1": 1.0}), vgg.torch.Gram({"conv1_1": 1.0})]
-for recompute in (False, True):
+def gradients(images, recompute):
+    terms = [vgg.torch.Difference({"conv2_1": 1.0}), vgg.torch.Gram({"conv1_1": 1.0})]
     loss = vgg.torch.FeatureLoss(f"{folder}/n.onnx", terms, recompute=recompute)
     found = []
     for inside in (False, True):
-        module = model = Model(inside)
+        module = model = Model(loss if inside else None)
         if world > 1:
             module = nn.parallel.DistributedDataParallel(model)
         for _ in range(2):
@@ -161,9 +160,15 @@ for recompute in (False, True):
             total.backward()
         found.append({name: value.grad for name, value in model.named_parameters() if value.requires_grad})
     torch.testing.assert_close(found[0], found[1])
-torch.save(found[0], f"{folder}/{world}-{rank}.pt")
+    return found[0]
+
+images = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))[rank * 4 // world :][: 4 // world]
+for recompute in (False, True):
+    torch.save(gradients(images, recompute), f"{folder}/{world}-{rank}.pt")
 if world > 1:
+    distributed.barrier()
     distributed.destroy_process_group()
+    gc.collect()  # the group's threads end with its last reference; a process that exits while one of them runs aborts
 """
 
 

@@ -163,10 +163,9 @@ def test_more_sets_of_values_are_compiled_than_torch_keeps_of_a_function():
     assert counters["stats"]["unique_graphs"] == graphs + limit + 2
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_without_a_compiler_a_note_says_so_and_torchs_own_modules_run(monkeypatch):
-    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
-    monkeypatch.setattr("torch._inductor.config.force_disable_caches", True)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:dynamo_pgo force disabled")
+@torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",), "force_disable_caches": True})
+def test_without_a_compiler_a_note_says_so_and_torchs_own_modules_run():
     network = random_network(seed=99)
     engine = engines.open(network, "torch")
     with pytest.warns(Notice, match=r"slower, since it can't compile \(.*\); install triton and g\+\+"):
