@@ -38,7 +38,7 @@ def described(name: str, value: Any) -> Iterator[str]:
     """The lines of a name: for a class, with those of its attributes."""
     if inspect.isclass(value):
         yield f"class {name}{parameters(value)}"
-        fields = {one: None for one in getattr(value, "__annotations__", {}) if one[0] != "_"}
+        fields = {one: None for one in inspect.get_annotations(value) if one[0] != "_"}
         for own in sorted({**fields, **{one: None for one in vars(value) if one[0] != "_"}}):
             attribute = inspect.getattr_static(value, own, None)
             if isinstance(attribute, staticmethod | classmethod):
