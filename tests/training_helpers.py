@@ -9,7 +9,7 @@ from PIL import Image
 from vgg.sources import cifar
 from vgg.training import RECIPES, Options, Recipe
 
-QUICK = replace(RECIPES["zoo"], epochs=2, batch=8, dropout=0.0, jitter=0.0, lighting=0.0, flip=False, nesterov=False)
+QUICK = replace(RECIPES["zoo"], epochs=2, batch=8, dropout=0.0, jitter=0.0, lighting=0.0, flip="none", nesterov=False)
 
 
 def class_folders(folder: Path, classes: int = 3, each: int = 8, side: int = 40) -> Path:

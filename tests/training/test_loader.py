@@ -15,10 +15,15 @@ from vgg.module import Normalisation
 from vgg.preprocessing import PRESETS
 from vgg.sources import cifar, classes_of
 from vgg.training import RECIPES
-from vgg.training.augmentation import COMPONENTS, DEVIATIONS, Colours, draws, mixup, random_crop
+from vgg.training.augmentation import COMPONENTS, DEVIATIONS, Colours, drawn_for, draws, random_view
 from vgg.training.loader import Loader
 
 SMALL = replace(PRESETS["torchvision"], size=32, crop=32)
+
+
+def view_of(image, recipe, side, view):
+    """A view of the first image of a dataset, with seed 0."""
+    return random_view(image, recipe, side, drawn_for(recipe, 0, view, [0])[0])
 
 
 def ramp(height, width):
@@ -30,9 +35,9 @@ def ramp(height, width):
 
 
 def test_areas_are_as_large_and_as_wide_as_the_recipe_says():
-    recipe, shares, aspects = replace(RECIPES["zoo"], flip=False), [], []
+    recipe, shares, aspects = replace(RECIPES["zoo"], flip="none"), [], []
     for seed in range(400):
-        seen = random_crop(ramp(300, 400), recipe, 32, draws(0, seed, [0])[0]).astype(float)
+        seen = view_of(ramp(300, 400), recipe, 32, seed).astype(float)
         high = (seen[-1, :, 0].mean() - seen[0, :, 0].mean()) / 255 * 300 * 32 / 31
         wide = (seen[:, -1, 1].mean() - seen[:, 0, 1].mean()) / 255 * 400 * 32 / 31
         shares.append(high * wide / (300 * 400))
@@ -43,9 +48,9 @@ def test_areas_are_as_large_and_as_wide_as_the_recipe_says():
 
 
 def test_the_papers_scales_are_jittered():
-    recipe, shorts = replace(RECIPES["paper"], flip=False), []
+    recipe, shorts = replace(RECIPES["paper"], flip="none"), []
     for seed in range(200):
-        seen = random_crop(ramp(300, 400), recipe, 224, draws(0, seed, [0])[0]).astype(float)
+        seen = view_of(ramp(300, 400), recipe, 224, seed).astype(float)
         slope = (seen[-1, :, 0].mean() - seen[0, :, 0].mean()) / 223  # of the image's 255 levels a row
         shorts.append(255 / slope)
     assert 250 < min(shorts) < 270
@@ -53,9 +58,9 @@ def test_the_papers_scales_are_jittered():
 
 
 def test_small_images_are_padded_and_cropped():
-    recipe = replace(RECIPES["modern"].for_input(32, True), flip=False)
+    recipe = replace(RECIPES["modern"].for_input(32, True), flip="none")
     image = np.full((32, 32, 3), 200, np.uint8)
-    seen = [random_crop(image, recipe, 32, draws(0, seed, [0])[0]) for seed in range(300)]
+    seen = [view_of(image, recipe, 32, seed) for seed in range(300)]
     rows = {int((one[:, 16, 0] > 0).sum()) for one in seen}
     assert rows == {28, 29, 30, 31, 32}
     assert any((one == 200).all() for one in seen)
@@ -63,7 +68,7 @@ def test_small_images_are_padded_and_cropped():
 
 def test_half_of_the_crops_are_mirrored():
     recipe = replace(RECIPES["modern"].for_input(32, True), crop_range=(0,))
-    mirrored = sum(int(random_crop(ramp(32, 32), recipe, 32, draws(0, seed, [0])[0])[0, 0, 1] > 128) for seed in range(400))
+    mirrored = sum(int(view_of(ramp(32, 32), recipe, 32, seed)[0, 0, 1] > 128) for seed in range(400))
     assert 150 < mirrored < 250
 
 
@@ -130,17 +135,6 @@ def test_lighting_shifts_along_the_principal_components():
     shifts = (colours[:, :, 0, 0] / 255 - 128 / 255).double()
     expected = torch.tensor(COMPONENTS) @ torch.diag((0.1 * torch.tensor(DEVIATIONS)) ** 2) @ torch.tensor(COMPONENTS).T
     torch.testing.assert_close(torch.cov(shifts.T), expected.double(), rtol=0.15, atol=1e-5)
-
-
-def test_mixup_blends_images_as_it_blends_their_scores():
-    torch.manual_seed(0)
-    scores = torch.eye(8)
-    batch = scores[:, :, None, None].repeat(1, 1, 2, 2)
-    for _ in range(5):
-        mix = mixup(8, 0.2)
-        pixels, targets = mix(batch), mix(scores)
-        torch.testing.assert_close(pixels[..., 0, 0], targets)
-        torch.testing.assert_close(targets.sum(1), torch.ones(8))
 
 
 def test_cifar10_is_read_as_published(tmp_path):
