@@ -37,6 +37,19 @@ def cifar_folder(folder: Path, train: int = 64, test: int = 16) -> Path:
     return folder
 
 
+def cifar100_folder(folder: Path, train: int = 200, test: int = 16) -> Path:
+    """CIFAR-100's binary version in small, with images whose class is their colour."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for name, count in (("train.bin", train), ("test.bin", test)):
+        targets = (np.arange(count) % 100).astype(np.uint8)
+        planes = rng.integers(0, 56, (count, 3, 1024), np.uint8)
+        planes += (np.stack([targets % 5, targets // 5 % 5, targets // 25], 1) * 50)[..., None].astype(np.uint8)
+        np.concatenate([targets[:, None] // 5, targets[:, None], planes.reshape(count, -1)], 1).tofile(folder / name)
+    (folder / "fine_label_names.txt").write_text("".join(f"fine{number}\n" for number in range(100)))
+    return folder
+
+
 def options(data: Path, output: Path, recipe: Recipe = QUICK, **others) -> Options:
     """A training of a tiny network."""
     return Options(data, output, recipe, **{"arch": "vgg11", "width": 1 / 16, "size": 32, "workers": 2, **others})

@@ -8,7 +8,7 @@ from PIL import Image
 import vgg
 import vgg.files
 import vgg.sources.shards
-from training_helpers import cifar_folder, class_folders
+from training_helpers import cifar100_folder, cifar_folder, class_folders
 from vgg import Error
 from vgg.labels import imagenet
 from vgg.module import Normalisation
@@ -143,8 +143,8 @@ def test_cifar10_is_read_as_published(tmp_path):
     assert [sample.target for sample in dataset][:12] == [*range(10), 0, 1]
     raw = (folder / "data_batch_1.bin").read_bytes()
     pixels = np.asarray(vgg.images.open_image(dataset.samples[3].read()))
-    np.testing.assert_array_equal(pixels[0, :32, 0], np.frombuffer(raw, np.uint8)[3 * cifar.RECORD + 1 :][:32])
-    np.testing.assert_array_equal(pixels[31, :, 2], np.frombuffer(raw, np.uint8)[3 * cifar.RECORD + 1 + 3072 - 32 :][:32])
+    np.testing.assert_array_equal(pixels[0, :32, 0], np.frombuffer(raw, np.uint8)[3 * 3073 + 1 :][:32])
+    np.testing.assert_array_equal(pixels[31, :, 2], np.frombuffer(raw, np.uint8)[3 * 3073 + 1 + 3072 - 32 :][:32])
     np.testing.assert_array_equal(np.asarray(dataset.samples[3].image()), pixels)
     assert len(vgg.sources.open(folder / "test_batch.bin", 10)) == 16
     assert classes_of(folder)[1].names == cifar.NAMES
@@ -153,6 +153,34 @@ def test_cifar10_is_read_as_published(tmp_path):
         vgg.sources.open(folder, 10)
     with pytest.raises(Error, match="is CIFAR-10, which has 10 classes; the model has 1000"):
         vgg.sources.open(folder / "test_batch.bin", 1000)
+
+
+def test_cifar100_is_read_as_published(tmp_path):
+    folder = cifar100_folder(tmp_path / "cifar")
+    dataset = vgg.sources.open(folder, 100)
+    raw = np.fromfile(folder / "train.bin", np.uint8).reshape(-1, 3074)
+    assert [sample.target for sample in dataset] == raw[:, 1].tolist()
+    np.testing.assert_array_equal(np.asarray(dataset.samples[7].image()), raw[7, 2:].reshape(3, 32, 32).transpose(1, 2, 0))
+    assert len(vgg.sources.open(folder / "test.bin", 100)) == 16
+    count, labels = classes_of(folder)
+    assert (count, labels.names[raw[7, 1]]) == (100, f"fine{raw[7, 1]}")
+    assert classes_of(folder / "test.bin")[1] == labels
+    assert vgg.sources.splits(folder) == (str(folder), str(folder / "test.bin"))
+    assert vgg.sources.is_cifar(folder)
+    assert [one for one, _ in vgg.sources.find(folder)][-1] == f"{folder}/train.bin/{len(raw) - 1}"
+    with pytest.raises(Error, match="is CIFAR-100, which has 100 classes; the model has 10"):
+        vgg.sources.open(folder / "test.bin", 10)
+    raw[3, 1] = 100
+    raw.tofile(folder / "train.bin")
+    with pytest.raises(Error, match=r"train.bin: is truncated, or not in CIFAR-100's binary format"):
+        vgg.sources.open(folder, 100)
+    (folder / "fine_label_names.txt").write_text("apple\n")
+    with pytest.raises(Error, match=r"fine_label_names.txt: has 1 names; CIFAR-100 has 100 classes"):
+        classes_of(folder)
+    (folder / "fine_label_names.txt").unlink()
+    assert not vgg.sources.is_cifar(folder)  # train.bin may be another program's
+    with pytest.raises(Error, match=r"fine_label_names.txt: file or folder not found"):
+        classes_of(folder / "test.bin")
 
 
 def test_classes_are_found_in_folders_lists_and_shards(tmp_path):

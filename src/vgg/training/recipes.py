@@ -80,7 +80,7 @@ class Recipe:
     def side(self, pixels: int, epoch: int) -> int:
         """The side of the crops in an epoch, in pixels, for an input of `pixels`; see `progressive`."""
         share = self.progressive + (1 - self.progressive) * min(epoch / max(self.epochs - 1, 1), 1.0)
-        return pixels if share >= 1 else min(round(pixels * share / STRIDE) * STRIDE, pixels)
+        return pixels if share >= 1 else min(int(pixels * share / STRIDE + 0.5) * STRIDE, pixels)
 
 
 RECIPES = {
