@@ -25,7 +25,7 @@ from .history import COLUMNS, Row, accuracy, accuracy_text, draw_curves, epoch_l
 from .loader import Batch, Loader
 from .optimizer import make_average, make_optimizer, rate, set_rate
 from .options import Options
-from .processes import Process, processes
+from .processes import Process, has_bf16, processes
 from .setup import Setup, cache_values, prepare
 from .targets import Teachers, loss, measured, measures
 
@@ -111,7 +111,7 @@ class Trainer:
         if recipe.batch // self.parts < self.least:
             raise Error("batch normalisation in the head requires 2 images in each part of a batch; use a larger --micro-batch")
         self.parallel: Any = self.process.parallel(self.module)
-        self.autocast: Any = torch.autocast("cuda", torch.bfloat16) if recipe.bf16 and device.type == "cuda" else nullcontext()
+        self.autocast: Any = torch.autocast(device.type, torch.bfloat16) if recipe.bf16 and has_bf16(device) else nullcontext()
         self.colours = Colours(recipe, device)
         self.normalise = Normalisation(self.setup.preprocessing).to(device)
         self.teachers = Teachers(self.setup.teachers, self.matched, device, self.layout) if self.setup.teachers else None

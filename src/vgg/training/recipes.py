@@ -61,7 +61,7 @@ class Recipe:
     smoothing: float = 0.0  # label smoothing
     # Decay for each step of the moving average of the weights, which is the result; 0: none. The first steps have a lower one.
     ema: float = 0.0
-    bf16: bool = False  # on a GPU: convolutions and matrix products in bfloat16
+    bf16: bool = False  # convolutions and matrix products in bfloat16, on a GPU, or a CPU with instructions for it
     channels_last: bool = False
     patience: int = 0  # stop after this many epochs without a better validation; 0: never
     thaw: int = 0  # epochs until the next block of layers, from the last one down, learns too; 0: all from the start
