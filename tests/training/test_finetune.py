@@ -109,7 +109,8 @@ def test_teachers_see_what_the_student_sees_anew_in_every_epoch(tmp_path):
     turned = replace(recipe, channels="RGB", mean=recipe.mean[::-1], std=recipe.std[::-1])
     parameters = {**network.parameters, "conv1_1.weight": network.parameters["conv1_1.weight"][:, ::-1]}
     teacher = replace(network, parameters=parameters, preprocessing=turned)
-    quick = replace(QUICK, epochs=2, weight_decay=0.0, crop_range=(0.3, 1.0), mixup=0.5, lighting=0.1, views=0)
+    quick = replace(QUICK, epochs=2, weight_decay=0.0, crop_range=(0.3, 1.0), lighting=0.1, views=0, mixup=0.5, cutmix=1.0)
+    quick = replace(quick, erasing=0.5, policy="trivial", repeats=2)
     others = {"teachers": [teacher, teacher], "start": network, "matched": ("pool5", "fc7")}
     outcome = train(options(class_folders(tmp_path / "data"), tmp_path / "run", quick, **others))
     for name, value in Network.read(outcome.path).parameters.items():

@@ -8,17 +8,22 @@ from PIL import Image
 import vgg
 import vgg.files
 import vgg.sources.shards
-from training_helpers import cifar_folder, class_folders
+from training_helpers import cifar100_folder, cifar_folder, class_folders
 from vgg import Error
 from vgg.labels import imagenet
 from vgg.module import Normalisation
 from vgg.preprocessing import PRESETS
 from vgg.sources import cifar, classes_of
 from vgg.training import RECIPES
-from vgg.training.augmentation import COMPONENTS, DEVIATIONS, Colours, draws, mixup, random_crop
+from vgg.training.augmentation import COMPONENTS, DEVIATIONS, Colours, drawn_for, draws, random_view
 from vgg.training.loader import Loader
 
 SMALL = replace(PRESETS["torchvision"], size=32, crop=32)
+
+
+def view_of(image, recipe, side, view):
+    """A view of the first image of a dataset, with seed 0."""
+    return random_view(image, recipe, side, drawn_for(recipe, 0, view, [0])[0])
 
 
 def ramp(height, width):
@@ -30,9 +35,9 @@ def ramp(height, width):
 
 
 def test_areas_are_as_large_and_as_wide_as_the_recipe_says():
-    recipe, shares, aspects = replace(RECIPES["zoo"], flip=False), [], []
+    recipe, shares, aspects = replace(RECIPES["zoo"], flip="none"), [], []
     for seed in range(400):
-        seen = random_crop(ramp(300, 400), recipe, 32, draws(0, seed, [0])[0]).astype(float)
+        seen = view_of(ramp(300, 400), recipe, 32, seed).astype(float)
         high = (seen[-1, :, 0].mean() - seen[0, :, 0].mean()) / 255 * 300 * 32 / 31
         wide = (seen[:, -1, 1].mean() - seen[:, 0, 1].mean()) / 255 * 400 * 32 / 31
         shares.append(high * wide / (300 * 400))
@@ -43,9 +48,9 @@ def test_areas_are_as_large_and_as_wide_as_the_recipe_says():
 
 
 def test_the_papers_scales_are_jittered():
-    recipe, shorts = replace(RECIPES["paper"], flip=False), []
+    recipe, shorts = replace(RECIPES["paper"], flip="none"), []
     for seed in range(200):
-        seen = random_crop(ramp(300, 400), recipe, 224, draws(0, seed, [0])[0]).astype(float)
+        seen = view_of(ramp(300, 400), recipe, 224, seed).astype(float)
         slope = (seen[-1, :, 0].mean() - seen[0, :, 0].mean()) / 223  # of the image's 255 levels a row
         shorts.append(255 / slope)
     assert 250 < min(shorts) < 270
@@ -53,9 +58,9 @@ def test_the_papers_scales_are_jittered():
 
 
 def test_small_images_are_padded_and_cropped():
-    recipe = replace(RECIPES["modern"].for_input(32, True), flip=False)
+    recipe = replace(RECIPES["modern"].for_input(32, True), flip="none")
     image = np.full((32, 32, 3), 200, np.uint8)
-    seen = [random_crop(image, recipe, 32, draws(0, seed, [0])[0]) for seed in range(300)]
+    seen = [view_of(image, recipe, 32, seed) for seed in range(300)]
     rows = {int((one[:, 16, 0] > 0).sum()) for one in seen}
     assert rows == {28, 29, 30, 31, 32}
     assert any((one == 200).all() for one in seen)
@@ -63,7 +68,7 @@ def test_small_images_are_padded_and_cropped():
 
 def test_half_of_the_crops_are_mirrored():
     recipe = replace(RECIPES["modern"].for_input(32, True), crop_range=(0,))
-    mirrored = sum(int(random_crop(ramp(32, 32), recipe, 32, draws(0, seed, [0])[0])[0, 0, 1] > 128) for seed in range(400))
+    mirrored = sum(int(view_of(ramp(32, 32), recipe, 32, seed)[0, 0, 1] > 128) for seed in range(400))
     assert 150 < mirrored < 250
 
 
@@ -132,25 +137,14 @@ def test_lighting_shifts_along_the_principal_components():
     torch.testing.assert_close(torch.cov(shifts.T), expected.double(), rtol=0.15, atol=1e-5)
 
 
-def test_mixup_blends_images_as_it_blends_their_scores():
-    torch.manual_seed(0)
-    scores = torch.eye(8)
-    batch = scores[:, :, None, None].repeat(1, 1, 2, 2)
-    for _ in range(5):
-        mix = mixup(8, 0.2)
-        pixels, targets = mix(batch), mix(scores)
-        torch.testing.assert_close(pixels[..., 0, 0], targets)
-        torch.testing.assert_close(targets.sum(1), torch.ones(8))
-
-
 def test_cifar10_is_read_as_published(tmp_path):
     folder = cifar_folder(tmp_path / "cifar")
     dataset = vgg.sources.open(folder, 10)
     assert [sample.target for sample in dataset][:12] == [*range(10), 0, 1]
     raw = (folder / "data_batch_1.bin").read_bytes()
     pixels = np.asarray(vgg.images.open_image(dataset.samples[3].read()))
-    np.testing.assert_array_equal(pixels[0, :32, 0], np.frombuffer(raw, np.uint8)[3 * cifar.RECORD + 1 :][:32])
-    np.testing.assert_array_equal(pixels[31, :, 2], np.frombuffer(raw, np.uint8)[3 * cifar.RECORD + 1 + 3072 - 32 :][:32])
+    np.testing.assert_array_equal(pixels[0, :32, 0], np.frombuffer(raw, np.uint8)[3 * 3073 + 1 :][:32])
+    np.testing.assert_array_equal(pixels[31, :, 2], np.frombuffer(raw, np.uint8)[3 * 3073 + 1 + 3072 - 32 :][:32])
     np.testing.assert_array_equal(np.asarray(dataset.samples[3].image()), pixels)
     assert len(vgg.sources.open(folder / "test_batch.bin", 10)) == 16
     assert classes_of(folder)[1].names == cifar.NAMES
@@ -159,6 +153,34 @@ def test_cifar10_is_read_as_published(tmp_path):
         vgg.sources.open(folder, 10)
     with pytest.raises(Error, match="is CIFAR-10, which has 10 classes; the model has 1000"):
         vgg.sources.open(folder / "test_batch.bin", 1000)
+
+
+def test_cifar100_is_read_as_published(tmp_path):
+    folder = cifar100_folder(tmp_path / "cifar")
+    dataset = vgg.sources.open(folder, 100)
+    raw = np.fromfile(folder / "train.bin", np.uint8).reshape(-1, 3074)
+    assert [sample.target for sample in dataset] == raw[:, 1].tolist()
+    np.testing.assert_array_equal(np.asarray(dataset.samples[7].image()), raw[7, 2:].reshape(3, 32, 32).transpose(1, 2, 0))
+    assert len(vgg.sources.open(folder / "test.bin", 100)) == 16
+    count, labels = classes_of(folder)
+    assert (count, labels.names[raw[7, 1]]) == (100, f"fine{raw[7, 1]}")
+    assert classes_of(folder / "test.bin")[1] == labels
+    assert vgg.sources.splits(folder) == (str(folder), str(folder / "test.bin"))
+    assert vgg.sources.is_cifar(folder)
+    assert [one for one, _ in vgg.sources.find(folder)][-1] == f"{folder}/train.bin/{len(raw) - 1}"
+    with pytest.raises(Error, match="is CIFAR-100, which has 100 classes; the model has 10"):
+        vgg.sources.open(folder / "test.bin", 10)
+    raw[3, 1] = 100
+    raw.tofile(folder / "train.bin")
+    with pytest.raises(Error, match=r"train.bin: is truncated, or not in CIFAR-100's binary format"):
+        vgg.sources.open(folder, 100)
+    (folder / "fine_label_names.txt").write_text("apple\n")
+    with pytest.raises(Error, match=r"fine_label_names.txt: has 1 names; CIFAR-100 has 100 classes"):
+        classes_of(folder)
+    (folder / "fine_label_names.txt").unlink()
+    assert not vgg.sources.is_cifar(folder)  # train.bin may be another program's
+    with pytest.raises(Error, match=r"fine_label_names.txt: file or folder not found"):
+        classes_of(folder / "test.bin")
 
 
 def test_classes_are_found_in_folders_lists_and_shards(tmp_path):

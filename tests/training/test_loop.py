@@ -98,12 +98,15 @@ def script(tmp_path, data, recipe, **others):
     return path
 
 
-@pytest.mark.parametrize("noisy", [False, True], ids=["plain", "dropout, jitter, mixup, batch norm"])
+@pytest.mark.parametrize("noisy", [False, True], ids=["plain", "everything random, batch norm"])
 def test_two_processes_learn_what_one_does(noisy, tmp_path):
     data = cifar_folder(tmp_path / "cifar")
     recipe = "replace(QUICK, batch=16)"
     if noisy:
-        recipe = "replace(RECIPES['modern'], batch=16, epochs=2, warm_up=0, jitter=0.4, lighting=0.1, dropout=0.5)"
+        recipe = (
+            "replace(RECIPES['modern'], batch=16, epochs=2, warm_up=0, jitter=0.4, lighting=0.1, dropout=0.5, cutmix=1.0, "
+            "erasing=0.5, repeats=2, policy='rand', flip='alternating')"
+        )
     others = {"arch": "vgg11-bn" if noisy else "vgg11"}
     path = script(tmp_path, data, recipe, **others)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -120,10 +123,20 @@ def test_two_processes_learn_what_one_does(noisy, tmp_path):
             torch.testing.assert_close(two["module"][name], value, rtol=0, atol=1e-5)
 
 
-def test_a_run_killed_at_any_moment_ends_the_same(tmp_path):
+EVERYTHING = (
+    "replace(RECIPES['cifar'], batch=16, epochs=4, optimizer='muon', policy='trivial', erasing=0.5, mixup=0.2, cutmix=1.0, "
+    "repeats=2, dropout=0.2, jitter=0.4, progressive=0.5)"
+)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "size"),
+    [("replace(RECIPES['modern'], batch=16, epochs=4, warm_up=1, jitter=0.4)", 32), (EVERYTHING, 64)],
+    ids=["modern", "everything"],
+)
+def test_a_run_killed_at_any_moment_ends_the_same(recipe, size, tmp_path):
     data = cifar_folder(tmp_path / "cifar", train=160)
-    recipe = "replace(RECIPES['modern'], batch=16, epochs=4, warm_up=1, jitter=0.4)"
-    path = script(tmp_path, data, recipe, arch="vgg11-bn", save_seconds=0.0)
+    path = script(tmp_path, data, recipe, arch="vgg11-bn", size=size, save_seconds=0.0)
     subprocess.run([sys.executable, path, tmp_path / "whole"], check=True, capture_output=True)
     rng, kills = random.Random(0), 0
     while True:
@@ -151,6 +164,9 @@ def test_a_run_killed_at_any_moment_ends_the_same(tmp_path):
     assert one["history"] == two["history"]
     for name, tensor in two["module"].items():
         assert torch.equal(one["module"][name], tensor), name
+    assert one["optimizer"]["param_groups"] == two["optimizer"]["param_groups"]
+    for index, values in two["optimizer"]["state"].items():
+        assert torch.equal(one["optimizer"]["state"][index]["momentum_buffer"], values["momentum_buffer"]), index
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_steps_images(tmp_path):

@@ -6,7 +6,7 @@ from vgg import Error
 from vgg.cli.train import RECIPES as NAMES
 from vgg.training import RECIPES
 from vgg.training.optimizer import rate
-from vgg.training.recipes import changed, named
+from vgg.training.recipes import changed, checked, named
 
 
 def test_the_command_line_names_the_recipes_that_there_are():
@@ -20,6 +20,7 @@ def test_the_command_line_names_the_recipes_that_there_are():
         ("zoo", (0, 49, 50, 79, 80, 99), (0.01, 0.01, 0.001, 0.001, 0.0001, 0.0001)),
         ("torchvision", (0, 29, 30, 59, 60, 89), (0.01, 0.01, 0.001, 0.001, 0.0001, 0.0001)),
         ("modern", (2.5, 5, 52.5, 100), (0.025, 0.05, 0.025, 0)),
+        ("cifar", (1, 2, 13.5, 25), (0.05, 0.1, 0.05, 0)),
     ],
 )
 def test_the_rate_falls_as_published(name, epochs, rates):
@@ -44,7 +45,14 @@ def test_single_fields_can_be_changed():
         ("name=x", "unknown field 'name' of a recipe"),
         ("epochs=many", "invalid value 'many' of epochs; the recipe modern has 100"),
         ("nesterov=maybe", "invalid value 'maybe' of nesterov"),
-        ("crop=round", "invalid value 'round' of crop"),
+        ("crop=round", "invalid value 'round' of crop; choose from area, side, pad"),
+        ("flip=yes", "invalid value 'yes' of flip; choose from random, alternating, none"),
+        ("policy=auto", "invalid value 'auto' of policy; choose from none, trivial, rand"),
+        ("magnitude=31", "values out of range: magnitude=31"),
+        ("operations=0", "values out of range: operations=0"),
+        ("erasing=1.5", "values out of range: erasing=1.5"),
+        ("progressive=0", "values out of range: progressive=0"),
+        ("repeats=3", "a batch of 256 can't hold each image 3 times; use a multiple of `repeats`"),
         ("dropout=1", "recipe modern with values out of range: dropout=1.0"),
         ("views=-1", "values out of range: views=-1"),
         ("crop=pad", r"values out of range: crop_range=\(0.08, 1.0\)"),
@@ -54,6 +62,17 @@ def test_single_fields_can_be_changed():
 def test_invalid_settings_are_refused(setting, message):
     with pytest.raises(Error, match=message):
         changed(RECIPES["modern"], [setting])
+
+
+def test_a_value_that_is_no_choice_is_refused_from_python_too():
+    with pytest.raises(Error, match="values out of range: flip=True"):
+        checked(replace(RECIPES["modern"], flip=True))
+
+
+@pytest.mark.parametrize("setting", ["repeats=2", "progressive=0.5"])
+def test_views_that_are_computed_once_cannot_change(setting):
+    with pytest.raises(Error, match="require new crops in each epoch; use --set views=0 instead of 4"):
+        changed(RECIPES["finetune"], [setting])
 
 
 def test_small_inputs_are_padded_and_networks_without_batch_norm_learn_more_slowly():

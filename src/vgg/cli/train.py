@@ -10,7 +10,7 @@ import typer
 from ..architectures import CONFIGURATIONS
 from . import common
 
-RECIPES = ("zoo", "paper", "torchvision", "modern", "finetune", "distil")
+RECIPES = ("zoo", "paper", "torchvision", "modern", "cifar", "finetune", "distil")
 BY_RECIPE = "[default: the recipe's]"
 
 
@@ -30,7 +30,8 @@ def train(
         str | None,
         typer.Option(
             "--recipe", "-r", metavar="R", autocompletion=common.completion(*RECIPES),
-            help=f"Recipe: {', '.join(RECIPES)}.  [default: modern; with --from finetune, with --teacher distil]",
+            help=f"Recipe: {', '.join(RECIPES)}.  "
+            "[default: modern, up to 64 pixels cifar; with --from finetune, with --teacher distil]",
         ),
     ] = None,
     epochs: Annotated[int | None, typer.Option("--epochs", min=1, metavar="N", help=f"Number of epochs.  {BY_RECIPE}")] = None,
@@ -108,8 +109,10 @@ def train(
     from ..network import Network
     from ..training import Options, recipes
     from ..training import train as run
+    from ..training.student import SMALL, input_size
 
-    chosen = recipes.named(recipe or ("distil" if teacher else "finetune" if start else "modern"))
+    usual = "cifar" if input_size(data, size) <= SMALL else "modern"
+    chosen = recipes.named(recipe or ("distil" if teacher else "finetune" if start else usual))
     given: dict[str, Any] = {"epochs": epochs, "batch": batch_size, "lr": lr}
     chosen = replace(chosen, **{name: value for name, value in given.items() if value is not None})
     chosen = replace(chosen, plain_lr=0.0) if lr is not None else chosen

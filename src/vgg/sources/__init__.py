@@ -1,12 +1,11 @@
 """Sources of images: the images that a command or a call works on, wherever they are.
 
-All verbs accept the same places: files, folders, globs, list files (.txt), WebDataset shards (.tar), CIFAR-10, and URLs of
+All verbs accept the same places: files, folders, globs, list files (.txt), WebDataset shards (.tar), CIFAR, and URLs of
 these in object stores and on web servers. `find` returns any images, `open` labelled ones. Images are read when they are used.
 Hidden files and folders, and what systems leave in folders (`ignored`), are only images if their name is given.
 """
 
 import os
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -89,8 +88,8 @@ def open(place: str | Path, classes: int = 1000, labels: Labels | None = None, *
     Args:
         place: a folder with a folder of images for each class, named by WordNet id or class name; a list file with an image
             and its class on each line; a table of these (.csv, .tsv, .jsonl); a WebDataset shard (.tar), or a folder of
-            them; a file of CIFAR-10 (.bin), or the folder cifar-10-batches-bin, which means its training files; or a URL of
-            one of these.
+            them; a file of CIFAR-10 or CIFAR-100 (.bin), or the folder cifar-10-batches-bin or cifar-100-binary, which means
+            its training files; or a URL of one of these.
         classes: number of classes of the network.
         labels: their names. Without them, lists and shards must hold numbers. Class folders whose names are numbers are the
             classes with these numbers, and others are 0, 1, 2 … in alphabetical order, as in torchvision's ImageFolder. If
@@ -125,8 +124,9 @@ def classes_of(place: str | Path, *, several: bool = False) -> tuple[int, Labels
     """
     path = stores.normalised(place)
     containers, folders = listing.parts(path)
-    if any(one.path.endswith(listing.CIFAR) for one in containers):
-        return len(cifar.NAMES), Labels(cifar.NAMES)
+    if batches := [one.path for one in containers if one.path.endswith(listing.CIFAR)]:
+        labels = cifar.labels_of(batches[0])
+        return len(labels), labels
     seen = dict.fromkeys(folders, 0)
 
     def collect(name: str) -> int:
@@ -155,21 +155,23 @@ def classes_of(place: str | Path, *, several: bool = False) -> tuple[int, Labels
 def splits(place: str | Path) -> tuple[str, str | None]:
     """The places of the training and the validation images of a dataset; the latter is None if it is not separate.
 
-    They are the folders train, and val or test, in a folder; of CIFAR-10 the folder and its file test_batch.bin.
+    They are the folders train, and val or test, in a folder; of CIFAR-10 the folder and its file test_batch.bin, of
+    CIFAR-100 the folder and test.bin.
     """
     path = stores.normalised(place)
     inside = {one.name: one for one in stores.entries(path)} if listing.is_folder(path) else {}
     folders = {name: inside[name].place for name in ("train", "val", "test") if name in inside and inside[name].is_folder}
     if "train" in folders:
         return folders.pop("train"), next(iter(folders.values()), None)
-    return path, inside[cifar.TEST].place if cifar.TEST in inside else None
+    kind = cifar.kind_in(inside)
+    return path, inside[kind.test].place if kind and kind.test in inside else None
 
 
 def is_cifar(place: str | Path) -> bool:
-    """Whether a place is the folder of CIFAR-10, or one of its files."""
+    """Whether a place is the folder of CIFAR-10 or CIFAR-100, or one of their files."""
     path = stores.normalised(place)
     inside = stores.entries(path) if listing.is_folder(path) else []
-    return path.endswith(listing.CIFAR) or any(fnmatch(one.name, cifar.TRAIN) for one in inside)
+    return path.endswith(listing.CIFAR) or cifar.kind_in(one.name for one in inside) is not None
 
 
 def _found(place: str, base: str | None = None) -> list[Sample]:

@@ -1,8 +1,8 @@
 """Lists of the images at a place, made lazily and in a fixed order.
 
-A place is an image, a folder, which is walked, a glob, a list file (.txt), a WebDataset shard (.tar), a file of CIFAR-10
-(.bin), or a URL of one of these. Shards and files of CIFAR-10 are containers: they are listed as one sample, which `unpack`
-replaces by the images in it. So a list is short, and bulk work can open containers where it reads them.
+A place is an image, a folder, which is walked, a glob, a list file (.txt), a WebDataset shard (.tar), a file of CIFAR-10 or
+CIFAR-100 (.bin), or a URL of one of these. Shards and files of CIFAR are containers: they are listed as one sample, which
+`unpack` replaces by the images in it. So a list is short, and bulk work can open containers where it reads them.
 """
 
 from collections.abc import Iterable, Iterator
@@ -80,8 +80,9 @@ def labelled(
         Error: there is nothing, or a class is unknown; see `vgg.sources.open`.
     """
     containers, folders = parts(place)
-    if any(one.path.endswith(CIFAR) for one in containers) and classes != len(cifar.NAMES):
-        raise Error(f"{place}: is CIFAR-10, which has 10 classes; the model has {classes}")
+    for kind in [cifar.kind_of(one.path) for one in containers if one.path.endswith(CIFAR)]:
+        if classes != kind.classes:
+            raise Error(f"{place}: is {kind.name}, which has {kind.classes} classes; the model has {classes}")
     yield from (sample(one.path, base, size=one.size) for one in containers)
     if folders:
         walk = Walk(place)
@@ -95,12 +96,13 @@ def labelled(
 def parts(place: str) -> tuple[list[Sample], dict[str, str]]:
     """The containers at a place, or if there are none the class folders by name; neither if it is a list file.
 
-    A folder of CIFAR-10 means its training files.
+    A folder of CIFAR-10 or CIFAR-100 means its training files.
     """
     if not is_folder(place):
         return [sample(place)] if place.endswith((SHARD, CIFAR)) else [], {}
     found = stores.entries(place)
-    batches = [one for one in found if fnmatch(one.name, cifar.TRAIN)]
+    kind = cifar.kind_in(one.name for one in found)
+    batches = [one for one in found if kind and fnmatch(one.name, kind.train)]
     containers = batches or [one for one in found if one.name.endswith(SHARD) and not one.is_folder]
     walk = Walk(place)
     folders = {one.name: one.place for one in found if one.is_folder and not walk.is_repeated(one)}
@@ -129,7 +131,9 @@ def unpack(samples: Iterable[Sample], resolve: Resolve | None = None) -> Iterato
         copy = stores.Copy(one.path) if stores.is_url(one.path) else None
         path = copy.path if copy else one.path
         try:
-            found = cifar.read(Path(path)) if path.endswith(CIFAR) else shards.read(Path(path), resolve)
+            found = (
+                cifar.read(Path(path), cifar.kind_of(one.path)) if path.endswith(CIFAR) else shards.read(Path(path), resolve)
+            )
         except Error as error:
             raise ImageError(str(error).replace(path, one.path)) from None
         for each in found:

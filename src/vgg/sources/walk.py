@@ -32,7 +32,9 @@ class Walk:
         if identity in self._seen:
             return
         self._seen.add(identity)
-        for one in stores.entries(folder):
+        found = stores.entries(folder)
+        records = cifar.kind_in(one.name for one in found)
+        for one in found:
             if one.is_folder:
                 if not self.is_repeated(one):
                     yield from self.images(one.place, base, target)
@@ -43,7 +45,7 @@ class Walk:
             elif (
                 image_formats.suffix_of(one.name) in image_formats.SUFFIXES
                 or one.name.endswith(SHARD)
-                or fnmatch(one.name, cifar.TRAIN)
+                or (records and fnmatch(one.name, records.train))
             ):
                 yield sample(one.place, base, target, one.size)
 

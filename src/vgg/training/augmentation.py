@@ -1,10 +1,12 @@
-"""Random crops, colour changes and mixup.
+"""Random crops, colour changes, erasing, mixup and CutMix.
 
-All random numbers of an image are drawn from the seed, its index in the dataset and the number of the view, so any process
-gets the same image, in any order, in a resumed run too.
+The random numbers of a crop are drawn from the seed, the image's index in the dataset and the number of the view, so any
+process gets the same crop, in any order, in a resumed run too. What is computed in batches on the device uses torch's
+generator, which the loop seeds for each part of a batch.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from math import exp, log
 from typing import Any
 
@@ -13,28 +15,48 @@ import torch
 from PIL import Image
 
 from ..arrays import Array
+from . import policies
 from .recipes import Recipe
 
 ASPECTS = (3 / 4, 4 / 3)  # width / height of random areas, as in torchvision and Gluon
 TRIES = 10  # to draw an area that fits the image, as there
 DRAWS = 3 + 2 * TRIES  # random numbers for a crop: position, mirroring, and size
+MIRRORING = 2  # index of the number that decides whether a crop is mirrored: it is if the number is below 0.5
+EVERY_VIEW = 2**32  # in place of a view's number, for what is the same in all views of an image
+ERASED = (0.02, 0.33)  # share of the image's area that is erased, as in torchvision
+ERASED_ASPECTS = (0.3, 1 / 0.3)  # height / width of what is erased; Zhong et al., section 4
 # Principal components of ImageNet's RGB values of 0..1, and their standard deviations; Krizhevsky et al. 2012. The numbers are
 # from fb.resnet.torch; Gluon's RandomLighting has the same.
 COMPONENTS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203))
 DEVIATIONS = (0.2175, 0.0188, 0.0045)
 
 
-def draws(seed: int, view: int, indices: Sequence[int] | Array) -> list[list[float]]:
-    """Random numbers for a view of each image, 0 <= x < 1, [images][DRAWS]; a function of seed, view and index only.
+def draws(seed: int, view: int | Array, indices: Sequence[int] | Array, count: int = DRAWS) -> Array:
+    """Random numbers for a view of each image, 0 <= x < 1, [images, count]; a function of seed, view and index only.
 
     They are a hash, SplitMix64 (Steele, Lea & Flood 2014): creating a generator for each image takes longer than cropping a
     small image.
+
+    Args:
+        seed: random seed.
+        view: number of the view, or one for each image.
+        indices: of the images in the dataset.
+        count: random numbers for each image; more of them begin with the same.
     """
     state: Any = np.zeros(1, np.uint64)
-    for number in ([seed], [view], indices):
+    for number in ([seed], np.atleast_1d(view), indices):
         state = _hash(state + np.asarray(number, np.uint64))
-    numbers = _hash(state[:, None] + np.arange(DRAWS, dtype=np.uint64)) >> np.uint64(11)
-    return list((numbers * 2.0**-53).tolist())
+    numbers = _hash(state[:, None] + np.arange(count, dtype=np.uint64)) >> np.uint64(11)
+    return np.asarray(numbers * 2.0**-53)
+
+
+def drawn_for(recipe: Recipe, seed: int, view: int | Array, indices: Sequence[int] | Array) -> list[list[float]]:
+    """The random numbers that `random_view` takes for a view of each image; arguments as for `draws`."""
+    drawn = draws(seed, view, indices, DRAWS + policies.draws_of(recipe))
+    if recipe.flip == "alternating":  # half a turn further in each view
+        first = draws(seed, EVERY_VIEW, indices)[:, MIRRORING]
+        drawn[:, MIRRORING] = (first + np.asarray(view) / 2) % 1
+    return list(drawn.tolist())
 
 
 def _hash(state: Array) -> Array:
@@ -44,22 +66,31 @@ def _hash(state: Array) -> Array:
     return np.asarray(state ^ (state >> np.uint64(31)))
 
 
-def random_crop(image: Array, recipe: Recipe, side: int, drawn: Sequence[float]) -> Array:
-    """A random crop of an image by the recipe: uint8 [side, side, 3] from uint8 [height, width, 3].
+def random_view(image: Array, recipe: Recipe, side: int, drawn: Sequence[float]) -> Array:
+    """A random view of an image by the recipe, cropped, mirrored and changed: uint8 [side, side, 3].
 
     Args:
-        image: RGB, of any size.
-        recipe: its fields `crop`, `crop_range` and `flip`.
+        image: RGB, uint8 [height, width, 3], of any size.
+        recipe: its fields of crops, flips and operations.
         side: of the crop, in pixels.
-        drawn: random numbers of `draws`.
+        drawn: random numbers of `drawn_for`.
     """
+    crop = _random_crop(image, recipe, side, drawn[:DRAWS])
+    if recipe.flip != "none" and drawn[MIRRORING] < 0.5:
+        crop = crop[:, ::-1]
+    return crop if recipe.policy == "none" else policies.augmented(crop, recipe, drawn[DRAWS:])
+
+
+def _random_crop(image: Array, recipe: Recipe, side: int, drawn: Sequence[float]) -> Array:
     height, width = image.shape[:2]
-    down, across, mirrored, *others = drawn
+    down, across, _, *others = drawn
     if recipe.crop == "pad":
         if (height, width) != (side, side):
             image = np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR))
         padding = int(recipe.crop_range[0])
         row, column = (int(share * (2 * padding + 1)) - padding for share in (down, across))
+        if recipe.border == "reflect":
+            return image.take(_reflected(row, side), 0).take(_reflected(column, side), 1)
         crop = np.zeros((side, side, 3), np.uint8)
         crop[max(-row, 0) : side - row, max(-column, 0) : side - column] = image[
             max(row, 0) : side + row, max(column, 0) : side + column
@@ -74,7 +105,13 @@ def random_crop(image: Array, recipe: Recipe, side: int, drawn: Sequence[float])
         left, top = (width - size[0]) * across, (height - size[1]) * down
         box = (left, top, left + size[0], top + size[1])
         crop = np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR, box))
-    return crop[:, ::-1] if recipe.flip and mirrored < 0.5 else crop
+    return crop
+
+
+def _reflected(start: int, side: int) -> Array:
+    """The indices of `side` rows from `start` on in an image of as many rows that its mirror images continue."""
+    rows = np.arange(start, start + side) % (2 * side - 2)
+    return np.minimum(rows, 2 * side - 2 - rows)
 
 
 def _random_area(width: int, height: int, shares: tuple[float, ...], drawn: Sequence[float]) -> tuple[float, float] | None:
@@ -124,16 +161,75 @@ class Colours:
         return (strength @ components.T)[:, :, None, None]
 
 
-def mixup(count: int, strength: float) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Mixup (Zhang et al., arXiv 1710.09412): blends each of `count` images, or target scores, with another one.
+def erase(images: torch.Tensor, probability: float) -> torch.Tensor:
+    """Random erasing (Zhong et al., arXiv 1708.04896): a rectangle of some images becomes noise, the paper's best filling.
 
-    The batch shares one blending factor, drawn from a beta distribution as in the paper; kornia draws it uniformly.
-
-    Returns:
-        A function that blends the rows of a tensor; with strength 0, the identity.
+    Args:
+        images: [batch, 3, height, width], RGB, 0..255.
+        probability: that a rectangle of an image is erased. No rectangle is if none of ten that are drawn fits the image.
     """
-    if not strength:
-        return lambda values: values
+    count, _, height, width = images.shape
+
+    def uniform(low: float, high: float, *shape: int) -> torch.Tensor:
+        return torch.empty(count, *shape, device=images.device).uniform_(low, high)
+
+    area = uniform(*ERASED, TRIES) * height * width
+    aspect = uniform(*map(log, ERASED_ASPECTS), TRIES).exp()
+    rows, columns = (area * aspect).sqrt().round(), (area / aspect).sqrt().round()
+    fits = (rows < height) & (columns < width)
+    first = fits.int().argmax(1, keepdim=True)
+    rows, columns = rows.gather(1, first), columns.gather(1, first)
+    erased = fits.any(1, keepdim=True) & (uniform(0, 1, 1) < probability)
+    inside = [
+        (at >= start) & (at < start + size)
+        for size, side in ((rows, height), (columns, width))
+        for start in [(uniform(0, 1, 1) * (side - size + 1)).floor()]
+        for at in [torch.arange(side, device=images.device)]
+    ]
+    mask = erased[..., None] & inside[0][:, :, None] & inside[1][:, None, :]
+    return torch.where(mask[:, None], torch.rand_like(images) * 255, images)
+
+
+@dataclass(frozen=True)
+class Mix:
+    """How the images of a batch are mixed with each other: mixup blends them; CutMix copies a part of another image."""
+
+    other: torch.Tensor  # int64 [batch], the image that each one is mixed with
+    share: float  # of the image itself in the scores
+    box: tuple[slice, slice] | None = None  # rows and columns of the other image; None: mixup
+
+    def images(self, images: torch.Tensor) -> torch.Tensor:
+        """Images [batch, 3, height, width], mixed."""
+        if self.box is None:
+            return self.scores(images)
+        mixed = images.clone()
+        mixed[:, :, *self.box] = images[self.other][:, :, *self.box]
+        return mixed
+
+    def scores(self, scores: torch.Tensor) -> torch.Tensor:
+        """Target scores [batch, classes] of the mixed images."""
+        return torch.lerp(scores[self.other], scores, self.share)
+
+
+def mixing(images: torch.Tensor, recipe: Recipe) -> Mix | None:
+    """The way to mix a batch of images [batch, 3, height, width] by the recipe's `mixup` and `cutmix`, drawn at random.
+
+    The batch shares one blending factor or rectangle, drawn as in the papers; kornia draws it uniformly. A rectangle is centred
+    anywhere in the image, so a part of it may be outside; the scores are mixed by the area inside.
+    """
+    if not (recipe.mixup or recipe.cutmix):
+        return None
+    cut = bool(recipe.cutmix) and (not recipe.mixup or float(torch.rand(())) < 0.5)
+    strength = recipe.cutmix if cut else recipe.mixup
     share = float(torch.distributions.Beta(strength, strength).sample())
-    other = torch.randperm(count)
-    return lambda values: torch.lerp(values[other.to(values.device)], values, share)
+    other = torch.randperm(len(images)).to(images.device)
+    if not cut:
+        return Mix(other, share)
+    box, inside = [], 1.0
+    for side in images.shape[2:]:
+        size = round(side * (1 - share) ** 0.5)
+        start = int(torch.randint(side, ())) - size // 2
+        part = slice(max(start, 0), min(start + size, side))
+        box.append(part)
+        inside *= (part.stop - part.start) / side
+    return Mix(other, 1 - inside, (box[0], box[1]))

@@ -12,10 +12,13 @@ from ..errors import ImageError
 from ..parallel import ahead
 from ..preprocessing import Preprocessing
 from ..sources import Dataset
-from .augmentation import draws, random_crop
+from .augmentation import drawn_for, random_view
 from .recipes import Recipe
 
 MEMORY = 2**30  # bytes of decoded images kept in memory, so that a small dataset is decoded once
+
+# Fields of a recipe that decide a view of an image.
+VIEWS = ("crop", "crop_range", "border", "flip", "policy", "operations", "magnitude", "repeats", "progressive")
 
 Indices = Sequence[int] | Array  # of images in a dataset
 
@@ -34,7 +37,7 @@ class Loader:
 
     Args:
         dataset: the images.
-        recipe: random crops.
+        recipe: random views: crops, flips, operations, and the number of views of each image.
         preprocessing: size of the input, and the crop for evaluation.
         seed: random seed of the crops.
         workers: number of threads.
@@ -52,35 +55,41 @@ class Loader:
         self._room = MEMORY
 
     def key(self) -> dict[str, Any]:
-        """Everything that decides the crops, as JSON."""
-        recipe, preprocessing = self._recipe, asdict(self._preprocessing)
-        crop = {"crop": recipe.crop, "crop_range": recipe.crop_range, "flip": recipe.flip, "seed": self._seed}
-        return {"images": self.dataset.digest(), "preprocessing": preprocessing, **crop}
+        """Everything that decides the views, as JSON."""
+        views = {name: getattr(self._recipe, name) for name in VIEWS}
+        preprocessing = asdict(self._preprocessing)
+        return {"images": self.dataset.digest(), "preprocessing": preprocessing, "seed": self._seed, **views}
 
     def batches(self, parts: Iterable[Indices], view: int | None = None) -> Iterator[Batch]:
         """A batch for each sequence of indices, in order.
 
         Args:
             parts: indices in the dataset.
-            view: number of the random crop of each image; None for the crop of evaluation.
+            view: number of the random view of each image, of which `repeats` are in the batch; None for the crop of
+                evaluation.
         """
         return ahead(lambda indices: self._batch(indices, view), parts, self._workers, self._workers + 1)
 
     def _batch(self, indices: Indices, view: int | None) -> Batch:
         readable, pixels = [], []
-        drawn = None if view is None else draws(self._seed, view, indices)
+        repeats, side = (1, self.side) if view is None else (self._recipe.repeats, self._recipe.side(self.side, view))
+        drawn = None
+        if view is not None:
+            views = np.tile(view * repeats + np.arange(repeats), len(indices))
+            drawn = drawn_for(self._recipe, self._seed, views, np.repeat(indices, repeats))
         for position, index in enumerate(map(int, indices)):
             try:
                 image = self._image(index)
             except ImageError as error:
                 self.errors[self.dataset.samples[index].name] = str(error)
                 continue
-            readable.append(index)
+            readable += [index] * repeats
             if drawn is None:
                 pixels.append(self._preprocessing.place(Image.fromarray(image)))
             else:
-                pixels.append(random_crop(image, self._recipe, self.side, drawn[position]))
-        inputs = np.stack(pixels) if pixels else np.zeros((0, self.side, self.side, 3), np.uint8)
+                own = drawn[position * repeats :][:repeats]
+                pixels += [random_view(image, self._recipe, side, numbers) for numbers in own]
+        inputs = np.stack(pixels) if pixels else np.zeros((0, side, side, 3), np.uint8)
         return Batch(np.array(readable, np.int64), self.targets(readable), inputs)
 
     def targets(self, indices: Indices) -> Array:

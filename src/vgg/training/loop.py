@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch.nn import functional
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..errors import Error
 from ..formats import write
@@ -19,14 +18,14 @@ from ..module import Module, Normalisation
 from ..network import Provenance
 from ..progress import Progress, silent
 from . import checkpoint
-from .augmentation import Colours, mixup
+from .augmentation import Colours, erase, mixing
 from .cache import Cache
 from .checkpoint import BEST, LAST, NAN
 from .history import COLUMNS, Row, accuracy, accuracy_text, draw_curves, epoch_line, has_stalled, is_better, write_log
 from .loader import Batch, Loader
-from .optimizer import make_optimizer, rate, set_rate
+from .optimizer import make_average, make_optimizer, rate, set_rate
 from .options import Options
-from .processes import Process, processes
+from .processes import Process, has_bf16, processes
 from .setup import Setup, cache_values, prepare
 from .targets import Teachers, loss, measured, measures
 
@@ -103,17 +102,16 @@ class Trainer:
         self.layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
         self.module: Module = self.setup.module.to(device, memory_format=self.layout)  # type: ignore[call-overload]
         self.optimizer = make_optimizer(self.module, recipe)
-        self.average: Any = None
-        if recipe.ema:  # also of batch normalisation's means and variances
-            decay = get_ema_multi_avg_fn(recipe.ema)  # type: ignore[no-untyped-call]
-            self.average = AveragedModel(self.module, multi_avg_fn=decay, use_buffers=True)
+        self.average = make_average(self.module, recipe)
         self.steps = len(self.setup.indices) // recipe.batch  # in an epoch; the last, incomplete batch is dropped
-        self.parts = self.process.parts(recipe.batch, self.options.micro_batch)
+        self.images = recipe.batch // recipe.repeats  # different ones in a batch
+        largest = max(self.options.micro_batch // recipe.repeats, 1) if self.options.micro_batch else 0
+        self.parts = self.process.parts(self.images, largest)
         self.least = self.setup.least
         if recipe.batch // self.parts < self.least:
             raise Error("batch normalisation in the head requires 2 images in each part of a batch; use a larger --micro-batch")
         self.parallel: Any = self.process.parallel(self.module)
-        self.autocast: Any = torch.autocast("cuda", torch.bfloat16) if recipe.bf16 and device.type == "cuda" else nullcontext()
+        self.autocast: Any = torch.autocast(device.type, torch.bfloat16) if recipe.bf16 and has_bf16(device) else nullcontext()
         self.colours = Colours(recipe, device)
         self.normalise = Normalisation(self.setup.preprocessing).to(device)
         self.teachers = Teachers(self.setup.teachers, self.matched, device, self.layout) if self.setup.teachers else None
@@ -155,7 +153,7 @@ class Trainer:
     def batches(self, view: int) -> Iterator[Batch]:
         """This process's parts of the batches in the rest of the epoch."""
         order = np.random.default_rng([self.options.seed, self.epoch]).permutation(self.setup.indices)
-        size = self.recipe.batch
+        size = self.images
         split = [np.array_split(order[step * size :][:size], self.parts) for step in range(self.step, self.steps)]
         return self.train.batches((part for parts in split for part in parts[self.process.rank :: self.process.world]), view)
 
@@ -196,15 +194,16 @@ class Trainer:
             inputs = self.inputs(batch)
         else:
             images = self.colours(batch.inputs, training=True)
-            mix = mixup(len(images), self.recipe.mixup)
-            images = mix(images)
+            images = erase(images, self.recipe.erasing) if self.recipe.erasing else images
+            mix = mixing(images, self.recipe)
+            images = mix.images(images) if mix else images
             inputs = self.normalised(images)
             if self.teachers:
                 with self.autocast:
                     return inputs, *self.teachers(images, self.recipe.temperature)
         scores, matched = self.setup.targets(batch, view)
         scores = scores.to(device)
-        return inputs, mix(scores) if mix else scores, [value.to(device) for value in matched]
+        return inputs, mix.scores(scores) if mix else scores, [value.to(device) for value in matched]
 
     def inputs(self, batch: Batch) -> torch.Tensor:
         """Images as in evaluation, or values of frozen layers, as the module takes them."""

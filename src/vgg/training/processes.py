@@ -57,6 +57,12 @@ class Process:
         return float(total)
 
 
+def has_bf16(device: torch.device) -> bool:
+    """Whether a device multiplies in bfloat16 faster than in float32: a GPU, or a CPU with instructions for it."""
+    instructions = getattr(torch.cpu, "get_capabilities", dict)()  # new in torch 2.11
+    return device.type == "cuda" or any(instructions.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
 @contextmanager
 def processes(device: str) -> Iterator[Process]:
     """This process, joined with the others for the block. Raises Error if torch can't use the device.

@@ -2,9 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, get_origin
 
 from ..errors import Error
+
+STRIDE = 32  # of the network, in pixels: that of its last pooling
+LEVELS = 30  # largest magnitude of `vgg.training.policies`
 
 
 @dataclass(frozen=True)
@@ -16,10 +19,12 @@ class Recipe:
     accuracy: str  # known results
     epochs: int
     batch: int = 256  # images in a step, on all devices together
-    optimizer: Literal["sgd", "adamw"] = "sgd"
+    # muon: `vgg.training.optimizer.Muon` for the weights of hidden layers, SGD for all other parameters.
+    optimizer: Literal["sgd", "adamw", "muon"] = "sgd"
     lr: float = 0.01  # learning rate of the last block, after the warm-up
     plain_lr: float = 0.0  # the same for networks without batch normalisation; 0: `lr`
-    schedule: Literal["steps", "plateau", "cosine"] = "steps"
+    muon_lr: float = 0.03  # muon: the same for the weights of hidden layers; `lr` is that of all other parameters
+    schedule: Literal["steps", "plateau", "cosine", "linear"] = "steps"
     drops: tuple[float, ...] = ()  # steps: the rate is divided by 10 after these shares of the epochs
     plateau: int = 5  # plateau: the rate is divided by 10 after this many epochs without improvement, at most three times
     warm_up: float = 0.0  # epochs in which the rate rises linearly
@@ -33,13 +38,30 @@ class Recipe:
     # that many pixels on each side and the input cropped from there (as is usual on CIFAR).
     crop: Literal["area", "side", "pad"] = "area"
     crop_range: tuple[float, ...] = (0.08, 1.0)  # area: shares; side: pixels, for an input of 224; pad: pixels
-    flip: bool = True  # mirror half of the images
+    border: Literal["black", "reflect"] = "black"  # pad: what the image is padded with; reflect: its own mirror image
+    # Mirrored images. random: half of them; alternating: each image in every other epoch, half of them in the first
+    # (Jordan, arXiv 2404.00498, section 3.6).
+    flip: Literal["random", "alternating", "none"] = "random"
+    # Random operations on the pixels of each crop, `vgg.training.policies`.
+    policy: Literal["none", "trivial", "rand"] = "none"
+    operations: int = 2  # rand: number of operations on an image
+    magnitude: int = 9  # rand: strength of the operations, 0 to 30
     jitter: float = 0.0  # largest relative change of brightness, contrast and saturation
     lighting: float = 0.0  # standard deviation of the RGB shift along ImageNet's principal components
-    mixup: float = 0.0  # parameter of the beta distribution; 0: no mixup
+    erasing: float = 0.0  # probability that a random rectangle of an image is erased (Zhong et al., arXiv 1708.04896)
+    # Parameters of beta distributions; 0: none. With both, each batch is mixed in one of the two ways, as in timm.
+    mixup: float = 0.0  # Zhang et al., arXiv 1710.09412
+    cutmix: float = 0.0  # Yun et al., arXiv 1905.04899
+    # Number of views of each image in a batch (Hoffer et al., arXiv 1901.09335). The number of steps in an epoch stays the
+    # same, so an epoch has 1/repeats of the images, as with torchvision's RASampler.
+    repeats: int = 1
+    # Side of the crops in the first epoch as a share of the input's; it rises linearly to 1 in the last epoch, in steps of 32
+    # pixels (Tan & Le, arXiv 2104.00298, section 3.2).
+    progressive: float = 1.0
     smoothing: float = 0.0  # label smoothing
-    ema: float = 0.0  # decay for each step of the moving average of the weights, which is the result; 0: none
-    bf16: bool = False  # on a GPU: convolutions and matrix products in bfloat16
+    # Decay for each step of the moving average of the weights, which is the result; 0: none. The first steps have a lower one.
+    ema: float = 0.0
+    bf16: bool = False  # convolutions and matrix products in bfloat16, on a GPU, or a CPU with instructions for it
     channels_last: bool = False
     patience: int = 0  # stop after this many epochs without a better validation; 0: never
     thaw: int = 0  # epochs until the next block of layers, from the last one down, learns too; 0: all from the start
@@ -54,6 +76,11 @@ class Recipe:
         lr = self.lr if batch_norm or not self.plain_lr else self.plain_lr
         cropped = {"crop": "pad", "crop_range": (pixels / 8,)} if small else {}
         return replace(self, lr=lr, plain_lr=0.0, **cropped)  # type: ignore[arg-type]
+
+    def side(self, pixels: int, epoch: int) -> int:
+        """The side of the crops in an epoch, in pixels, for an input of `pixels`; see `progressive`."""
+        share = self.progressive + (1 - self.progressive) * min(epoch / max(self.epochs - 1, 1), 1.0)
+        return pixels if share >= 1 else min(int(pixels * share / STRIDE + 0.5) * STRIDE, pixels)
 
 
 RECIPES = {
@@ -83,6 +110,14 @@ RECIPES = {
             "CIFAR-10: docs/training.md; not yet run on ImageNet",
             epochs=100, lr=0.05, plain_lr=0.01, schedule="cosine", warm_up=5, nesterov=True, weight_decay=5e-4, decay_all=False,
             mixup=0.2, smoothing=0.1, ema=0.999, bf16=True, channels_last=True,
+        ),
+        Recipe(
+            "cifar",
+            "as `modern`, for small images and few epochs; flip, padding and schedule as in airbench, arXiv 2404.00498",
+            "docs/training.md",
+            epochs=25, batch=128, lr=0.1, plain_lr=0.01, schedule="linear", warm_up=2, nesterov=True, weight_decay=5e-4,
+            decay_all=False, dropout=0.0, crop="pad", crop_range=(2,), border="reflect", flip="alternating", smoothing=0.1,
+            ema=0.999, bf16=True, channels_last=True,
         ),
         Recipe(
             "finetune",
@@ -124,32 +159,48 @@ def changed(recipe: Recipe, settings: Sequence[str]) -> Recipe:
         try:
             values[name] = _value(known[name].type, text)
         except (ValueError, KeyError):
-            raise Error(f"invalid value {text!r} of {name}; the recipe {recipe.name} has {getattr(recipe, name)}") from None
+            choices = _choices(known[name].type)
+            remedy = f"choose from {', '.join(choices)}" if choices else f"the recipe {recipe.name} has {getattr(recipe, name)}"
+            raise Error(f"invalid value {text!r} of {name}; {remedy}") from None
     return checked(replace(recipe, **values))
 
 
 def _value(kind: Any, text: str) -> Any:
     if kind is bool:
         return {"yes": True, "no": False}[text]
-    if choices := get_args(kind):
-        if choices[-1] is Ellipsis:
-            return tuple(float(number) for number in text.split(","))
+    if choices := _choices(kind):
         if text not in choices:
             raise ValueError
         return text
+    if get_args(kind):
+        return tuple(float(number) for number in text.split(","))
     return kind(text)
+
+
+def _choices(kind: Any) -> tuple[str, ...]:
+    """The values of a field that is a Literal; nothing for other fields."""
+    return get_args(kind) if get_origin(kind) is Literal else ()
 
 
 def checked(recipe: Recipe) -> Recipe:
     """The recipe. Raises Error if a value is out of range."""
     crop, shares = recipe.crop_range, ("dropout", "momentum", "smoothing", "ema")
     rules = {name: 0 <= getattr(recipe, name) < 1 for name in shares}
-    rules |= {name: getattr(recipe, name) >= 1 for name in ("epochs", "batch")}
-    rules |= {name: getattr(recipe, name) >= 0 for name in ("lr", "views", "mixup", "warm_up", "jitter")}
+    rules |= {name: getattr(recipe, name) >= 1 for name in ("epochs", "batch", "operations", "repeats")}
+    rules |= {name: getattr(recipe, name) >= 0 for name in ("lr", "muon_lr", "views", "mixup", "cutmix", "warm_up", "jitter")}
     rules |= {name: getattr(recipe, name) > 0 for name in ("temperature", "rate_decay")}
+    rules |= {"erasing": 0 <= recipe.erasing <= 1, "progressive": 0 < recipe.progressive <= 1}
+    rules["magnitude"] = 0 <= recipe.magnitude <= LEVELS
     rules["crop_range"] = len(crop) == (1 if recipe.crop == "pad" else 2) and 0 <= crop[0] <= crop[-1]
     if recipe.crop == "area":
         rules["crop_range"] &= 0 < crop[0] <= crop[-1] <= 1
+    rules |= {
+        field.name: getattr(recipe, field.name) in _choices(field.type) for field in fields(recipe) if _choices(field.type)
+    }
     if wrong := [f"{name}={getattr(recipe, name)}" for name, fits in rules.items() if not fits]:
         raise Error(f"recipe {recipe.name} with values out of range: {', '.join(wrong)}")
+    if recipe.batch % recipe.repeats:
+        raise Error(f"a batch of {recipe.batch} can't hold each image {recipe.repeats} times; use a multiple of `repeats`")
+    if recipe.views and (recipe.repeats > 1 or recipe.progressive < 1):
+        raise Error(f"`repeats` and `progressive` require new crops in each epoch; use --set views=0 instead of {recipe.views}")
     return recipe

@@ -27,7 +27,7 @@ from .checkpoint import CACHE
 from .loader import Loader
 from .options import Options
 from .processes import Process
-from .recipes import Recipe, checked
+from .recipes import STRIDE, Recipe, checked
 from .targets import Targets
 
 HELD_OUT = 10  # one in this many images is for validation if there are no others
@@ -189,6 +189,17 @@ def _check_sizes(options: Options, module: Module, train: Loader, count: int, re
             f"{train.dataset.name}: has {count} training images, fewer than a batch of {recipe.batch}; "
             f"use --batch-size {max(count, 1)}"
         )
+    if recipe.progressive < 1:
+        first = train.side * recipe.progressive
+        if first < STRIDE:
+            raise Error(
+                f"--set progressive={recipe.progressive}: begins with {first:.0f} pixels; networks take {STRIDE} or more"
+            )
+        for one in (module.architecture, *(teacher.architecture for teacher in options.teachers)):
+            if one.fixed_map:
+                raise Error(
+                    f"--set progressive requires a head for images of any size, such as gap; {one.name} has a fixed one"
+                )
     for teacher in options.teachers:
         architecture = teacher.architecture
         if architecture.fixed_map and architecture.input_size != train.side:

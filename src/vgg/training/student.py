@@ -1,6 +1,7 @@
 """The network to train: its head, and its initial parameters."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -30,6 +31,11 @@ def output_of(options: Options) -> Output:
     return output
 
 
+def input_size(data: str | Path, given: int | None) -> int:
+    """The input of a new network in pixels: the given one, or else 32 for CIFAR and 224 for other images."""
+    return given or (cifar.SIDE if sources.is_cifar(data) else Architecture.input_size)
+
+
 def create(
     options: Options, data: str, classes: int, labels: Labels | None, output: Output
 ) -> tuple[Module, Preprocessing, list[str]]:
@@ -52,7 +58,7 @@ def create(
             preprocessing,
             [layer.name for layer in architecture.layers if layer.parameters and layer.name not in kept],
         )
-    size = options.size or (cifar.SIDE if sources.is_cifar(data) else Architecture.input_size)
+    size = input_size(data, options.size)
     plain = Architecture(options.arch, classes, options.width, size)
     module = Module(replace(plain, head=options.head or _usual_head(plain, size, output)), options.recipe.dropout)
     module.initialise()
