@@ -92,13 +92,20 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalised(matrix: torch.Tensor) -> torch.Tensor:
-    """A matrix with the singular vectors of the given one, and singular values near 1, by Newton and Schulz's iteration."""
+    """A matrix with the singular vectors of the given one, and singular values near 1, by Newton and Schulz's iteration.
+
+    All iterations are polynomials of one small matrix, wide @ wide.T, so they commute and are multiplied before they are
+    applied; that takes half of the time, since the filters of a convolution have many more values than channels.
+    """
     wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
     wide = wide / wide.norm().clamp(min=1e-7)
     linear, cubic, quintic = QUINTIC
+    square, product = wide @ wide.T, torch.eye(len(wide), device=wide.device, dtype=wide.dtype)
+    one = product
     for _ in range(ITERATIONS):
-        square = wide @ wide.T
-        wide = torch.addmm(wide, torch.addmm(square, square, square, beta=cubic, alpha=quintic), wide, beta=linear)
+        factor = linear * one + cubic * square + quintic * square @ square
+        product, square = factor @ product, factor @ square @ factor
+    wide = product @ wide
     return wide if matrix.shape[0] <= matrix.shape[1] else wide.T
 
 
