@@ -112,7 +112,7 @@ def orthogonalised(matrix: torch.Tensor) -> torch.Tensor:
 def make_average(module: Module, recipe: Recipe) -> Any:
     """An AveragedModel of the module, also of batch normalisation's means and variances; None if the recipe has none.
 
-    After n steps the decay is at most (1 + n) / (10 + n), as in TensorFlow's ExponentialMovingAverage and timm, so the average
+    After n steps the decay is at most (1 + n) / (10 + n), as in TensorFlow's ExponentialMovingAverage, so the average
     follows the first steps instead of keeping the random start.
     """
     if not recipe.ema:
