@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from training_helpers import class_folders
+from training_helpers import cifar100_folder, class_folders
 from vgg import Network
 
 TINY = (
@@ -59,9 +59,28 @@ def test_a_run_from_start_to_end(place):
     assert vgg(place, "data", "-o", "run", *TINY, "--lr", "0.5", "--fresh").stdout == "run/model.onnx\n"
 
 
+def test_cifar100_is_learnt_and_evaluated(place):
+    cifar100_folder(place / "cifar-100-binary")
+    small = ("--arch", "vgg11-bn", "--width", "0.0625", "-b", "50", "--epochs", "1")
+    found = vgg(place, "cifar-100-binary", "-o", "small", *small)
+    first, *_ = found.stderr.splitlines()
+    assert first.startswith("200 training images of 100 classes, 16 validation images; vgg11-bn")
+    assert first.endswith("recipe cifar")
+    assert Network.read(place / "small/model.onnx").labels.names[99] == "fine99"
+    command = [sys.executable, "-m", "vgg", "evaluate", "cifar-100-binary/test.bin", "-m", "small/model.onnx"]
+    evaluated = subprocess.run(command, capture_output=True, text=True, cwd=place, timeout=120, check=True)
+    assert "16" in evaluated.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (
+            ("data", "-o", "new", "--set", "flip=yes"),
+            "vgg: invalid value 'yes' of flip; choose from random, alternating, none\n",
+        ),
+        (("data", "-o", "new", "--input-size", "64", "--set", "ema=2"), "vgg: recipe cifar with values out of range: ema=2"),
+        (("data", "-o", "new", "--input-size", "65", "--set", "ema=2"), "vgg: recipe modern with values out of range: ema=2"),
         (("nowhere", "-o", "new"), "vgg: nowhere: file or folder not found\n"),
         (("data", "-o", "new", "-r", "best"), "vgg: unknown recipe 'best'; choose from zoo, paper, torchvision, modern, "),
         (

@@ -200,6 +200,17 @@ def test_erased_rectangles_are_as_frequent_and_as_large_as_in_the_paper():
     assert rows[:, -1].any()
 
 
+def test_only_training_images_are_erased(tmp_path):
+    data = class_folders(tmp_path / "data")
+    given = options(data, tmp_path / "run", replace(PLAIN, batch=8, erasing=1.0))
+    with processes("cpu") as process:
+        trainer = Trainer(given, prepare(given, print), process, silent, print)
+        batch = next(trainer.batches(0))
+        changed = (trainer.inputs_and_targets(batch, 0)[0] != trainer.inputs(batch)).any(1).float().mean((1, 2))
+    assert changed.min() > 0.015
+    assert changed.max() < 0.36
+
+
 def classes_as_images(count, side=32):
     """Scores of classes, and images of which each pixel's channels are the scores."""
     scores = torch.eye(count)
@@ -238,6 +249,29 @@ def test_cut_parts_are_rectangles_anywhere_of_evenly_drawn_area():
     assert covered.min() > 20  # also the corners
     assert max(shares) > 0.85  # a rectangle that is not cut off has the drawn area
     assert covered[32, 32] > 1.3 * covered[0, 0]  # centres are anywhere, so borders are covered less often
+
+
+def test_images_with_several_labels_are_cut_with_their_scores(tmp_path):
+    """Images of one grey level each, so every pixel tells which image, and so which labels, it is from."""
+    labels = np.random.default_rng(0).integers(0, 2, (40, 4)).astype(bool)
+    labels[:2] = [[True, True, True, True], [False, False, False, False]]
+    (tmp_path / "data").mkdir()
+    lines = ["image,a,b,c,d"]
+    for number, row in enumerate(labels):
+        Image.new("RGB", (32, 32), (5 * number,) * 3).save(tmp_path / "data" / f"{number}.png")
+        lines.append(",".join([f"data/{number}.png", *map(str, row.astype(int))]))
+    (tmp_path / "table.csv").write_text("\n".join(lines))
+    recipe = replace(RECIPES["cifar"], batch=16, cutmix=1.0)
+    given = options(tmp_path / "table.csv", tmp_path / "run", recipe, head="average, classes sigmoid")
+    torch.manual_seed(0)
+    with processes("cpu") as process:
+        trainer = Trainer(given, prepare(given, print), process, silent, print)
+        batch = next(trainer.batches(0))
+        inputs, scores, _ = trainer.inputs_and_targets(batch, 0)
+    mean, std = PRESETS["torchvision"].mean[0], PRESETS["torchvision"].std[0]
+    numbers = ((inputs[:, 0] * std + mean) * 255 / 5).round().int().numpy()
+    assert len(np.unique(numbers[0])) == 2
+    np.testing.assert_allclose(scores.numpy(), labels[numbers].mean((1, 2)), rtol=0, atol=1e-5)
 
 
 def test_without_a_parameter_nothing_is_mixed():

@@ -117,6 +117,13 @@ def test_teachers_see_what_the_student_sees_anew_in_every_epoch(tmp_path):
         np.testing.assert_allclose(value, network.parameters[name], rtol=0, atol=1e-6, err_msg=name)
 
 
+@pytest.mark.parametrize("field", ["mixup", "cutmix"])
+def test_layers_of_mixed_images_cannot_be_matched_with_those_of_whole_ones(field, tmp_path):
+    others = {"teachers": [parent()], "start": parent(), "matched": ("pool5",)}
+    with pytest.raises(Error, match="--match with mixed images requires --set views=0"):
+        train(options(class_folders(tmp_path / "data"), tmp_path / "run", replace(QUICK, views=2, **{field: 0.2}), **others))
+
+
 def test_shards_without_classes_are_unlabelled_images(tmp_path):
     images = sorted(class_folders(tmp_path / "data").rglob("*.png"))
     with tarfile.open(tmp_path / "0.tar", "w") as tar:

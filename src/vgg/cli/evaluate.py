@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def evaluate(
     data: Annotated[
-        str, typer.Argument(metavar="DATA", help="Folder of class folders, list file, table, WebDataset shards, or CIFAR-10.")
+        str, typer.Argument(metavar="DATA", help="Folder of class folders, list file, table, WebDataset shards, or CIFAR.")
     ],
     model: Annotated[
         list[str] | None,

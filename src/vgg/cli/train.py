@@ -17,7 +17,7 @@ BY_RECIPE = "[default: the recipe's]"
 def train(
     data: Annotated[
         str,
-        typer.Argument(metavar="DIR", help="Class folders, a list, shards or CIFAR-10; or a folder with train and val."),
+        typer.Argument(metavar="DIR", help="Class folders, a list, shards or CIFAR; or a folder with train and val."),
     ],
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="DIR", help="Output folder of the run (model.onnx, last.pt, log.csv).")
@@ -41,7 +41,7 @@ def train(
     lr: Annotated[float | None, typer.Option("--lr", min=0, metavar="X", help=f"Learning rate.  {BY_RECIPE}")] = None,
     setting: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="FIELD=VALUE", help="Another field of the recipe, such as mixup=0; may be repeated."),
+        typer.Option("--set", metavar="FIELD=VALUE", help="Another field of the recipe, such as mixup=0.2; may be repeated."),
     ] = None,
     arch: Annotated[
         str,
@@ -54,7 +54,7 @@ def train(
     size: Annotated[
         int | None,
         typer.Option(
-            "--input-size", min=32, metavar="N", help="Input size in pixels; of a new network.  [default: 224; CIFAR-10: 32]"
+            "--input-size", min=32, metavar="N", help="Input size in pixels; of a new network.  [default: 224; CIFAR: 32]"
         ),
     ] = None,
     head: Annotated[

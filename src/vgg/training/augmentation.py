@@ -170,20 +170,20 @@ def erase(images: torch.Tensor, probability: float) -> torch.Tensor:
     """
     count, _, height, width = images.shape
 
-    def uniform(low: float, high: float, *shape: int) -> torch.Tensor:
-        return torch.empty(count, *shape, device=images.device).uniform_(low, high)
+    def uniform(columns: int, low: float = 0.0, high: float = 1.0) -> torch.Tensor:
+        return torch.empty(count, columns, device=images.device).uniform_(low, high)
 
-    area = uniform(*ERASED, TRIES) * height * width
-    aspect = uniform(*map(log, ERASED_ASPECTS), TRIES).exp()
+    area = uniform(TRIES, *ERASED) * height * width
+    aspect = uniform(TRIES, *map(log, ERASED_ASPECTS)).exp()
     rows, columns = (area * aspect).sqrt().round(), (area / aspect).sqrt().round()
     fits = (rows < height) & (columns < width)
     first = fits.int().argmax(1, keepdim=True)
     rows, columns = rows.gather(1, first), columns.gather(1, first)
-    erased = fits.any(1, keepdim=True) & (uniform(0, 1, 1) < probability)
-    inside = [
+    erased = fits.any(1, keepdim=True) & (uniform(1) < probability)
+    inside = [  # of rows and of columns: those of the rectangle, bool [batch, side]
         (at >= start) & (at < start + size)
         for size, side in ((rows, height), (columns, width))
-        for start in [(uniform(0, 1, 1) * (side - size + 1)).floor()]
+        for start in [(uniform(1) * (side - size + 1)).floor()]
         for at in [torch.arange(side, device=images.device)]
     ]
     mask = erased[..., None] & inside[0][:, :, None] & inside[1][:, None, :]

@@ -108,7 +108,7 @@ class Trainer:
         largest = max(self.options.micro_batch // recipe.repeats, 1) if self.options.micro_batch else 0
         self.parts = self.process.parts(self.images, largest)
         self.least = self.setup.least
-        if recipe.batch // self.parts < self.least:
+        if self.images // self.parts * recipe.repeats < self.least:
             raise Error("batch normalisation in the head requires 2 images in each part of a batch; use a larger --micro-batch")
         self.parallel: Any = self.process.parallel(self.module)
         self.autocast: Any = torch.autocast(device.type, torch.bfloat16) if recipe.bf16 and has_bf16(device) else nullcontext()

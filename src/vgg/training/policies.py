@@ -22,7 +22,7 @@ def _affine(image: Image.Image, *matrix: float) -> Image.Image:
     return image.transform(image.size, Image.Transform.AFFINE, matrix)
 
 
-# Each operation with its largest strength in TrivialAugment's wide space (Müller & Hutter, arXiv 2103.10158, table 1) and in
+# Each operation with its largest strength in TrivialAugment's wide space (Müller & Hutter, arXiv 2103.10158) and in
 # RandAugment's (Cubuk et al., arXiv 1909.13719), and whether it has two directions.
 OPERATIONS: dict[str, tuple[Operation, float, float, bool]] = {
     "identity": (lambda image, _: image, 0, 0, False),

@@ -56,7 +56,7 @@ class Recipe:
     # same, so an epoch has 1/repeats of the images, as with torchvision's RASampler.
     repeats: int = 1
     # Side of the crops in the first epoch as a share of the input's; it rises linearly to 1 in the last epoch, in steps of 32
-    # pixels (Tan & Le, arXiv 2104.00298, section 3.2).
+    # pixels (Tan & Le, arXiv 2104.00298, section 4).
     progressive: float = 1.0
     smoothing: float = 0.0  # label smoothing
     # Decay for each step of the moving average of the weights, which is the result; 0: none. The first steps have a lower one.

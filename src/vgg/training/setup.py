@@ -94,6 +94,8 @@ def prepare(options: Options, log: Callable[[str], object]) -> Setup:
         raise Error(f"--freeze {options.freeze} includes {missing[0]}, which is new; freeze layers of --from only")
     if early := [value for value in options.matched if module.index_of(value) < end and recipe.views]:
         raise Error(f"{early[0]} is frozen by --freeze {options.freeze}, so it can't be trained with --match")
+    if options.matched and recipe.views and (recipe.mixup or recipe.cutmix):
+        raise Error("--match with mixed images requires --set views=0, so that the teacher computes the same images")
     networks = {"from": options.start, "init": options.init}
     networks |= {f"teacher {number}": teacher for number, teacher in enumerate(options.teachers, 1)}
     known = {name: network for name, network in networks.items() if network}
