@@ -17,15 +17,29 @@ BY_RECIPE = "[default: the recipe's]"
 def train(
     data: Annotated[
         str,
-        typer.Argument(metavar="DIR", help="Class folders, a list, shards or CIFAR-10; or a folder with train and val."),
+        typer.Argument(metavar="DIR", help="Class folders, a list, shards or CIFAR; or a folder with train, val and test."),
     ],
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="DIR", help="Output folder of the run (model.onnx, last.pt, log.csv).")
     ],
     val: Annotated[
         str | None,
-        typer.Option("--val", metavar="DIR", help="Validation images.  [default: DIR/val, or else a tenth of the images]"),
+        typer.Option(
+            "--val", metavar="DIR",
+            help="Validation images, which choose the epoch.  [default: DIR/val, or else a tenth of the training images]",
+        ),
     ] = None,
+    test: Annotated[
+        str | None,
+        typer.Option("--test", metavar="DIR", help="Test images, read once after training.  [default: DIR/test, if it exists]"),
+    ] = None,
+    group: Annotated[
+        str,
+        typer.Option(
+            "--group", metavar="REGEX",
+            help="Part of an image's name, such as 'person\\d+', whose images are not separated when some are held out.",
+        ),
+    ] = "",
     recipe: Annotated[
         str | None,
         typer.Option(
@@ -118,9 +132,11 @@ def train(
         return read(common.locate(name)) if name else None
 
     options = Options(
-        data, output, recipes.changed(chosen, setting or []), val, Labels.read(labels) if labels else None, arch, width, size,
-        head, network(init_from), network(start), freeze, [read(common.locate(name)) for name in teacher or ()],
-        tuple(match or ()), cache, micro_batch, seed, device, workers, fresh,
+        data, output, recipes.changed(chosen, setting or []), val=val, test=test, group=group,
+        labels=Labels.read(labels) if labels else None, arch=arch, width=width, size=size, head=head,
+        init=network(init_from), start=network(start), freeze=freeze,
+        teachers=[read(common.locate(name)) for name in teacher or ()], matched=tuple(match or ()), cache=cache,
+        micro_batch=micro_batch, seed=seed, device=device, workers=workers, fresh=fresh,
     )  # fmt: skip
     try:
         with common.progress() as show:

@@ -8,7 +8,7 @@ Hidden files and folders, and what systems leave in folders (`ignored`), are onl
 import os
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..errors import Error, ImageError
 from ..images import ImageLike
@@ -21,6 +21,7 @@ __all__ = [
     "UNLABELLED",
     "Dataset",
     "Sample",
+    "Splits",
     "classes_of",
     "find",
     "is_cifar",
@@ -30,6 +31,8 @@ __all__ = [
     "splits",
     "unlabelled",
 ]
+
+TESTS = (cifar.TEST, "test.bin")  # of CIFAR-10, and of CIFAR-100
 
 
 def find(images: Any) -> list[tuple[str, ImageLike]]:
@@ -152,17 +155,25 @@ def classes_of(place: str | Path, *, several: bool = False) -> tuple[int, Labels
     return len(names), Labels(tuple(names))
 
 
-def splits(place: str | Path) -> tuple[str, str | None]:
-    """The places of the training and the validation images of a dataset; the latter is None if it is not separate.
+class Splits(NamedTuple):
+    """The places of the parts of a dataset; None if a part is not separate."""
 
-    They are the folders train, and val or test, in a folder; of CIFAR-10 the folder and its file test_batch.bin.
+    train: str
+    val: str | None = None
+    test: str | None = None
+
+
+def splits(place: str | Path) -> Splits:
+    """The places of the training, validation and test images of a dataset.
+
+    They are the folders train, val and test in a folder; of CIFAR-10 and CIFAR-100 the folder and its file of test images.
     """
     path = stores.normalised(place)
     inside = {one.name: one for one in stores.entries(path)} if listing.is_folder(path) else {}
-    folders = {name: inside[name].place for name in ("train", "val", "test") if name in inside and inside[name].is_folder}
+    folders = {name: inside[name].place for name in Splits._fields if name in inside and inside[name].is_folder}
     if "train" in folders:
-        return folders.pop("train"), next(iter(folders.values()), None)
-    return path, inside[cifar.TEST].place if cifar.TEST in inside else None
+        return Splits(**folders)
+    return Splits(path, test=next((inside[name].place for name in TESTS if name in inside), None))
 
 
 def is_cifar(place: str | Path) -> bool:

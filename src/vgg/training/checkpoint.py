@@ -12,14 +12,14 @@ from ..errors import Error
 from ..files import reason, replacing
 from ..store import refuse_other_work
 
-LAST, BEST, NAN, CACHE = "last.pt", "model.onnx", "nan.pt", "cache"  # in the run's folder
+LAST, BEST, NAN, TEST, CACHE = "last.pt", "model.onnx", "nan.pt", "test.json", "cache"  # in the run's folder
 
 
 def create(folder: Path, *, fresh: bool) -> None:
     """Create the run's folder; with `fresh`, delete what an earlier run wrote there. Raises Error if that fails."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name in (LAST, BEST, NAN, "log.csv", "curves.png") if fresh else ():
+        for name in (LAST, BEST, NAN, TEST, "log.csv", "curves.png") if fresh else ():
             (folder / name).unlink(missing_ok=True)
         for name in ("tensorboard", CACHE) if fresh else ():
             if (folder / name).exists():

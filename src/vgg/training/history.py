@@ -70,6 +70,11 @@ def is_better(row: Row, other: Row) -> bool:
     return (accuracy(row), -row["val_loss"]) > (accuracy(other), -other["val_loss"])
 
 
+def best_row(history: Sequence[Row], validated: bool) -> Row:
+    """The epoch whose network is kept: the first of the best ones or, without validation images, the last one."""
+    return max(history, key=lambda row: (accuracy(row), -row["val_loss"])) if validated else history[-1]
+
+
 def has_stalled(patience: int, history: Sequence[Row]) -> bool:
     """Whether the validation accuracy has not risen for `patience` epochs; with 0, never."""
     if not patience or not history:

@@ -1,11 +1,10 @@
-"""The training loop: `train`, and the `Trainer` whose state it advances."""
+"""The training loop: the `Trainer`, whose state advances step by step."""
 
 import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,70 +16,20 @@ from ..errors import Error
 from ..formats import write
 from ..module import Module, Normalisation
 from ..network import Provenance
-from ..progress import Progress, silent
+from ..progress import Progress
 from . import checkpoint
 from .augmentation import Colours, mixup
 from .cache import Cache
 from .checkpoint import BEST, LAST, NAN
-from .history import COLUMNS, Row, accuracy, accuracy_text, draw_curves, epoch_line, has_stalled, is_better, write_log
+from .history import COLUMNS, Row, accuracy, accuracy_text, epoch_line, is_better, write_log
 from .loader import Batch, Loader
 from .optimizer import make_optimizer, rate, set_rate
 from .options import Options
-from .processes import Process, processes
-from .setup import Setup, cache_values, prepare
+from .processes import Process
+from .setup import Setup
 from .targets import Teachers, loss, measured, measures
 
 EVALUATED = 256  # validation images computed at once
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """The result of a training run."""
-
-    path: Path  # of the best network, an ONNX file
-    history: list[Row]  # one for each epoch, as in log.csv
-    errors: dict[str, str]  # images that couldn't be read: the reason by name
-
-
-def train(options: Options, progress: Progress = silent, log: Callable[[str], object] = lambda line: None) -> Outcome:
-    """Train a network, fine-tune one, or distil one from others. The same options resume an interrupted run.
-
-    Under torchrun, each process computes its part of every batch.
-
-    Args:
-        options: see `Options`.
-        progress: see `vgg.progress`.
-        log: called with a line for each epoch, and for what happens before.
-
-    Returns:
-        The best network, with the history of the run. The run's folder also has the log and the last checkpoint.
-
-    Raises:
-        Error: the images don't fit the options, the folder has another run, a file can't be written, or the loss is not
-            finite.
-    """
-    with processes(options.device) as process:
-        if process.rank:
-            progress, log = silent, lambda line: None
-        return run(options, process, progress, log)
-
-
-def run(options: Options, process: Process, progress: Progress, log: Callable[[str], object]) -> Outcome:
-    """Train in this process; see `train`."""
-    setup = prepare(options, log)
-    with process.first_alone():
-        checkpoint.create(options.output, fresh=options.fresh and process.rank == 0)
-    state = checkpoint.resume(options.output, setup.key)
-    cache_values(setup, options, process, progress)
-    trainer = Trainer(options, setup, process, progress, log)
-    if state:
-        trainer.restore(state)
-    while trainer.epoch < setup.recipe.epochs and not has_stalled(setup.recipe.patience, trainer.history):
-        row = trainer.train_epoch()
-        trainer.end_epoch({**row, **trainer.evaluate()})
-    if process.rank == 0:
-        draw_curves(options.output, trainer.history)
-    return Outcome(options.output / BEST, trainer.history, {**setup.train.errors, **setup.val.errors})
 
 
 @dataclass

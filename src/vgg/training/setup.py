@@ -1,7 +1,6 @@
 """From a user's options to loaders, a module and its targets, ready to train."""
 
 import os
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,9 +27,8 @@ from .loader import Loader
 from .options import Options
 from .processes import Process
 from .recipes import Recipe, checked
+from .split import groups_of, split
 from .targets import Targets
-
-HELD_OUT = 10  # one in this many images is for validation if there are no others
 
 
 @dataclass
@@ -46,6 +44,7 @@ class Setup:
     indices: Array  # of the training images
     val: Loader  # is `train` if a part of its images is held out
     val_indices: Array
+    test: Dataset | None
     targets: Targets
     key: dict[str, Any]  # everything that decides the result
     licence: str
@@ -63,8 +62,7 @@ class Setup:
 def prepare(options: Options, log: Callable[[str], object]) -> Setup:
     """Open the images and create the network. Raises Error if the options don't fit together, or the images don't fit them."""
     _check_options(options)
-    data, beside = sources.splits(options.data)
-    val = options.val or beside
+    data, val, test = _places(options)
     output = student.output_of(options)
     several = output == "sigmoid"
     classes, labels = _classes(data, options, several=several)
@@ -79,14 +77,15 @@ def prepare(options: Options, log: Callable[[str], object]) -> Setup:
 
     unlabelled = bool(options.teachers)
     train = loader(sources.unlabelled(data) if unlabelled else sources.open(data, classes, labels, several=several))
-    order = np.random.default_rng(options.seed).permutation(len(train.dataset))
-    held_out = 0 if val else len(order) // HELD_OUT
-    indices, val_indices, val_loader = np.sort(order[held_out:]), np.sort(order[:held_out]), train
+    groups = groups_of(train.dataset, options.group)
+    parts = split(train.dataset, groups, options.seed, hold_out=not val)
+    indices, val_indices, val_loader = parts.train, parts.val, train
     if val:
         val_loader = loader(sources.open(val, classes, labels, several=several))
         val_indices = np.arange(len(val_loader.dataset))
+    tested = sources.open(test, classes, labels, several=several) if test else None
     if not options.teachers:
-        _check_classes(train.dataset, classes, labels)
+        _check_classes(train.dataset, indices, classes, labels)
     _check_sizes(options, module, train, len(indices), recipe)
     end = module.end_of(options.freeze)[0] if options.freeze else 0
     module.freeze(end)
@@ -98,8 +97,9 @@ def prepare(options: Options, log: Callable[[str], object]) -> Setup:
     networks |= {f"teacher {number}": teacher for number, teacher in enumerate(options.teachers, 1)}
     known = {name: network for name, network in networks.items() if network}
     log(
-        f"{len(indices):,} training images of {classes:,} classes, {len(val_indices):,} validation images; "
-        f"{module.architecture.name}, {module.architecture.parameter_count:,} parameters; recipe {recipe.name}"
+        f"{len(indices):,} training images of {classes:,} classes, {len(val_indices):,} validation images"
+        + (f", {len(tested):,} test images" if tested else "")
+        + f"; {module.architecture.name}, {module.architecture.parameter_count:,} parameters; recipe {recipe.name}"
         + (f"; new: {', '.join(new)}" if new and options.start else "")
     )
     key = key_of(
@@ -108,16 +108,18 @@ def prepare(options: Options, log: Callable[[str], object]) -> Setup:
         architecture=asdict(module.architecture),
         preprocessing=asdict(preprocessing),
         seed=options.seed,
+        group=options.group,
         freeze=options.freeze,
         matched=options.matched,
         images=train.dataset.digest(),
         val_images=val_loader.dataset.digest(),
+        test_images=tested and tested.digest(),
         networks={name: network.sha256() for name, network in known.items()},
     )
     licences = dict.fromkeys(network.provenance.licence for network in known.values() if network.provenance.licence)
     return Setup(
         recipe, module, preprocessing, labels, Path(options.data).resolve().name, train, indices, val_loader, val_indices,
-        Targets(classes, output, recipe.temperature), key, "; ".join(licences),
+        tested, Targets(classes, output, recipe.temperature), key, "; ".join(licences),
         student.origin(options.start, module, preprocessing), end if recipe.views else 0,
     )  # fmt: skip
 
@@ -151,6 +153,16 @@ def cache_values(setup: Setup, options: Options, process: Process, progress: Pro
             setup.targets.matched.append(cached(teacher, engine, value))
 
 
+def _places(options: Options) -> sources.Splits:
+    """The places of the training, validation and test images. What the user names for validation is not the test as well."""
+    data, val, test = sources.splits(options.data)
+    if options.val and options.test and Path(options.val) == Path(options.test):
+        raise Error("--val and --test are the same images, which can't choose the epoch and be its test")
+    if options.val and test and Path(options.val) == Path(test):
+        test = None
+    return sources.Splits(data, str(options.val) if options.val else val, str(options.test) if options.test else test)
+
+
 def _check_options(options: Options) -> None:
     if options.freeze and not options.start:
         raise Error("--freeze requires --from: a new network has no trained layers to freeze")
@@ -172,14 +184,16 @@ def _classes(data: str, options: Options, *, several: bool) -> tuple[int, Labels
     return sources.classes_of(data, several=several)
 
 
-def _check_classes(dataset: Dataset, classes: int, labels: Labels | None) -> None:
+def _check_classes(dataset: Dataset, indices: Array, classes: int, labels: Labels | None) -> None:
     if classes < 2:
         raise Error(f"{dataset.name}: has one class only; training requires two or more")
-    counts = Counter(target for sample in dataset for target in sample.classes)
+    trained = {target for index in indices for target in dataset.samples[index].classes}
     for target in range(classes):
-        if not counts[target]:
+        if target not in trained:
             name = (labels.wnids or labels.names)[target] if labels else target
-            raise Error(f"{dataset.name}: class {name} has no images")
+            elsewhere = any(target in sample.classes for sample in dataset)
+            reason = "no images" if not elsewhere else "no training images; all of its images are in groups that are held out"
+            raise Error(f"{dataset.name}: class {name} has {reason}")
 
 
 def _check_sizes(options: Options, module: Module, train: Loader, count: int, recipe: Recipe) -> None:

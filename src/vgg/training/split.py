@@ -1,0 +1,96 @@
+"""Which images are for training, for validation and for test: sets of indices of a dataset."""
+
+import re
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..arrays import Array
+from ..errors import Error
+from ..sources import Dataset
+
+HELD_OUT, MOST = 10, 2500  # one in this many images is held out for validation, but at most so many
+
+
+@dataclass(frozen=True)
+class Split:
+    """Sets of images, each as int64 [images], indices of a dataset in ascending order."""
+
+    train: Array
+    val: Array  # choose the epoch
+    test: Array  # are measured once; empty unless the dataset is divided into folds
+
+
+def split(dataset: Dataset, groups: Sequence[Hashable], seed: int, *, hold_out: bool, fold: Array | None = None) -> Split:
+    """Divide a dataset at random into sets that have the classes in the same proportions.
+
+    Args:
+        dataset: the images.
+        groups: of each image; the images of a group stay together.
+        seed: random seed.
+        hold_out: whether images are held out of the training set for validation: one in ten, at most 2,500.
+        fold: bool [images], the images for test; by default none.
+    """
+    test = np.zeros(len(dataset), np.bool_) if fold is None else fold
+    rest = np.flatnonzero(~test)
+    count = min(len(rest) // HELD_OUT, MOST) if hold_out else 0
+    share = count / max(len(rest), 1)
+    part = divide(
+        [dataset.samples[index].classes for index in rest], [groups[index] for index in rest], (share, 1 - share), seed
+    )
+    return Split(rest[part == 1], rest[part == 0], np.flatnonzero(test))
+
+
+def divide(classes: Sequence[Sequence[int]], groups: Sequence[Hashable], shares: Sequence[float], seed: int) -> Array:
+    """Divide images at random into parts that have the same shares of each class, as far as groups allow.
+
+    Groups are assigned in random order, large ones first, each to the part that lacks most of what it holds: images of its
+    classes, and images at all.
+
+    Args:
+        classes: of each image; any number, from 0, or -1 if unlabelled.
+        groups: of each image; the images of a group are in the same part.
+        shares: of each part; their sum is 1.
+        seed: random seed.
+
+    Returns:
+        int64 [images], the part of each image.
+    """
+    members: dict[Hashable, list[int]] = {}
+    for index, group in enumerate(groups):
+        members.setdefault(group, []).append(index)
+    together = list(members.values())
+    order = np.random.default_rng(seed).permutation(len(together)).tolist()
+    count = 1 + max((target for one in classes for target in one), default=0)
+    part, lacking = np.zeros(len(classes), np.int64), np.zeros((len(shares), count + 1))  # of each class, and of all images
+    for place in sorted(order, key=lambda place: -len(together[place])):
+        indices = together[place]
+        held = np.zeros(count + 1)
+        for target in (target for index in indices for target in classes[index] if target >= 0):
+            held[target] += 1
+        held[-1] = len(indices)
+        lacking += np.outer(shares, held)
+        part[indices] = best = int((lacking @ held).argmax())
+        lacking[best] -= held
+    return part
+
+
+def groups_of(dataset: Dataset, pattern: str) -> list[Hashable]:
+    """The group of each image: the part of its name that a pattern matches, or the first group in it; else its index.
+
+    Args:
+        dataset: the images.
+        pattern: a regular expression, searched in the names; if it is empty, each image is a group of its own.
+
+    Raises:
+        Error: the pattern is invalid, or matches no name.
+    """
+    try:
+        expression = re.compile(pattern)
+    except re.error as error:
+        raise Error(f"--group {pattern}: is not a regular expression ({error})") from None
+    found = [pattern and expression.search(one.name) for one in dataset]
+    if pattern and not any(found):
+        raise Error(f"--group {pattern}: matches no image's name; the first one is {dataset.samples[0].name}")
+    return [match[min(expression.groups, 1)] or match[0] if match else index for index, match in enumerate(found)]
