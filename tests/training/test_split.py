@@ -140,16 +140,3 @@ def test_test_images_that_are_named_for_validation_are_no_test(tmp_path):
     outcome = train(options(data, tmp_path / "run", val=data / "test_batch.bin"), log=lines.append)
     assert lines[0].startswith("64 training images of 10 classes, 16 validation images; vgg11")
     assert outcome.test is None
-
-
-def test_a_class_that_is_held_out_whole_is_refused(tmp_path):
-    data = class_folders(tmp_path / "data", classes=2, each=8)
-    (data / "rare").mkdir()
-    shutil.copy(data / "class0/0.png", data / "rare/patient9_0.png")
-    (data / "class0/0.png").rename(data / "class0/patient9_1.png")
-    seeds = range(40)
-    dataset = sources.open(data, 3)
-    groups = groups_of(dataset, r"patient\d+")
-    held = next(seed for seed in seeds if 16 in split(dataset, groups, seed, hold_out=True).val)
-    with pytest.raises(Error, match="class rare has no training images; all of its images are in groups that are held out"):
-        train(options(data, tmp_path / "run", group=r"patient\d+", seed=held))

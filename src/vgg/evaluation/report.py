@@ -73,7 +73,8 @@ def _summary(records: Sequence[Mapping[str, Any]]) -> str:
     columns = {
         "top-1": "top1", "top-5": "top5", "balanced accuracy": "balanced_accuracy:.2f%", "ROC AUC": "roc_auc:.2f%",
         "sensitivity": "sensitivity:.2f%", "specificity": "specificity:.2f%", "F1": "f1:.2f%",
-        "mean average precision": "map:.2f%", "F1 micro": "f1_micro:.2f%", "F1 macro": "f1_macro:.2f%", "ReaL": "real:.2f%", "loss": "cross_entropy:.3f",
+        "mean average precision": "map:.2f%", "F1 micro": "f1_micro:.2f%", "F1 macro": "f1_macro:.2f%",
+        "ReaL": "real:.2f%", "loss": "cross_entropy:.3f",
         "calibration error": "calibration_error:.2f%", "agreement": "agreement:.2f%", "McNemar's p": "mcnemar:.2g",
         "images/s": "images_per_second:.1f",
     }  # fmt: skip

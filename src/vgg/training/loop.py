@@ -21,13 +21,14 @@ from . import checkpoint
 from .augmentation import Colours, mixup
 from .cache import Cache
 from .checkpoint import BEST, LAST, NAN
-from .history import COLUMNS, Row, accuracy, accuracy_text, epoch_line, is_better, write_log
+from .history import COLUMNS, Row, epoch_line, is_better, measures_text, quality, write_log
 from .loader import Batch, Loader
+from .measures import Measures
 from .optimizer import make_optimizer, rate, set_rate
 from .options import Options
 from .processes import Process
 from .setup import Setup
-from .targets import Teachers, loss, measured, measures
+from .targets import Teachers, loss
 
 EVALUATED = 256  # validation images computed at once
 
@@ -65,6 +66,7 @@ class Trainer:
         self.autocast: Any = torch.autocast("cuda", torch.bfloat16) if recipe.bf16 and device.type == "cuda" else nullcontext()
         self.colours = Colours(recipe, device)
         self.normalise = Normalisation(self.setup.preprocessing).to(device)
+        self.weights = None if self.setup.weights is None else torch.from_numpy(self.setup.weights).to(device)
         self.teachers = Teachers(self.setup.teachers, self.matched, device, self.layout) if self.setup.teachers else None
         self.train: Loader | Cache
         self.val: Loader | Cache
@@ -81,9 +83,10 @@ class Trainer:
         self.module.train()
         view = self.epoch % self.recipe.views if self.recipe.views else self.epoch
         batches = self.batches(view)
+        qualities = [quality(row, self.recipe.best) for row in self.history]
         started, first, self.waited = time.perf_counter(), self.step, 0.0
         while self.step < self.steps:
-            lr = rate(self.recipe, self.epoch + self.step / self.steps, list(map(accuracy, self.history)))
+            lr = rate(self.recipe, self.epoch + self.step / self.steps, qualities)
             set_rate(self.optimizer, lr, self.epoch, self.recipe)
             loss, used = self.gradients(batches, view)
             if not math.isfinite(loss):
@@ -103,7 +106,11 @@ class Trainer:
 
     def batches(self, view: int) -> Iterator[Batch]:
         """This process's parts of the batches in the rest of the epoch."""
-        order = np.random.default_rng([self.options.seed, self.epoch]).permutation(self.setup.indices)
+        generator, indices = np.random.default_rng([self.options.seed, self.epoch]), self.setup.indices
+        if self.setup.probabilities is None:
+            order = generator.permutation(indices)
+        else:
+            order = generator.choice(indices, len(indices), p=self.setup.probabilities)
         size = self.recipe.batch
         split = [np.array_split(order[step * size :][:size], self.parts) for step in range(self.step, self.steps)]
         return self.train.batches((part for parts in split for part in parts[self.process.rank :: self.process.world]), view)
@@ -172,16 +179,16 @@ class Trainer:
         """
         temperature = self.recipe.temperature
         logits = values["logits"].float() / temperature
-        total = loss(logits, scores, self.setup.targets.output, self.recipe.smoothing) * temperature**2
+        total = loss(logits, scores, self.setup.targets.output, self.recipe.smoothing, self.weights) * temperature**2
         for name, wanted in zip(self.matched, matched, strict=True):
             total = total + self.recipe.match_weight * functional.mse_loss(values[name].float(), wanted)
         return total
 
     def evaluate(self) -> Row:
-        """Validation loss and accuracy, see `measures`; each process evaluates its share of the images."""
-        module, setup, output = self.result.eval(), self.setup, self.setup.targets.output
+        """The measures of the validation images, see `Measures`; each process evaluates its share of them."""
+        module, setup = self.result.eval(), self.setup
         self.process.share(module.buffers())  # batch normalisation: each process has the statistics of its own images
-        sums = np.zeros((3, 2))
+        measures = Measures(setup.targets.classes, setup.targets.output)
         indices = setup.val_indices[self.process.rank :: self.process.world]
         parts = [indices[start : start + EVALUATED] for start in range(0, len(indices), EVALUATED)]
         for batch in self.val.batches(parts):
@@ -189,17 +196,16 @@ class Trainer:
                 continue
             targets = torch.from_numpy(setup.targets.val(batch)).to(self.process.device)
             with torch.inference_mode():
-                logits = module(self.inputs(batch), start=setup.start).float()
-            sums += measured(logits, targets, output)
-        return measures(np.array([[self.process.total(value) for value in pair] for pair in sums.tolist()]), output)
+                measures.add(module(self.inputs(batch), start=setup.start).float(), targets)
+        return measures.row(self.process)
 
     def end_epoch(self, row: Row) -> None:
         """Log the epoch, write the network if it is the best so far, and save a checkpoint."""
-        best = not len(self.setup.val_indices) or all(is_better(row, earlier) for earlier in self.history)
+        best = not len(self.setup.val_indices) or all(is_better(row, earlier, self.recipe.best) for earlier in self.history)
         self.history.append({name: row[name] for name in COLUMNS if name in row})
         self.epoch, self.step, self.loss_sum = self.epoch + 1, 0, 0.0
         if self.process.rank == 0:
-            self.log(epoch_line(row, self.recipe.epochs))
+            self.log(epoch_line(row, self.recipe.epochs, self.recipe.best))
             write_log(self.options.output, self.history)
             if best:
                 self.write_network(row)
@@ -209,7 +215,7 @@ class Trainer:
         """Write the network of an epoch as the best one."""
         recipe, setup = self.recipe, self.setup
         origin = Provenance(
-            source=f"vgg train, recipe {recipe.name}, {setup.name}, epoch {row['epoch']}: {accuracy_text(row)}",
+            source=f"vgg train, recipe {recipe.name}, {setup.name}, epoch {row['epoch']}: {measures_text(row, recipe.best)}",
             format="trained", preprocessing="given", labels="given", licence=setup.licence,
         )  # fmt: skip
         write(self.result.network(setup.preprocessing, setup.labels, origin), self.options.output / BEST)

@@ -7,7 +7,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
+import numpy as np
 import torch
 
 # Imported before a process group exists: its functions' default arguments would keep the group, and so its threads, alive.
@@ -15,6 +17,7 @@ import torch.distributed.nn
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
+from ..arrays import Array
 from ..engines.torch import check_device
 
 
@@ -48,13 +51,25 @@ class Process:
         for tensor in tensors if self.world > 1 else ():
             distributed.broadcast(tensor, 0)
 
+    def sum(self, values: Array) -> Array:
+        """The sum of an array over all processes, float64."""
+        if self.world == 1:
+            return values
+        total = torch.tensor(values, dtype=torch.float64, device=self.device)
+        distributed.all_reduce(total)
+        return total.cpu().numpy()
+
+    def gather(self, values: Array) -> Array:
+        """The rows of all processes, in their order."""
+        if self.world == 1:
+            return values
+        parts: list[Any] = [None] * self.world
+        distributed.all_gather_object(parts, values)
+        return np.concatenate(parts)
+
     def total(self, value: float) -> float:
         """The sum of a value over all processes."""
-        if self.world == 1:
-            return value
-        total = torch.tensor(value, dtype=torch.float64, device=self.device)
-        distributed.all_reduce(total)
-        return float(total)
+        return float(self.sum(np.array(value)))
 
 
 @contextmanager

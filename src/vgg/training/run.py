@@ -60,10 +60,13 @@ def run(options: Options, process: Process, progress: Progress, log: Callable[[s
     trainer = Trainer(options, setup, process, progress, log)
     if state:
         trainer.restore(state)
-    while trainer.epoch < setup.recipe.epochs and not has_stalled(setup.recipe.patience, trainer.history):
+    recipe, history = setup.recipe, trainer.history
+    patience = recipe.patience if len(setup.val_indices) else 0
+    while trainer.epoch < recipe.epochs and not has_stalled(patience, history, recipe.best):
         row = trainer.train_epoch()
         trainer.end_epoch({**row, **trainer.evaluate()})
     if process.rank == 0:
-        draw_curves(options.output, trainer.history)
-    found = test_set.measure(options, setup, trainer.history, progress, log) if setup.test and process.rank == 0 else None
-    return Outcome(options.output / BEST, trainer.history, {**setup.train.errors, **setup.val.errors}, found)
+        draw_curves(options.output, history, recipe.best)
+    found = test_set.measure(options, setup, history, progress, log) if setup.test and process.rank == 0 else None
+    errors = setup.train.errors | setup.val.errors | (found["errors"] if found else {})
+    return Outcome(options.output / BEST, history, errors, found)

@@ -12,7 +12,7 @@ import torch
 from .. import engines, sources
 from ..arrays import Array
 from ..errors import Error
-from ..heads import NONE
+from ..heads import NONE, Output
 from ..labels import Labels
 from ..module import Module
 from ..network import Network
@@ -20,10 +20,11 @@ from ..preprocessing import Preprocessing
 from ..progress import Progress
 from ..sources import Dataset
 from ..store import key_of
-from . import student
+from . import balance, student
 from .cache import Cache
 from .checkpoint import CACHE
 from .loader import Loader
+from .measures import AUC_CLASSES
 from .options import Options
 from .processes import Process
 from .recipes import Recipe, checked
@@ -46,6 +47,8 @@ class Setup:
     val_indices: Array
     test: Dataset | None
     targets: Targets
+    weights: Array | None  # of the classes in the loss; see `balance`
+    probabilities: Array | None  # of the training images in each draw; None: each is used once in an epoch
     key: dict[str, Any]  # everything that decides the result
     licence: str
     origin: Network | None  # with the parameters of the frozen layers
@@ -84,7 +87,8 @@ def prepare(options: Options, log: Callable[[str], object]) -> Setup:
         val_loader = loader(sources.open(val, classes, labels, several=several))
         val_indices = np.arange(len(val_loader.dataset))
     tested = sources.open(test, classes, labels, several=several) if test else None
-    if not options.teachers:
+    _check_recipe(recipe, classes, output, teachers=unlabelled)
+    if not unlabelled:
         _check_classes(train.dataset, indices, classes, labels)
     _check_sizes(options, module, train, len(indices), recipe)
     end = module.end_of(options.freeze)[0] if options.freeze else 0
@@ -101,6 +105,7 @@ def prepare(options: Options, log: Callable[[str], object]) -> Setup:
         + (f", {len(tested):,} test images" if tested else "")
         + f"; {module.architecture.name}, {module.architecture.parameter_count:,} parameters; recipe {recipe.name}"
         + (f"; new: {', '.join(new)}" if new and options.start else "")
+        + (f"; positive class: {labels.names[1] if labels else 1}" if classes == 2 and not several else "")
     )
     key = key_of(
         torch=torch.__version__,
@@ -116,10 +121,11 @@ def prepare(options: Options, log: Callable[[str], object]) -> Setup:
         test_images=tested and tested.digest(),
         networks={name: network.sha256() for name, network in known.items()},
     )
+    balanced = _balance(recipe, [train.dataset.samples[index].classes for index in indices], classes, output)
     licences = dict.fromkeys(network.provenance.licence for network in known.values() if network.provenance.licence)
     return Setup(
         recipe, module, preprocessing, labels, Path(options.data).resolve().name, train, indices, val_loader, val_indices,
-        tested, Targets(classes, output, recipe.temperature), key, "; ".join(licences),
+        tested, Targets(classes, output, recipe.temperature), *balanced, key, "; ".join(licences),
         student.origin(options.start, module, preprocessing), end if recipe.views else 0,
     )  # fmt: skip
 
@@ -191,9 +197,29 @@ def _check_classes(dataset: Dataset, indices: Array, classes: int, labels: Label
     for target in range(classes):
         if target not in trained:
             name = (labels.wnids or labels.names)[target] if labels else target
-            elsewhere = any(target in sample.classes for sample in dataset)
-            reason = "no images" if not elsewhere else "no training images; all of its images are in groups that are held out"
+            held_out = any(target in sample.classes for sample in dataset)
+            reason = "no training images, since all of its images are held out" if held_out else "no images"
             raise Error(f"{dataset.name}: class {name} has {reason}")
+
+
+def _check_recipe(recipe: Recipe, classes: int, output: Output, *, teachers: bool) -> None:
+    """Raise Error if the recipe's `balance` or `best` is undefined for these images."""
+    if recipe.balance != "none" and teachers:
+        raise Error(f"balance={recipe.balance} requires the classes of the images; with --teacher, they are not used")
+    if recipe.balance == "sampling" and output == "sigmoid":
+        raise Error("balance=sampling requires one class for each image; with the output `sigmoid`, use balance=loss")
+    if recipe.best == "balanced" and output == "sigmoid":
+        raise Error(
+            "best=balanced requires one class for each image; with the output `sigmoid`, use accuracy (F1), auc or loss"
+        )
+    if recipe.best == "auc" and classes > AUC_CLASSES:
+        raise Error(f"best=auc is for up to {AUC_CLASSES} classes, not {classes}; use best=accuracy, balanced or loss")
+
+
+def _balance(recipe: Recipe, classes: Sequence[Sequence[int]], count: int, output: Output) -> tuple[Array | None, Array | None]:
+    """The weights of the classes in the loss, and the probabilities of the images, by the recipe's `balance`."""
+    weights = balance.loss_weights(classes, count, output) if recipe.balance == "loss" else None
+    return weights, balance.probabilities(classes, count) if recipe.balance == "sampling" else None
 
 
 def _check_sizes(options: Options, module: Module, train: Loader, count: int, recipe: Recipe) -> None:

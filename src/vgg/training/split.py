@@ -36,9 +36,8 @@ def split(dataset: Dataset, groups: Sequence[Hashable], seed: int, *, hold_out: 
     rest = np.flatnonzero(~test)
     count = min(len(rest) // HELD_OUT, MOST) if hold_out else 0
     share = count / max(len(rest), 1)
-    part = divide(
-        [dataset.samples[index].classes for index in rest], [groups[index] for index in rest], (share, 1 - share), seed
-    )
+    images = [(dataset.samples[index].classes, groups[index]) for index in rest.tolist()]
+    part = divide([one for one, _ in images], [one for _, one in images], (share, 1 - share), seed)
     return Split(rest[part == 1], rest[part == 0], np.flatnonzero(test))
 
 

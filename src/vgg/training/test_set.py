@@ -11,12 +11,15 @@ from ..files import replacing
 from ..network import Network
 from ..progress import Progress
 from .checkpoint import BEST, TEST
-from .history import Row, accuracy_text, best_row
+from .history import Row, best_row, measures_text
 from .options import Options
 from .setup import Setup
 
 # Measures in the line of a test, those that a record has, with their titles.
-TITLES = {"top1": "top-1", "top5": "top-5", "roc_auc": "AUC", "map": "mean average precision", "f1_micro": "F1"}
+TITLES = {
+    "top1": "top-1", "top5": "top-5", "map": "mean average precision", "f1_micro": "F1",
+    "balanced_accuracy": "balanced accuracy", "roc_auc": "AUC", "sensitivity": "sensitivity", "specificity": "specificity",
+}  # fmt: skip
 
 
 def measure(
@@ -29,7 +32,8 @@ def measure(
         name of the `test` images, and `errors`, the images that couldn't be read.
     """
     assert setup.test is not None
-    path, row = options.output / TEST, best_row(history, bool(len(setup.val_indices)))
+    path, best = options.output / TEST, setup.recipe.best
+    row = best_row(history, best) if len(setup.val_indices) else history[-1]
     if path.exists():
         record: dict[str, Any] = json.loads(path.read_bytes())
     else:
@@ -41,7 +45,8 @@ def measure(
         record = {"test": setup.test.name, "epoch": row["epoch"], **chosen, **found, "errors": errors}
         with replacing(path) as file:
             file.write((json_output.dumps(record, indent=2) + "\n").encode())
-    log(f"test: {figures(record)}, {record['images']:,} images; epoch {record['epoch']}, validation {accuracy_text(row)}")
+    chosen_by = f", validation {measures_text(row, best)}" if len(setup.val_indices) else ""
+    log(f"test: {figures(record)}, {record['images']:,} images; epoch {record['epoch']}{chosen_by}")
     return record
 
 
