@@ -2,15 +2,25 @@
 
 import os
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..architectures import CONFIGURATIONS
+from ..progress import Progress
 from . import common
 
+if TYPE_CHECKING:
+    from ..training import CrossValidation
+
 RECIPES = ("zoo", "paper", "torchvision", "modern", "finetune", "distil")
+FIGURES = {
+    "top1": "top-1", "balanced_accuracy": "balanced", "roc_auc": "AUC", "sensitivity": "sensitivity",
+    "specificity": "specificity", "map": "mAP", "f1_micro": "F1 micro", "f1_macro": "F1 macro",
+}  # fmt: skip
 BY_RECIPE = "[default: the recipe's]"
 
 
@@ -40,6 +50,10 @@ def train(
             help="Part of an image's name, such as 'person\\d+', whose images are not separated when some are held out.",
         ),
     ] = "",
+    folds: Annotated[
+        int | None,
+        typer.Option("--folds", min=2, metavar="K", help="Number of folds of a cross-validation; DIR/fold-1 … are the runs."),
+    ] = None,
     recipe: Annotated[
         str | None,
         typer.Option(
@@ -120,7 +134,7 @@ def train(
     from ..formats import read
     from ..labels import Labels
     from ..network import Network
-    from ..training import Options, recipes
+    from ..training import Options, cross_validate, recipes
     from ..training import train as run
 
     chosen = recipes.named(recipe or ("distil" if teacher else "finetune" if start else "modern"))
@@ -138,13 +152,32 @@ def train(
         teachers=[read(common.locate(name)) for name in teacher or ()], matched=tuple(match or ()), cache=cache,
         micro_batch=micro_batch, seed=seed, device=device, workers=workers, fresh=fresh,
     )  # fmt: skip
+    with _resumable() as (show, log):
+        outcomes = [run(options, show, log)] if folds is None else (crossed := cross_validate(options, folds, show, log)).folds
+    if int(os.environ.get("RANK", 0)) == 0:
+        for error in dict.fromkeys(error for outcome in outcomes for error in outcome.errors.values()):
+            print(f"vgg: skipped: {error}", file=sys.stderr)
+        if folds is None:
+            print(outcomes[0].path)
+        else:
+            _print_folds(crossed)
+
+
+@contextmanager
+def _resumable() -> Iterator[tuple[Progress, Callable[[str], object]]]:
+    """Progress and log on standard error, and what to do after an interrupt."""
     try:
         with common.progress() as show:
-            outcome = run(options, show, log=lambda line: print(line, file=sys.stderr, flush=True))
+            yield show, lambda line: print(line, file=sys.stderr, flush=True)
     except KeyboardInterrupt:
         print("vgg: interrupted; the same command resumes from the last checkpoint", file=sys.stderr)
         raise
-    if int(os.environ.get("RANK", 0)) == 0:
-        for error in outcome.errors.values():
-            print(f"vgg: skipped: {error}", file=sys.stderr)
-        print(outcome.path)
+
+
+def _print_folds(found: "CrossValidation") -> None:
+    """Print the measures of each fold, their mean with its standard deviation, and those of all images."""
+    rows: list[dict[str, Any]] = [{"fold": str(number), **(one.test or {})} for number, one in enumerate(found.folds, 1)]
+    spread = {name: f"{value:.2f} ± {found.deviation[name]:.2f}" for name, value in found.mean.items()}
+    rows += [{"fold": "mean", "images": None, **spread}, {"fold": "all", **found.pooled}]
+    columns = {"fold": "fold", "images": "images", **{name: f"{FIGURES[name]} %" for name in found.mean}}
+    common.print_records([{title: row[name] for name, title in columns.items()} for row in rows], common.Format.table)

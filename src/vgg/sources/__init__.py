@@ -6,6 +6,7 @@ Hidden files and folders, and what systems leave in folders (`ignored`), are onl
 """
 
 import os
+import re
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +25,7 @@ __all__ = [
     "Splits",
     "classes_of",
     "find",
+    "folds",
     "is_cifar",
     "is_folder",
     "is_single",
@@ -174,6 +176,14 @@ def splits(place: str | Path) -> Splits:
     if "train" in folders:
         return Splits(**folders)
     return Splits(path, test=next((inside[name].place for name in TESTS if name in inside), None))
+
+
+def folds(place: str | Path) -> list[str]:
+    """The places of the folds of a dataset: the folders fold-1, fold-2 … in a folder that has no others; else none."""
+    path = stores.normalised(place)
+    inside = [one for one in stores.entries(path) if one.is_folder] if listing.is_folder(path) else []
+    numbers = {one.place: int(one.name[5:]) for one in inside if re.fullmatch(r"fold-[1-9]\d*", one.name)}
+    return sorted(numbers, key=lambda one: numbers[one]) if 1 < len(numbers) == len(inside) else []
 
 
 def is_cifar(place: str | Path) -> bool:

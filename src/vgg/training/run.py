@@ -45,13 +45,13 @@ def train(options: Options, progress: Progress = silent, log: Callable[[str], ob
             finite.
     """
     with processes(options.device) as process:
-        if process.rank:
-            progress, log = silent, lambda line: None
         return run(options, process, progress, log)
 
 
 def run(options: Options, process: Process, progress: Progress, log: Callable[[str], object]) -> Outcome:
     """Train in this process; see `train`."""
+    if process.rank:
+        progress, log = silent, lambda line: None
     setup = prepare(options, log)
     with process.first_alone():
         checkpoint.create(options.output, fresh=options.fresh and process.rank == 0)

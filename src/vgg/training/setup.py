@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .. import engines, sources
+from .. import engines
 from ..arrays import Array
 from ..errors import Error
 from ..heads import NONE, Output
@@ -23,12 +23,12 @@ from ..store import key_of
 from . import balance, student
 from .cache import Cache
 from .checkpoint import CACHE
+from .images import open_images
 from .loader import Loader
 from .measures import AUC_CLASSES
 from .options import Options
 from .processes import Process
 from .recipes import Recipe, checked
-from .split import groups_of, split
 from .targets import Targets
 
 
@@ -65,31 +65,19 @@ class Setup:
 def prepare(options: Options, log: Callable[[str], object]) -> Setup:
     """Open the images and create the network. Raises Error if the options don't fit together, or the images don't fit them."""
     _check_options(options)
-    data, val, test = _places(options)
     output = student.output_of(options)
-    several = output == "sigmoid"
-    classes, labels = _classes(data, options, several=several)
-    if output == "binary" and classes != 2:
-        raise Error(f"{data}: has {classes} classes; a head with the output `binary` is for two, use `--head`")
-    module, preprocessing, new = student.create(options, data, classes, labels, output)
+    images = open_images(options, output)
+    classes, labels, indices = images.classes, images.labels, images.split.train
+    module, preprocessing, new = student.create(options, images.place, classes, labels, output)
     recipe = checked(options.recipe.for_input(preprocessing.crop, module.architecture.configuration.batch_norm))
+    _check_recipe(recipe, classes, output, teachers=bool(options.teachers))
 
     def loader(dataset: Dataset) -> Loader:
         workers = options.workers or os.cpu_count() or 1
-        return Loader(dataset, recipe, preprocessing, options.seed, workers, classes if several else 0)
+        return Loader(dataset, recipe, preprocessing, options.seed, workers, classes if output == "sigmoid" else 0)
 
-    unlabelled = bool(options.teachers)
-    train = loader(sources.unlabelled(data) if unlabelled else sources.open(data, classes, labels, several=several))
-    groups = groups_of(train.dataset, options.group)
-    parts = split(train.dataset, groups, options.seed, hold_out=not val)
-    indices, val_indices, val_loader = parts.train, parts.val, train
-    if val:
-        val_loader = loader(sources.open(val, classes, labels, several=several))
-        val_indices = np.arange(len(val_loader.dataset))
-    tested = sources.open(test, classes, labels, several=several) if test else None
-    _check_recipe(recipe, classes, output, teachers=unlabelled)
-    if not unlabelled:
-        _check_classes(train.dataset, indices, classes, labels)
+    train = loader(images.train)
+    val = train if images.val is images.train else loader(images.val)
     _check_sizes(options, module, train, len(indices), recipe)
     end = module.end_of(options.freeze)[0] if options.freeze else 0
     module.freeze(end)
@@ -101,11 +89,10 @@ def prepare(options: Options, log: Callable[[str], object]) -> Setup:
     networks |= {f"teacher {number}": teacher for number, teacher in enumerate(options.teachers, 1)}
     known = {name: network for name, network in networks.items() if network}
     log(
-        f"{len(indices):,} training images of {classes:,} classes, {len(val_indices):,} validation images"
-        + (f", {len(tested):,} test images" if tested else "")
-        + f"; {module.architecture.name}, {module.architecture.parameter_count:,} parameters; recipe {recipe.name}"
+        f"{images.summary()}; {module.architecture.name}, {module.architecture.parameter_count:,} parameters; "
+        f"recipe {recipe.name}"
         + (f"; new: {', '.join(new)}" if new and options.start else "")
-        + (f"; positive class: {labels.names[1] if labels else 1}" if classes == 2 and not several else "")
+        + (f"; positive class: {images.name(1)}" if classes == 2 and output != "sigmoid" else "")
     )
     key = key_of(
         torch=torch.__version__,
@@ -116,16 +103,17 @@ def prepare(options: Options, log: Callable[[str], object]) -> Setup:
         group=options.group,
         freeze=options.freeze,
         matched=options.matched,
-        images=train.dataset.digest(),
-        val_images=val_loader.dataset.digest(),
-        test_images=tested and tested.digest(),
+        fold=options.fold,
+        images=images.train.digest(),
+        val_images=images.val.digest(),
+        test_images=images.test and images.test.digest(),
         networks={name: network.sha256() for name, network in known.items()},
     )
-    balanced = _balance(recipe, [train.dataset.samples[index].classes for index in indices], classes, output)
+    balanced = _balance(recipe, [images.train.samples[index].classes for index in indices.tolist()], classes, output)
     licences = dict.fromkeys(network.provenance.licence for network in known.values() if network.provenance.licence)
     return Setup(
-        recipe, module, preprocessing, labels, Path(options.data).resolve().name, train, indices, val_loader, val_indices,
-        tested, Targets(classes, output, recipe.temperature), *balanced, key, "; ".join(licences),
+        recipe, module, preprocessing, labels, Path(options.data).resolve().name, train, indices, val,
+        images.split.val, images.test, Targets(classes, output, recipe.temperature), *balanced, key, "; ".join(licences),
         student.origin(options.start, module, preprocessing), end if recipe.views else 0,
     )  # fmt: skip
 
@@ -133,13 +121,15 @@ def prepare(options: Options, log: Callable[[str], object]) -> Setup:
 def cache_values(setup: Setup, options: Options, process: Process, progress: Progress) -> None:
     """Compute once, for each view, the values of frozen layers and of teachers."""
     views, folder = tuple(range(setup.recipe.views)), options.cache or options.output / CACHE
+    every = np.arange(len(setup.train.dataset))  # folds share the values of all images
+    indices, val_indices = (every, every) if options.fold else (setup.indices, setup.val_indices)
 
     def cached(network: Network, engine: engines.Engine, value: str, *, training: bool = True) -> Cache:
         with process.first_alone():
             if training:
-                cache = Cache(folder, setup.train, setup.indices, views, network, engine, value)
+                cache = Cache(folder, setup.train, indices, views, network, engine, value)
             else:
-                cache = Cache(folder, setup.val, setup.val_indices, (None,), network, engine, value)
+                cache = Cache(folder, setup.val, val_indices, (None,), network, engine, value)
             cache.fill(engine, progress)
         return cache
 
@@ -159,16 +149,6 @@ def cache_values(setup: Setup, options: Options, process: Process, progress: Pro
             setup.targets.matched.append(cached(teacher, engine, value))
 
 
-def _places(options: Options) -> sources.Splits:
-    """The places of the training, validation and test images. What the user names for validation is not the test as well."""
-    data, val, test = sources.splits(options.data)
-    if options.val and options.test and Path(options.val) == Path(options.test):
-        raise Error("--val and --test are the same images, which can't choose the epoch and be its test")
-    if options.val and test and Path(options.val) == Path(test):
-        test = None
-    return sources.Splits(data, str(options.val) if options.val else val, str(options.test) if options.test else test)
-
-
 def _check_options(options: Options) -> None:
     if options.freeze and not options.start:
         raise Error("--freeze requires --from: a new network has no trained layers to freeze")
@@ -180,26 +160,6 @@ def _check_options(options: Options) -> None:
         raise Error("--head none has nothing to train; use a head such as 'average, 256 relu dropout 0.5, classes'")
     for teacher in options.teachers:
         teacher.check_values(["logits"])
-
-
-def _classes(data: str, options: Options, *, several: bool) -> tuple[int, Labels | None]:
-    if options.teachers:
-        return options.teachers[0].architecture.classes, options.teachers[0].labels
-    if options.labels:
-        return len(options.labels), options.labels
-    return sources.classes_of(data, several=several)
-
-
-def _check_classes(dataset: Dataset, indices: Array, classes: int, labels: Labels | None) -> None:
-    if classes < 2:
-        raise Error(f"{dataset.name}: has one class only; training requires two or more")
-    trained = {target for index in indices for target in dataset.samples[index].classes}
-    for target in range(classes):
-        if target not in trained:
-            name = (labels.wnids or labels.names)[target] if labels else target
-            held_out = any(target in sample.classes for sample in dataset)
-            reason = "no training images, since all of its images are held out" if held_out else "no images"
-            raise Error(f"{dataset.name}: class {name} has {reason}")
 
 
 def _check_recipe(recipe: Recipe, classes: int, output: Output, *, teachers: bool) -> None:

@@ -10,6 +10,8 @@ from ..arrays import Array
 from ..errors import Error
 from ..sources import Dataset
 
+Groups = Sequence[Hashable]  # of images; those of a group stay together
+
 HELD_OUT, MOST = 10, 2500  # one in this many images is held out for validation, but at most so many
 
 
@@ -22,7 +24,7 @@ class Split:
     test: Array  # are measured once; empty unless the dataset is divided into folds
 
 
-def split(dataset: Dataset, groups: Sequence[Hashable], seed: int, *, hold_out: bool, fold: Array | None = None) -> Split:
+def split(dataset: Dataset, groups: Groups, seed: int, *, hold_out: bool, fold: Array | None = None) -> Split:
     """Divide a dataset at random into sets that have the classes in the same proportions.
 
     Args:
@@ -41,7 +43,14 @@ def split(dataset: Dataset, groups: Sequence[Hashable], seed: int, *, hold_out: 
     return Split(rest[part == 1], rest[part == 0], np.flatnonzero(test))
 
 
-def divide(classes: Sequence[Sequence[int]], groups: Sequence[Hashable], shares: Sequence[float], seed: int) -> Array:
+def folds(dataset: Dataset, groups: Groups, count: int, seed: int) -> Array:
+    """The fold of each image, from 0, int64 [images]. Raises Error if there are fewer groups than folds."""
+    if len(set(groups)) < count:
+        raise Error(f"{dataset.name}: has {len(set(groups))} groups of images, too few for {count} folds")
+    return divide([one.classes for one in dataset], groups, (1 / count,) * count, seed)
+
+
+def divide(classes: Sequence[Sequence[int]], groups: Groups, shares: Sequence[float], seed: int) -> Array:
     """Divide images at random into parts that have the same shares of each class, as far as groups allow.
 
     Groups are assigned in random order, large ones first, each to the part that lacks most of what it holds: images of its
