@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,17 +10,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..architectures import CONFIGURATIONS
+from ..errors import Error
 from ..progress import Progress
 from . import common
 
 if TYPE_CHECKING:
-    from ..training import CrossValidation
+    from ..training import CrossValidation, RateTest
 
 RECIPES = ("zoo", "paper", "torchvision", "modern", "finetune", "distil")
 FIGURES = {
     "top1": "top-1", "balanced_accuracy": "balanced", "roc_auc": "AUC", "sensitivity": "sensitivity",
     "specificity": "specificity", "map": "mAP", "f1_micro": "F1 micro", "f1_macro": "F1 macro",
 }  # fmt: skip
+ROWS = 13  # of the table of learning rates
 BY_RECIPE = "[default: the recipe's]"
 
 
@@ -66,6 +68,9 @@ def train(
         int | None, typer.Option("--batch-size", "-b", min=1, metavar="N", help=f"Number of images in a batch.  {BY_RECIPE}")
     ] = None,
     lr: Annotated[float | None, typer.Option("--lr", min=0, metavar="X", help=f"Learning rate.  {BY_RECIPE}")] = None,
+    find_lr: Annotated[
+        bool, typer.Option("--find-lr", help="Learning-rate range test instead of training; suggests a rate, writes lr.png.")
+    ] = False,
     setting: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="FIELD=VALUE", help="Another field of the recipe, such as mixup=0; may be repeated."),
@@ -134,7 +139,7 @@ def train(
     from ..formats import read
     from ..labels import Labels
     from ..network import Network
-    from ..training import Options, cross_validate, recipes
+    from ..training import Options, cross_validate, find_rate, recipes
     from ..training import train as run
 
     chosen = recipes.named(recipe or ("distil" if teacher else "finetune" if start else "modern"))
@@ -152,26 +157,52 @@ def train(
         teachers=[read(common.locate(name)) for name in teacher or ()], matched=tuple(match or ()), cache=cache,
         micro_batch=micro_batch, seed=seed, device=device, workers=workers, fresh=fresh,
     )  # fmt: skip
-    with _resumable() as (show, log):
-        outcomes = [run(options, show, log)] if folds is None else (crossed := cross_validate(options, folds, show, log)).folds
-    if int(os.environ.get("RANK", 0)) == 0:
+    if find_lr:
+        if folds:
+            raise Error("--find-lr and --folds can't be combined; test the learning rate first")
+        with common.progress() as show:
+            found = find_rate(options, show, _log)
+        if _first_process():
+            _print_rates(found)
+        return
+    with _resumable() as show:
+        outcomes = (
+            [run(options, show, _log)] if folds is None else (crossed := cross_validate(options, folds, show, _log)).folds
+        )
+    if _first_process():
         for error in dict.fromkeys(error for outcome in outcomes for error in outcome.errors.values()):
             print(f"vgg: skipped: {error}", file=sys.stderr)
-        if folds is None:
-            print(outcomes[0].path)
-        else:
+        if crossed:
             _print_folds(crossed)
+        else:
+            print(outcomes[0].path)
+
+
+def _log(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _first_process() -> bool:
+    return int(os.environ.get("RANK", 0)) == 0
 
 
 @contextmanager
-def _resumable() -> Iterator[tuple[Progress, Callable[[str], object]]]:
-    """Progress and log on standard error, and what to do after an interrupt."""
+def _resumable() -> Iterator[Progress]:
+    """Progress of a run that the same command resumes, which is printed if it is interrupted."""
     try:
         with common.progress() as show:
-            yield show, lambda line: print(line, file=sys.stderr, flush=True)
+            yield show
     except KeyboardInterrupt:
         print("vgg: interrupted; the same command resumes from the last checkpoint", file=sys.stderr)
         raise
+
+
+def _print_rates(found: "RateTest") -> None:
+    """Print the smoothed loss at some learning rates, and the suggestion."""
+    rows = list(zip(found.rates, found.smoothed, strict=True))
+    rows = [rows[round(place * (len(rows) - 1) / (ROWS - 1))] for place in range(ROWS)]
+    common.print_records([{"lr": f"{lr:.1e}", "loss": f"{loss:.4f}"} for lr, loss in dict(rows).items()], common.Format.table)
+    print(f"suggestion: --lr {found.suggestion:g}" if found.suggestion else "no suggestion: the loss did not fall")
 
 
 def _print_folds(found: "CrossValidation") -> None:

@@ -81,8 +81,7 @@ class Trainer:
     def train_epoch(self) -> Row:
         """Train for the rest of the epoch; returns the epoch's row without its validation."""
         self.module.train()
-        view = self.epoch % self.recipe.views if self.recipe.views else self.epoch
-        batches = self.batches(view)
+        view, batches = self.view, self.batches()
         qualities = [quality(row, self.recipe.best) for row in self.history]
         started, first, self.waited = time.perf_counter(), self.step, 0.0
         while self.step < self.steps:
@@ -104,7 +103,12 @@ class Trainer:
         row = {"epoch": self.epoch + 1, "lr": lr, "loss": loss, "seconds": seconds, "images_per_second": speed}
         return row | {"waited": self.waited / seconds, "time": time.time()}
 
-    def batches(self, view: int) -> Iterator[Batch]:
+    @property
+    def view(self) -> int:
+        """The number of the random crop of each image in this epoch."""
+        return self.epoch % self.recipe.views if self.recipe.views else self.epoch
+
+    def batches(self) -> Iterator[Batch]:
         """This process's parts of the batches in the rest of the epoch."""
         generator, indices = np.random.default_rng([self.options.seed, self.epoch]), self.setup.indices
         if self.setup.probabilities is None:
@@ -113,7 +117,9 @@ class Trainer:
             order = generator.choice(indices, len(indices), p=self.setup.probabilities)
         size = self.recipe.batch
         split = [np.array_split(order[step * size :][:size], self.parts) for step in range(self.step, self.steps)]
-        return self.train.batches((part for parts in split for part in parts[self.process.rank :: self.process.world]), view)
+        return self.train.batches(
+            (part for parts in split for part in parts[self.process.rank :: self.process.world]), self.view
+        )
 
     def next_batch(self, batches: Iterator[Batch]) -> Batch:
         started, batch = time.perf_counter(), next(batches)
