@@ -85,11 +85,13 @@ def divide(classes: Sequence[Sequence[int]], groups: Groups, shares: Sequence[fl
 
 
 def groups_of(dataset: Dataset, pattern: str) -> list[Hashable]:
-    """The group of each image: the part of its name that a pattern matches, or the first group in it; else its index.
+    """The group of each image: the text in its name that a pattern matches, or that of the pattern's first group.
+
+    Images whose names don't match are alone, and have their index as their group.
 
     Args:
         dataset: the images.
-        pattern: a regular expression, searched in the names; if it is empty, each image is a group of its own.
+        pattern: a regular expression, searched in the names; if it is empty, images have the groups of their table, if any.
 
     Raises:
         Error: the pattern is invalid, or matches no name.
@@ -98,7 +100,9 @@ def groups_of(dataset: Dataset, pattern: str) -> list[Hashable]:
         expression = re.compile(pattern)
     except re.error as error:
         raise Error(f"--group {pattern}: is not a regular expression ({error})") from None
-    found = [pattern and expression.search(one.name) for one in dataset]
-    if pattern and not any(found):
+    if not pattern:
+        return [index if one.group is None else one.group for index, one in enumerate(dataset)]
+    found = [expression.search(one.name) for one in dataset]
+    if not any(found):
         raise Error(f"--group {pattern}: matches no image's name; the first one is {dataset.samples[0].name}")
     return [match[min(expression.groups, 1)] or match[0] if match else index for index, match in enumerate(found)]
