@@ -105,10 +105,8 @@ def _cells(lines: Iterable[str], separator: str) -> Iterator[Row]:
     place = next((known.index(title) for title in IMAGE if title in known), 0)
     cell = next((known.index(title) for title in CLASSES if title in known and known.index(title) != place), None)
     cell = 1 - place if cell is None and len(titles) == 2 else cell
-    grouping = next(
-        (known.index(title) for title in GROUP[: 3 if cell is None else 4] if title in known and known.index(title) != cell),
-        None,
-    )
+    groups = GROUP[:-1] if cell is None else GROUP
+    grouping = next((index for index, title in enumerate(known) if title in groups and index != cell), None)
     marked = [index for index in range(len(titles)) if index not in (place, grouping)]
     for line, cells in rows:
         if len(cells) != len(titles):
