@@ -67,6 +67,20 @@ def test_a_tenth_is_held_out_but_at_most_2500(tmp_path):
     assert len(split(large, range(30_000), 0, hold_out=False).val) == 0
 
 
+def test_what_a_class_needs_is_not_held_out(tmp_path):
+    """Of 30 classes, 20 have one image or one patient."""
+    names = [f"{target}/p{target}_{number}" for target in range(30) for number in range(5 if target > 9 else 1)]
+    data = sources.Dataset("", [sources.Sample(name, int(name.split("/")[0]), name) for name in names])
+    groups = [name if int(name.split("/")[0]) > 19 else name.split("_")[0] for name in names]
+    for seed in range(10):
+        found = split(data, groups, seed, hold_out=True)
+        assert {data.samples[index].target for index in found.train.tolist()} == set(range(30))
+        assert abs(len(found.val) - 11) <= 1
+        assert found.val.min() >= 60
+    only = sources.Dataset("", data.samples[:10])
+    assert len(split(only, range(10), 0, hold_out=True).val) == 0
+
+
 def test_names_that_match_are_groups(tmp_path):
     names = ["a/person1_x", "a/person1_y", "b/person10_x", "b/other", "b/another"]
     data = sources.Dataset("", [sources.Sample(name, 0, name) for name in names])

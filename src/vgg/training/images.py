@@ -76,10 +76,10 @@ def open_images(options: Options, output: Output) -> Images:
     if options.fold:
         test_dataset = Dataset(dataset.name, [dataset.samples[index] for index in divided.test.tolist()])
     images = Images(place, classes, labels, dataset, val_dataset, test_dataset, divided, groups)
-    if not unlabelled:
-        _check_classes(images)
     if part is not None:
         _check_folds(images, part)
+    if not unlabelled:
+        _check_classes(images)
     return images
 
 

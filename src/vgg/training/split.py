@@ -27,6 +27,8 @@ class Split:
 def split(dataset: Dataset, groups: Groups, seed: int, *, hold_out: bool, fold: Array | None = None) -> Split:
     """Divide a dataset at random into sets that have the classes in the same proportions.
 
+    A group that has all images of a class is not held out.
+
     Args:
         dataset: the images.
         groups: of each image; the images of a group stay together.
@@ -35,12 +37,18 @@ def split(dataset: Dataset, groups: Groups, seed: int, *, hold_out: bool, fold: 
         fold: bool [images], the images for test; by default none.
     """
     test = np.zeros(len(dataset), np.bool_) if fold is None else fold
-    rest = np.flatnonzero(~test)
-    count = min(len(rest) // HELD_OUT, MOST) if hold_out else 0
-    share = count / max(len(rest), 1)
-    images = [(dataset.samples[index].classes, groups[index]) for index in rest.tolist()]
-    part = divide([one for one, _ in images], [one for _, one in images], (share, 1 - share), seed)
-    return Split(rest[part == 1], rest[part == 0], np.flatnonzero(test))
+    rest, part = np.flatnonzero(~test), np.ones(len(dataset), np.int64)
+    owners: dict[int, set[Hashable]] = {}  # the groups with images of each class
+    for index in rest.tolist():
+        for target in dataset.samples[index].classes:
+            owners.setdefault(target, set()).add(groups[index])
+    needed = {group for found in owners.values() if len(found) == 1 for group in found}
+    free = [index for index in rest.tolist() if groups[index] not in needed]
+    share = min(len(rest) // HELD_OUT, MOST) / max(len(free), 1) if hold_out else 0
+    part[free] = divide(
+        [dataset.samples[index].classes for index in free], [groups[index] for index in free], (share, 1 - share), seed
+    )
+    return Split(rest[part[rest] == 1], rest[part[rest] == 0], np.flatnonzero(test))
 
 
 def folds(dataset: Dataset, groups: Groups, count: int, seed: int) -> Array:
