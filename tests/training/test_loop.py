@@ -1,4 +1,5 @@
 import csv
+import json
 import math
 import os
 import random
@@ -118,11 +119,17 @@ def test_two_processes_learn_what_one_does(noisy, tmp_path):
     for name, value in one["module"].items():
         if not name.endswith(("running_mean", "running_var", "num_batches_tracked")):
             torch.testing.assert_close(two["module"][name], value, rtol=0, atol=1e-5)
+    if not noisy:
+        for row, other in zip(one["history"], two["history"], strict=True):
+            measures = {name for name in row if name.startswith("val_")}
+            assert {"val_top1", "val_balanced", "val_auc"} <= measures
+            assert {name: other[name] for name in measures} == pytest.approx({name: row[name] for name in measures}, abs=0.01)
+    assert json.loads((tmp_path / "two/test.json").read_text())["images"] == 16
 
 
 def test_a_run_killed_at_any_moment_ends_the_same(tmp_path):
     data = cifar_folder(tmp_path / "cifar", train=160)
-    recipe = "replace(RECIPES['modern'], batch=16, epochs=4, warm_up=1, jitter=0.4)"
+    recipe = "replace(RECIPES['modern'], batch=16, epochs=4, warm_up=1, jitter=0.4, balance='sampling', best='auc')"
     path = script(tmp_path, data, recipe, arch="vgg11-bn", save_seconds=0.0)
     subprocess.run([sys.executable, path, tmp_path / "whole"], check=True, capture_output=True)
     rng, kills = random.Random(0), 0
@@ -151,6 +158,8 @@ def test_a_run_killed_at_any_moment_ends_the_same(tmp_path):
     assert one["history"] == two["history"]
     for name, tensor in two["module"].items():
         assert torch.equal(one["module"][name], tensor), name
+    tests = [json.loads((tmp_path / run / "test.json").read_text()) for run in ("cut", "whole")]
+    assert tests[0] | {"images_per_second": 0} == tests[1] | {"images_per_second": 0}
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_steps_images(tmp_path):

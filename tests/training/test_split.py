@@ -87,7 +87,7 @@ def test_names_that_match_are_groups(tmp_path):
     assert groups_of(data, r"person\d+") == ["person1", "person1", "person10", 3, 4]
     assert groups_of(data, r"(person1)\d?_") == ["person1"] * 3 + [3, 4]
     assert groups_of(data, "") == [0, 1, 2, 3, 4]
-    with pytest.raises(Error, match="--group patient: matches no image's name; the first one is a/person1_x"):
+    with pytest.raises(Error, match="--group patient: matches no image's name; the first is a/person1_x"):
         groups_of(data, "patient")
     with pytest.raises(Error, match=r"--group \(: is not a regular expression"):
         groups_of(data, "(")

@@ -117,7 +117,7 @@ def suggested(rates: Sequence[float], smoothed: Sequence[float]) -> float | None
         part = slice(middle - WINDOW, middle + WINDOW + 1)
         slopes[rates[middle]] = np.polyfit(np.log(rates[part]), smoothed[part], 1)[0]
     best = min(slopes, key=lambda rate: slopes[rate], default=None)
-    return float(f"{best:.1e}") if best is not None and slopes[best] < 0 else None
+    return float(f"{best:.1e}") if best is not None and slopes[best] < -1e-9 else None
 
 
 def _write(folder: Path, found: RateTest) -> None:

@@ -112,5 +112,5 @@ def groups_of(dataset: Dataset, pattern: str) -> list[Hashable]:
         return [index if one.group is None else one.group for index, one in enumerate(dataset)]
     found = [expression.search(one.name) for one in dataset]
     if not any(found):
-        raise Error(f"--group {pattern}: matches no image's name; the first one is {dataset.samples[0].name}")
+        raise Error(f"--group {pattern}: matches no image's name; the first is {dataset.samples[0].name}")
     return [match[min(expression.groups, 1)] or match[0] if match else index for index, match in enumerate(found)]
