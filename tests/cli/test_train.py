@@ -87,6 +87,11 @@ def test_cifar100_is_learnt_and_evaluated(place):
             ("data", "-o", "new", "--freeze", "conv4"),
             "vgg: --freeze requires --from: a new network has no trained layers",
         ),
+        (
+            ("data", "-o", "new", "--group", "patient"),
+            "vgg: --group patient: matches no image's name; the first is class0/",
+        ),
+        (("data", "-o", "new", "--find-lr", "--folds", "2"), "vgg: --find-lr and --folds can't be combined"),
     ],
 )
 def test_errors_are_one_line(place, arguments, message):
@@ -94,3 +99,36 @@ def test_errors_are_one_line(place, arguments, message):
     assert found.stderr.startswith(message)
     assert len(found.stderr.splitlines()) == 1
     assert not (place / "new" / "last.pt").exists()
+
+
+def test_folds_and_learning_rates(place):
+    class_folders(place / "two", classes=2, each=12)
+    found = vgg(place, "two", "-o", "folds", *TINY, "--folds", "2", "--set", "best=auc")
+    heading, *rows = found.stdout.splitlines()
+    assert heading.split() == [
+        "fold",
+        "images",
+        "top-1",
+        "%",
+        "balanced",
+        "%",
+        "AUC",
+        "%",
+        "sensitivity",
+        "%",
+        "specificity",
+        "%",
+    ]
+    assert [row.split()[0] for row in rows] == ["1", "2", "mean", "all"]
+    assert rows[2].count(" ± ") == 5
+    assert rows[3].split()[1] == "24"
+    lines = found.stderr.splitlines()
+    assert lines[0].startswith("fold 1 of 2: 11 training images of 2 classes, 1 validation images, 12 test images; ")
+    assert lines[0].endswith("; positive class: class1")
+    assert lines[1].startswith("fold 1 of 2: epoch 1 of 1: loss ")
+    assert ", AUC " in lines[1]
+    assert lines[2].startswith("fold 1 of 2: test: top-1 ")
+    found = vgg(place, "two", "-o", "rate", *TINY, "--find-lr")
+    assert found.stdout.splitlines()[0].split() == ["lr", "loss"]
+    assert "suggestion" in found.stdout.splitlines()[-1]
+    assert sorted(path.name for path in (place / "rate").iterdir()) == ["lr.csv", "lr.png"]

@@ -65,6 +65,7 @@ def test_several_labels_are_measured_as_by_scikit_learn(table, tmp_path):
         np.testing.assert_allclose(results.every, one.scores([sample.path for sample in dataset]), atol=1e-6)
     for record, score in zip(found, scores, strict=True):
         assert record["map"] == pytest.approx(100 * sklearn.average_precision_score(truth[:, :6], score[:, :6]), abs=1e-3)
+        assert record["roc_auc"] == pytest.approx(100 * sklearn.roc_auc_score(truth[:, :6], score[:, :6]), abs=1e-3)
         for average in ("micro", "macro"):
             expected = sklearn.f1_score(truth, score > 0.45, average=average, zero_division=0)
             assert record[f"f1_{average}"] == pytest.approx(100 * expected, abs=1e-3)
@@ -110,13 +111,14 @@ def test_another_reading_of_the_same_parameters_is_another_evaluation(table):
     np.testing.assert_allclose(results.every, other.scores([sample.path for sample in dataset]), atol=1e-6)
 
 
-def test_one_logit_is_measured_as_by_scikit_learn(table):
+def test_one_logit_is_measured_as_by_scikit_learn(table, tmp_path):
     every = sources.open(table, 7, LABELS, several=True).samples
     samples = [replace(one, target=index % 2, several=None) for index, one in enumerate(every)]
     dataset = Dataset("pairs", samples)
     binary = model(head="average, classes binary", classes=2)
     softmax = model(head="average, classes", classes=2, seed=3)
-    found = records(evaluate([binary, softmax], dataset), threshold=0.4)
+    run = evaluate([binary, softmax], dataset)
+    found = records(run, threshold=0.4)
     truth = np.arange(COUNT) % 2 == 1
     for record, one in zip(found, (binary, softmax), strict=True):
         positive = one.scores([sample.path for sample in samples])[:, 1]
@@ -124,6 +126,16 @@ def test_one_logit_is_measured_as_by_scikit_learn(table):
         assert record["f1"] == pytest.approx(100 * sklearn.f1_score(truth, positive > 0.4, zero_division=0), abs=1e-3)
         assert record["top1"] == pytest.approx(100 * np.mean((positive > 0.5) == truth), abs=1e-3)
         assert record["top5"] is None
+        assert record["sensitivity"] == pytest.approx(100 * sklearn.recall_score(truth, positive > 0.4), abs=1e-3)
+        assert record["specificity"] == pytest.approx(100 * sklearn.recall_score(~truth, positive <= 0.4), abs=1e-3)
+        balanced = sklearn.balanced_accuracy_score(truth, positive > 0.5)
+        assert record["balanced_accuracy"] == pytest.approx(100 * balanced, abs=1e-3)
+    write(run, found, tmp_path / "report.html", 0.4)
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("<h3>Confusion matrix</h3>") == page.count("<h3>Operating points</h3>") == 2
+    right = [int(np.sum((run.results[0].top[:, 0] == one) & (truth == one))) for one in (0, 1)]
+    row = f'<tr><th scope="row">positive<td class="number" style="--share:{(13 - right[1]) / 13:.0%}">{13 - right[1]}'
+    assert f'{row}<td class="number" style="--share:{right[1] / 13:.0%}">{right[1]}' in page
     alone = records(evaluate([binary], Dataset("one", [one for one in samples if one.target])))
     assert alone[0]["roc_auc"] is None
 

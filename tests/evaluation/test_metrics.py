@@ -9,12 +9,17 @@ from sklearn import metrics as sklearn
 
 from vgg.evaluation.metrics import (
     average_precision,
+    balanced_accuracy,
     binned,
     calibration_error,
     confusions,
     f1,
+    macro_auc,
     mcnemar,
+    operating_point,
+    recalls,
     roc_auc,
+    sensitivity_specificity,
     wilson,
 )
 
@@ -110,3 +115,37 @@ def test_f1_is_scikit_learns(seed):
     assert f1(truth, chosen) == pytest.approx(sklearn.f1_score(truth, chosen, average=None, zero_division=0))
     assert f1(truth, chosen).mean() == pytest.approx(sklearn.f1_score(truth, chosen, average="macro", zero_division=0))
     assert f1(truth.ravel(), chosen.ravel()) == pytest.approx(sklearn.f1_score(truth, chosen, average="micro", zero_division=0))
+
+
+@pytest.mark.parametrize("classes", [2, 5])
+def test_measures_of_classes_are_scikit_learns(classes):
+    rng = np.random.default_rng(classes)
+    targets, scores = rng.integers(0, classes, 80), rng.random((80, classes)).round(1)
+    scores[np.arange(80), targets] += 0.3
+    scores /= scores.sum(1, keepdims=True)
+    predicted, truth = scores.argmax(1), targets[:, None] == np.arange(classes)
+    parts = recalls(targets[:30], predicted[:30], classes) + recalls(targets[30:], predicted[30:], classes)
+    assert balanced_accuracy(parts) == pytest.approx(sklearn.balanced_accuracy_score(targets, predicted))
+    expected = sklearn.roc_auc_score(targets, scores[:, 1] if classes == 2 else scores, multi_class="ovr")
+    assert macro_auc(truth, scores) == pytest.approx(expected)
+    missing = np.hstack([truth, np.zeros((80, 1), bool)]), np.hstack([scores, np.zeros((80, 1))])  # a class without images
+    assert macro_auc(*missing) == pytest.approx(np.mean([roc_auc(truth[:, one], scores[:, one]) for one in range(classes)]))
+    assert math.isnan(macro_auc(np.ones((3, 1), bool), np.ones((3, 1))))
+    assert math.isnan(balanced_accuracy(np.zeros((3, 2))))
+
+
+@given(scored(), st.sampled_from([0.0, 0.5, 0.8, 0.9, 0.95, 1.0]))
+def test_operating_points_are_those_of_the_roc_curve(one, least):
+    truth, scores = one
+    threshold, sensitivity, specificity = operating_point(truth, scores, least)
+    assert (sensitivity, specificity) == sensitivity_specificity(truth, scores > threshold)
+    assert specificity >= least - 1e-9
+    wrong, right, _ = sklearn.roc_curve(truth, scores, drop_intermediate=False)
+    reachable = wrong <= 1 - least + 1e-9
+    if least:  # with 0, any threshold below all scores would do
+        assert sensitivity == pytest.approx(right[reachable].max())
+
+
+def test_sensitivity_and_specificity_require_images():
+    assert math.isnan(sensitivity_specificity(np.array([False]), np.array([True]))[0])
+    assert math.isnan(sensitivity_specificity(np.array([True]), np.array([True]))[1])

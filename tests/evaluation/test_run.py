@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn import metrics as sklearn
 
 from conftest import change_version, needs_native, random_network
 from vgg import Error, Labels, Network, Notice, engines, sources, zoo
@@ -67,6 +68,9 @@ def test_figures_are_those_of_the_classifier(dataset):
         assert one["top1_err"] == round(100 - one["top1"], 3)
         assert one["top1_low"] < one["top1"] < one["top1_high"]
         assert one["cross_entropy"] == pytest.approx(-np.log(score[np.arange(COUNT), targets]).mean(), abs=1e-3)
+        balanced = np.mean([np.mean(order[targets == target, 0] == target) for target in range(7)])
+        assert one["balanced_accuracy"] == round(100 * balanced, 3)
+        assert one["roc_auc"] == pytest.approx(100 * sklearn.roc_auc_score(targets, score, multi_class="ovr"), abs=1e-3)
         if one is not found[0]:
             assert one["agreement"] == round(100 * np.mean(order[:, 0] == first), 3)
             assert 0 < one["mcnemar"] <= 1

@@ -138,17 +138,21 @@ def test_class_folders_and_globs_in_an_object_store(place, store):
     assert sources.classes_of("s3://bucket/data") == (2, Labels(("cat", "eel")))
     store.pipe_file("bucket/split/train/cat/a.jpg", jpeg(1))
     store.pipe_file("bucket/split/val/cat/b.jpg", jpeg(1))
-    assert sources.splits("s3://bucket/split") == ("s3://bucket/split/train", "s3://bucket/split/val")
+    assert sources.splits("s3://bucket/split") == ("s3://bucket/split/train", "s3://bucket/split/val", None)
 
 
 def test_splits_of_folders_and_of_cifar10(place):
-    assert sources.splits("photos") == ("photos", None)
+    assert sources.splits("photos") == ("photos", None, None)
     Path("data/val").mkdir(parents=True)
-    assert sources.splits("data") == ("data", None)
+    assert sources.splits("data") == ("data", None, None)
     Path("data/train").mkdir()
-    assert sources.splits(Path("data")) == (str(Path("data/train")), str(Path("data/val")))
+    assert sources.splits(Path("data")) == (str(Path("data/train")), str(Path("data/val")), None)
+    Path("data/test").mkdir()
+    assert sources.splits("data").test == str(Path("data/test"))
+    Path("data/val").rmdir()
+    assert sources.splits("data") == sources.Splits(str(Path("data/train")), test=str(Path("data/test")))
     folder = cifar_folder(place / "cifar")
-    assert sources.splits(folder) == (str(folder), str(folder / "test_batch.bin"))
+    assert sources.splits(folder) == (str(folder), None, str(folder / "test_batch.bin"))
     assert sources.is_cifar(folder)
     assert not sources.is_cifar("photos")
 

@@ -51,6 +51,33 @@ def test_tables_have_one_class_for_networks_with_one(tmp_path):
     assert [one.target for one in marked] == [2]
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.csv", "image,label,group\na.jpg,cat,p1\nb.jpg,ant,p1\nc.jpg,cat,\n"),
+        ("a.tsv", "Patient\timage\tclass\np1\ta.jpg\tcat\np1\tb.jpg\tant\n\tc.jpg\tcat\n"),
+        ("a.csv", "image,ant,patient_id,cat\na.jpg,0,p1,1\nb.jpg,1,p1,0\nc.jpg,0,,1\n"),
+        (
+            "a.jsonl",
+            '{"image": "a.jpg", "label": 2, "group_id": "p1"}\n{"image": "b.jpg", "label": 0, "patient": "p1"}\n'
+            '{"image": "c.jpg", "label": 2}',
+        ),
+    ],
+)
+def test_images_have_the_groups_of_a_table(tmp_path, name, text):
+    dataset = opened(tmp_path, name, text, several=False)
+    assert [(one.name, one.target, one.group) for one in dataset] == [
+        ("a.jpg", 2, "p1"), ("b.jpg", 0, "p1"), ("c.jpg", 2, None),
+    ]  # fmt: skip
+    without = opened(tmp_path, "b.csv", "image,label\na.jpg,cat\nb.jpg,ant\nc.jpg,cat\n", several=False)
+    assert dataset.digest() != without.digest()
+
+
+def test_a_column_named_group_may_be_a_class(tmp_path):
+    (tmp_path / "tags.csv").write_text("image,group,person\na.jpg,1,0\nb.jpg,0,1\n")
+    assert sources.classes_of(tmp_path / "tags.csv", several=True)[1] == Labels(("group", "person"))
+
+
 def test_other_classes_are_another_dataset(tmp_path):
     digests = {
         opened(tmp_path, "a.csv", f"image,labels\na.jpg,{classes}\n").digest() for classes in ("cat", "ant|cat", "", "ant")

@@ -15,8 +15,9 @@ from training_helpers import QUICK, class_folders, options
 from vgg import Architecture, Error, Labels, Network, engines
 from vgg.module import Module
 from vgg.training import RECIPES, train
+from vgg.training.measures import measured, measures
 from vgg.training.student import kept_layers, origin
-from vgg.training.targets import loss, measured, measures, scores
+from vgg.training.targets import loss, scores
 
 STILL = replace(QUICK, epochs=1, lr=0.0, plain_lr=0.0, weight_decay=0.0)  # learns nothing
 TUNE = replace(RECIPES["finetune"], epochs=6, batch=8, views=2, thaw=0, patience=0, lr=1e-3)
@@ -78,7 +79,7 @@ def test_an_image_may_have_several_labels(tmp_path):
     assert network.labels.names == ("blue", "green", "red")
     with (tmp_path / "run/log.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [name for name in rows[0] if name.startswith("val_")] == ["val_loss", "val_f1", "val_exact"]
+    assert [name for name in rows[0] if name.startswith("val_")] == ["val_loss", "val_f1", "val_exact", "val_auc"]
     best = max(outcome.history, key=lambda row: (row["val_f1"], -row["val_loss"]))
     assert best["val_f1"] > 90
     assert f"F1 {best['val_f1']:.2f}%" in network.provenance.source

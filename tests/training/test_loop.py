@@ -1,4 +1,5 @@
 import csv
+import json
 import math
 import os
 import random
@@ -121,17 +122,26 @@ def test_two_processes_learn_what_one_does(noisy, tmp_path):
     for name, value in one["module"].items():
         if not name.endswith(("running_mean", "running_var", "num_batches_tracked")):
             torch.testing.assert_close(two["module"][name], value, rtol=0, atol=1e-5)
+    if not noisy:
+        for row, other in zip(one["history"], two["history"], strict=True):
+            measures = {name for name in row if name.startswith("val_")}
+            assert {"val_top1", "val_balanced", "val_auc"} <= measures
+            assert {name: other[name] for name in measures} == pytest.approx({name: row[name] for name in measures}, abs=0.01)
+    assert json.loads((tmp_path / "two/test.json").read_text())["images"] == 16
 
 
 EVERYTHING = (
     "replace(RECIPES['cifar'], batch=16, epochs=4, optimizer='muon', policy='trivial', erasing=0.5, mixup=0.2, cutmix=1.0, "
-    "repeats=2, dropout=0.2, jitter=0.4, progressive=0.5)"
+    "repeats=2, dropout=0.2, jitter=0.4, progressive=0.5, balance='sampling', best='auc')"
 )
 
 
 @pytest.mark.parametrize(
     ("recipe", "size"),
-    [("replace(RECIPES['modern'], batch=16, epochs=4, warm_up=1, jitter=0.4)", 32), (EVERYTHING, 64)],
+    [
+        ("replace(RECIPES['modern'], batch=16, epochs=4, warm_up=1, jitter=0.4, balance='sampling', best='auc')", 32),
+        (EVERYTHING, 64),
+    ],
     ids=["modern", "everything"],
 )
 def test_a_run_killed_at_any_moment_ends_the_same(recipe, size, tmp_path):
@@ -167,6 +177,8 @@ def test_a_run_killed_at_any_moment_ends_the_same(recipe, size, tmp_path):
     assert one["optimizer"]["param_groups"] == two["optimizer"]["param_groups"]
     for index, values in two["optimizer"]["state"].items():
         assert torch.equal(one["optimizer"]["state"][index]["momentum_buffer"], values["momentum_buffer"]), index
+    tests = [json.loads((tmp_path / run / "test.json").read_text()) for run in ("cut", "whole")]
+    assert tests[0] | {"images_per_second": 0} == tests[1] | {"images_per_second": 0}
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_steps_images(tmp_path):

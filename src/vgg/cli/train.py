@@ -2,29 +2,59 @@
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..architectures import CONFIGURATIONS
+from ..errors import Error
+from ..progress import Progress
 from . import common
 
+if TYPE_CHECKING:
+    from ..training import CrossValidation, RateTest
+
 RECIPES = ("zoo", "paper", "torchvision", "modern", "cifar", "finetune", "distil")
+FIGURES = {
+    "top1": "top-1", "balanced_accuracy": "balanced", "roc_auc": "AUC", "sensitivity": "sensitivity",
+    "specificity": "specificity", "map": "mAP", "f1_micro": "F1 micro", "f1_macro": "F1 macro",
+}  # fmt: skip
+ROWS = 13  # of the table of learning rates
 BY_RECIPE = "[default: the recipe's]"
 
 
 def train(
     data: Annotated[
         str,
-        typer.Argument(metavar="DIR", help="Class folders, a list, shards or CIFAR; or a folder with train and val."),
+        typer.Argument(metavar="DIR", help="Class folders, a list, shards or CIFAR; or a folder with train, val and test."),
     ],
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="DIR", help="Output folder of the run (model.onnx, last.pt, log.csv).")
     ],
     val: Annotated[
         str | None,
-        typer.Option("--val", metavar="DIR", help="Validation images.  [default: DIR/val, or else a tenth of the images]"),
+        typer.Option(
+            "--val", metavar="DIR",
+            help="Validation images, which choose the epoch.  [default: DIR/val, or else a tenth of the training images]",
+        ),
+    ] = None,
+    test: Annotated[
+        str | None,
+        typer.Option("--test", metavar="DIR", help="Test images, read once after training.  [default: DIR/test, if it exists]"),
+    ] = None,
+    group: Annotated[
+        str,
+        typer.Option(
+            "--group", metavar="REGEX",
+            help="Part of an image's name, such as 'person\\d+', whose images are not separated when some are held out.",
+        ),
+    ] = "",
+    folds: Annotated[
+        int | None,
+        typer.Option("--folds", min=2, metavar="K", help="Number of folds of a cross-validation; DIR/fold-1 … are the runs."),
     ] = None,
     recipe: Annotated[
         str | None,
@@ -39,6 +69,9 @@ def train(
         int | None, typer.Option("--batch-size", "-b", min=1, metavar="N", help=f"Number of images in a batch.  {BY_RECIPE}")
     ] = None,
     lr: Annotated[float | None, typer.Option("--lr", min=0, metavar="X", help=f"Learning rate.  {BY_RECIPE}")] = None,
+    find_lr: Annotated[
+        bool, typer.Option("--find-lr", help="Learning-rate range test instead of training; suggests a rate, writes lr.png.")
+    ] = False,
     setting: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="FIELD=VALUE", help="Another field of the recipe, such as mixup=0.2; may be repeated."),
@@ -107,7 +140,7 @@ def train(
     from ..formats import read
     from ..labels import Labels
     from ..network import Network
-    from ..training import Options, recipes
+    from ..training import Options, cross_validate, find_rate, recipes
     from ..training import train as run
     from ..training.student import SMALL, input_size
 
@@ -121,17 +154,64 @@ def train(
         return read(common.locate(name)) if name else None
 
     options = Options(
-        data, output, recipes.changed(chosen, setting or []), val, Labels.read(labels) if labels else None, arch, width, size,
-        head, network(init_from), network(start), freeze, [read(common.locate(name)) for name in teacher or ()],
-        tuple(match or ()), cache, micro_batch, seed, device, workers, fresh,
+        data, output, recipes.changed(chosen, setting or []), val=val, test=test, group=group,
+        labels=Labels.read(labels) if labels else None, arch=arch, width=width, size=size, head=head,
+        init=network(init_from), start=network(start), freeze=freeze,
+        teachers=[read(common.locate(name)) for name in teacher or ()], matched=tuple(match or ()), cache=cache,
+        micro_batch=micro_batch, seed=seed, device=device, workers=workers, fresh=fresh,
     )  # fmt: skip
+    if find_lr:
+        if folds:
+            raise Error("--find-lr and --folds can't be combined; test the learning rate first")
+        with common.progress() as show:
+            found = find_rate(options, show, _log)
+        if _first_process():
+            _print_rates(found)
+        return
+    with _resumable() as show:
+        outcomes = (
+            [run(options, show, _log)] if folds is None else (crossed := cross_validate(options, folds, show, _log)).folds
+        )
+    if _first_process():
+        for error in dict.fromkeys(error for outcome in outcomes for error in outcome.errors.values()):
+            print(f"vgg: skipped: {error}", file=sys.stderr)
+        if crossed:
+            _print_folds(crossed)
+        else:
+            print(outcomes[0].path)
+
+
+def _log(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _first_process() -> bool:
+    return int(os.environ.get("RANK", 0)) == 0
+
+
+@contextmanager
+def _resumable() -> Iterator[Progress]:
+    """Progress of a run that the same command resumes, which is printed if it is interrupted."""
     try:
         with common.progress() as show:
-            outcome = run(options, show, log=lambda line: print(line, file=sys.stderr, flush=True))
+            yield show
     except KeyboardInterrupt:
         print("vgg: interrupted; the same command resumes from the last checkpoint", file=sys.stderr)
         raise
-    if int(os.environ.get("RANK", 0)) == 0:
-        for error in outcome.errors.values():
-            print(f"vgg: skipped: {error}", file=sys.stderr)
-        print(outcome.path)
+
+
+def _print_rates(found: "RateTest") -> None:
+    """Print the smoothed loss at some learning rates, and the suggestion."""
+    rows = list(zip(found.rates, found.smoothed, strict=True))
+    rows = [rows[round(place * (len(rows) - 1) / (ROWS - 1))] for place in range(ROWS)]
+    common.print_records([{"lr": f"{lr:.1e}", "loss": f"{loss:.4f}"} for lr, loss in dict(rows).items()], common.Format.table)
+    print(f"suggestion: --lr {found.suggestion:g}" if found.suggestion else "no suggestion: the loss did not fall")
+
+
+def _print_folds(found: "CrossValidation") -> None:
+    """Print the measures of each fold, their mean with its standard deviation, and those of all images."""
+    rows: list[dict[str, Any]] = [{"fold": str(number), **(one.test or {})} for number, one in enumerate(found.folds, 1)]
+    spread = {name: f"{value:.2f} ± {found.deviation[name]:.2f}" for name, value in found.mean.items()}
+    rows += [{"fold": "mean", "images": None, **spread}, {"fold": "all", **found.pooled}]
+    columns = {"fold": "fold", "images": "images", **{name: f"{FIGURES[name]} %" for name in found.mean}}
+    common.print_records([{title: row[name] for name, title in columns.items()} for row in rows], common.Format.table)

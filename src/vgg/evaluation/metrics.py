@@ -108,6 +108,67 @@ def roc_auc(truth: Array, scores: Array) -> float:
     return float(below / (hits[-1] * wrong[-1]))
 
 
+def macro_auc(truth: Array, scores: Array) -> float:
+    """The mean area under the ROC curve of each class against the rest, 0..1; nan if no class has one.
+
+    Classes of all images, or of none, are left out. Of two classes of which each image has one, it is the area of the second.
+
+    Args:
+        truth: bool [images, classes], whether an image has a class.
+        scores: [images, classes].
+    """
+    if truth.shape[1] == 2 and (truth.sum(1) == 1).all():
+        return roc_auc(truth[:, 1], scores[:, 1])
+    areas = [roc_auc(one, score) for one, score in zip(truth.T, scores.T, strict=True) if one.any() and not one.all()]
+    return float(np.mean(areas)) if areas else math.nan
+
+
+def recalls(targets: Array, predicted: Array, classes: int) -> Array:
+    """Of each class, the number of images that are classified correctly, and of all its images: int64 [classes, 2].
+
+    Counts of several sets of images can be added.
+
+    Args:
+        targets, predicted: int [images], classes.
+        classes: number of classes.
+    """
+    right = np.bincount(targets[targets == predicted], minlength=classes)
+    return np.stack([right, np.bincount(targets, minlength=classes)], 1)
+
+
+def balanced_accuracy(counts: Array) -> float:
+    """The mean recall of the classes that have images, 0..1, from the counts of `recalls`; nan without images."""
+    counts = counts[counts[:, 1] > 0]
+    return float((counts[:, 0] / counts[:, 1]).mean()) if len(counts) else math.nan
+
+
+def sensitivity_specificity(truth: Array, chosen: Array) -> tuple[float, float]:
+    """The shares of the positive images that are chosen, and of the negative images that are not, 0..1; nan without any.
+
+    Args:
+        truth: bool [images], whether an image is positive.
+        chosen: bool [images], whether it is predicted to be.
+    """
+    positive, negative = truth.sum(), (~truth).sum()
+    return (
+        float((truth & chosen).sum() / positive) if positive else math.nan,
+        float((~truth & ~chosen).sum() / negative) if negative else math.nan,
+    )
+
+
+def operating_point(truth: Array, scores: Array, specificity: float) -> tuple[float, float, float]:
+    """The threshold with the highest sensitivity among those with at least a specificity; with that sensitivity, and its own.
+
+    Args:
+        truth: bool [images], whether an image is positive; some are, and some are not.
+        scores: [images]; images with a score above the threshold are predicted to be positive.
+        specificity: 0..1.
+    """
+    negative = np.sort(scores[~truth])
+    threshold = float(negative[max(math.ceil(specificity * len(negative) - 1e-9), 1) - 1])
+    return threshold, *sensitivity_specificity(truth, scores > threshold)
+
+
 def f1(truth: Array, chosen: Array) -> Array:
     """F1, the harmonic mean of precision and recall, along the first axis, 0..1; 0 if there is nothing true and chosen.
 

@@ -16,11 +16,13 @@ from ..errors import ImageError
 from ..files import replacing
 from ..predictions import THRESHOLD
 from ..sources import Sample
-from .metrics import BINS, average_precision, binned, confusions, f1
+from .metrics import BINS, average_precision, binned, confusions, f1, operating_point
 from .results import TOP, Evaluation, ModelResults
 from .summary import truth_of
 
 PAIRS, IMAGES, MISTAKES = 12, 4, 24  # confused pairs, images of each, mistakes
+MATRIX = 20  # classes up to which there is a confusion matrix
+POINTS = (0.8, 0.9, 0.95, 0.99)  # specificities of the operating points of two classes
 THUMBNAIL = 144  # pixels
 
 # The only script: it filters the rows of a class table by the text typed above it.
@@ -69,8 +71,10 @@ def _page(evaluation: Evaluation, records: Sequence[Mapping[str, Any]], threshol
 
 def _summary(records: Sequence[Mapping[str, Any]]) -> str:
     columns = {
-        "top-1": "top1", "top-5": "top5", "ROC AUC": "roc_auc:.2f%", "F1": "f1:.2f%", "mean average precision": "map:.2f%",
-        "F1 micro": "f1_micro:.2f%", "F1 macro": "f1_macro:.2f%", "ReaL": "real:.2f%", "loss": "cross_entropy:.3f",
+        "top-1": "top1", "top-5": "top5", "balanced accuracy": "balanced_accuracy:.2f%", "ROC AUC": "roc_auc:.2f%",
+        "sensitivity": "sensitivity:.2f%", "specificity": "specificity:.2f%", "F1": "f1:.2f%",
+        "mean average precision": "map:.2f%", "F1 micro": "f1_micro:.2f%", "F1 macro": "f1_macro:.2f%",
+        "ReaL": "real:.2f%", "loss": "cross_entropy:.3f",
         "calibration error": "calibration_error:.2f%", "agreement": "agreement:.2f%", "McNemar's p": "mcnemar:.2g",
         "images/s": "images_per_second:.1f",
     }  # fmt: skip
@@ -158,6 +162,10 @@ def _model(evaluation: Evaluation, results: ModelResults) -> Iterator[str]:
     ]
     titles = ["top-1", *["top-5"] * five, "most frequent confusion"]
     yield _class_table(titles, [row[1:] for row in sorted(rows, key=lambda row: row[0])])
+    if evaluation.classes == len(classes) == 2 and results.every.shape[1]:
+        yield _operating_points(targets == 1, results.every[readable][:, 1], label(1))
+    if evaluation.classes <= MATRIX:
+        yield _matrix(targets, top[:, 0], [label(target) for target in range(evaluation.classes)])
     if not pairs:
         return
     yield '<div class="card"><h3>Most frequent confusions</h3><p>True class and predicted class.</p><div class="pairs">\n'
@@ -242,6 +250,37 @@ def _class_table(titles: Sequence[str], rows: Sequence[tuple[str, int, Sequence[
         f'<div class="card"><h3>Classes</h3>{note}<input type="search" placeholder="Filter classes" '
         'aria-label="Filter classes"><div class="classes"><table><thead><tr><th>class<th class="number">images'
         f"{heading}</thead><tbody>\n{body}</tbody></table></div></div>\n"
+    )
+
+
+def _matrix(targets: Array, predicted: Array, names: Sequence[str]) -> str:
+    """The confusion matrix: a row for each true class, shaded by its share of the row."""
+    counts = np.zeros((len(names), len(names)), np.int64)
+    np.add.at(counts, (targets, predicted), 1)
+    rows = []
+    for name, row in zip(names, counts.tolist(), strict=True):
+        cells = "".join(f'<td class="number" style="--share:{count / max(sum(row), 1):.0%}">{count:,}' for count in row)
+        rows.append(f'<tr><th scope="row">{name}{cells}\n')
+    heading = "".join(f'<th class="number">{name}' for name in names)
+    return (
+        '<div class="card"><h3>Confusion matrix</h3><p>Number of images by true class (rows) and predicted class (columns), '
+        f'shaded by the share of the true class.</p><div class="scroll"><table class="matrix"><thead><tr><th>{heading}</thead>'
+        f"<tbody>\n{''.join(rows)}</tbody></table></div></div>\n"
+    )
+
+
+def _operating_points(truth: Array, scores: Array, name: str) -> str:
+    """A table of thresholds for two classes, with the highest sensitivity at some specificities."""
+    points = [(least, *operating_point(truth, scores, least)) for least in POINTS]
+    rows = "".join(
+        f'<tr><td>at least {least:.0%}<td class="number">{threshold:.4f}<td class="number">{sensitivity:.1%}'
+        f'<td class="number">{specificity:.1%}\n'
+        for least, threshold, sensitivity, specificity in points
+    )
+    return (
+        f'<div class="card"><h3>Operating points</h3><p>Thresholds of the score of {name}, the positive class, chosen on these '
+        'images.</p><div class="scroll"><table><thead><tr><th>specificity<th class="number">threshold<th class="number">'
+        f'sensitivity<th class="number">specificity reached</thead><tbody>\n{rows}</tbody></table></div></div>\n'
     )
 
 

@@ -17,6 +17,7 @@ from ..views import Views
 from .localisation import Annotations
 
 TOP = 5  # best classes kept for each image
+EVERY = 2**24  # scores of images and classes up to which all of them are kept
 KIND = "evaluations"  # of the saved state
 ARRAYS = ("top", "scores", "losses", "overlaps", "every")  # of ModelResults
 
@@ -29,22 +30,26 @@ class ModelResults:
     scores: Array  # float32 [images, TOP]: their probabilities
     losses: Array  # float32 [images]: cross-entropy, -ln of the true class's probability, at most 87; or the mean over classes
     overlaps: Array  # float32 [images]: intersection over union of the true class's box; nan if not measured
-    every: Array  # float32 [images, classes]: all scores, if each class has a score of its own; otherwise [images, 0]
+    # float32 [images, classes]: all scores, if there are up to EVERY or each class has a score of its own; else [images, 0]
+    every: Array
     seconds: float = 0.0  # waiting for images, and inference
 
     @classmethod
     def empty(cls, images: int, classes: int, several: bool = False) -> "ModelResults":
-        every = np.zeros((images, classes if several else 0), np.float32)
+        every = np.zeros((images, classes if several or images * classes <= EVERY else 0), np.float32)
         shape, missing = (images, min(TOP, classes)), np.full(images, np.nan, np.float32)
         return cls(np.full(shape, -1, np.int32), np.zeros(shape, np.float32), missing, missing.copy(), every)
 
-    def put(self, places: Sequence[int], probabilities: Array, targets: Sequence[tuple[int, ...]]) -> None:
-        """Store results of the images at `places` from their scores [batch, classes] and their classes."""
+    def put(
+        self, places: Sequence[int], probabilities: Array, targets: Sequence[tuple[int, ...]], several: bool = False
+    ) -> None:
+        """Store results of the images at `places` from their scores [batch, classes] and their classes, one or `several`."""
         self.top[places] = best = np.argsort(-probabilities, axis=-1, kind="stable")[:, : self.top.shape[1]]
         self.scores[places] = np.take_along_axis(probabilities, best, -1)
         least = np.finfo(np.float32).tiny
         if self.every.shape[1]:
             self.every[places] = probabilities
+        if several:
             of_truth = np.where(matrix(targets, probabilities.shape[1]), probabilities, 1 - probabilities)
             self.losses[places] = -np.log(of_truth.clip(least)).mean(-1)
         else:

@@ -187,7 +187,7 @@ def _score_window(evaluation: Evaluation, window: _Window, waited: float) -> Non
         probabilities.append(np.mean(probabilities, 0))
         seconds.append(sum(seconds))
     for results, scores, took in zip(evaluation.results, probabilities, seconds, strict=True):
-        results.put(window.places, scores, window.targets)
+        results.put(window.places, scores, window.targets, evaluation.several)
         results.seconds += waited + took
     evaluation.errors.update(window.errors)
     evaluation.done = window.end

@@ -18,8 +18,9 @@ from ..network import Network
 from ..predictions import THRESHOLD
 from ..sources import Dataset
 from ..views import Views
+from . import metrics
 from .localisation import OVERLAP
-from .metrics import BINS, average_precision, binned, calibration_error, f1, mcnemar, roc_auc, wilson
+from .metrics import BINS, average_precision, binned, calibration_error, f1, mcnemar, wilson
 from .results import TOP, Evaluation, ModelResults, matrix
 
 Real = Sequence[frozenset[int]]  # the classes that each image of a dataset shows
@@ -66,7 +67,7 @@ def main_figure(record: Mapping[str, Any]) -> str:
 
 @dataclass
 class Tally:
-    """Sums over images from which a model's figures are computed; of two classes, also the scores of the images."""
+    """Sums over images from which a model's figures are computed, and all scores of the images as far as they are known."""
 
     classes: int
     images: int = 0
@@ -76,9 +77,10 @@ class Tally:
     bins: Array = field(default_factory=lambda: np.zeros((3, BINS)))  # of `binned`
     same: int = 0  # the best class is that of the first model
     only: tuple[int, int] = (0, 0)  # images that only the first model, and only this one, classifies correctly
-    positive: list[tuple[Array, Array]] = field(default_factory=list)  # of two classes: truth and score of the second one
+    recalls: Array | int = 0  # of `metrics.recalls`
+    every: list[tuple[Array, Array]] = field(default_factory=list)  # true classes, and scores of all classes
 
-    def add(self, targets: Array, top: Array, scores: Array, losses: Array, first: Array) -> None:
+    def add(self, targets: Array, top: Array, scores: Array, losses: Array, first: Array, every: Array | None = None) -> None:
         """Count some images.
 
         Args:
@@ -87,6 +89,7 @@ class Tally:
             scores: float32 [images, TOP], their probabilities.
             losses: float32 [images].
             first: int [images], the first model's best classes.
+            every: float32 [images, classes], all scores, if they are known; up to TOP classes, `scores` has them.
         """
         best = top[:, 0]
         right, before = best == targets, first == targets
@@ -96,8 +99,12 @@ class Tally:
         self.loss += float(losses.sum(dtype=np.float64))
         self.bins += binned(scores[:, 0], right, BINS)
         self.same += int((best == first).sum())
-        if self.classes == 2:
-            self.positive.append((targets == 1, np.where(best == 1, scores[:, 0], scores[:, 1])))
+        self.recalls = self.recalls + metrics.recalls(targets, best, self.classes)
+        if every is None and self.classes <= TOP:
+            every = np.empty_like(scores)
+            np.put_along_axis(every, top.astype(np.int64), scores, 1)
+        if every is not None:
+            self.every.append((targets, every))
         self.only = self.only[0] + int((before & ~right).sum()), self.only[1] + int((right & ~before).sum())
 
     def accuracies(self) -> dict[str, Any]:
@@ -108,13 +115,21 @@ class Tally:
     def others(self, compared: bool, threshold: float = THRESHOLD) -> dict[str, Any]:
         """The figures that follow the accuracies; `compared` includes the comparison with the first model.
 
-        Of two classes, they include F1 of the second one, for scores above the threshold.
+        ROC AUC is None unless all scores are known. Of two classes, the figures include sensitivity, specificity and F1 of the
+        second one, for scores above the threshold.
         """
-        two: dict[str, Any] = {}
-        if self.classes == 2:
-            truth, scores = (np.concatenate(parts) for parts in zip(*self.positive, strict=True))
-            two = {"roc_auc": _percent(roc_auc(truth, scores)), "f1": _percent(float(f1(truth, scores > threshold)))}
-        return two | {
+        found: dict[str, Any] = {
+            "balanced_accuracy": _percent(metrics.balanced_accuracy(np.asarray(self.recalls))),
+            "roc_auc": None,
+        }
+        if self.every:
+            targets, every = (np.concatenate(parts) for parts in zip(*self.every, strict=True))
+            found["roc_auc"] = _percent(metrics.macro_auc(np.arange(self.classes) == targets[:, None], every))
+            if self.classes == 2:
+                truth, chosen = targets == 1, every[:, 1] > threshold
+                found["sensitivity"], found["specificity"] = map(_percent, metrics.sensitivity_specificity(truth, chosen))
+                found["f1"] = _percent(float(f1(truth, chosen)))
+        return found | {
             "cross_entropy": round(self.loss / self.images, 4),
             "calibration_error": _percent(calibration_error(self.bins)),
             "agreement": _percent(self.same / self.images) if compared else None,
@@ -142,7 +157,8 @@ def records(evaluation: Evaluation, real: Real | None = None, threshold: float =
             record |= _several(evaluation, index, readable, threshold)
         else:
             tally = Tally(evaluation.classes)
-            tally.add(targets, top, results.scores[readable], results.losses[readable], first)
+            every = results.every[readable] if results.every.shape[1] else None
+            tally.add(targets, top, results.scores[readable], results.losses[readable], first, every)
             record |= tally.accuracies()
             record |= _localisation(results, readable, targets) if evaluation.annotations else {}
             record |= _real(top[:, 0], np.flatnonzero(readable), real) | tally.others(index > 0, threshold)
@@ -193,19 +209,31 @@ def _several_predictions(evaluation: Evaluation) -> Iterator[dict[str, Any]]:
 def _several(evaluation: Evaluation, index: int, readable: Array, threshold: float) -> dict[str, Any]:
     """The figures of a model whose classes have a score each."""
     results = evaluation.results[index]
-    truth, scores = truth_of(evaluation)[readable], results.every[readable]
+    scores, first = results.every[readable], evaluation.results[0].every[readable]
+    found = several_figures(truth_of(evaluation)[readable], scores, results.losses[readable], threshold)
+    same = ((scores > threshold) == (first > threshold)).all(1).mean()
+    return found | {"agreement": _percent(float(same)) if index else None}
+
+
+def several_figures(truth: Array, scores: Array, losses: Array, threshold: float = THRESHOLD) -> dict[str, Any]:
+    """The figures of scores of classes that an image may have any number of, in percent.
+
+    Args:
+        truth: bool [images, classes], whether an image has a class.
+        scores: float32 [images, classes].
+        losses: float32 [images].
+        threshold: classes with a score above it are predicted.
+    """
     precisions = [average_precision(one, score) for one, score in zip(truth.T, scores.T, strict=True) if one.any()]
     chosen = scores > threshold
     return {
         "map": _percent(float(np.mean(precisions))) if precisions else None,
         "map_classes": len(precisions),
+        "roc_auc": _percent(metrics.macro_auc(truth, scores)),
         "f1_micro": _percent(float(f1(truth.ravel(), chosen.ravel()))),
         "f1_macro": _percent(float(f1(truth, chosen).mean())),
         "threshold": threshold,
-        "cross_entropy": round(float(results.losses[readable].mean(dtype=np.float64)), 4),
-        "agreement": _percent(float((chosen == (evaluation.results[0].every[readable] > threshold)).all(1).mean()))
-        if index
-        else None,
+        "cross_entropy": round(float(losses.mean(dtype=np.float64)), 4),
     }
 
 

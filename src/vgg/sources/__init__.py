@@ -6,8 +6,9 @@ Hidden files and folders, and what systems leave in folders (`ignored`), are onl
 """
 
 import os
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..errors import Error, ImageError
 from ..images import ImageLike
@@ -20,8 +21,10 @@ __all__ = [
     "UNLABELLED",
     "Dataset",
     "Sample",
+    "Splits",
     "classes_of",
     "find",
+    "folds",
     "is_cifar",
     "is_folder",
     "is_single",
@@ -152,19 +155,35 @@ def classes_of(place: str | Path, *, several: bool = False) -> tuple[int, Labels
     return len(names), Labels(tuple(names))
 
 
-def splits(place: str | Path) -> tuple[str, str | None]:
-    """The places of the training and the validation images of a dataset; the latter is None if it is not separate.
+class Splits(NamedTuple):
+    """The places of the parts of a dataset; None if a part is not separate."""
 
-    They are the folders train, and val or test, in a folder; of CIFAR-10 the folder and its file test_batch.bin, of
-    CIFAR-100 the folder and test.bin.
+    train: str
+    val: str | None = None
+    test: str | None = None
+
+
+def splits(place: str | Path) -> Splits:
+    """The places of the training, validation and test images of a dataset.
+
+    They are the folders train, val and test in a folder; of CIFAR-10 the folder and its file test_batch.bin, of CIFAR-100 the
+    folder and test.bin.
     """
     path = stores.normalised(place)
     inside = {one.name: one for one in stores.entries(path)} if listing.is_folder(path) else {}
-    folders = {name: inside[name].place for name in ("train", "val", "test") if name in inside and inside[name].is_folder}
+    folders = {name: inside[name].place for name in Splits._fields if name in inside and inside[name].is_folder}
     if "train" in folders:
-        return folders.pop("train"), next(iter(folders.values()), None)
+        return Splits(**folders)
     kind = cifar.kind_in(inside)
-    return path, inside[kind.test].place if kind and kind.test in inside else None
+    return Splits(path, test=inside[kind.test].place if kind and kind.test in inside else None)
+
+
+def folds(place: str | Path) -> list[str]:
+    """The places of the folds of a dataset: the folders fold-1, fold-2 … in a folder that has no others; else none."""
+    path = stores.normalised(place)
+    inside = [one for one in stores.entries(path) if one.is_folder] if listing.is_folder(path) else []
+    numbers = {one.place: int(one.name[5:]) for one in inside if re.fullmatch(r"fold-[1-9]\d*", one.name)}
+    return sorted(numbers, key=lambda one: numbers[one]) if 1 < len(numbers) == len(inside) else []
 
 
 def is_cifar(place: str | Path) -> bool:

@@ -164,7 +164,7 @@ def list_file(path: str, resolve: Resolve | None, base: str | None = None, *, se
                     target = classes[0] if len(classes) == 1 else UNLABELLED
                 place = stores.portable(stores.join(folder, row.image))
                 name = place if base is None else row.image
-                yield Sample(name, target, place, several=classes if several else None)
+                yield Sample(name, target, place, several=classes if several else None, group=row.group)
     except UnicodeDecodeError:
         raise Error(f"{path}: a list of images must be UTF-8 text, with an image and its class on each line") from None
     except ValueError as error:

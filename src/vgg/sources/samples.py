@@ -27,6 +27,7 @@ class Sample:
     held: object = field(default=None, repr=False, compare=False)  # the local copy that `path` is in, kept as long as this
     # Indices of the classes in a list where an image may have any number of them.
     several: tuple[int, ...] | None = field(default=None, kw_only=True)
+    group: str | None = field(default=None, kw_only=True)  # such as a patient, if the list has groups
 
     @property
     def classes(self) -> tuple[int, ...]:
@@ -79,10 +80,11 @@ class Dataset:
         return iter(self.samples)
 
     def digest(self) -> str:
-        """SHA-256 of names, classes and file sizes. Datasets with the same digest are considered equal."""
+        """SHA-256 of names, classes, groups and file sizes. Datasets with the same digest are considered equal."""
         total = hashlib.sha256()
         for one in self.samples:
             size = one.size if one.size >= 0 or not os.path.exists(one.path) else os.path.getsize(one.path)
             classes = one.target if one.several is None else one.several
-            total.update(f"{one.name}\0{classes}\0{size}\n".encode(errors="surrogateescape"))
+            group = "" if one.group is None else f"\0{one.group}"
+            total.update(f"{one.name}\0{classes}\0{size}{group}\n".encode(errors="surrogateescape"))
         return total.hexdigest()

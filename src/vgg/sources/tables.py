@@ -5,7 +5,7 @@ A row has an image and its classes: in one cell, or in a column for each class w
 
 import csv
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -18,17 +18,20 @@ TABLES = (".csv", ".tsv", ".jsonl")
 # Titles of the column or entry of the image and of its classes; the first image column or entry counts otherwise.
 IMAGE = ("image", "file_name", "filename", "file", "path", "image_name", "image_id", "image_path")
 CLASSES = ("labels", "label", "classes", "class", "tags", "category", "categories", "target")
+# Titles of the column or entry of the image's group. In a table with a column for each class, `group` is a class.
+GROUP = ("group_id", "patient_id", "patient", "group")
 MARKS = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True}
 SEPARATORS = ("|", ";", ",", " ")  # of several classes in a cell
 
 
 @dataclass(frozen=True)
 class Row:
-    """An image of a list and its classes: the text of a cell, or their names."""
+    """An image of a list and its classes: the text of a cell, or their names; and its group, if the list has groups."""
 
     line: int
     image: str
     classes: str | list[str]
+    group: str | None = None
 
 
 def read(place: str, lines: Iterable[str]) -> Iterator[Row]:
@@ -83,7 +86,8 @@ def _objects(lines: Iterable[str]) -> Iterator[Row]:
         given = [given] if isinstance(given, str | int) else given
         if not isinstance(image, str) or not isinstance(given, list) or not all(isinstance(one, str | int) for one in given):
             raise ValueError(f'line {line}: must be an object such as {{"image": "a.jpg", "labels": ["cat", "dog"]}}')
-        yield Row(line, image, [str(one) for one in given])
+        group = next((str(names[name]) for name in GROUP if names.get(name) not in (None, "")), None)
+        yield Row(line, image, [str(one) for one in given], group)
 
 
 def _cells(lines: Iterable[str], separator: str) -> Iterator[Row]:
@@ -101,10 +105,14 @@ def _cells(lines: Iterable[str], separator: str) -> Iterator[Row]:
     place = next((known.index(title) for title in IMAGE if title in known), 0)
     cell = next((known.index(title) for title in CLASSES if title in known and known.index(title) != place), None)
     cell = 1 - place if cell is None and len(titles) == 2 else cell
+    groups = GROUP[:-1] if cell is None else GROUP
+    grouping = next((index for index, title in enumerate(known) if title in groups and index != cell), None)
+    marked = [index for index in range(len(titles)) if index not in (place, grouping)]
     for line, cells in rows:
         if len(cells) != len(titles):
             raise ValueError(f"line {line}: has {len(cells)} cells; the heading has {len(titles)}")
-        yield Row(line, cells[place], cells[cell] if cell is not None else list(_marked(line, titles, cells, place)))
+        named = cells[cell] if cell is not None else [*_marked(line, [(titles[one], cells[one]) for one in marked])]
+        yield Row(line, cells[place], named, (cells[grouping] or None) if grouping is not None else None)
 
 
 def _rows(reader: Any) -> Iterator[tuple[int, list[str]]]:
@@ -117,11 +125,9 @@ def _rows(reader: Any) -> Iterator[tuple[int, list[str]]]:
         raise ValueError(f"line {reader.line_num}: {one_line(error)}") from None
 
 
-def _marked(line: int, titles: Sequence[str], cells: Sequence[str], image: int) -> Iterator[str]:
-    """The titles of the columns with 1, of a table with a column for each class."""
-    for place, (title, cell) in enumerate(zip(titles, cells, strict=True)):
-        if place == image:
-            continue
+def _marked(line: int, marks: Iterable[tuple[str, str]]) -> Iterator[str]:
+    """The titles of the columns with 1, of pairs of a class's title and a cell."""
+    for title, cell in marks:
         if cell.lower() not in MARKS:
             raise ValueError(f"line {line}: {cell!r} in the column {title!r}; a column of a class holds 0 or 1")
         if MARKS[cell.lower()]:

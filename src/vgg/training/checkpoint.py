@@ -12,14 +12,16 @@ from ..errors import Error
 from ..files import reason, replacing
 from ..store import refuse_other_work
 
-LAST, BEST, NAN, CACHE = "last.pt", "model.onnx", "nan.pt", "cache"  # in the run's folder
+# In the run's folder; and in that of a cross-validation.
+LAST, BEST, NAN, TEST, SCORES, CACHE = "last.pt", "model.onnx", "nan.pt", "test.json", "test.csv", "cache"
+FOLDS, PREDICTIONS = "folds.json", "predictions.csv"
 
 
 def create(folder: Path, *, fresh: bool) -> None:
     """Create the run's folder; with `fresh`, delete what an earlier run wrote there. Raises Error if that fails."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name in (LAST, BEST, NAN, "log.csv", "curves.png") if fresh else ():
+        for name in (LAST, BEST, NAN, TEST, SCORES, FOLDS, PREDICTIONS, "log.csv", "curves.png") if fresh else ():
             (folder / name).unlink(missing_ok=True)
         for name in ("tensorboard", CACHE) if fresh else ():
             if (folder / name).exists():

@@ -10,31 +10,47 @@ from ..files import reason, replacing
 
 Row = dict[str, float]  # an epoch, by these names, which are the columns of log.csv
 COLUMNS = (
-    "epoch", "lr", "loss", "val_loss", "val_top1", "val_top5", "val_f1", "val_exact", "seconds", "images_per_second", "waited",
-    "time",
+    "epoch", "lr", "loss", "val_loss", "val_top1", "val_top5", "val_f1", "val_exact", "val_balanced", "val_auc",
+    "val_sensitivity", "val_specificity", "seconds", "images_per_second", "waited", "time",
 )  # fmt: skip
-# The measures that decide which epoch is the best; a run has one of them.
-ACCURACIES = {"val_top1": "top-1", "val_f1": "F1"}
+TITLES = {
+    "val_top1": "top-1", "val_f1": "F1", "val_balanced": "balanced accuracy", "val_auc": "AUC", "val_loss": "validation loss",
+    "val_sensitivity": "sensitivity", "val_specificity": "specificity",
+}  # fmt: skip
+# The measures that decide which epoch is the best, by the recipe's `best`; a run has one of each.
+DECISIVE = {"accuracy": ("val_top1", "val_f1"), "balanced": ("val_balanced",), "auc": ("val_auc",), "loss": ("val_loss",)}
 
 
-def accuracy(row: Row) -> float:
-    """The validation accuracy of an epoch in percent: top-1, or F1 if images have several labels."""
-    return next(row[name] for name in ACCURACIES if name in row)
+def decisive(row: Row, best: str) -> str:
+    """The name of the measure that decides, by the recipe's `best`."""
+    return next(name for name in DECISIVE[best] if name in row)
 
 
-def accuracy_text(row: Row) -> str:
-    """The validation accuracy of an epoch as text: `top-1 72.63%`."""
-    return f"{_title(row)} {accuracy(row):.2f}%"
+def quality(row: Row, best: str) -> float:
+    """The value of the measure that decides, by the recipe's `best`; higher is better."""
+    value = row[decisive(row, best)]
+    return -value if best == "loss" else value
 
 
-def _title(row: Row) -> str:
-    return next(title for name, title in ACCURACIES.items() if name in row)
+def shown(row: Row, best: str) -> list[str]:
+    """An epoch's main measures: the one that decides, and accuracy; of two classes, AUC, sensitivity and specificity."""
+    two = ["val_auc", "val_sensitivity", "val_specificity"]
+    others = two if two[-1] in row else [decisive(row, "accuracy")]
+    return list(dict.fromkeys([decisive(row, best), *others]))
 
 
-def epoch_line(row: Row, epochs: int) -> str:
+def measures_text(row: Row, best: str) -> str:
+    """An epoch's main measures as text: `top-1 72.63%`."""
+    return ", ".join(
+        f"{TITLES[name]} {row[name]:.4f}" if name == "val_loss" else f"{TITLES[name]} {row[name]:.2f}%"
+        for name in shown(row, best)
+    )
+
+
+def epoch_line(row: Row, epochs: int, best: str) -> str:
     """An epoch in one line."""
     return (
-        f"epoch {row['epoch']:>{len(str(epochs))}} of {epochs}: loss {row['loss']:.4f}, {accuracy_text(row)}, "
+        f"epoch {row['epoch']:>{len(str(epochs))}} of {epochs}: loss {row['loss']:.4f}, {measures_text(row, best)}, "
         f"lr {row['lr']:.2g}, {row['images_per_second']:,.0f} images/s, {row['waited']:.1%} of the time waiting for images"
     )
 
@@ -65,36 +81,44 @@ def write_log(folder: Path, history: Sequence[Row]) -> None:
         raise Error(f"{path}: can't be written: {reason(error)}") from None
 
 
-def is_better(row: Row, other: Row) -> bool:
-    """Whether an epoch's validation accuracy is higher than another's or, if they are equal, its loss is lower."""
-    return (accuracy(row), -row["val_loss"]) > (accuracy(other), -other["val_loss"])
+def is_better(row: Row, other: Row, best: str) -> bool:
+    """Whether an epoch is better than another one by the recipe's `best` or, if they are equal, has a lower loss."""
+    return (quality(row, best), -row["val_loss"]) > (quality(other, best), -other["val_loss"])
 
 
-def has_stalled(patience: int, history: Sequence[Row]) -> bool:
-    """Whether the validation accuracy has not risen for `patience` epochs; with 0, never."""
+def best_row(history: Sequence[Row], best: str) -> Row:
+    """The first of the best epochs."""
+    return max(history, key=lambda row: (quality(row, best), -row["val_loss"]))
+
+
+def has_stalled(patience: int, history: Sequence[Row], best: str) -> bool:
+    """Whether the measure that decides has not improved for `patience` epochs; with 0, never."""
     if not patience or not history:
         return False
-    best = max(range(len(history)), key=lambda index: accuracy(history[index]))
-    return len(history) - 1 - best >= patience
+    place = max(range(len(history)), key=lambda index: quality(history[index], best))
+    return len(history) - 1 - place >= patience
 
 
-def draw_curves(folder: Path, history: Sequence[Row]) -> None:
-    """Draw curves.png: losses and accuracies by epoch."""
+def draw_curves(folder: Path, history: Sequence[Row], best: str) -> None:
+    """Draw curves.png: losses and main measures by epoch."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.5), layout="constrained")
-    losses, accuracies = figure.subplots(1, 2)
+    losses, measures = figure.subplots(1, 2)
     epochs = [row["epoch"] for row in history]
     losses.plot(epochs, [row["loss"] for row in history], label="training")
     losses.plot(epochs, [row["val_loss"] for row in history], label="validation")
     losses.set(xlabel="epoch", ylabel="loss")
-    accuracies.plot(epochs, [accuracy(row) for row in history], color="C1")
-    accuracies.set(xlabel="epoch", ylabel=f"{_title(history[0])}, %")
-    best = max(history, key=accuracy)
+    names = [name for name in shown(history[0], best) if name != "val_loss"]
+    for index, name in enumerate(names, 1):
+        measures.plot(epochs, [row[name] for row in history], color=f"C{index}", label=TITLES[name])
+    measures.set(xlabel="epoch", ylabel=f"{TITLES[names[0]]}, %" if len(names) == 1 else "%")
+    row, name = best_row(history, best), names[0]
     place = {"xytext": (0, -6), "textcoords": "offset points", "ha": "right", "va": "top"}
-    accuracies.annotate(f"{accuracy(best):.2f}%", (best["epoch"], accuracy(best)), **place)
-    for axes in (losses, accuracies):
+    measures.annotate(f"{row[name]:.2f}%", (row["epoch"], row[name]), **place)
+    for axes in (losses, measures):
         axes.grid(alpha=0.3)
-    losses.legend()
+    for axes in (losses, measures)[: len(names)]:
+        axes.legend()
     with replacing(folder / "curves.png") as file:
         figure.savefig(file, format="png", dpi=120)

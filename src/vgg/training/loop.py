@@ -1,11 +1,10 @@
-"""The training loop: `train`, and the `Trainer` whose state it advances."""
+"""The training loop: the `Trainer`, whose state advances step by step."""
 
 import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,70 +15,21 @@ from ..errors import Error
 from ..formats import write
 from ..module import Module, Normalisation
 from ..network import Provenance
-from ..progress import Progress, silent
+from ..progress import Progress
 from . import checkpoint
 from .augmentation import Colours, erase, mixing
 from .cache import Cache
 from .checkpoint import BEST, LAST, NAN
-from .history import COLUMNS, Row, accuracy, accuracy_text, draw_curves, epoch_line, has_stalled, is_better, write_log
+from .history import COLUMNS, Row, epoch_line, is_better, measures_text, quality, write_log
 from .loader import Batch, Loader
+from .measures import Measures
 from .optimizer import make_average, make_optimizer, rate, set_rate
 from .options import Options
-from .processes import Process, has_bf16, processes
-from .setup import Setup, cache_values, prepare
-from .targets import Teachers, loss, measured, measures
+from .processes import Process, has_bf16
+from .setup import Setup
+from .targets import Teachers, loss
 
 EVALUATED = 256  # validation images computed at once
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """The result of a training run."""
-
-    path: Path  # of the best network, an ONNX file
-    history: list[Row]  # one for each epoch, as in log.csv
-    errors: dict[str, str]  # images that couldn't be read: the reason by name
-
-
-def train(options: Options, progress: Progress = silent, log: Callable[[str], object] = lambda line: None) -> Outcome:
-    """Train a network, fine-tune one, or distil one from others. The same options resume an interrupted run.
-
-    Under torchrun, each process computes its part of every batch.
-
-    Args:
-        options: see `Options`.
-        progress: see `vgg.progress`.
-        log: called with a line for each epoch, and for what happens before.
-
-    Returns:
-        The best network, with the history of the run. The run's folder also has the log and the last checkpoint.
-
-    Raises:
-        Error: the images don't fit the options, the folder has another run, a file can't be written, or the loss is not
-            finite.
-    """
-    with processes(options.device) as process:
-        if process.rank:
-            progress, log = silent, lambda line: None
-        return run(options, process, progress, log)
-
-
-def run(options: Options, process: Process, progress: Progress, log: Callable[[str], object]) -> Outcome:
-    """Train in this process; see `train`."""
-    setup = prepare(options, log)
-    with process.first_alone():
-        checkpoint.create(options.output, fresh=options.fresh and process.rank == 0)
-    state = checkpoint.resume(options.output, setup.key)
-    cache_values(setup, options, process, progress)
-    trainer = Trainer(options, setup, process, progress, log)
-    if state:
-        trainer.restore(state)
-    while trainer.epoch < setup.recipe.epochs and not has_stalled(setup.recipe.patience, trainer.history):
-        row = trainer.train_epoch()
-        trainer.end_epoch({**row, **trainer.evaluate()})
-    if process.rank == 0:
-        draw_curves(options.output, trainer.history)
-    return Outcome(options.output / BEST, trainer.history, {**setup.train.errors, **setup.val.errors})
 
 
 @dataclass
@@ -114,6 +64,7 @@ class Trainer:
         self.autocast: Any = torch.autocast(device.type, torch.bfloat16) if recipe.bf16 and has_bf16(device) else nullcontext()
         self.colours = Colours(recipe, device)
         self.normalise = Normalisation(self.setup.preprocessing).to(device)
+        self.weights = None if self.setup.weights is None else torch.from_numpy(self.setup.weights).to(device)
         self.teachers = Teachers(self.setup.teachers, self.matched, device, self.layout) if self.setup.teachers else None
         self.train: Loader | Cache
         self.val: Loader | Cache
@@ -128,11 +79,11 @@ class Trainer:
     def train_epoch(self) -> Row:
         """Train for the rest of the epoch; returns the epoch's row without its validation."""
         self.module.train()
-        view = self.epoch % self.recipe.views if self.recipe.views else self.epoch
-        batches = self.batches(view)
+        view, batches = self.view, self.batches()
+        qualities = [quality(row, self.recipe.best) for row in self.history]
         started, first, self.waited = time.perf_counter(), self.step, 0.0
         while self.step < self.steps:
-            lr = rate(self.recipe, self.epoch + self.step / self.steps, list(map(accuracy, self.history)))
+            lr = rate(self.recipe, self.epoch + self.step / self.steps, qualities)
             set_rate(self.optimizer, lr, self.epoch, self.recipe)
             loss, used = self.gradients(batches, view)
             if not math.isfinite(loss):
@@ -150,12 +101,23 @@ class Trainer:
         row = {"epoch": self.epoch + 1, "lr": lr, "loss": loss, "seconds": seconds, "images_per_second": speed}
         return row | {"waited": self.waited / seconds, "time": time.time()}
 
-    def batches(self, view: int) -> Iterator[Batch]:
+    @property
+    def view(self) -> int:
+        """The number of the random crop of each image in this epoch."""
+        return self.epoch % self.recipe.views if self.recipe.views else self.epoch
+
+    def batches(self) -> Iterator[Batch]:
         """This process's parts of the batches in the rest of the epoch."""
-        order = np.random.default_rng([self.options.seed, self.epoch]).permutation(self.setup.indices)
+        generator, indices = np.random.default_rng([self.options.seed, self.epoch]), self.setup.indices
+        if self.setup.probabilities is None:
+            order = generator.permutation(indices)
+        else:
+            order = generator.choice(indices, len(indices), p=self.setup.probabilities)
         size = self.images
         split = [np.array_split(order[step * size :][:size], self.parts) for step in range(self.step, self.steps)]
-        return self.train.batches((part for parts in split for part in parts[self.process.rank :: self.process.world]), view)
+        return self.train.batches(
+            (part for parts in split for part in parts[self.process.rank :: self.process.world]), self.view
+        )
 
     def next_batch(self, batches: Iterator[Batch]) -> Batch:
         started, batch = time.perf_counter(), next(batches)
@@ -222,16 +184,16 @@ class Trainer:
         """
         temperature = self.recipe.temperature
         logits = values["logits"].float() / temperature
-        total = loss(logits, scores, self.setup.targets.output, self.recipe.smoothing) * temperature**2
+        total = loss(logits, scores, self.setup.targets.output, self.recipe.smoothing, self.weights) * temperature**2
         for name, wanted in zip(self.matched, matched, strict=True):
             total = total + self.recipe.match_weight * functional.mse_loss(values[name].float(), wanted)
         return total
 
     def evaluate(self) -> Row:
-        """Validation loss and accuracy, see `measures`; each process evaluates its share of the images."""
-        module, setup, output = self.result.eval(), self.setup, self.setup.targets.output
+        """The measures of the validation images, see `Measures`; each process evaluates its share of them."""
+        module, setup = self.result.eval(), self.setup
         self.process.share(module.buffers())  # batch normalisation: each process has the statistics of its own images
-        sums = np.zeros((3, 2))
+        measures = Measures(setup.targets.classes, setup.targets.output)
         indices = setup.val_indices[self.process.rank :: self.process.world]
         parts = [indices[start : start + EVALUATED] for start in range(0, len(indices), EVALUATED)]
         for batch in self.val.batches(parts):
@@ -239,17 +201,16 @@ class Trainer:
                 continue
             targets = torch.from_numpy(setup.targets.val(batch)).to(self.process.device)
             with torch.inference_mode():
-                logits = module(self.inputs(batch), start=setup.start).float()
-            sums += measured(logits, targets, output)
-        return measures(np.array([[self.process.total(value) for value in pair] for pair in sums.tolist()]), output)
+                measures.add(module(self.inputs(batch), start=setup.start).float(), targets)
+        return measures.row(self.process)
 
     def end_epoch(self, row: Row) -> None:
         """Log the epoch, write the network if it is the best so far, and save a checkpoint."""
-        best = not len(self.setup.val_indices) or all(is_better(row, earlier) for earlier in self.history)
+        best = not len(self.setup.val_indices) or all(is_better(row, earlier, self.recipe.best) for earlier in self.history)
         self.history.append({name: row[name] for name in COLUMNS if name in row})
         self.epoch, self.step, self.loss_sum = self.epoch + 1, 0, 0.0
         if self.process.rank == 0:
-            self.log(epoch_line(row, self.recipe.epochs))
+            self.log(epoch_line(row, self.recipe.epochs, self.recipe.best))
             write_log(self.options.output, self.history)
             if best:
                 self.write_network(row)
@@ -259,7 +220,7 @@ class Trainer:
         """Write the network of an epoch as the best one."""
         recipe, setup = self.recipe, self.setup
         origin = Provenance(
-            source=f"vgg train, recipe {recipe.name}, {setup.name}, epoch {row['epoch']}: {accuracy_text(row)}",
+            source=f"vgg train, recipe {recipe.name}, {setup.name}, epoch {row['epoch']}: {measures_text(row, recipe.best)}",
             format="trained", preprocessing="given", labels="given", licence=setup.licence,
         )  # fmt: skip
         write(self.result.network(setup.preprocessing, setup.labels, origin), self.options.output / BEST)

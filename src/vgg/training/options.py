@@ -18,7 +18,14 @@ class Options:
     data: str | Path
     output: Path  # folder of the run
     recipe: Recipe
-    val: str | Path | None = None  # labelled validation images; by default `val` or `test` of data, else a tenth of the images
+    # Labelled images that choose the epoch; by default `val` of data, else one in ten training images, at most 2,500.
+    val: str | Path | None = None
+    test: str | Path | None = None  # labelled images, read once after training; by default `test` of data, if there are any
+    # Regular expression: images in whose names it matches the same text, or has the same first group, are not separated when
+    # images are held out, nor by folds.
+    group: str = ""
+    # Number of the fold whose images are the test, from 1, and number of folds; see `cross_validate`. None: there are no folds.
+    fold: tuple[int, int] | None = None
     labels: Labels | None = None  # names of the classes, for lists and shards with numbers
     arch: str = "vgg16-bn"  # architecture of a new network
     width: float = 1.0  # its width, as a multiple of the paper's

@@ -3,11 +3,14 @@
 import gc
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
+from typing import Any
 
+import numpy as np
 import torch
 
 # Imported before a process group exists: its functions' default arguments would keep the group, and so its threads, alive.
@@ -15,6 +18,7 @@ import torch.distributed.nn
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
+from ..arrays import Array
 from ..engines.torch import check_device
 
 
@@ -48,18 +52,30 @@ class Process:
         for tensor in tensors if self.world > 1 else ():
             distributed.broadcast(tensor, 0)
 
+    def sum(self, values: Array) -> Array:
+        """The sum of an array over all processes, float64."""
+        if self.world == 1:
+            return values
+        total = torch.tensor(values, dtype=torch.float64, device=self.device)
+        distributed.all_reduce(total)
+        return total.cpu().numpy()
+
+    def gather(self, values: Array) -> Array:
+        """The rows of all processes, in their order."""
+        if self.world == 1:
+            return values
+        parts: list[Any] = [None] * self.world
+        distributed.all_gather_object(parts, values)
+        return np.concatenate(parts)
+
     def total(self, value: float) -> float:
         """The sum of a value over all processes."""
-        if self.world == 1:
-            return value
-        total = torch.tensor(value, dtype=torch.float64, device=self.device)
-        distributed.all_reduce(total)
-        return float(total)
+        return float(self.sum(np.array(value)))
 
 
 def has_bf16(device: torch.device) -> bool:
     """Whether a device multiplies in bfloat16 faster than in float32: a GPU, or a CPU with instructions for it."""
-    instructions = getattr(torch.cpu, "get_capabilities", dict)()  # new in torch 2.11
+    instructions: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # which older releases of torch lack
     return device.type == "cuda" or any(instructions.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 

@@ -63,7 +63,12 @@ class Recipe:
     ema: float = 0.0
     bf16: bool = False  # convolutions and matrix products in bfloat16, on a GPU, or a CPU with instructions for it
     channels_last: bool = False
-    patience: int = 0  # stop after this many epochs without a better validation; 0: never
+    # Classes with different numbers of images: `loss` weights the images, `sampling` draws those of rare classes more often.
+    balance: Literal["none", "loss", "sampling"] = "none"
+    # The validation measure that decides which epoch is kept: top-1 accuracy (F1 if images have several labels), balanced
+    # accuracy (the mean recall of the classes), area under the ROC curve, or loss.
+    best: Literal["accuracy", "balanced", "auc", "loss"] = "accuracy"
+    patience: int = 0  # stop after this many epochs in which that measure has not improved; 0: never
     thaw: int = 0  # epochs until the next block of layers, from the last one down, learns too; 0: all from the start
     rate_decay: float = 1.0  # ratio of the learning rates of a block and the one before it
     views: int = 0  # random crops of each image, used in turn, for what is computed once; 0: a new crop each epoch

@@ -1,7 +1,6 @@
 """From a user's options to loaders, a module and its targets, ready to train."""
 
 import os
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,10 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from .. import engines, sources
+from .. import engines
 from ..arrays import Array
 from ..errors import Error
-from ..heads import NONE
+from ..heads import NONE, Output
 from ..labels import Labels
 from ..module import Module
 from ..network import Network
@@ -21,16 +20,16 @@ from ..preprocessing import Preprocessing
 from ..progress import Progress
 from ..sources import Dataset
 from ..store import key_of
-from . import student
+from . import balance, student
 from .cache import Cache
 from .checkpoint import CACHE
+from .images import open_images
 from .loader import Loader
+from .measures import AUC_CLASSES
 from .options import Options
 from .processes import Process
 from .recipes import STRIDE, Recipe, checked
 from .targets import Targets
-
-HELD_OUT = 10  # one in this many images is for validation if there are no others
 
 
 @dataclass
@@ -46,7 +45,10 @@ class Setup:
     indices: Array  # of the training images
     val: Loader  # is `train` if a part of its images is held out
     val_indices: Array
+    test: Dataset | None
     targets: Targets
+    weights: Array | None  # of the classes in the loss; see `balance`
+    probabilities: Array | None  # of the training images in each draw; None: each is used once in an epoch
     key: dict[str, Any]  # everything that decides the result
     licence: str
     origin: Network | None  # with the parameters of the frozen layers
@@ -63,30 +65,19 @@ class Setup:
 def prepare(options: Options, log: Callable[[str], object]) -> Setup:
     """Open the images and create the network. Raises Error if the options don't fit together, or the images don't fit them."""
     _check_options(options)
-    data, beside = sources.splits(options.data)
-    val = options.val or beside
     output = student.output_of(options)
-    several = output == "sigmoid"
-    classes, labels = _classes(data, options, several=several)
-    if output == "binary" and classes != 2:
-        raise Error(f"{data}: has {classes} classes; a head with the output `binary` is for two, use `--head`")
-    module, preprocessing, new = student.create(options, data, classes, labels, output)
+    images = open_images(options, output)
+    classes, labels, indices = images.classes, images.labels, images.split.train
+    module, preprocessing, new = student.create(options, images.place, classes, labels, output)
     recipe = checked(options.recipe.for_input(preprocessing.crop, module.architecture.configuration.batch_norm))
+    _check_recipe(recipe, classes, output, teachers=bool(options.teachers))
 
     def loader(dataset: Dataset) -> Loader:
         workers = options.workers or os.cpu_count() or 1
-        return Loader(dataset, recipe, preprocessing, options.seed, workers, classes if several else 0)
+        return Loader(dataset, recipe, preprocessing, options.seed, workers, classes if output == "sigmoid" else 0)
 
-    unlabelled = bool(options.teachers)
-    train = loader(sources.unlabelled(data) if unlabelled else sources.open(data, classes, labels, several=several))
-    order = np.random.default_rng(options.seed).permutation(len(train.dataset))
-    held_out = 0 if val else len(order) // HELD_OUT
-    indices, val_indices, val_loader = np.sort(order[held_out:]), np.sort(order[:held_out]), train
-    if val:
-        val_loader = loader(sources.open(val, classes, labels, several=several))
-        val_indices = np.arange(len(val_loader.dataset))
-    if not options.teachers:
-        _check_classes(train.dataset, classes, labels)
+    train = loader(images.train)
+    val = train if images.val is images.train else loader(images.val)
     _check_sizes(options, module, train, len(indices), recipe)
     end = module.end_of(options.freeze)[0] if options.freeze else 0
     module.freeze(end)
@@ -100,9 +91,10 @@ def prepare(options: Options, log: Callable[[str], object]) -> Setup:
     networks |= {f"teacher {number}": teacher for number, teacher in enumerate(options.teachers, 1)}
     known = {name: network for name, network in networks.items() if network}
     log(
-        f"{len(indices):,} training images of {classes:,} classes, {len(val_indices):,} validation images; "
-        f"{module.architecture.name}, {module.architecture.parameter_count:,} parameters; recipe {recipe.name}"
+        f"{images.summary()}; {module.architecture.name}, {module.architecture.parameter_count:,} parameters; "
+        f"recipe {recipe.name}"
         + (f"; new: {', '.join(new)}" if new and options.start else "")
+        + (f"; positive class: {images.name(1)}" if classes == 2 and output != "sigmoid" else "")
     )
     key = key_of(
         torch=torch.__version__,
@@ -110,16 +102,20 @@ def prepare(options: Options, log: Callable[[str], object]) -> Setup:
         architecture=asdict(module.architecture),
         preprocessing=asdict(preprocessing),
         seed=options.seed,
+        group=options.group,
         freeze=options.freeze,
         matched=options.matched,
-        images=train.dataset.digest(),
-        val_images=val_loader.dataset.digest(),
+        fold=options.fold,
+        images=images.train.digest(),
+        val_images=images.val.digest(),
+        test_images=images.test and images.test.digest(),
         networks={name: network.sha256() for name, network in known.items()},
     )
+    balanced = _balance(recipe, [images.train.samples[index].classes for index in indices.tolist()], classes, output)
     licences = dict.fromkeys(network.provenance.licence for network in known.values() if network.provenance.licence)
     return Setup(
-        recipe, module, preprocessing, labels, Path(options.data).resolve().name, train, indices, val_loader, val_indices,
-        Targets(classes, output, recipe.temperature), key, "; ".join(licences),
+        recipe, module, preprocessing, labels, Path(options.data).resolve().name, train, indices, val,
+        images.split.val, images.test, Targets(classes, output, recipe.temperature), *balanced, key, "; ".join(licences),
         student.origin(options.start, module, preprocessing), end if recipe.views else 0,
     )  # fmt: skip
 
@@ -127,13 +123,15 @@ def prepare(options: Options, log: Callable[[str], object]) -> Setup:
 def cache_values(setup: Setup, options: Options, process: Process, progress: Progress) -> None:
     """Compute once, for each view, the values of frozen layers and of teachers."""
     views, folder = tuple(range(setup.recipe.views)), options.cache or options.output / CACHE
+    every = np.arange(len(setup.train.dataset))  # folds share the values of all images
+    indices, val_indices = (every, every) if options.fold else (setup.indices, setup.val_indices)
 
     def cached(network: Network, engine: engines.Engine, value: str, *, training: bool = True) -> Cache:
         with process.first_alone():
             if training:
-                cache = Cache(folder, setup.train, setup.indices, views, network, engine, value)
+                cache = Cache(folder, setup.train, indices, views, network, engine, value)
             else:
-                cache = Cache(folder, setup.val, setup.val_indices, (None,), network, engine, value)
+                cache = Cache(folder, setup.val, val_indices, (None,), network, engine, value)
             cache.fill(engine, progress)
         return cache
 
@@ -166,22 +164,24 @@ def _check_options(options: Options) -> None:
         teacher.check_values(["logits"])
 
 
-def _classes(data: str, options: Options, *, several: bool) -> tuple[int, Labels | None]:
-    if options.teachers:
-        return options.teachers[0].architecture.classes, options.teachers[0].labels
-    if options.labels:
-        return len(options.labels), options.labels
-    return sources.classes_of(data, several=several)
+def _check_recipe(recipe: Recipe, classes: int, output: Output, *, teachers: bool) -> None:
+    """Raise Error if the recipe's `balance` or `best` is undefined for these images."""
+    if recipe.balance != "none" and teachers:
+        raise Error(f"balance={recipe.balance} requires the classes of the images; with --teacher, they are not used")
+    if recipe.balance == "sampling" and output == "sigmoid":
+        raise Error("balance=sampling requires one class for each image; with the output `sigmoid`, use balance=loss")
+    if recipe.best == "balanced" and output == "sigmoid":
+        raise Error(
+            "best=balanced requires one class for each image; with the output `sigmoid`, use accuracy (F1), auc or loss"
+        )
+    if recipe.best == "auc" and classes > AUC_CLASSES:
+        raise Error(f"best=auc is for up to {AUC_CLASSES} classes, not {classes}; use best=accuracy, balanced or loss")
 
 
-def _check_classes(dataset: Dataset, classes: int, labels: Labels | None) -> None:
-    if classes < 2:
-        raise Error(f"{dataset.name}: has one class only; training requires two or more")
-    counts = Counter(target for sample in dataset for target in sample.classes)
-    for target in range(classes):
-        if not counts[target]:
-            name = (labels.wnids or labels.names)[target] if labels else target
-            raise Error(f"{dataset.name}: class {name} has no images")
+def _balance(recipe: Recipe, classes: Sequence[Sequence[int]], count: int, output: Output) -> tuple[Array | None, Array | None]:
+    """The weights of the classes in the loss, and the probabilities of the images, by the recipe's `balance`."""
+    weights = balance.loss_weights(classes, count, output) if recipe.balance == "loss" else None
+    return weights, balance.probabilities(classes, count) if recipe.balance == "sampling" else None
 
 
 def _check_sizes(options: Options, module: Module, train: Loader, count: int, recipe: Recipe) -> None:

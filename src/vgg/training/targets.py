@@ -1,6 +1,5 @@
 """Training targets: labels, or the scores and values of teachers; and the loss against them."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -90,41 +89,27 @@ def scores(logits: torch.Tensor, output: Output | None) -> torch.Tensor:
     return logits.sigmoid() if output == "sigmoid" else by_class(logits, output).softmax(1)
 
 
-def loss(logits: torch.Tensor, wanted: torch.Tensor, output: Output | None, smoothing: float = 0.0) -> torch.Tensor:
-    """The cross-entropy with scores [batch, classes], the mean over images; of sigmoids, also over classes."""
-    if output == "sigmoid":
-        return functional.binary_cross_entropy_with_logits(logits, wanted * (1 - smoothing) + smoothing / 2)
-    return functional.cross_entropy(by_class(logits, output), wanted, label_smoothing=smoothing)
-
-
-def measured(logits: torch.Tensor, targets: torch.Tensor, output: Output | None) -> Array:
-    """The measures of some validation images, each as a sum and what to divide it by, float64 [3, 2].
-
-    They are the loss, and top-1 and top-5 accuracy. If images have several labels, they are the loss, F1 over all labels of all
-    images, and the share of images with exactly the right labels.
+def loss(
+    logits: torch.Tensor,
+    wanted: torch.Tensor,
+    output: Output | None,
+    smoothing: float = 0.0,
+    weights: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """The cross-entropy with scores, the mean over images; of sigmoids, also over classes.
 
     Args:
         logits: float32 [batch, units].
-        targets: int64 [batch], or bool [batch, classes] if images have several labels.
+        wanted: float32 [batch, classes], the target scores.
         output: of the network.
+        smoothing: share of the target scores that is spread over the classes.
+        weights: of the classes, see `balance.loss_weights`; by default, all are 1.
     """
-    count = len(logits)
     if output == "sigmoid":
-        chosen = logits > 0  # a score above 0.5
-        total = functional.binary_cross_entropy_with_logits(logits, targets.float(), reduction="none").mean(1).sum()
-        both, either = 2 * (chosen & targets).sum(), chosen.sum() + targets.sum()
-        pairs = [(total, count), (both, either), ((chosen == targets).all(1).sum(), count)]
-    else:
-        logits = by_class(logits, output)
-        correct = logits.topk(min(5, logits.shape[1])).indices == targets[:, None]
-        total = functional.cross_entropy(logits, targets, reduction="sum")
-        pairs = [(total, count), (correct[:, 0].sum(), count), (correct.sum(), count)]
-    return torch.tensor(pairs, dtype=torch.float64).numpy()
-
-
-def measures(sums: Array, output: Output | None) -> dict[str, float]:
-    """The measures by name from the sum of `measured`; accuracies in percent."""
-    names = ("val_f1", "val_exact") if output == "sigmoid" else ("val_top1", "val_top5")
-    loss, *accuracies = (part / whole if whole else math.nan for part, whole in sums.tolist())
-    found = zip(names, accuracies, strict=True)
-    return {"val_loss": loss, **{name: 0.0 if math.isnan(value) else 100 * value for name, value in found}}
+        smoothed = wanted * (1 - smoothing) + smoothing / 2
+        each = None if weights is None else wanted * weights[1] + (1 - wanted) * weights[0]
+        return functional.binary_cross_entropy_with_logits(logits, smoothed, each)
+    if weights is None:
+        return functional.cross_entropy(by_class(logits, output), wanted, label_smoothing=smoothing)
+    losses = functional.cross_entropy(by_class(logits, output), wanted, label_smoothing=smoothing, reduction="none")
+    return (losses * (wanted @ weights)).mean()

@@ -1,0 +1,128 @@
+"""Cross-validation: a training run for each fold of the images, which is its test; see docs/training.md."""
+
+import csv
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import json_output
+from ..errors import Error
+from ..evaluation.results import ModelResults, matrix
+from ..evaluation.summary import Tally, several_figures
+from ..files import replacing
+from ..progress import Progress, silent
+from . import checkpoint
+from .checkpoint import CACHE, FOLDS, LAST, PREDICTIONS, SCORES
+from .options import Options
+from .processes import processes
+from .run import Outcome, run
+
+# Measures of the folds and of all images, in percent; those that the network's output calls for.
+MEASURES = ("top1", "balanced_accuracy", "roc_auc", "sensitivity", "specificity", "map", "f1_micro", "f1_macro")
+
+
+@dataclass(frozen=True)
+class CrossValidation:
+    """The result of a cross-validation."""
+
+    folds: list[Outcome]
+    mean: dict[str, float]  # of each measure over the folds, in percent
+    deviation: dict[str, float]  # standard deviation of the folds, with n - 1
+    pooled: dict[str, Any]  # measures of all images, each classified by the network that has not seen it
+
+
+def cross_validate(
+    options: Options, count: int, progress: Progress = silent, log: Callable[[str], object] = lambda line: None
+) -> CrossValidation:
+    """Train a network for each fold, without the fold's images, and test it on them.
+
+    Folds have the classes in the same proportions, and the images of a group are in the same fold; or the images are in
+    folders fold-1, fold-2 …, which are the folds. The epoch of each network is chosen on a part held out of the other folds.
+    Each run has a folder of its own and is resumed as by `train`; frozen layers and their values are computed once for all.
+
+    Args:
+        options: see `Options`. Its folder gets the runs in fold-1, fold-2 …; folds.json with their measures; and
+            predictions.csv with the scores of all images by the networks that have not seen them.
+        count: number of folds, 2 or more.
+        progress: see `vgg.progress`.
+        log: called with the lines of `train`.
+
+    Raises:
+        Error: as `train`; or a class is in one fold only.
+    """
+    output, results = options.output, list[Outcome]()
+    if (output / LAST).exists() and not options.fresh:
+        raise Error(f"{output}: holds a run without folds; use --fresh to start over, or choose another folder")
+    with processes(options.device) as process:
+        with process.first_alone():
+            checkpoint.create(output, fresh=options.fresh and process.rank == 0)
+        for number in range(1, count + 1):
+            one = replace(
+                options, output=output / f"fold-{number}", fold=(number, count), cache=options.cache or output / CACHE
+            )
+            results.append(run(one, process, *_named(number, count, progress, log)))
+        if process.rank:
+            return CrossValidation(results, {}, {}, {})
+    records = [one.test or {} for one in results]
+    rows = [row for number in range(1, count + 1) for row in _read(output / f"fold-{number}" / SCORES)]
+    pooled = _pooled(rows, several="map" in records[0])
+    known = [name for name in MEASURES if all(one.get(name) is not None for one in records)]
+    values = {name: np.array([one[name] for one in records]) for name in known}
+    found = CrossValidation(
+        results, {name: round(float(one.mean()), 3) for name, one in values.items()},
+        {name: round(float(one.std(ddof=1)), 3) for name, one in values.items()}, pooled,
+    )  # fmt: skip
+    _write(output, found, rows)
+    return found
+
+
+def _named(
+    number: int, count: int, progress: Progress, log: Callable[[str], object]
+) -> tuple[Progress, Callable[[str], object]]:
+    """The reports of a fold, with its number."""
+
+    def show(task: str, done: int, total: int | None, unit: str = "", /) -> None:
+        progress(f"Fold {number}: {task}", done, total, unit)
+
+    return show, lambda line: log(f"fold {number} of {count}: {line}")
+
+
+def _read(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _pooled(rows: Sequence[Mapping[str, str]], *, several: bool) -> dict[str, Any]:
+    """The measures of all images, from the rows of predictions.csv."""
+    columns = list(rows[0])[3:]
+    scores = np.array([[row[name] for name in columns] for row in rows], np.float32)
+    places = {name.removeprefix("score_"): index for index, name in enumerate(columns)}
+    labels = [[*filter(None, row["class"].split("|"))] if several else [row["class"]] for row in rows]
+    targets = [tuple(places[name] for name in one) for one in labels]
+    results = ModelResults.empty(len(rows), len(columns), several)
+    results.put(range(len(rows)), scores, targets, several)
+    found: dict[str, Any] = {"images": len(rows)}
+    if several:
+        return found | several_figures(matrix(targets, len(columns)), scores, results.losses)
+    tally = Tally(len(columns))
+    tally.add(np.array(targets)[:, 0], results.top, results.scores, results.losses, results.top[:, 0], scores)
+    return found | tally.accuracies() | tally.others(compared=False)
+
+
+def _write(output: Path, found: CrossValidation, rows: Sequence[Mapping[str, str]]) -> None:
+    content = {
+        "folds": [{"fold": number, **(one.test or {})} for number, one in enumerate(found.folds, 1)],
+        "mean": found.mean, "deviation": found.deviation, "pooled": found.pooled,
+    }  # fmt: skip
+    with replacing(output / PREDICTIONS) as file:
+        text = io.TextIOWrapper(file, "utf-8", "backslashreplace", newline="")
+        table = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+        table.writeheader()
+        table.writerows(rows)
+        text.detach()
+    with replacing(output / FOLDS) as file:
+        file.write((json_output.dumps(content, indent=2) + "\n").encode())

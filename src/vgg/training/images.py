@@ -1,0 +1,148 @@
+"""The images of a training run: opened, checked, and divided into those for training, validation and test."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from .. import sources
+from ..arrays import Array
+from ..errors import Error
+from ..heads import Output
+from ..labels import Labels
+from ..sources import Dataset, Splits
+from .options import Options
+from .split import Groups, Split, folds, groups_of, split
+
+
+@dataclass(frozen=True)
+class Images:
+    """Datasets of a training run, and the images that it uses of them."""
+
+    place: str  # of the training images
+    classes: int
+    labels: Labels | None
+    train: Dataset
+    val: Dataset  # is `train` if a part of it is held out
+    test: Dataset | None
+    split: Split  # indices in `train` and `val`; those for test are in `train`, and are all of `test`
+    groups: Groups
+
+    def summary(self) -> str:
+        """The numbers of images in a line, with the positive class of two."""
+        sets = (
+            f"{len(self.split.train):,} training images of {self.classes:,} classes, {len(self.split.val):,} validation images"
+        )
+        sets += f", {len(self.test):,} test images" if self.test else ""
+        named = {one for one in self.groups if isinstance(one, str)}
+        alone = sum(not isinstance(one, str) for one in self.groups)
+        return sets + (f"; {len(named):,} groups, and {alone:,} images without a group" if named else "")
+
+    def name(self, target: int) -> str:
+        """The name of a class."""
+        return (self.labels.wnids or self.labels.names)[target] if self.labels else str(target)
+
+
+def open_images(options: Options, output: Output) -> Images:
+    """Open the images of a run. Raises Error if there are none, or they don't fit the options or the network's output."""
+    place, val, test = _places(options)
+    several, unlabelled = output == "sigmoid", bool(options.teachers)
+    folders = sources.folds(place)
+    if folders and len(folders) != (options.fold or (0, 0))[1]:
+        raise Error(f"{place}: has {len(folders)} folds, fold-1 and following; use --folds {len(folders)}")
+    classes, labels = _classes(folders or [place], options, several=several)
+    if output == "binary" and classes != 2:
+        raise Error(f"{place}: has {classes} classes; a head with the output `binary` is for two, use `--head`")
+
+    def opened(where: str, *, unlabelled: bool = False) -> Dataset:
+        return sources.unlabelled(where) if unlabelled else sources.open(where, classes, labels, several=several)
+
+    parts = [opened(where, unlabelled=unlabelled) for where in folders or [place]]
+    dataset = _joined(place, folders, parts) if folders else parts[0]
+    groups, part = groups_of(dataset, options.group), None
+    if options.fold:
+        part = np.repeat(np.arange(len(parts)), list(map(len, parts)))  # of each image: its fold, from 0
+        if not folders:
+            part = folds(dataset, groups, options.fold[1], options.seed)
+    fold = None if part is None or not options.fold else part == options.fold[0] - 1
+    divided = split(dataset, groups, options.seed, hold_out=not val, fold=fold)
+    val_dataset, test_dataset = dataset, None
+    if val:
+        val_dataset = opened(val)
+        divided = replace(divided, val=np.arange(len(val_dataset)))
+    if test:
+        test_dataset = opened(test)
+    if options.fold:
+        test_dataset = Dataset(dataset.name, [dataset.samples[index] for index in divided.test.tolist()])
+    images = Images(place, classes, labels, dataset, val_dataset, test_dataset, divided, groups)
+    if part is not None:
+        _check_folds(images, part)
+    if not unlabelled:
+        _check_classes(images)
+    return images
+
+
+def _places(options: Options) -> Splits:
+    """The places of the training, validation and test images. What the user names for validation is not the test as well."""
+    data, val, test = sources.splits(options.data)
+    if options.fold:
+        if options.val or options.test:
+            raise Error("--val and --test can't be combined with --folds, which holds out images of each fold")
+        if options.teachers:
+            raise Error("--folds requires labels for the test of each fold; --teacher does not use them")
+        return Splits(data)
+    if options.val and options.test and Path(options.val) == Path(options.test):
+        raise Error("--val and --test are the same images, which can't choose the epoch and be its test")
+    if options.val and test and Path(options.val) == Path(test):
+        test = None
+    return Splits(data, str(options.val) if options.val else val, str(options.test) if options.test else test)
+
+
+def _classes(places: Sequence[str], options: Options, *, several: bool) -> tuple[int, Labels | None]:
+    if options.teachers:
+        return options.teachers[0].architecture.classes, options.teachers[0].labels
+    if options.labels:
+        return len(options.labels), options.labels
+    first, *others = (sources.classes_of(place, several=several) for place in places)
+    for place, other in zip(places[1:], others, strict=True):
+        if other != first:
+            raise Error(f"{place}: has other classes than {places[0]}; each fold must have all classes")
+    return first
+
+
+def _joined(place: str, folders: Sequence[str], parts: Sequence[Dataset]) -> Dataset:
+    """The images of the folders of folds as one dataset, with names relative to the folder that they are in."""
+    return Dataset(
+        place,
+        [
+            replace(one, name=f"{Path(folder).name}/{one.name}")
+            for folder, part in zip(folders, parts, strict=True)
+            for one in part
+        ],
+    )
+
+
+def _check_classes(images: Images) -> None:
+    """Raise Error if there is one class only, or a class has no images to train on."""
+    dataset = images.train
+    if images.classes < 2:
+        raise Error(f"{dataset.name}: has one class only; training requires two or more")
+    every = {target for one in dataset for target in one.classes}
+    trained = {target for index in images.split.train.tolist() for target in dataset.samples[index].classes}
+    for target in range(images.classes):
+        if target not in trained:
+            reason = "no training images, since all of its images are held out" if target in every else "no images"
+            raise Error(f"{dataset.name}: class {images.name(target)} has {reason}")
+
+
+def _check_folds(images: Images, part: Array) -> None:
+    """Raise Error if the training images of a fold lack a class."""
+    found: dict[int, set[int]] = {target: set() for target in range(images.classes)}
+    for fold, one in zip(part.tolist(), images.train, strict=True):
+        for target in one.classes:
+            found[target].add(fold)
+    for target, places in found.items():
+        if len(places) == 1:
+            name = images.name(target)
+            raise Error(f"{images.place}: all images of class {name} are in one fold; a class requires two images or groups")

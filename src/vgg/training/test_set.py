@@ -1,0 +1,91 @@
+"""The test of a finished run: the network that was kept, on images that neither trained it nor chose its epoch."""
+
+import csv
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import json_output
+from ..classifier import Classifier
+from ..errors import Error
+from ..evaluation import Evaluation, evaluate, records
+from ..files import replacing
+from ..labels import Labels
+from ..network import Network
+from ..progress import Progress
+from .checkpoint import BEST, SCORES, TEST
+from .history import Row, best_row, measures_text
+from .options import Options
+from .setup import Setup
+
+# Measures in the line of a test, those that a record has, with their titles.
+TITLES = {
+    "top1": "top-1", "top5": "top-5", "map": "mean average precision", "f1_micro": "F1",
+    "balanced_accuracy": "balanced accuracy", "roc_auc": "AUC", "sensitivity": "sensitivity", "specificity": "specificity",
+}  # fmt: skip
+
+
+def measure(
+    options: Options, setup: Setup, history: Sequence[Row], progress: Progress, log: Callable[[str], object]
+) -> dict[str, Any]:
+    """The measures of a run's best network on its test images: computed once, written to test.json, and logged as a line.
+
+    Returns:
+        The record of `vgg.evaluation.records` with the `epoch` of the network, its validation measures (`val_loss`, …), the
+        name of the `test` images, and `errors`, the images that couldn't be read. For a fold, test.csv has all scores.
+    """
+    assert setup.test is not None
+    path, best = options.output / TEST, setup.recipe.best
+    row = best_row(history, best) if len(setup.val_indices) else history[-1]
+    if path.exists():
+        record: dict[str, Any] = json.loads(path.read_bytes())
+    else:
+        model = Classifier(Network.read(options.output / BEST), device=options.device, name=BEST)
+        evaluation = evaluate([model], setup.test, workers=options.workers, progress=progress)
+        [found] = records(evaluation)
+        chosen = {name: value for name, value in row.items() if name.startswith("val_")}
+        errors = {setup.test.samples[place].name: text for place, text in evaluation.errors.items()}
+        if options.fold:
+            _write_scores(options.output / SCORES, setup, evaluation, options.fold[0])
+        record = {"test": setup.test.name, "epoch": row["epoch"], **chosen, **found, "errors": errors}
+        with replacing(path) as file:
+            file.write((json_output.dumps(record, indent=2) + "\n").encode())
+    chosen_by = f", validation {measures_text(row, best)}" if len(setup.val_indices) else ""
+    log(f"test: {figures(record)}, {record['images']:,} images; epoch {record['epoch']}{chosen_by}")
+    return record
+
+
+def _write_scores(path: Path, setup: Setup, evaluation: Evaluation, fold: int) -> None:
+    """Write a table of the test images that could be read: name, fold, classes, and the scores of all classes, exactly."""
+    [results], targets = evaluation.results, evaluation.classes
+    names = class_names(setup.labels, targets)
+    if not results.every.shape[1]:
+        raise Error(f"{setup.name}: has too many images and classes ({targets:,}) to keep all scores, which --folds requires")
+    with replacing(path) as file:
+        text = io.TextIOWrapper(file, "utf-8", "backslashreplace", newline="")
+        table = csv.writer(text, lineterminator="\n")
+        table.writerow(["image", "fold", "class", *(f"score_{name}" for name in names)])
+        for place in np.flatnonzero(evaluation.readable()).tolist():
+            sample = evaluation.dataset.samples[place]
+            label = "|".join(names[target] for target in sample.classes)
+            table.writerow([sample.name, fold, label, *map(str, results.every[place])])  # the shortest text of each float32
+        text.detach()
+
+
+def class_names(labels: Labels | None, classes: int) -> tuple[str, ...]:
+    """The names of the classes in tables: WordNet ids, names or numbers."""
+    return (labels.wnids or labels.names) if labels else tuple(map(str, range(classes)))
+
+
+def figures(record: Mapping[str, Any]) -> str:
+    """The main figures of a record as text: `top-1 86.00% (85.31–86.67), top-5 99.10% (98.90–99.27)`."""
+    texts = []
+    for name, title in TITLES.items():
+        if record.get(name) is not None:
+            low, high = record.get(f"{name}_low"), record.get(f"{name}_high")
+            texts.append(f"{title} {record[name]:.2f}%" + (f" ({low:.2f}–{high:.2f})" if low is not None else ""))
+    return ", ".join(texts)
