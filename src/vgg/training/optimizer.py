@@ -105,8 +105,8 @@ def orthogonalised(matrix: torch.Tensor) -> torch.Tensor:
     for _ in range(ITERATIONS):
         factor = linear * one + cubic * square + quintic * square @ square
         product, square = factor @ product, factor @ square @ factor
-    wide = product @ wide
-    return wide if matrix.shape[0] <= matrix.shape[1] else wide.T
+    found: torch.Tensor = product @ wide
+    return found if matrix.shape[0] <= matrix.shape[1] else found.T
 
 
 def make_average(module: Module, recipe: Recipe) -> Any:
