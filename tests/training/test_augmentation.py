@@ -205,7 +205,7 @@ def test_only_training_images_are_erased(tmp_path):
     given = options(data, tmp_path / "run", replace(PLAIN, batch=8, erasing=1.0))
     with processes("cpu") as process:
         trainer = Trainer(given, prepare(given, print), process, silent, print)
-        batch = next(trainer.batches(0))
+        batch = next(trainer.batches())
         changed = (trainer.inputs_and_targets(batch, 0)[0] != trainer.inputs(batch)).any(1).float().mean((1, 2))
     assert changed.min() > 0.015
     assert changed.max() < 0.36
@@ -266,7 +266,7 @@ def test_images_with_several_labels_are_cut_with_their_scores(tmp_path):
     torch.manual_seed(0)
     with processes("cpu") as process:
         trainer = Trainer(given, prepare(given, print), process, silent, print)
-        batch = next(trainer.batches(0))
+        batch = next(trainer.batches())
         inputs, scores, _ = trainer.inputs_and_targets(batch, 0)
     mean, std = PRESETS["torchvision"].mean[0], PRESETS["torchvision"].std[0]
     numbers = ((inputs[:, 0] * std + mean) * 255 / 5).round().int().numpy()
@@ -311,7 +311,7 @@ def test_an_epoch_with_repeats_has_as_many_steps_and_fewer_images(tmp_path):
     given = options(data, tmp_path / "run", recipe, arch="vgg11-bn", micro_batch=9)
     with processes("cpu") as process:
         trainer = Trainer(given, prepare(given, print), process, silent, print)
-        batches = list(trainer.batches(0))
+        batches = list(trainer.batches())
     assert (trainer.steps, trainer.parts) == (4, 2)
     seen = [batch.indices.tolist() for batch in batches]
     assert [len(indices) for indices in seen] == [8] * 8
