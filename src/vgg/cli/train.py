@@ -166,9 +166,8 @@ def train(
             _print_rates(found)
         return
     with _resumable() as show:
-        outcomes = (
-            [run(options, show, _log)] if folds is None else (crossed := cross_validate(options, folds, show, _log)).folds
-        )
+        crossed = cross_validate(options, folds, show, _log) if folds else None
+        outcomes = crossed.folds if crossed else [run(options, show, _log)]
     if _first_process():
         for error in dict.fromkeys(error for outcome in outcomes for error in outcome.errors.values()):
             print(f"vgg: skipped: {error}", file=sys.stderr)
