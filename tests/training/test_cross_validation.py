@@ -136,7 +136,7 @@ def test_several_labels(tmp_path):
     head = {"head": "average, classes sigmoid"}
     found = cross_validate(options(folder / "table.csv", tmp_path / "run", replace(QUICK, balance="loss"), **head), 2)
     assert found.pooled["images"] == 24
-    assert list(found.mean) == ["roc_auc", "map", "f1_micro", "f1_macro"]
+    assert list(found.mean) == ["map", "f1_micro", "f1_macro", "roc_auc"]
     rows = table(tmp_path / "run/predictions.csv")
     truth = np.array([[name in row["class"].split("|") for name in ("class0", "class1", "class2")] for row in rows])
     scores = np.array([[float(row[f"score_class{one}"]) for one in range(3)] for row in rows])
