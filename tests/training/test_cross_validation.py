@@ -46,7 +46,8 @@ def test_each_image_is_tested_once_by_a_network_that_has_not_seen_it(tmp_path):
     recipe, others = replace(QUICK, epochs=3, best="auc"), {"group": r"p\d+", "arch": "vgg11-bn"}
     lines = []
     found = cross_validate(options(data, run, recipe, **others), 3, log=lines.append)
-    assert lines[0].startswith("fold 1 of 3: 22 training images of 2 classes, 2 validation images, 12 test images; 8 groups, ")
+    assert lines[0].startswith("fold 1 of 3: 22 training images of 2 classes, 2 validation images, 12 test images; ")
+    assert "; 8 groups and 12 images without a group; " in lines[0]
     rows = table(run / "predictions.csv")
     assert list(rows[0]) == ["image", "fold", "class", "score_class0", "score_class1"]
     dataset = sources.open(data, 2)
@@ -136,7 +137,7 @@ def test_several_labels(tmp_path):
     head = {"head": "average, classes sigmoid"}
     found = cross_validate(options(folder / "table.csv", tmp_path / "run", replace(QUICK, balance="loss"), **head), 2)
     assert found.pooled["images"] == 24
-    assert list(found.mean) == ["roc_auc", "map", "f1_micro", "f1_macro"]
+    assert list(found.mean) == ["map", "f1_micro", "f1_macro", "roc_auc"]
     rows = table(tmp_path / "run/predictions.csv")
     truth = np.array([[name in row["class"].split("|") for name in ("class0", "class1", "class2")] for row in rows])
     scores = np.array([[float(row[f"score_class{one}"]) for one in range(3)] for row in rows])

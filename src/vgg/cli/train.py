@@ -18,10 +18,6 @@ if TYPE_CHECKING:
     from ..training import CrossValidation, RateTest
 
 RECIPES = ("zoo", "paper", "torchvision", "modern", "cifar", "finetune", "distil")
-FIGURES = {
-    "top1": "top-1", "balanced_accuracy": "balanced", "roc_auc": "AUC", "sensitivity": "sensitivity",
-    "specificity": "specificity", "map": "mAP", "f1_micro": "F1 micro", "f1_macro": "F1 macro",
-}  # fmt: skip
 ROWS = 13  # of the table of learning rates
 BY_RECIPE = "[default: the recipe's]"
 
@@ -49,7 +45,7 @@ def train(
         str,
         typer.Option(
             "--group", metavar="REGEX",
-            help="Part of an image's name, such as 'person\\d+', whose images are not separated when some are held out.",
+            help="Pattern in image names, such as 'person\\d+'; images with the same match stay together in every split.",
         ),
     ] = "",
     folds: Annotated[
@@ -169,9 +165,8 @@ def train(
             _print_rates(found)
         return
     with _resumable() as show:
-        outcomes = (
-            [run(options, show, _log)] if folds is None else (crossed := cross_validate(options, folds, show, _log)).folds
-        )
+        crossed = cross_validate(options, folds, show, _log) if folds else None
+        outcomes = crossed.folds if crossed else [run(options, show, _log)]
     if _first_process():
         for error in dict.fromkeys(error for outcome in outcomes for error in outcome.errors.values()):
             print(f"vgg: skipped: {error}", file=sys.stderr)
@@ -210,8 +205,10 @@ def _print_rates(found: "RateTest") -> None:
 
 def _print_folds(found: "CrossValidation") -> None:
     """Print the measures of each fold, their mean with its standard deviation, and those of all images."""
+    from ..training.test_set import TITLES
+
     rows: list[dict[str, Any]] = [{"fold": str(number), **(one.test or {})} for number, one in enumerate(found.folds, 1)]
     spread = {name: f"{value:.2f} ± {found.deviation[name]:.2f}" for name, value in found.mean.items()}
     rows += [{"fold": "mean", "images": None, **spread}, {"fold": "all", **found.pooled}]
-    columns = {"fold": "fold", "images": "images", **{name: f"{FIGURES[name]} %" for name in found.mean}}
+    columns = {"fold": "fold", "images": "images", **{name: f"{TITLES[name]} %" for name in found.mean}}
     common.print_records([{title: row[name] for name, title in columns.items()} for row in rows], common.Format.table)

@@ -1,6 +1,7 @@
 """Cross-validation: a training run for each fold of the images, which is its test; see docs/training.md."""
 
 import csv
+import gc
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,9 +21,7 @@ from .checkpoint import CACHE, FOLDS, LAST, PREDICTIONS, SCORES
 from .options import Options
 from .processes import processes
 from .run import Outcome, run
-
-# Measures of the folds and of all images, in percent; those that the network's output calls for.
-MEASURES = ("top1", "balanced_accuracy", "roc_auc", "sensitivity", "specificity", "map", "f1_micro", "f1_macro")
+from .test_set import TITLES
 
 
 @dataclass(frozen=True)
@@ -65,12 +64,13 @@ def cross_validate(
                 options, output=output / f"fold-{number}", fold=(number, count), cache=options.cache or output / CACHE
             )
             results.append(run(one, process, *_named(number, count, progress, log)))
+            gc.collect()  # the run's tensors, which are in reference cycles, before the next one needs memory
         if process.rank:
             return CrossValidation(results, {}, {}, {})
     records = [one.test or {} for one in results]
     rows = [row for number in range(1, count + 1) for row in _read(output / f"fold-{number}" / SCORES)]
     pooled = _pooled(rows, several="map" in records[0])
-    known = [name for name in MEASURES if all(one.get(name) is not None for one in records)]
+    known = [name for name in TITLES if all(one.get(name) is not None for one in records)]
     values = {name: np.array([one[name] for one in records]) for name in known}
     found = CrossValidation(
         results, {name: round(float(one.mean()), 3) for name, one in values.items()},

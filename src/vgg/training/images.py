@@ -30,14 +30,14 @@ class Images:
     groups: Groups
 
     def summary(self) -> str:
-        """The numbers of images in a line, with the positive class of two."""
-        sets = (
-            f"{len(self.split.train):,} training images of {self.classes:,} classes, {len(self.split.val):,} validation images"
-        )
-        sets += f", {len(self.test):,} test images" if self.test else ""
-        named = {one for one in self.groups if isinstance(one, str)}
+        """The numbers of images of each set, and of groups."""
+        trained, chosen = len(self.split.train), len(self.split.val)
+        text = f"{trained:,} training images of {self.classes:,} classes, {chosen:,} validation images"
+        text += f", {len(self.test):,} test images" if self.test else ""
         alone = sum(not isinstance(one, str) for one in self.groups)
-        return sets + (f"; {len(named):,} groups, and {alone:,} images without a group" if named else "")
+        if alone < len(self.groups):
+            text += f"; {len(set(self.groups)) - alone:,} groups" + (f" and {alone:,} images without a group" if alone else "")
+        return text
 
     def name(self, target: int) -> str:
         """The name of a class."""

@@ -22,9 +22,9 @@ from .history import Row, best_row, measures_text
 from .options import Options
 from .setup import Setup
 
-# Measures in the line of a test, those that a record has, with their titles.
+# The main measures of a record, those that it has, with their titles; in percent.
 TITLES = {
-    "top1": "top-1", "top5": "top-5", "map": "mean average precision", "f1_micro": "F1",
+    "top1": "top-1", "top5": "top-5", "map": "mean average precision", "f1_micro": "F1 micro", "f1_macro": "F1 macro",
     "balanced_accuracy": "balanced accuracy", "roc_auc": "AUC", "sensitivity": "sensitivity", "specificity": "specificity",
 }  # fmt: skip
 
