@@ -1,6 +1,7 @@
 """The data loader: threads decode and crop images ahead of their use."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,6 +17,8 @@ from .augmentation import draws, random_crop
 from .recipes import Recipe
 
 MEMORY = 2**30  # bytes of decoded images kept in memory, so that a small dataset is decoded once
+
+TOGETHER = 64  # images that a thread decodes at once before the first step
 
 Indices = Sequence[int] | Array  # of images in a dataset
 
@@ -65,6 +68,20 @@ class Loader:
             view: number of the random crop of each image; None for the crop of evaluation.
         """
         return ahead(lambda indices: self._batch(indices, view), parts, self._workers, self._workers + 1)
+
+    def decode(self, indices: Array) -> None:
+        """Decode images before their first use, as many as are kept in memory."""
+
+        def decode(part: Array) -> bool:
+            for index in map(int, part):
+                with suppress(ImageError):  # it is reported when the image is used
+                    self._image(index)
+            return self._room > 0 and int(part[-1]) in self._decoded
+
+        parts = (indices[start : start + TOGETHER] for start in range(0, len(indices), TOGETHER))
+        for kept in ahead(decode, parts, self._workers, self._workers):
+            if not kept:
+                break
 
     def _batch(self, indices: Indices, view: int | None) -> Batch:
         readable, pixels = [], []

@@ -75,6 +75,8 @@ def run(options: Options, process: Process, progress: Progress, log: Callable[[s
     trainer = Trainer(options, setup, process, progress, log)
     if state:
         trainer.restore(state)
+    if process.device.type == "cuda" and not setup.frozen:  # a GPU would wait for the first images
+        setup.train.decode(setup.indices)
     while trainer.epoch < setup.recipe.epochs and not has_stalled(setup.recipe.patience, trainer.history):
         row = trainer.train_epoch()
         trainer.end_epoch({**row, **trainer.evaluate()})
