@@ -161,6 +161,7 @@ IN_BFLOAT16 = [
     *(engine(name, BF16, ", bfloat16") for name in ("openvino", "torch")),
     *(engine(name, FLOAT, ", float32") for name in ("openvino", "torch")),
 ]
+TITLES = {"float32": "float32", "int8": "int8", "bf16": "bfloat16"}
 BY_PROCESSOR = [
     Line(title, {**machine, **precision})
     for machine, processor, precisions in (
@@ -169,7 +170,7 @@ BY_PROCESSOR = [
         (XEON, "Intel Xeon, Sapphire Rapids, with AVX-512 and AMX", (FLOAT, INT8)),
     )
     for precision in precisions
-    for title in [f"{processor}: {precision['precision']}" if precision is FLOAT else f"the same: {precision['precision']}"]
+    for title in [f"{processor if precision is FLOAT else 'the same'}: {TITLES[str(precision['precision'])]}"]
 ]
 PROGRAMS = {
     "native": "vgg",
