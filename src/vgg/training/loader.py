@@ -18,8 +18,6 @@ from .recipes import Recipe
 
 MEMORY = 2**30  # bytes of decoded images kept in memory, so that a small dataset is decoded once
 
-TOGETHER = 64  # images that a thread decodes at once before the first step
-
 Indices = Sequence[int] | Array  # of images in a dataset
 
 
@@ -78,7 +76,7 @@ class Loader:
                     self._image(index)
             return self._room > 0 and int(part[-1]) in self._decoded
 
-        parts = (indices[start : start + TOGETHER] for start in range(0, len(indices), TOGETHER))
+        parts = np.array_split(indices, -(-len(indices) // 64))  # a thread decodes 64 at once
         for kept in ahead(decode, parts, self._workers, self._workers):
             if not kept:
                 break
