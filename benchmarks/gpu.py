@@ -37,7 +37,7 @@ import torch
 from measurements import Measurements, parser, read
 from photos import write_images
 from PIL import Image
-from recipes import test_accuracies
+from recipes import mirrored_top1
 from torch import nn
 
 from vgg import Architecture, Classifier, load, sources
@@ -164,8 +164,7 @@ class Bench:
             arch, width = plan.architecture.name, plan.architecture.width
             options = Options(data, run, recipe, val, arch=arch, width=width, size=plan.side, device=plan.device)
             row = train(options).history[-1]
-        name = f"training: vgg train, {row['waited']:.1%} of the time waiting for images"
-        self._row(name, plan.batch, plan.batch / row["images_per_second"], 3)
+        self._row("training: vgg train", plan.batch, plan.batch / row["images_per_second"], 3, not_waiting=1 - row["waited"])
 
     def cifar(self, data: Path, runs: Path) -> None:
         from vgg.training import Options, recipes, train
@@ -190,9 +189,9 @@ class Bench:
                 not_waiting=1 - waited, not_waiting_at_first=1 - history[0]["waited"],
             )  # fmt: skip
 
-        train(options, log=lambda line: add() if (folder / "log.csv").exists() else print(line, flush=True))
-        plain_top1, mirrored = test_accuracies(load(folder / "model.onnx", "torch", device=plan.device), data)
-        add(test_top1=plain_top1, test_top1_mirrored=mirrored)
+        outcome = train(options, log=lambda line: add() if (folder / "log.csv").exists() else print(line, flush=True))
+        model = load(outcome.path, "torch", device=plan.device)
+        add(test_top1=outcome.test["top1"], test_top1_mirrored=mirrored_top1(model, data))
 
     def _plain_cifar(self, batch: int) -> float:
         """Images per second of a plain loop on the network for CIFAR, with its batch on the device."""
@@ -261,10 +260,10 @@ class Bench:
     def _speed(self, name: str, batch: int, work: Callable[[], object], passes: int = 1) -> None:
         self._row(name, batch, self._seconds(work), passes)
 
-    def _row(self, name: str, batch: int, seconds: float, passes: int = 1) -> None:
+    def _row(self, name: str, batch: int, seconds: float, passes: int = 1, **others: float) -> None:
         """Report the speed of a batch that took some seconds; training counts as three passes."""
         share = passes * self._cost * batch / seconds / self._peak
-        self._add(name, batch, batch / seconds, "images/s", share_of_peak=share)
+        self._add(name, batch, batch / seconds, "images/s", share_of_peak=share, **others)
 
     def _add(self, name: str, batch: int, value: float, unit: str, **others: float) -> None:
         self.results.add({"measurement": name, "batch": batch}, value=value, unit=unit, **others)

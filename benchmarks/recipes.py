@@ -2,8 +2,8 @@
 
     .venv/bin/python benchmarks/recipes.py cifar-10-batches-bin cifar-100-binary --runs runs
 
-Each run is `vgg train` in a folder of its own in `--runs`. When it ends, the test images are evaluated once, plain and with the
-mirrored copy of each, and the run becomes a row. Runs that have a row are skipped and interrupted runs resume, so the same
+Each run is `vgg train` in a folder of its own in `--runs`; its accuracy is that of the test images, of which none chose the epoch.
+When it ends, the mirrored copy of each is evaluated too, and the run becomes a row. Runs that have a row are skipped and interrupted runs resume, so the same
 command continues the grid in any number of sittings. A run starts over if the recipe's values have changed since.
 """
 
@@ -77,11 +77,10 @@ class Run:
         folder.mkdir(parents=True, exist_ok=True)
         self._train(folder, threads)
         history, sittings = read(folder / "log.csv"), json.loads((folder / "sittings.json").read_text())
-        best = max(history, key=lambda row: (float(row["val_top1"]), -float(row["val_loss"])))
-        plain, mirrored = test_accuracies(load(folder / "model.onnx", threads=threads), self.data)
+        test, model = json.loads((folder / "test.json").read_text()), load(folder / "model.onnx", threads=threads)
         return {
-            "test_top1": plain, "test_top1_mirrored": mirrored,
-            "val_top1": float(best["val_top1"]), "best_epoch": best["epoch"],
+            "test_top1": test["top1"], "test_top1_mirrored": mirrored_top1(model, self.data),
+            "val_top1": test["val_top1"], "best_epoch": test["epoch"],
             "seconds": sum(seconds for seconds, _ in sittings), "processor_seconds": sum(used for _, used in sittings),
             "threads": threads, "settings": " ".join(self.settings), "recipe": self.recipe,
             "val_top1_by_epoch": " ".join(f"{float(row['val_top1']):.2f}" for row in history),
@@ -107,10 +106,11 @@ class Run:
             raise SystemExit(f"vgg train failed; see {folder / 'messages.txt'}")
 
 
-def test_accuracies(classifier: Classifier, data: Path) -> list[float]:
-    """Top-1 accuracy of a dataset's test images in percent: plain, and with the mirrored copy of each."""
-    dataset = sources.open(next(data.glob("test*")), labels=classifier.network.labels)
-    return [records(evaluate([classifier], dataset, views))[0]["top1"] for views in (Views(), Views(flip=True))]
+def mirrored_top1(classifier: Classifier, data: Path) -> float:
+    """Top-1 accuracy of a dataset's test images in percent, with the mirrored copy of each."""
+    network = classifier.network
+    dataset = sources.open(sources.splits(data).test, network.architecture.classes, network.labels)
+    return records(evaluate([classifier], dataset, Views(flip=True)))[0]["top1"]
 
 
 def grid(folders: Sequence[Path], titles: Sequence[str], seeds: int, epochs: int | None) -> list[Run]:
@@ -166,6 +166,8 @@ def main() -> None:
     options.add_argument("--seeds", type=int, default=SEEDS, help="number of seeds")
     options.add_argument("--processes", type=int, default=1, help="number of runs at once, which share the cores")
     given = options.parse_args()
+    if missing := [str(folder) for folder in given.folders if not sources.splits(folder).test]:
+        options.error(f"{', '.join(missing)}: no test images")
     results, threads = Measurements("recipes", given.output), max(1, (os.cpu_count() or 1) // given.processes)
     runs = grid(given.folders, given.only, given.seeds, given.epochs)
     left = [run for run in runs if not results.find(**run.what, recipe=run.recipe)]

@@ -193,6 +193,7 @@ IN_GPU = {
     "torch's module, compiled, in place": "the same, compiled by `torch.compile`",
     "training: torch's module, in place": "training, torch's own modules, images already on the GPU",
     "training: torch's module, compiled, in place": "the same, compiled",
+    "training: vgg train": "`vgg train`, JPEG files of 500x375",
     "training: vgg train, ten steps with the start": "`vgg train`, ten steps of JPEG files of 500x375, the start included",
 }
 SETS = {"CIFAR-10": "cifar-10-batches-bin", "CIFAR-100": "cifar-100-binary"}

@@ -68,7 +68,9 @@ class Loader:
         return ahead(lambda indices: self._batch(indices, view), parts, self._workers, self._workers + 1)
 
     def decode(self, indices: Array) -> None:
-        """Decode images before their first use, as many as are kept in memory."""
+        """Decode images before the first ones are used, as many as are kept in memory."""
+        if self._decoded:
+            return
 
         def decode(part: Array) -> bool:
             for index in map(int, part):

@@ -75,8 +75,6 @@ def run(options: Options, process: Process, progress: Progress, log: Callable[[s
     trainer = Trainer(options, setup, process, progress, log)
     if state:
         trainer.restore(state)
-    if process.device.type == "cuda" and not setup.frozen:  # a GPU would wait for the first images
-        setup.train.decode(setup.indices)
     while trainer.epoch < setup.recipe.epochs and not has_stalled(setup.recipe.patience, trainer.history):
         row = trainer.train_epoch()
         trainer.end_epoch({**row, **trainer.evaluate()})
@@ -156,6 +154,8 @@ class Trainer:
 
     def batches(self, view: int) -> Iterator[Batch]:
         """This process's parts of the batches in the rest of the epoch."""
+        if self.process.device.type == "cuda" and isinstance(self.train, Loader):
+            self.train.decode(self.setup.indices)  # a GPU would wait for the first images
         order = np.random.default_rng([self.options.seed, self.epoch]).permutation(self.setup.indices)
         size = self.recipe.batch
         split = [np.array_split(order[step * size :][:size], self.parts) for step in range(self.step, self.steps)]
