@@ -2,9 +2,10 @@
 
     .venv/bin/python benchmarks/recipes.py cifar-10-batches-bin cifar-100-binary --runs runs
 
-Each run is `vgg train` in a folder of its own in `--runs`; its accuracy is that of the test images, of which none chose the epoch.
-When it ends, the mirrored copy of each is evaluated too, and the run becomes a row. Runs that have a row are skipped and interrupted runs resume, so the same
-command continues the grid in any number of sittings. A run starts over if the recipe's values have changed since.
+Each run is `vgg train` in a folder of its own in `--runs`; its accuracy is that of the test images, none of which chose the
+epoch. When it ends, the mirrored copy of each is evaluated too, and the run becomes a row. Runs that have a row are skipped and
+interrupted runs resume, so the same command continues the grid in any number of sittings. A run starts over if the recipe's
+values have changed since.
 """
 
 import json
