@@ -130,6 +130,8 @@ class Trainer:
     def train_epoch(self) -> Row:
         """Train for the rest of the epoch; returns the epoch's row without its validation."""
         self.module.train()
+        if self.process.device.type == "cuda" and isinstance(self.train, Loader):
+            self.train.decode(self.setup.indices)  # a GPU would wait for the first images
         view = self.epoch % self.recipe.views if self.recipe.views else self.epoch
         batches = self.batches(view)
         started, first, self.waited = time.perf_counter(), self.step, 0.0
@@ -154,8 +156,6 @@ class Trainer:
 
     def batches(self, view: int) -> Iterator[Batch]:
         """This process's parts of the batches in the rest of the epoch."""
-        if self.process.device.type == "cuda" and isinstance(self.train, Loader):
-            self.train.decode(self.setup.indices)  # a GPU would wait for the first images
         order = np.random.default_rng([self.options.seed, self.epoch]).permutation(self.setup.indices)
         size = self.recipe.batch
         split = [np.array_split(order[step * size :][:size], self.parts) for step in range(self.step, self.steps)]
