@@ -95,7 +95,8 @@ def plot(file: str, output: str) -> None:
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4))
     for key, runner in NAMES.items():
-        rows = [row for row in read(Path(file)) if row["runner"] == key]
+        if not (rows := [row for row in read(Path(file)) if row["runner"] == key]):
+            continue
         counts, ray = [int(row["images"]) / 1000 for row in rows], key == "ray"
         left.plot(counts, [float(row["seconds"]) for row in rows], "o-", label=runner)
         for process in ("driver", "worker")[: 1 + ray]:

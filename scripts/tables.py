@@ -218,7 +218,7 @@ TABLES = {
         {"batch": 1, "threads": 1, **ZEN4},
     ),
     "packages": Table(
-        "installation-*.csv", "package", "{package}",
+        "installation-amd-epyc-zen-4.csv", "package", "{package}",
         [
             Line("extra", {}, "{extra}"), Line("MB", {}, "{mb:.1f}"), Line("MB with what it requires", {}, "{mb_whole:.1f}"),
             Line("import, ms", {}, "{import_ms:.0f}"),
