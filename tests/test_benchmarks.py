@@ -9,10 +9,10 @@ import sys
 from importlib.metadata import version
 from importlib.util import module_from_spec, spec_from_file_location
 
-import numpy as np
 import pytest
 
 from conftest import ROOT
+from training_helpers import cifar_folder
 
 spec = spec_from_file_location("tables", ROOT / "scripts/tables.py")
 tables = module_from_spec(spec)
@@ -145,14 +145,7 @@ def test_the_summary_compares_runs_with_the_same_seed():
 
 @pytest.fixture(scope="module")
 def cifar(tmp_path_factory):
-    """CIFAR-10's files with few images: of each class one colour, so that a network learns something."""
-    folder = tmp_path_factory.mktemp("data") / "cifar-10-batches-bin"
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    for name, count in (("data_batch_1", 160), ("data_batch_2", 160), ("test_batch", 40)):
-        classes = np.arange(count, dtype=np.uint8)[:, None] % 10
-        np.concatenate([classes, classes * 20 + rng.integers(0, 20, (count, 3072), np.uint8)], 1).tofile(folder / f"{name}.bin")
-    return folder
+    return cifar_folder(tmp_path_factory.mktemp("data") / "cifar-10-batches-bin", 320, 40)
 
 
 def test_a_run_of_the_grid_is_made_once(cifar, tmp_path):
