@@ -129,9 +129,9 @@ class Trainer:
 
     def train_epoch(self) -> Row:
         """Train for the rest of the epoch; returns the epoch's row without its validation."""
-        self.module.train()
         if self.process.device.type == "cuda" and isinstance(self.train, Loader):
             self.train.decode(self.setup.indices)  # a GPU would wait for the first images
+        self.module.train()
         view = self.epoch % self.recipe.views if self.recipe.views else self.epoch
         batches = self.batches(view)
         started, first, self.waited = time.perf_counter(), self.step, 0.0
