@@ -240,9 +240,9 @@ TABLES = {
     "recipes": Table(
         "recipes-*.csv", "change of the recipe", [Line(change, {"change": change}) for change in ("earlier recipe", *CHANGES)],
         [
-            Line(f"{title}{column}", {"dataset": place}, text)
+            Line(column or title, {"dataset": place}, text)
             for title, place in SETS.items()
-            for column, text in (("", "{test_top1}"), (", difference", "{difference}"))
+            for column, text in (("", "{test_top1}"), ("difference", "{difference}"), ("mirrored", "{test_top1_mirrored}"))
         ],
         {"network": "vgg11-bn, width 0.25", "epochs": 25},
         summary,
