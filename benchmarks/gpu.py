@@ -15,8 +15,9 @@ with another best class although the CPU's two best are further apart than TOLER
 The folders of CIFAR are optional. VGG-16-bn is trained on each by the recipe `cifar`, in a folder of its own in `OUTPUT/runs`,
 which resumes. Its row is updated after each epoch: `images_per_s`; `not_waiting`, the share of the time in which the loop did
 not wait for images, of all epochs so far and of the first one; and `of_plain`, the speed as a share of that of a plain loop
-with its batch on the device, the row before. Images are decoded before the first step; threads crop them, 70,000 to 80,000 a
-second for a core, so the 16 cores of the machine have time to spare, and crops stay the same as on the CPU.
+with its batch on the device, the row before. Images are decoded before the first step. Threads crop them, as on the CPU: one
+thread crops 58,000 images a second (AMD EPYC, Zen 4), and several not many more, since they hold the interpreter's lock. At 20,000
+images/s they need a third of it, so crops stay off the device; `of_plain` shows what that costs.
 """
 
 import os
