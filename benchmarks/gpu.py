@@ -12,15 +12,9 @@ loops of training have their batch on the device. The agreement is that of the l
 of the CPU in float32, for 75 crops of photos: the largest difference as a share of the largest logit, and the number of crops
 with another best class although the CPU's two best are further apart than TOLERANCE.
 
-The folders of CIFAR are optional. VGG-16-bn is trained on each by the recipe `cifar`, in a folder of its own in `OUTPUT/runs`,
-which resumes. Its row is updated after each epoch: `images_per_s`; `not_waiting`, the share of the time in which the loop did
-not wait for images, of all epochs so far and of the first one; and `of_plain`, the speed as a share of that of a plain loop
-with its batch on the device, the row before. Images are decoded before the first step. Threads crop them, as on the CPU: one
-thread crops 58,000 images a second (AMD EPYC, Zen 4), and several not many more, since they hold the interpreter's lock. At 20,000
-images/s they need a third of it, so crops stay off the device; `of_plain` shows what that costs.
+The folders of CIFAR are optional; cifar.py describes that part, whose runs are in `OUTPUT/runs`.
 """
 
-import os
 import signal
 import statistics
 import sys
@@ -35,10 +29,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from measurements import Measurements, parser, read
+from cifar import train_on_cifar
+from measurements import Measurements, parser
 from photos import write_images
 from PIL import Image
-from recipes import mirrored_top1
 from torch import nn
 
 from vgg import Architecture, Classifier, load, sources
@@ -168,31 +162,12 @@ class Bench:
         self._row("training: vgg train", plan.batch, plan.batch / row["images_per_second"], 3, not_waiting=1 - row["waited"])
 
     def cifar(self, data: Path, runs: Path) -> None:
-        from vgg.training import Options, recipes, train
+        from vgg.training import recipes
 
         plan = self.plan
         recipe = recipes.changed(recipes.named("cifar"), plan.cifar_settings)
-        folder, width = runs / data.resolve().name, plan.cifar.width
-        options = Options(data, folder, recipe, arch=plan.cifar.name, width=width, device=plan.device, workers=os.cpu_count())
-        what = {"measurement": "CIFAR", "dataset": folder.name, "network": f"{plan.cifar.name}, width {width}"}
-        what |= {"recipe": " ".join((recipe.name, *plan.cifar_settings)), "epochs": recipe.epochs}
-        plain = self._plain_cifar(recipe.batch)
-
-        def add(**accuracies: float) -> None:
-            history = [{name: float(text) for name, text in row.items()} for row in read(folder / "log.csv")]
-            seconds = sum(row["seconds"] for row in history)
-            speed, waited = (
-                sum(row["seconds"] * row[name] for row in history) / seconds for name in ("images_per_second", "waited")
-            )
-            self.results.add(
-                what, epochs_done=len(history), val_top1=history[-1]["val_top1"], **accuracies, seconds=seconds,
-                images_per_s=speed, of_plain=speed / plain,
-                not_waiting=1 - waited, not_waiting_at_first=1 - history[0]["waited"],
-            )  # fmt: skip
-
-        outcome = train(options, log=lambda line: add() if (folder / "log.csv").exists() else print(line, flush=True))
-        model = load(outcome.path, "torch", device=plan.device)
-        add(test_top1=outcome.test["top1"], test_top1_mirrored=mirrored_top1(model, data))
+        title, plain = " ".join((recipe.name, *plan.cifar_settings)), self._plain_cifar(recipe.batch)
+        train_on_cifar(data, runs, plan.cifar, recipe, title, plan.device, plain, self.results)
 
     def _plain_cifar(self, batch: int) -> float:
         """Images per second of a plain loop on the network for CIFAR, with its batch on the device."""
