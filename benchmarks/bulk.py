@@ -1,15 +1,14 @@
 """Time and memory of bulk work by the number of images.
 
-    .venv/bin/python benchmarks/bulk.py run local images/ 1000 10000 100000 > local.jsonl
-    .venv/bin/python benchmarks/bulk.py run ray images/ 1000 10000 100000 > ray.jsonl
-    .venv/bin/python benchmarks/bulk.py plot local.jsonl ray.jsonl bulk.png
+    .venv/bin/python benchmarks/bulk.py run local images/ 1000 10000 100000
+    .venv/bin/python benchmarks/bulk.py run ray images/ 1000 10000 100000
+    .venv/bin/python benchmarks/bulk.py plot benchmarks/results/bulk-*.csv bulk.png
 
 Missing images are created: JPEG files of 40x40, a thousand per folder. The network is narrow, so that the overhead outside the
-engine dominates. Each run has a process of its own; its time starts when Python has started, and includes Ray's start.
+engine dominates. Each run has a process of its own; its time starts when Python has started and imported the
+engines, and includes Ray's start.
 """
 
-import argparse
-import json
 import subprocess
 import sys
 import tempfile
@@ -18,6 +17,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from measurements import Measurements, parser, read
 from PIL import Image
 
 NAMES = {"local": "one process", "ray": "Ray"}
@@ -68,7 +68,7 @@ def watch(peak: dict[str, int], stop: threading.Event) -> None:
         peak["driver"] = memory(Path("/proc/self"))[1]
 
 
-def measure(runner: str, folders: list[str]) -> None:
+def measure(results: Measurements, runner: str, folders: list[str]) -> None:
     begun = time.perf_counter()
     from vgg import runs
 
@@ -87,25 +87,21 @@ def measure(runner: str, folders: list[str]) -> None:
     stop.set()
     thread.join()
     seconds = time.perf_counter() - begun
-    print(json.dumps({"runner": runner, "images": done.images, "seconds": seconds, "first": first[0], **peak}), flush=True)
+    results.add({"runner": runner, "images": done.images}, seconds=seconds, first=first[0], **peak)
 
 
-def plot(files: list[str], output: str) -> None:
+def plot(file: str, output: str) -> None:
     from matplotlib import pyplot as plt
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4))
-    for file in files:
-        rows = [json.loads(line) for line in Path(file).read_text().splitlines()]
-        counts, runner = [row["images"] / 1000 for row in rows], NAMES[rows[0]["runner"]]
-        left.plot(counts, [row["seconds"] for row in rows], "o-", label=runner)
-        for process in ("driver", "worker"):
-            if rows[0][process]:
-                right.plot(
-                    counts,
-                    [row[process] / 2**20 for row in rows],
-                    "o-",
-                    label=f"{runner}: {process}" if rows[0]["worker"] else runner,
-                )
+    for key, runner in NAMES.items():
+        if not (rows := [row for row in read(Path(file)) if row["runner"] == key]):
+            continue
+        counts, ray = [int(row["images"]) / 1000 for row in rows], key == "ray"
+        left.plot(counts, [float(row["seconds"]) for row in rows], "o-", label=runner)
+        for process in ("driver", "worker")[: 1 + ray]:
+            memory = [float(row[process]) / 2**20 for row in rows]
+            right.plot(counts, memory, "o-", label=f"{runner}: {process}" if ray else runner)
     for axes, title in ((left, "seconds"), (right, "peak memory of a process, MiB")):
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("thousand images")
@@ -117,18 +113,19 @@ def plot(files: list[str], output: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("run", "measure", "plot"))
-    parser.add_argument("rest", nargs="+")
-    given = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("what", choices=("run", "measure", "plot"))
+    options.add_argument("rest", nargs="+")
+    given = options.parse_args()
     if given.what == "plot":
-        plot(given.rest[:-1], given.rest[-1])
+        plot(*given.rest)
     elif given.what == "measure":
-        measure(given.rest[0], given.rest[1:])
+        measure(Measurements("bulk", given.output), given.rest[0], given.rest[1:])
     else:
         runner, folder, *counts = given.rest
         for count in counts:
-            subprocess.run([sys.executable, __file__, "measure", runner, *make(Path(folder), int(count))], check=True)
+            command = [sys.executable, __file__, "--output", given.output, "measure", runner]
+            subprocess.run([*command, *make(Path(folder), int(count))], check=True)
 
 
 if __name__ == "__main__":

@@ -5,13 +5,13 @@
 Each round measures everything once, so that a temporary disturbance of the machine affects all measurements.
 """
 
-import argparse
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 
 import numpy as np
+from measurements import Measurements, parser
 
 from vgg import load, sources
 from vgg.architectures import STRIDE
@@ -38,28 +38,28 @@ def seconds(work: Callable[[], object], clock: Callable[[], float] = time.perf_c
     return clock() - begun
 
 
-def overlap(model: str, folder: Path, count: int, rounds: int) -> None:
-    """Print the time of the slower part alone, divided by the time of both together."""
+def overlap(model: str, folder: Path, count: int, rounds: int, results: Measurements) -> None:
+    """Measure the time of the slower part alone, divided by the time of both together; the medians of the rounds."""
     classifier, views = load(model), Views("center", (256,))
     engine, labels = classifier.engine, classifier.network.labels
     whole = sources.open(folder, labels=labels)
     some = Dataset(whole.name, whole.samples[:: max(1, len(whole) // count)][:count])
     batch = np.random.default_rng(0).standard_normal((16, 3, 224, 224), np.float32)
-    shares = []
+    found = []
     for _ in range(rounds):
         classifier.engine = Idle()
         decoding = seconds(lambda: evaluate([classifier], some, views))
         classifier.engine = engine
         computing = sum(seconds(lambda n=n: engine.logits(batch[: min(16, len(some) - n)])) for n in range(0, len(some), 16))
         both = seconds(lambda: evaluate([classifier], some, views))
-        shares.append(max(decoding, computing) / both)
-        each = [f"{took / len(some) * 1e3:6.1f}" for took in (decoding, computing, both)]
-        print(f"ms per image: decoding {each[0]}, inference {each[1]}, evaluating {each[2]}: {shares[-1]:.2f}", flush=True)
-    print(f"overlap: {median(shares):.2f} of the slower part's speed")
+        found.append([took / len(some) * 1e3 for took in (decoding, computing, both)] + [max(decoding, computing) / both])
+    names = ("ms_decoding", "ms_inference", "ms_evaluating", "ratio")
+    values = dict(zip(names, map(median, zip(*found, strict=True)), strict=True))
+    results.add({"measurement": "overlap", "model": Path(model).stem, "images": len(some)}, **values)
 
 
-def dense(model: str, rounds: int) -> None:
-    """Print the processor time of a dense view relative to that of crops at the same positions, STRIDE pixels apart."""
+def dense(model: str, rounds: int, results: Measurements) -> None:
+    """Measure the processor time of crops at a dense view's positions, STRIDE pixels apart, divided by that of the view."""
     engine = load(model).engine
 
     def computing(batch: np.ndarray) -> float:
@@ -74,18 +74,20 @@ def dense(model: str, rounds: int) -> None:
             for _ in range(rounds + 1):
                 once = computing(whole)
                 ratios.append(sum(computing(crops[: min(16, places - n)]) for n in range(0, places, 16)) / once)
-            print(f"{width}x{short}: {places} crops take {median(ratios[1:]):.1f} times as long as a dense view", flush=True)
+            what = {"measurement": "crops / dense view", "model": Path(model).stem, "images": f"{width}x{short}"}
+            results.add(what, crops=places, ratio=median(ratios[1:]))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="model with the paper's head")
-    parser.add_argument("folder", type=Path, help="folder of class folders")
-    parser.add_argument("--count", type=int, default=160, help="number of images")
-    parser.add_argument("--rounds", type=int, default=5)
-    chosen = parser.parse_args()
-    overlap(chosen.model, chosen.folder, chosen.count, chosen.rounds)
-    dense(chosen.model, chosen.rounds)
+    options = parser(__doc__)
+    options.add_argument("model", help="model with the paper's head")
+    options.add_argument("folder", type=Path, help="folder of class folders")
+    options.add_argument("--count", type=int, default=160, help="number of images")
+    options.add_argument("--rounds", type=int, default=5)
+    chosen = options.parse_args()
+    results = Measurements("evaluation", chosen.output)
+    overlap(chosen.model, chosen.folder, chosen.count, chosen.rounds, results)
+    dense(chosen.model, chosen.rounds, results)
 
 
 if __name__ == "__main__":

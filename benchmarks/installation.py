@@ -1,4 +1,4 @@
-"""The size of each package that `pip install vgg` installs, and the CPU time of its import, as a Markdown table.
+"""The size of each package that `pip install vgg` installs, and the CPU time of its import.
 
 Run it with the Python of an environment with vgg and, for their rows, any of its extras:
 
@@ -10,6 +10,8 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from importlib import metadata
+
+from measurements import Measurements, parser
 
 ROUNDS = 7
 EXTRAS = ("keras", "onnx", "onnxruntime")
@@ -54,16 +56,17 @@ def seconds(module: str) -> float:
 
 
 def main() -> None:
-    core = list(required("vgg"))
+    results, core = Measurements("installation", parser(__doc__).parse_args().output), list(required("vgg"))
     rows = [("vgg", ""), *((name, "") for name in core)]
     rows += [(name, extra) for extra in EXTRAS for name in required("vgg", extra)]
-    print("| package | extra | MB | MB with what it requires | import, ms |\n|---|---|---|---|---|")
     for name, extra in rows:
         whole = closure(name, core)
         took = 1000 * seconds(MODULES.get(name, name.replace("-", "_")))
-        print(f"| {name} | {extra} | {size(name) / 1e6:.1f} | {sum(map(size, whole)) / 1e6:.1f} | {took:.0f} |")
+        results.add(
+            {"package": name, "extra": extra}, mb=size(name) / 1e6, mb_whole=sum(map(size, whole)) / 1e6, import_ms=took
+        )
     installed = closure("vgg")
-    print(f"\nWithout extras: {sum(map(size, installed)) / 1e6:.1f} MB in {len(installed)} packages")
+    results.add({"package": "all without extras"}, packages=len(installed), mb_whole=sum(map(size, installed)) / 1e6)
 
 
 if __name__ == "__main__":

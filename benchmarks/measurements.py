@@ -1,60 +1,119 @@
-"""Measurements that are saved as they are made."""
+"""Measurements that are printed and saved one by one, as rows of CSV files; and the options that all benchmarks have."""
 
+import argparse
 import csv
+import os
 import platform
+import re
 import subprocess
-from collections.abc import Mapping
+from contextlib import suppress
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
-
-import vgg
-from vgg.engines import processor
+from vgg import engines
+from vgg.engines import native_interface
 from vgg.files import replacing
-from vgg.json_output import dumps
+
+RESULTS = Path(__file__).parent / "results"
+PACKAGES = (
+    "vgg", "numpy", "torch", "triton", "nvidia-cudnn-cu12", "nvidia-cudnn-cu13", "onnxruntime", "openvino", "ncnn", "MNN",
+    "pillow", "lpips", "dists-pytorch", "ray", "locust", "faiss-cpu",
+)  # fmt: skip
+MACHINE = ("machine", "instructions", "cores")  # columns that identify a machine
+
+Row = dict[str, str]
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """A parser with the option that all benchmarks have."""
+    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--output", type=Path, default=RESULTS, help="folder of the measurements (default: benchmarks/results)")
+    return made
 
 
 class Measurements:
-    """Prints each measurement and saves all of them, with the machine, the versions and the commit.
+    """The measurements of a script on this machine: a row for each in `SCRIPT-MACHINE.csv`.
 
-    `gpu-NAME.csv` has a row for each, `gpu-NAME.json` the same as `rows` of an object that describes the run. Both are whole
-    after each measurement.
+    The file is whole after each row. A row replaces that of an earlier measurement of the same thing, so a benchmark can be
+    run in parts, and parts of it again. Each row has the machine, the versions and the commit.
 
     Args:
-        folder: of the files, which replace those of an earlier run on the same device.
-        device: `cuda` or `cpu`.
+        script: name of the benchmark.
+        folder: of the file.
+        gpu: name of the GPU, if that is the machine.
     """
 
-    def __init__(self, folder: Path, device: str) -> None:
-        name = torch.cuda.get_device_name() if device == "cuda" else "cpu"
-        versions = {"vgg": vgg.__version__, "torch": torch.__version__, "python": platform.python_version()}
-        cuda = {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()} if device == "cuda" else {}
-        self._run = {"device": name, "processor": processor(), "commit": _commit(), **versions, **cuda}
-        self._rows: list[Mapping[str, Any]] = []
+    def __init__(self, script: str, folder: Path, gpu: str = "") -> None:
+        native = not gpu and "native" in engines.installed()
+        instructions = native_interface.chosen_instructions() if native else ""
+        self._machine = dict(zip(MACHINE, (gpu or engines.processor(), instructions, str(os.cpu_count())), strict=True))
+        self._run = {**self._machine, "versions": _versions(), "commit": _commit()}
+        name = re.sub(r"[^a-z0-9]+", "-", " ".join((script, self._machine["machine"], instructions)).lower()).strip("-")
+        self._path = folder / f"{name}.csv"
         folder.mkdir(parents=True, exist_ok=True)
-        self._stem = folder / f"gpu-{name.lower().replace(' ', '-')}"
-        print(", ".join(f"{key} {value}" for key, value in self._run.items()), flush=True)
+        print(", ".join(f"{key} {value}" for key, value in self._run.items() if value), flush=True)
 
-    def add(self, name: str, batch: int, value: float, unit: str, share: float | None = None) -> None:
-        """Add a measurement of a batch; `share` is that of the peak."""
-        self._rows.append({"measurement": name, "batch": batch, "value": value, "unit": unit, "share_of_peak": share})
-        with replacing(self._stem.with_suffix(".json")) as file:
-            file.write(dumps({**self._run, "rows": self._rows}, indent=1).encode())
-        with replacing(self._stem.with_suffix(".csv")) as binary, open(binary.fileno(), "w", newline="", closefd=False) as text:
-            writer = csv.DictWriter(text, [*self._rows[0], *self._run])
+    @property
+    def rows(self) -> list[Row]:
+        """All rows of the file, also of other runs."""
+        return read(self._path) if self._path.exists() else []
+
+    def find(self, **what: Any) -> Row | None:
+        """The row of a measurement, if it was made on this machine before."""
+        wanted = {**self._machine, **_texts(what)}
+        return next((row for row in self.rows if wanted.items() <= row.items()), None)
+
+    def add(self, what: dict[str, Any], **values: Any) -> None:
+        """Print and save a measurement: `what` identifies it, `values` are its results."""
+        names, numbers, rows, earlier = _texts(what), _texts(values), self.rows, self.find(**what)
+        row = {**names, **numbers, **self._run}
+        if earlier:
+            rows[rows.index(earlier)] = row
+        else:
+            rows.append(row)
+        columns = [name for name in dict.fromkeys(name for one in rows for name in one) if name not in self._run]
+        with replacing(self._path) as binary, open(binary.fileno(), "w", encoding="utf-8", newline="", closefd=False) as text:
+            writer = csv.DictWriter(text, [*columns, *self._run], restval="", lineterminator="\n")
             writer.writeheader()
-            writer.writerows({**row, **self._run} for row in self._rows)
-        print(f"{name:64} {batch:5} {value:10,.4g} {unit}" + (f", {share:.1%} of the peak" if share else ""), flush=True)
+            writer.writerows(rows)
+        print(", ".join(names.values()), *(f"{name} {text}" for name, text in numbers.items()), sep="; ", flush=True)
+
+
+def read(path: Path) -> list[Row]:
+    """The rows of a file of measurements."""
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def _texts(values: dict[str, Any]) -> Row:
+    """Values as cells of a table; six digits of a number are enough."""
+
+    def text(value: Any) -> str:
+        return "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
+
+    return {name: text(value) for name, value in values.items()}
+
+
+def _versions() -> str:
+    """Python's version and those of the installed packages."""
+    found = {"Python": platform.python_version()}
+    for name in PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return ", ".join(f"{name} {version}" for name, version in found.items())
 
 
 def _commit() -> str:
     """The commit of the source, with `+` if files differ from it; empty outside a repository."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+        ).stdout.strip()  # fmt: skip
+
     try:
-        found = subprocess.run(
-            ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"],
-            cwd=Path(__file__).parent, capture_output=True, text=True, check=True,
-        )  # fmt: skip
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":!results")
+        return git("rev-parse", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return ""
-    return found.stdout.strip()

@@ -5,7 +5,6 @@
 benchmarks/README.md describes the installation and the columns of the result.
 """
 
-import argparse
 import os
 import subprocess
 import sys
@@ -17,21 +16,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from measurements import Measurements, parser
 
 from vgg import Error, Network, engines
 from vgg.arrays import Array
 from vgg.benchmark import REFERENCE, Runner, side_by_side
-from vgg.cli.common import Format, print_records
-from vgg.engines import processor
 from vgg.formats import load
 from vgg.limits import work
 
 BATCH_SIZES = (1, 8)
 TOLERANCE = 1e-3  # of the largest logit
 TOLERANCES = {"int8": 0.2, "bf16": 0.1}  # of other arithmetic
-COLUMNS = (
-    "model", "batch", "threads", "engine", "ms", "ms_q1", "ms_q3", f"vs_{REFERENCE}", "vs_native", "ms_limit", "of_limit",
-)  # fmt: skip
+VALUES = ("rounds", "ms", "ms_q1", "ms_q3", f"vs_{REFERENCE}", "ms_limit", "of_limit")
 
 
 class Ncnn:
@@ -166,11 +162,10 @@ def check_logits(runners: dict[str, Runner], batch: Array) -> None:
         print(f"{name}: logits within {off:.0e} of {reference}'s", file=sys.stderr)
 
 
-def records(file: Path, counts: list[int], rounds: int) -> list[dict[str, Any]]:
-    """A record for each number of threads, batch size and engine, for a model file."""
+def measure(file: Path, counts: list[int], rounds: int, results: Measurements) -> None:
+    """Measure a model file with each number of threads, batch size and engine."""
     network = Network.read(file).fold_batch_norm()
     size, rng = network.architecture.input_size, np.random.default_rng(0)
-    found = []
     with tempfile.TemporaryDirectory() as folder:
         peers = converted(network.expanded(), Path(folder)) | in_int8(network.expanded(), Path(folder)) | in_bf16(network)
         for threads in counts:
@@ -178,32 +173,28 @@ def records(file: Path, counts: list[int], rounds: int) -> list[dict[str, Any]]:
             runners |= {name: opened(threads=threads) for name, opened in peers.items()}
             check_logits(runners, rng.standard_normal((2, 3, size, size), np.float32))
             for batch_size in BATCH_SIZES:
-                print(f"{file}: batch {batch_size}, {threads} threads", file=sys.stderr)
                 batch = rng.standard_normal((batch_size, 3, size, size), np.float32)
                 one = side_by_side(runners, batch, work(network), threads, rounds)
                 for timing in one.timings:
-                    ratio = one.ratio(timing, "native")
-                    record = {"model": file.name, **one.record(timing), "vs_native": ratio and round(ratio, 4)}
-                    found.append({name: record[name] for name in COLUMNS})
+                    engine, _, precision = timing.engine.partition("-")
+                    what = {"model": file.stem, "batch": batch_size, "threads": threads}
+                    what |= {"engine": engine, "precision": precision or "float32"}
+                    record = one.record(timing)
+                    results.add(what, **{name: record[name] for name in VALUES}, vs_native=one.ratio(timing, "native"))
             del runners
-    return found
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = parser(__doc__)
     options.add_argument("models", nargs="+", type=Path, help="model files that vgg reads")
     options.add_argument("--rounds", type=int, default=10)
-    options.add_argument("--format", type=Format, choices=list(Format), default=Format.table)
     given = options.parse_args()
-    sys.stdout = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # some peers' libraries print to standard output, which is for the result
-    counts = sorted({1, os.cpu_count() or 1})
+    results = Measurements("peers", given.output)
     try:
-        found = [record for model in given.models for record in records(model, counts, given.rounds)]
+        for model in given.models:
+            measure(model, sorted({1, os.cpu_count() or 1}), given.rounds, results)
     except Error as error:
         sys.exit(str(error))
-    print(f"{processor()}, milliseconds per image", file=sys.stderr)
-    print_records(found, given.format)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@
 benchmarks/README.md describes the columns. All weights are random: the time does not depend on them.
 """
 
-import argparse
 import contextlib
 import importlib
 import os
@@ -17,12 +16,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from measurements import Measurements, parser
 
 from vgg import Architecture, Network, engines
 from vgg.architectures import Pooling
 from vgg.arrays import Array
-from vgg.cli.common import Format, print_records
-from vgg.engines import Engine, processor
+from vgg.engines import Engine
 from vgg.heads import NONE
 from vgg.preprocessing import PRESETS
 
@@ -87,8 +86,8 @@ def peer_work(module: Any, batch: Array) -> Work:
     return run
 
 
-def records(works: dict[str, Work], rounds: int) -> list[dict[str, Any]]:
-    """A record for each program; they take turns in every round."""
+def measure(what: dict[str, Any], works: dict[str, Work], rounds: int, results: Measurements) -> None:
+    """Measure each program; they take turns in every round."""
     for work in works.values():
         work()
     seconds: dict[str, list[float]] = {name: [] for name in works}
@@ -98,37 +97,33 @@ def records(works: dict[str, Work], rounds: int) -> list[dict[str, Any]]:
             start = time.perf_counter()
             work()
             seconds[name].append(time.perf_counter() - start)
-    found = []
     for name, times in seconds.items():
         low, median, high = (1e3 * one for one in statistics.quantiles(times, n=4))
         ratios = {
             f"vs_{other}": statistics.median(a / b for a, b in zip(times, seconds[other], strict=True)) for other in works
         }
-        record = {"program": name, "ms": round(median, 1), "ms_q1": round(low, 1), "ms_q3": round(high, 1)}
-        found.append(record | {key: round(ratios[key], 3) for key in ("vs_passes", "vs_package") if key in ratios})
-    return found
+        compared = {key: ratios.get(key) for key in ("vs_passes", "vs_package")}
+        results.add({**what, "program": name}, rounds=rounds, ms=median, ms_q1=low, ms_q3=high, **compared)
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = parser(__doc__)
     options.add_argument("--size", type=int, default=256, help="side of the images")
     options.add_argument("--rounds", type=int, default=10)
     options.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    options.add_argument("--format", type=Format, choices=list(Format), default=Format.table)
     given = options.parse_args()
     torch.set_num_threads(given.threads)
     peers = {
         "lpips": peer("lpips", lambda package: package.LPIPS(net="vgg", pretrained=False, pnet_rand=True, verbose=False)),
         "dists": peer("DISTS_pytorch", lambda package: package.DISTS(load_weights=False)),
     }
-    found = []
+    results = Measurements("perceptual", given.output)
     poolings: dict[str, tuple[Pooling, Callable[[Engine, Array, Array], Work]]] = {
         "lpips": ("max", lpips_work), "dists": ("l2", dists_work),
     }  # fmt: skip
     for metric, (pooling, make) in poolings.items():
         engine = vgg16(pooling, given.threads)
         for count in COUNTS:
-            print(f"{metric}: {count} images with a reference", file=sys.stderr)
             batch = np.random.default_rng(0).standard_normal((count + 1, 3, given.size, given.size), np.float32)
             pairs = np.array([(0, index) for index in range(1, count + 1)])
             works: dict[str, Work] = {
@@ -137,9 +132,8 @@ def main() -> None:
             }
             if peers[metric] is not None:
                 works["package"] = peer_work(peers[metric], batch)
-            found += [{"metric": metric, "pairs": count, **one} for one in records(works, given.rounds)]
-    print(f"{processor()}, {given.threads} threads, {given.size}x{given.size}, milliseconds", file=sys.stderr)
-    print_records(found, given.format)
+            what = {"metric": metric, "pairs": count, "size": given.size, "threads": given.threads}
+            measure(what, works, given.rounds, results)
 
 
 if __name__ == "__main__":

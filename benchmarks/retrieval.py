@@ -7,11 +7,11 @@ Each image of the class folders is a query against all others. Copies are named 
 is CLASS/NAME.
 """
 
-import argparse
 import time
 from pathlib import Path
 
 import numpy as np
+from measurements import Measurements, parser
 
 COMPONENTS = 64  # principal components that are kept
 QUERIES = 500  # of an index
@@ -47,31 +47,33 @@ def figures(similarity, classes):
     return [100 * value.mean() for value in (relevant[:, 0], relevant[:, :5].any(1), average)]
 
 
-def same_class(arrays, names):
+def same_class(arrays, names, results):
     classes = np.array([Path(name).parent.name for name in names])
-    print(f"{len(names)} images, {len(set(classes))} classes: recall@1, recall@5, mAP")
     for layer, values in arrays.items():
         for pooling, vectors in poolings(values).items():
             rows = {"not normalised": vectors, "normalised": unit(vectors)}
             rows |= {"components": reduced(unit(vectors), False), "whitened": reduced(unit(vectors), True)}
             for name, one in rows.items():
-                cells = " ".join(f"{value:5.1f}" for value in figures(one @ one.T, classes))
-                print(f"{layer:8} {pooling:11} {vectors.shape[1]:6} {name:14} {cells}")
+                what = {"measurement": "same class", "layer": layer, "pooling": pooling, "vectors": name}
+                recall_1, recall_5, precision = figures(one @ one.T, classes)
+                values = {"images": len(names), "size": vectors.shape[1]}
+                results.add(what, **values, recall_at_1=recall_1, recall_at_5=recall_5, mean_average_precision=precision)
 
 
-def near_duplicates(arrays, names, copies, copied):
+def near_duplicates(arrays, names, copies, copied, results):
     originals = np.array([f"{Path(name).parent.name}-{Path(name).stem}" for name in names])
     kinds = np.array([Path(name).parent.name for name in copied])
-    print(f"original of {len(copied)} copies found first")
     for layer, vectors in copies.items():
         values = arrays[layer]
         indexed = next(iter(poolings(values).values()))
         best = (unit(vectors) @ unit(indexed).T).argmax(1)
         right = originals[best] == [Path(name).stem for name in copied]
-        print(f"{layer:8}", *(f"{kind} {100 * right[kinds == kind].mean():.1f}" for kind in sorted(set(kinds))))
+        for kind in sorted(set(kinds)):
+            what = {"measurement": "original of a copy", "layer": layer, "copies": kind}
+            results.add(what, images=int((kinds == kind).sum()), recall_at_1=100 * right[kinds == kind].mean())
 
 
-def indexes(maps, count):
+def indexes(maps, count, results):
     """Exact search and HNSW on the vectors of single positions, which are many."""
     import faiss
 
@@ -81,20 +83,21 @@ def indexes(maps, count):
     queries, vectors = vectors[:QUERIES], np.ascontiguousarray(vectors[QUERIES:])
     start = time.process_time()
     exact = np.array([np.argpartition(-(vectors @ query), 10)[:10] for query in queries])
-    print(
-        f"{len(vectors)} vectors of {vectors.shape[1]}: exact, {1e3 * (time.process_time() - start) / QUERIES:.2f} ms a query"
-    )
+    what = {"measurement": "index", "images": len(vectors), "size": vectors.shape[1]}
+    results.add({**what, "index": "exact"}, ms=1e3 * (time.process_time() - start) / QUERIES)
     index = faiss.IndexHNSWFlat(vectors.shape[1], 32, faiss.METRIC_INNER_PRODUCT)
     start = time.process_time()
     index.add(vectors)
-    print(f"HNSW: built in {time.process_time() - start:.1f} s")
+    built = time.process_time() - start
     for width in (16, 64, 256):
         index.hnsw.efSearch = width
         start = time.process_time()
         found = index.search(queries, 10)[1]
         elapsed = 1e3 * (time.process_time() - start) / QUERIES
         shared = np.mean([len(set(one) & set(other)) / 10 for one, other in zip(found, exact, strict=True)])
-        print(f"efSearch {width:3}: {100 * shared:.1f}% of the exact ten nearest, {elapsed:.2f} ms a query")
+        results.add(
+            {**what, "index": f"HNSW, efSearch {width}"}, ms=elapsed, percent_of_exact=100 * shared, seconds_to_build=built
+        )
 
 
 def read(path):
@@ -103,18 +106,19 @@ def read(path):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("features", help="features of class folders, written by vgg features --maps")
-    parser.add_argument("--copies", help="features of copies of some of the images")
-    parser.add_argument("--index", type=int, help="number of vectors of a search index, from the first layer's maps")
-    options = parser.parse_args()
+    described = parser(__doc__)
+    described.add_argument("features", help="features of class folders, written by vgg features --maps")
+    described.add_argument("--copies", help="features of copies of some of the images")
+    described.add_argument("--index", type=int, help="number of vectors of a search index, from the first layer's maps")
+    options = described.parse_args()
+    results = Measurements("retrieval", options.output)
     names, arrays = read(options.features)
-    same_class(arrays, names)
+    same_class(arrays, names, results)
     if options.copies:
         copied, copies = read(options.copies)
-        near_duplicates(arrays, names, copies, copied)
+        near_duplicates(arrays, names, copies, copied, results)
     if options.index:
-        indexes(next(iter(arrays.values())), options.index)
+        indexes(next(iter(arrays.values())), options.index, results)
 
 
 if __name__ == "__main__":

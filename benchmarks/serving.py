@@ -8,7 +8,6 @@ Server and clients run on this machine. `--parts` selects parts; poisson and ove
 throughput measures and `--capacity` sets.
 """
 
-import argparse
 import http.client
 import json
 import os
@@ -27,6 +26,7 @@ from pathlib import Path
 from threading import Thread
 
 import numpy as np
+from measurements import Measurements, parser
 
 import vgg
 
@@ -100,14 +100,12 @@ def quantile(account: dict, fraction: float) -> float:
     return times[-1][0]
 
 
-def summary(accounts: dict[str, dict]) -> str:
-    def one(status: str, account: dict) -> str:
-        mean = account["total_response_time"] / account["num_requests"]
-        low, high = quantile(account, 0.5), quantile(account, 0.99)
-        p95 = quantile(account, 0.95)
-        return f"{status}: {account['num_requests']}, ms mean {mean:.0f} p50 {low:.0f} p95 {p95:.0f} p99 {high:.0f}"
-
-    return "; ".join(one(*entry) for entry in sorted(accounts.items()))
+def add(results: Measurements, what: dict[str, object], accounts: dict[str, dict], **values: float) -> None:
+    """Save the number of responses and their times in milliseconds, a row for each status."""
+    for status, account in sorted(accounts.items()):
+        quantiles = {f"ms_p{percent}": quantile(account, percent / 100) for percent in (50, 95, 99)}
+        count, total = account["num_requests"], account["total_response_time"]
+        results.add({**what, "status": status}, responses=count, ms=total / count, **quantiles, **values)
 
 
 def memory(process: int) -> float:
@@ -116,8 +114,8 @@ def memory(process: int) -> float:
     return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmRSS"))) / 1000
 
 
-def latency(address: str, classifier: vgg.Classifier, images: Path, count: int = 100) -> str:
-    """Medians in milliseconds, in turns: the engine and decoding in this process, and a client with and without keep-alive."""
+def latency(address: str, classifier: vgg.Classifier, images: Path, results: Measurements, count: int = 100) -> None:
+    """Medians, in turns: the engine and decoding in this process, and a client with and without keep-alive."""
     data = min(images.rglob("*.[jJ]*")).read_bytes()
     kept = http.client.HTTPConnection(address.removeprefix("http://"))
 
@@ -147,7 +145,8 @@ def latency(address: str, classifier: vgg.Classifier, images: Path, count: int =
             one()
             times[name].append(time.perf_counter() - started)
     kept.close()
-    return "; ".join(f"{name} {1000 * statistics.median(seconds):.1f} ms" for name, seconds in times.items())
+    for name, seconds in times.items():
+        results.add({"measurement": f"latency: {name}"}, ms=1000 * statistics.median(seconds))
 
 
 class Sink(BaseHTTPRequestHandler):
@@ -213,7 +212,7 @@ def responses(address: str, data: bytes, seconds: float) -> int:
         return sum(future.result() for future in [pool.submit(send) for _ in range(4)])
 
 
-def cost(model: str, images: Path, seconds: float) -> str:
+def cost(model: str, images: Path, seconds: float, results: Measurements) -> None:
     """Throughput and CPU time per request of a server with TLS and traces, beside one without.
 
     In pairs of `seconds` each, in short turns, so that other programs on the machine affect both.
@@ -233,17 +232,13 @@ def cost(model: str, images: Path, seconds: float) -> str:
             speed = counts[plain] / elapsed[plain]
             speeds.append(counts[other] / elapsed[other] / speed)
             times.append(spent[other] / counts[other] / (spent[plain] / counts[plain]))
-            ms = 1000 * spent[plain] / counts[plain]
-            print(f"{speed:.1f} requests/s, {ms:.2f} ms; {speeds[-1]:.1%}, {times[-1]:.1%}", flush=True)
-
-    def spread(ratios: list[float]) -> str:
-        return f"{statistics.median(ratios):.1%} ({min(ratios):.1%} to {max(ratios):.1%})"
-
-    return f"with TLS and traces: throughput {spread(speeds)}, CPU time per request {spread(times)}, median of {PAIRS} pairs"
+    for name, ratios in (("throughput", speeds), ("CPU time per request", times)):
+        spread = {"ratio": statistics.median(ratios), "ratio_min": min(ratios), "ratio_max": max(ratios)}
+        results.add({"measurement": f"TLS and traces / without: {name}"}, rounds=PAIRS, **spread)
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = parser(__doc__)
     options.add_argument("model")
     options.add_argument("--images", type=Path, required=True, help="folder of JPEGs")
     options.add_argument("--parts", default=",".join(PARTS))
@@ -251,9 +246,9 @@ def main() -> None:
     options.add_argument("--capacity", type=float, default=0.0, help="images per second")
     options.add_argument("--requests", type=int, default=20_000, help="number of requests of the part memory")
     given = options.parse_args()
-    parts, capacity = given.parts.split(","), given.capacity
+    parts, capacity, results = given.parts.split(","), given.capacity, Measurements("serving", given.output)
     if "secured" in parts:
-        print(cost(given.model, given.images, given.seconds / 6), flush=True)
+        cost(given.model, given.images, given.seconds / 6, results)
     if parts == ["secured"]:
         return
     classifier = vgg.load(given.model)
@@ -265,28 +260,28 @@ def main() -> None:
                 accounts = load(address, given.images, 32, given.seconds / 2)
                 rates.append(rate(accounts["200"]))
                 shares.append(rates[-1] / alone)
-                print(f"pipeline {alone:.2f}, 32 clients {rates[-1]:.2f} images/s; {summary(accounts)}", flush=True)
-            capacity = statistics.median(rates)
-            print(f"the server reaches {statistics.median(shares):.1%} of the pipeline, median of {ROUNDS}", flush=True)
+            capacity, shared = statistics.median(rates), statistics.median(shares)
+            what = {"measurement": "32 clients / pipeline without a server"}
+            add(results, what, accounts, rounds=ROUNDS, images_per_s=capacity, ratio=shared)
         if "latency" in parts:
-            print(latency(address, classifier, given.images), flush=True)
+            latency(address, classifier, given.images, results)
         if "poisson" in parts:
             accounts = load(address, given.images, 1, given.seconds, 0.8 * capacity)
-            print(f"poisson, {0.8 * capacity:.2f}/s: {summary(accounts)}", flush=True)
+            add(results, {"measurement": "random arrivals at 80% of the capacity"}, accounts, arrivals_per_s=0.8 * capacity)
         if "overload" in parts:
             accounts = load(address, given.images, 32, given.seconds / 4)
-            print(f"before: {rate(accounts['200']):.2f} images/s", flush=True)
+            add(results, {"measurement": "before overload"}, accounts, images_per_s=rate(accounts["200"]))
             accounts = load(address, given.images, 1, given.seconds / 2, 5 * capacity)
-            print(f"overload, {5 * capacity:.2f}/s: {summary(accounts)}", flush=True)
+            add(results, {"measurement": "overload, 5 times the capacity"}, accounts, arrivals_per_s=5 * capacity)
             time.sleep(2)
             accounts = load(address, given.images, 32, given.seconds / 4)
-            print(f"after: {rate(accounts['200']):.2f} images/s; {summary(accounts)}", flush=True)
+            add(results, {"measurement": "after overload"}, accounts, images_per_s=rate(accounts["200"]))
         if "memory" in parts:
             done, initial = 0, memory(process)
             while done < given.requests:
                 accounts = load(address, given.images, 32, given.seconds / 6)
                 done += sum(one["num_requests"] for one in accounts.values())
-                print(f"memory: {done} requests, {memory(process):.0f} MB (initially {initial:.0f})", flush=True)
+                results.add({"measurement": "memory", "responses": done}, mb=memory(process), mb_initially=initial)
 
 
 if __name__ == "__main__":

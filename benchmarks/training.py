@@ -6,7 +6,6 @@ The step of `vgg train` is one of the real loop, with images decoded and cropped
 memory.
 """
 
-import argparse
 import statistics
 import tempfile
 import time
@@ -14,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from measurements import Measurements, parser
 from photos import write_images
 from torch import nn
 
@@ -30,17 +30,17 @@ def vgg16(classes: int) -> Module:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch", type=int, default=32, help="number of images in a batch")
-    parser.add_argument("--steps", type=int, default=6, help="number of steps of each; the first is not counted")
-    parser.add_argument("--threads", type=int, help="number of threads of torch")
-    options = parser.parse_args()
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    described = parser(__doc__)
+    described.add_argument("--batch", type=int, default=32, help="number of images in a batch")
+    described.add_argument("--steps", type=int, default=6, help="number of steps of each; the first is not counted")
+    described.add_argument("--threads", type=int, default=torch.get_num_threads(), help="number of threads of torch")
+    options = described.parse_args()
+    torch.set_num_threads(options.threads)
+    results = Measurements("training", options.output)
     module = vgg16(10)
     optimizer = torch.optim.SGD(module.parameters(), 0.01, 0.9, weight_decay=1e-4)
     batch, targets = torch.randn(options.batch, 3, 224, 224), torch.randint(0, 10, (options.batch,))
-    ratios: list[tuple[float, float]] = []
+    found: list[tuple[float, ...]] = []
     mark = [time.perf_counter(), time.process_time()]
 
     def pair(task: str, done: int, total: int | None, unit: str = "", /) -> None:
@@ -53,14 +53,14 @@ def main() -> None:
         optimizer.step()
         loss.item()
         plain = time.perf_counter() - started[0], time.process_time() - started[1]
-        print(
-            f"step {done}: vgg train {ours[0]:.2f} s, plain {plain[0]:.2f} s; processor time {ours[1]:.2f} and {plain[1]:.2f} s"
-        )
         if done > 1:
-            ratios.append((ours[0] / plain[0], ours[1] / plain[1]))
+            found.append((ours[0], plain[0], ours[0] / plain[0], ours[1] / plain[1]))
         if done == total:  # the end of the only epoch, before its evaluation
-            wall, processor = (statistics.median(column) for column in zip(*ratios, strict=True))
-            print(f"vgg train / plain, median of {len(ratios)} pairs: {wall:.3f}; of processor time {processor:.3f}")
+            seconds, plain_seconds, ratio, processor_ratio = map(statistics.median, zip(*found, strict=True))
+            results.add(
+                {"measurement": "step of vgg train / plain", "batch": options.batch, "threads": options.threads},
+                pairs=len(found), seconds=seconds, plain_seconds=plain_seconds, ratio=ratio, processor_ratio=processor_ratio,
+            )  # fmt: skip
             raise SystemExit
         mark[:] = time.perf_counter(), time.process_time()
 

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -87,6 +88,21 @@ def test_a_crop_depends_on_the_seed_the_image_and_the_epoch_only(tmp_path):
     [as_evaluated] = one.batches([[0]])
     expected = SMALL.place(Image.open(dataset.samples[0].path))
     np.testing.assert_array_equal(as_evaluated.inputs[0], expected)
+
+
+def test_decoded_images_are_not_read_again(tmp_path):
+    dataset = vgg.sources.open(class_folders(tmp_path / "data"), 3)
+    loader = Loader(dataset, RECIPES["modern"].for_input(32, True), SMALL, 0, 2)
+    [expected] = loader.batches([[1, 2]], 0)
+    Path(dataset.samples[0].path).write_bytes(b"no image")
+    other = Loader(dataset, RECIPES["modern"].for_input(32, True), SMALL, 0, 2)
+    other.decode(np.arange(3))
+    for sample in dataset.samples[1:]:
+        Path(sample.path).unlink()
+    [batch] = other.batches([[0, 1, 2, 3]], 0)
+    assert batch.indices.tolist() == [1, 2]
+    np.testing.assert_array_equal(batch.inputs, expected.inputs)
+    assert set(other.errors) == {dataset.samples[0].name, dataset.samples[3].name}
 
 
 def test_what_is_drawn_is_even_and_different_for_each_seed_view_and_image():

@@ -1,6 +1,7 @@
 """The data loader: threads decode and crop images ahead of their use."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -69,6 +70,22 @@ class Loader:
                 evaluation.
         """
         return ahead(lambda indices: self._batch(indices, view), parts, self._workers, self._workers + 1)
+
+    def decode(self, indices: Array) -> None:
+        """Decode images before the first ones are used, as many as are kept in memory."""
+        if self._decoded:
+            return
+
+        def decode(part: Array) -> bool:
+            for index in map(int, part):
+                with suppress(ImageError):  # it is reported when the image is used
+                    self._image(index)
+            return self._room > 0 and int(part[-1]) in self._decoded
+
+        parts = np.array_split(indices, -(-len(indices) // 64))  # a thread decodes 64 at once
+        for kept in ahead(decode, parts, self._workers, self._workers):
+            if not kept:
+                break
 
     def _batch(self, indices: Indices, view: int | None) -> Batch:
         readable, pixels = [], []

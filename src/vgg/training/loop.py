@@ -78,6 +78,8 @@ class Trainer:
 
     def train_epoch(self) -> Row:
         """Train for the rest of the epoch; returns the epoch's row without its validation."""
+        if self.process.device.type == "cuda" and isinstance(self.train, Loader):
+            self.train.decode(self.setup.indices)  # a GPU would wait for the first images
         self.module.train()
         view, batches = self.view, self.batches()
         qualities = [quality(row, self.recipe.best) for row in self.history]
