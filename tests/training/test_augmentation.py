@@ -306,7 +306,7 @@ def test_networks_that_cannot_grow_are_refused(share, others, message, tmp_path)
 
 
 def test_an_epoch_with_repeats_has_as_many_steps_and_fewer_images(tmp_path):
-    data = cifar_folder(tmp_path / "cifar", train=70)
+    data = cifar_folder(tmp_path / "cifar", train=80)
     recipe = replace(RECIPES["cifar"], batch=16, repeats=4)
     given = options(data, tmp_path / "run", recipe, arch="vgg11-bn", micro_batch=9)
     with processes("cpu") as process:

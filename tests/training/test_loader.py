@@ -181,7 +181,7 @@ def test_cifar100_is_read_as_published(tmp_path):
     count, labels = classes_of(folder)
     assert (count, labels.names[raw[7, 1]]) == (100, f"fine{raw[7, 1]}")
     assert classes_of(folder / "test.bin")[1] == labels
-    assert vgg.sources.splits(folder) == (str(folder), str(folder / "test.bin"))
+    assert vgg.sources.splits(folder) == (str(folder), None, str(folder / "test.bin"))
     assert vgg.sources.is_cifar(folder)
     assert [one for one, _ in vgg.sources.find(folder)][-1] == f"{folder}/train.bin/{len(raw) - 1}"
     with pytest.raises(Error, match="is CIFAR-100, which has 100 classes; the model has 10"):
