@@ -20,7 +20,7 @@ from vgg.training.student import kept_layers, origin
 from vgg.training.targets import loss, scores
 
 STILL = replace(QUICK, epochs=1, lr=0.0, plain_lr=0.0, weight_decay=0.0)  # learns nothing
-TUNE = replace(RECIPES["finetune"], epochs=6, batch=8, views=2, thaw=0, patience=0, lr=1e-3)
+TUNE = replace(RECIPES["finetune"], epochs=6, batch=8, views=2, thaw=0, patience=0, lr=3e-3)
 COLOURS = ("red", "green", "blue")
 
 
