@@ -49,6 +49,7 @@ CHANGES = {
     "repeated augmentation": ("repeats=2",),
     "Muon instead of SGD": ("optimizer=muon",),
     "dropout": ("dropout=0.5",),
+    "float32 instead of bfloat16": ("bf16=no",),
 }
 
 
