@@ -45,7 +45,7 @@ CHANGES = {
     "RandAugment": ("policy=rand",),
     "random erasing": ("erasing=0.25",),
     "repeated augmentation": ("repeats=2",),
-    "Muon instead of SGD": ("optimizer=muon",),
+    "SGD instead of Muon": ("optimizer=sgd",),
     "float32 instead of bfloat16": ("bf16=no",),
 }
 
