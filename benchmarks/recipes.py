@@ -39,8 +39,6 @@ CHANGES = {
     "no label smoothing": ("smoothing=0",),
     "random instead of alternating mirroring": ("flip=random",),
     "black border instead of reflection": ("border=black",),
-    "crops up to 4 pixels off instead of 2": ("crop_range=4",),
-    "cosine instead of linear schedule": ("schedule=cosine",),
     "CutMix": ("cutmix=1",),
     "mixup": ("mixup=0.2",),
     "TrivialAugment": ("policy=trivial",),
@@ -48,7 +46,7 @@ CHANGES = {
     "random erasing": ("erasing=0.25",),
     "repeated augmentation": ("repeats=2",),
     "Muon instead of SGD": ("optimizer=muon",),
-    "dropout": ("dropout=0.5",),
+    "float32 instead of bfloat16": ("bf16=no",),
 }
 
 

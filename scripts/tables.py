@@ -198,6 +198,17 @@ IN_GPU = {
 }
 SETS = {"CIFAR-10": "cifar-10-batches-bin", "CIFAR-100": "cifar-100-binary"}
 
+
+def of_recipes(corner: str, epochs: int, lines: Sequence[Line]) -> Table:
+    """Accuracies of training runs of so many epochs."""
+    columns = [
+        Line(column or title, {"dataset": place}, text)
+        for title, place in SETS.items()
+        for column, text in (("", "{test_top1}"), ("difference", "{difference}"), ("mirrored", "{test_top1_mirrored}"))
+    ]
+    return Table("recipes-*.csv", corner, lines, columns, {"network": "vgg11-bn, width 0.25", "epochs": epochs}, summary)
+
+
 TABLES = {
     "vgg16 by processor": Table(
         "peers-*.csv", "VGG-16, ms, 1 image, 1 thread", BY_PROCESSOR,
@@ -237,16 +248,10 @@ TABLES = {
         ],
         {"measurement": "CIFAR"},
     ),
-    "recipes": Table(
-        "recipes-*.csv", "change of the recipe", [Line(change, {"change": change}) for change in ("earlier recipe", *CHANGES)],
-        [
-            Line(column or title, {"dataset": place}, text)
-            for title, place in SETS.items()
-            for column, text in (("", "{test_top1}"), ("difference", "{difference}"), ("mirrored", "{test_top1_mirrored}"))
-        ],
-        {"network": "vgg11-bn, width 0.25", "epochs": 25},
-        summary,
+    "recipes": of_recipes(
+        "recipe", 25, [Line("`modern`", {"change": "earlier recipe"}), Line("`cifar`", {"change": "base"})]
     ),
+    "changes": of_recipes("change of the recipe", 12, [Line(change, {"change": change}) for change in CHANGES]),
 }  # fmt: skip
 
 

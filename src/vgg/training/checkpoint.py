@@ -26,6 +26,8 @@ def create(folder: Path, *, fresh: bool) -> None:
         for name in ("tensorboard", CACHE) if fresh else ():
             if (folder / name).exists():
                 shutil.rmtree(folder / name)
+        for fold in folder.glob("fold-*") if fresh else ():
+            create(fold, fresh=True)
     except OSError as error:
         raise Error(f"{error.filename or folder}: can't be written: {reason(error)}") from None
 

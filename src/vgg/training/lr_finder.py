@@ -47,7 +47,7 @@ def find_rate(options: Options, progress: Progress = silent, log: Callable[[str]
 
     The suggestion is the rate at which the smoothed loss falls fastest, measured over more than a power of ten, so that single
     steps have little influence. (fastai's `valley`, the middle of the longest series of falling losses, begins in the noise of
-    the lowest rates, and was up to ten times lower in our trials.)
+    the lowest rates, and was two and four times lower in two trials.)
 
     Args:
         options: see `Options`; the recipe's `lr` and schedule are not used.

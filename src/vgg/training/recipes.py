@@ -23,7 +23,7 @@ class Recipe:
     optimizer: Literal["sgd", "adamw", "muon"] = "sgd"
     lr: float = 0.01  # learning rate of the last block, after the warm-up
     plain_lr: float = 0.0  # the same for networks without batch normalisation; 0: `lr`
-    muon_lr: float = 0.03  # muon: the same for the weights of hidden layers; `lr` is that of all other parameters
+    muon_lr: float = 0.01  # muon: the same for the weights of hidden layers; `lr` is that of all other parameters
     schedule: Literal["steps", "plateau", "cosine", "linear"] = "steps"
     drops: tuple[float, ...] = ()  # steps: the rate is divided by 10 after these shares of the epochs
     plateau: int = 5  # plateau: the rate is divided by 10 after this many epochs without improvement, at most three times
@@ -120,7 +120,7 @@ RECIPES = {
             "cifar",
             "as `modern`, for small images and few epochs; flip, padding and schedule as in airbench, arXiv 2404.00498",
             "docs/training.md",
-            epochs=25, batch=128, lr=0.1, plain_lr=0.01, schedule="linear", warm_up=2, nesterov=True, weight_decay=5e-4,
+            epochs=25, batch=128, lr=0.1, plain_lr=0.01, schedule="linear", warm_up=2, nesterov=True, weight_decay=1e-3,
             decay_all=False, dropout=0.0, crop="pad", crop_range=(2,), border="reflect", flip="alternating", smoothing=0.1,
             ema=0.999, bf16=True, channels_last=True,
         ),

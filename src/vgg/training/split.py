@@ -37,18 +37,19 @@ def split(dataset: Dataset, groups: Groups, seed: int, *, hold_out: bool, fold: 
         fold: bool [images], the images for test; by default none.
     """
     test = np.zeros(len(dataset), np.bool_) if fold is None else fold
-    rest, part = np.flatnonzero(~test), np.ones(len(dataset), np.int64)
-    owners: dict[int, set[Hashable]] = {}  # the groups with images of each class
-    for index in rest.tolist():
-        for target in dataset.samples[index].classes:
-            owners.setdefault(target, set()).add(groups[index])
-    needed = {group for found in owners.values() if len(found) == 1 for group in found}
-    free = [index for index in rest.tolist() if groups[index] not in needed]
-    share = min(len(rest) // HELD_OUT, MOST) / max(len(free), 1) if hold_out else 0
-    part[free] = divide(
-        [dataset.samples[index].classes for index in free], [groups[index] for index in free], (share, 1 - share), seed
-    )
-    return Split(rest[part[rest] == 1], rest[part[rest] == 0], np.flatnonzero(test))
+    rest, held_out = np.flatnonzero(~test), np.zeros(len(dataset), np.bool_)
+    if hold_out:
+        classes = [one.classes for one in dataset]
+        owners: dict[int, set[Hashable]] = {}  # the groups with images of each class
+        for index in rest.tolist():
+            for target in classes[index]:
+                owners.setdefault(target, set()).add(groups[index])
+        needed = {group for found in owners.values() if len(found) == 1 for group in found}
+        free = [index for index in rest.tolist() if groups[index] not in needed]
+        share = min(len(rest) // HELD_OUT, MOST) / max(len(free), 1)
+        part = divide([classes[index] for index in free], [groups[index] for index in free], (share, 1 - share), seed)
+        held_out[free] = part == 0
+    return Split(rest[~held_out[rest]], np.flatnonzero(held_out), np.flatnonzero(test))
 
 
 def folds(dataset: Dataset, groups: Groups, count: int, seed: int) -> Array:
