@@ -74,8 +74,11 @@ def test_blocks_thaw_from_the_last_one_down_and_a_stalled_run_stops(tmp_path):
     learnt = Network.read(outcome.path).parameters
     changed = {key.split(".")[0] for key in learnt if not np.array_equal(learnt[key], network.parameters.get(key))}
     assert changed == {"fc8"}
-    outcome = train(options(data, tmp_path / "stalled", replace(TUNE, lr=0.0, epochs=9, patience=2), start=network))
+    lines: list[str] = []
+    stalled = options(data, tmp_path / "stalled", replace(TUNE, lr=0.0, epochs=9, patience=2), start=network)
+    outcome = train(stalled, log=lines.append)
     assert len(outcome.history) == 3
+    assert lines[-1] == "stopped after epoch 3: no better top-1 in 2 epochs"
 
 
 def test_a_student_learns_its_teachers_scores_without_labels(tmp_path):
