@@ -109,7 +109,10 @@ def roc_auc(truth: Array, scores: Array) -> float:
 
 
 def auc_interval(truth: Array, scores: Array, z: float = Z95) -> tuple[float, float]:
-    """The confidence interval of `roc_auc`, at 95% by default: low and high, 0..1; nan below two images of either kind.
+    """The confidence interval of `roc_auc`, at 95% by default: low and high, 0..1.
+
+    It is nan where the formula has no width, which would be misleading: below two images of either kind, and if all pairs are
+    in the right order, or all in the wrong one.
 
     E. R. DeLong et al., "Comparing the areas under two or more correlated receiver operating characteristic curves", Biometrics
     44 (1988): the variance of the area from each image's share of pairs in the right order. As in pROC, an end beyond 0 or 1 is
@@ -123,8 +126,8 @@ def auc_interval(truth: Array, scores: Array, z: float = Z95) -> tuple[float, fl
     if min(len(positive), len(negative)) < 2:
         return math.nan, math.nan
     below, above = _share_below(negative, positive), 1 - _share_below(positive, negative)
-    spread = z * math.sqrt(below.var(ddof=1) / len(positive) + above.var(ddof=1) / len(negative))
-    return max(float(below.mean()) - spread, 0.0), min(float(below.mean()) + spread, 1.0)
+    area, error = float(below.mean()), math.sqrt(below.var(ddof=1) / len(positive) + above.var(ddof=1) / len(negative))
+    return (max(area - z * error, 0.0), min(area + z * error, 1.0)) if error else (math.nan, math.nan)
 
 
 def macro_auc(truth: Array, scores: Array) -> float:
