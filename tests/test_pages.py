@@ -42,6 +42,7 @@ NOT_RUN = {  # pages whose commands don't run here, and why
     "from-the-zoo.md": "downloads of half a gigabyte each; tests/zoo has a mirror with small files",
     "imagenet.md": "needs ImageNet's archives; tests/sources makes small ones",
     "performance.md": "measures the speed of this machine; tests/test_benchmark.py measures a small network",
+    "small-data-sets.md": "minutes, on X-rays that are not here; tests/training has small sets of images with groups",
     "training.md": "hours, on sets of images that are not here; tests/training has small ones",
     "serving.md": "tests/serving runs its clients; the rest needs certificates, containers or clusters",
 }

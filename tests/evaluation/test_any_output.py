@@ -118,26 +118,33 @@ def test_one_logit_is_measured_as_by_scikit_learn(table, tmp_path):
     binary = model(head="average, classes binary", classes=2)
     softmax = model(head="average, classes", classes=2, seed=3)
     run = evaluate([binary, softmax], dataset)
-    found = records(run, threshold=0.4)
+    threshold = round(float(np.median(binary.scores([sample.path for sample in samples])[:, 1])), 3)
+    found = records(run, threshold=threshold)
     truth = np.arange(COUNT) % 2 == 1
     for record, one in zip(found, (binary, softmax), strict=True):
         positive = one.scores([sample.path for sample in samples])[:, 1]
         assert record["roc_auc"] == pytest.approx(100 * sklearn.roc_auc_score(truth, positive), abs=1e-3)
-        assert record["f1"] == pytest.approx(100 * sklearn.f1_score(truth, positive > 0.4, zero_division=0), abs=1e-3)
+        assert record["f1"] == pytest.approx(100 * sklearn.f1_score(truth, positive > threshold, zero_division=0), abs=1e-3)
         assert record["top1"] == pytest.approx(100 * np.mean((positive > 0.5) == truth), abs=1e-3)
         assert record["top5"] is None
-        assert record["sensitivity"] == pytest.approx(100 * sklearn.recall_score(truth, positive > 0.4), abs=1e-3)
-        assert record["specificity"] == pytest.approx(100 * sklearn.recall_score(~truth, positive <= 0.4), abs=1e-3)
+        assert record["sensitivity"] == pytest.approx(100 * sklearn.recall_score(truth, positive > threshold), abs=1e-3)
+        assert record["specificity"] == pytest.approx(100 * sklearn.recall_score(~truth, positive <= threshold), abs=1e-3)
+        for name in ("roc_auc", "sensitivity", "specificity"):
+            assert record[f"{name}_low"] <= record[name] <= record[f"{name}_high"] > record[f"{name}_low"]
+        assert record["threshold"] == threshold
         balanced = sklearn.balanced_accuracy_score(truth, positive > 0.5)
         assert record["balanced_accuracy"] == pytest.approx(100 * balanced, abs=1e-3)
-    write(run, found, tmp_path / "report.html", 0.4)
+    write(run, found, tmp_path / "report.html", threshold)
     page = (tmp_path / "report.html").read_text()
     assert page.count("<h3>Confusion matrix</h3>") == page.count("<h3>Operating points</h3>") == 2
-    right = [int(np.sum((run.results[0].top[:, 0] == one) & (truth == one))) for one in (0, 1)]
+    assert f"(columns, positive for scores above {threshold})" in page
+    chosen = binary.scores([sample.path for sample in samples])[:, 1] > threshold
+    assert not np.array_equal(chosen, run.results[0].top[:, 0])  # the classes with a score above 0.5
+    right = [int(np.sum((chosen == one) & (truth == one))) for one in (0, 1)]
     row = f'<tr><th scope="row">positive<td class="number" style="--share:{(13 - right[1]) / 13:.0%}">{13 - right[1]}'
     assert f'{row}<td class="number" style="--share:{right[1] / 13:.0%}">{right[1]}' in page
     alone = records(evaluate([binary], Dataset("one", [one for one in samples if one.target])))
-    assert alone[0]["roc_auc"] is None
+    assert all(alone[0][name] is None for name in ("roc_auc", "roc_auc_low", "specificity", "specificity_high"))
 
 
 def test_data_and_networks_that_do_not_fit_are_refused(table):

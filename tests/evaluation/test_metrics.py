@@ -8,6 +8,8 @@ from scipy import stats
 from sklearn import metrics as sklearn
 
 from vgg.evaluation.metrics import (
+    Z95,
+    auc_interval,
     average_precision,
     balanced_accuracy,
     binned,
@@ -105,6 +107,26 @@ def test_precision_and_auc_of_one_kind_of_images_are_unknown():
     assert math.isnan(roc_auc(np.array([True, True]), scores))
     assert math.isnan(roc_auc(np.array([False, False]), scores))
     assert math.isnan(average_precision(np.zeros(0, bool), np.zeros(0)))
+
+
+def test_the_interval_of_auc_is_that_of_delong():
+    rng = np.random.default_rng(0)
+    truth, scores = np.arange(60) < 20, rng.normal(size=60).round(1)
+    scores[truth] += 1
+    pairs = np.sign(scores[truth][:, None] - scores[~truth]) / 2 + 0.5  # [positive, negative]: 1 in the right order, ½ if equal
+    error = np.sqrt(pairs.mean(1).var(ddof=1) / 20 + pairs.mean(0).var(ddof=1) / 40)
+    assert auc_interval(truth, scores) == pytest.approx((pairs.mean() - Z95 * error, pairs.mean() + Z95 * error))
+    assert np.isnan(auc_interval(truth, truth.astype(float))).all()
+    assert np.isnan(auc_interval(np.arange(9) == 0, rng.random(9))).all()
+
+
+def test_the_interval_of_auc_holds_the_area_in_95_percent_of_samples():
+    rng, held = np.random.default_rng(0), 0
+    truth, area = np.arange(300) < 100, 0.7602499  # of normal distributions a standard deviation apart: Φ(1/√2)
+    for _ in range(1000):
+        low, high = auc_interval(truth, rng.normal(size=300) + truth)
+        held += low < area < high
+    assert 930 < held < 970
 
 
 @settings(max_examples=50)

@@ -110,6 +110,13 @@ def test_frozen_layers_are_computed_once_for_all_folds(tmp_path):
     found = cross_validate(options(data, tmp_path / "run", TUNE, start=network, freeze="conv5", group=r"p\d+"), 3)
     assert len(list((tmp_path / "run/cache").iterdir())) == 2  # for training and for evaluation
     assert not list((tmp_path / "run").glob("fold-*/cache"))
+    first: dict[str, float] = {}  # share of the values that are known at the first report of each task
+    train(
+        options(data, tmp_path / "all", TUNE, start=network, freeze="conv5", group=r"p\d+", cache=tmp_path / "run/cache"),
+        lambda task, done, total, *unit: first.setdefault(task, done / total),
+    )
+    assert len(list((tmp_path / "run/cache").iterdir())) == 2  # a run without folds shares them
+    assert first.get("Computing pool5 of vgg11", 1) > 0.5
     alone = train(options(data, tmp_path / "alone", TUNE, start=network, freeze="conv5", group=r"p\d+", fold=(2, 3)))
     assert Network.read(alone.path).sha256() == Network.read(found.folds[1].path).sha256()
 

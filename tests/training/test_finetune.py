@@ -42,8 +42,8 @@ def test_the_cached_values_are_those_of_the_network(tmp_path):
     data, network = class_folders(tmp_path / "data"), parent()
     loader = Loader(sources.open(data, 3), TUNE, network.preprocessing, 0, 2)
     indices, views, engine = np.array([1, 5, 20]), (0, 1, None), engines.open(network)
-    cache = Cache(tmp_path / "cache", loader, indices, views, network, engine, "pool4")
-    cache.fill(engine, silent)
+    cache = Cache(tmp_path / "cache", loader, views, network, engine, "pool4")
+    cache.fill(indices, engine, silent)
     for view in views:
         [batch] = loader.batches([indices], view)
         inputs = np.stack([network.preprocessing.normalise(pixels) for pixels in batch.inputs])
@@ -51,10 +51,13 @@ def test_the_cached_values_are_those_of_the_network(tmp_path):
         [found] = cache.batches([indices], view)
         np.testing.assert_allclose(found.inputs, expected, rtol=2e-3, atol=1e-3)
         assert found.targets.tolist() == [0, 0, 2]
-    again = Cache(tmp_path / "cache", loader, indices, views, network, engine, "pool4")
-    again.fill(engine, lambda *done: pytest.fail("already computed"))
+    again = Cache(tmp_path / "cache", loader, views, network, engine, "pool4")
+    again.fill(indices[1:], engine, lambda *done: pytest.fail("already computed"))
+    done = []
+    again.fill(np.array([2, 5]), engine, lambda task, *one: done.append(one[:2]))
+    assert done == [(4, 6), (5, 6), (6, 6)]  # one of two images for each view
     other = engines.open(network, "onnxruntime")  # whose values may differ
-    assert not Cache(tmp_path / "cache", loader, indices, views, network, other, "pool4").rows(indices, 0).any()
+    assert not Cache(tmp_path / "cache", loader, views, network, other, "pool4").rows(indices, 0).any()
 
 
 def test_the_head_is_kept_where_the_classes_are_the_same(tmp_path):
@@ -71,8 +74,11 @@ def test_blocks_thaw_from_the_last_one_down_and_a_stalled_run_stops(tmp_path):
     learnt = Network.read(outcome.path).parameters
     changed = {key.split(".")[0] for key in learnt if not np.array_equal(learnt[key], network.parameters.get(key))}
     assert changed == {"fc8"}
-    outcome = train(options(data, tmp_path / "stalled", replace(TUNE, lr=0.0, epochs=9, patience=2), start=network))
+    lines: list[str] = []
+    stalled = options(data, tmp_path / "stalled", replace(TUNE, lr=0.0, epochs=9, patience=2), start=network)
+    outcome = train(stalled, log=lines.append)
     assert len(outcome.history) == 3
+    assert lines[-1] == "stopped after epoch 3: no better top-1 in 2 epochs"
 
 
 def test_a_student_learns_its_teachers_scores_without_labels(tmp_path):

@@ -130,8 +130,10 @@ def _print(found: Sequence[dict[str, Any]], format: common.Format) -> None:
         return
 
     def within(one: dict[str, Any], name: str) -> str | None:
-        value = one.get(name)
-        return None if value is None else f"{value:.2f} ({one[f'{name}_low']:.1f}–{one[f'{name}_high']:.1f})"
+        value, low = one.get(name), one.get(f"{name}_low")
+        if value is None or low is None:
+            return value
+        return f"{value:.2f} ({low:.1f}–{one[f'{name}_high']:.1f})"
 
     rows = [
         {
@@ -141,9 +143,9 @@ def _print(found: Sequence[dict[str, Any]], format: common.Format) -> None:
             "top-1 %": within(one, "top1"),
             "top-5 %": within(one, "top5"),
             "balanced %": one.get("balanced_accuracy"),
-            "ROC AUC %": one.get("roc_auc"),
-            "sensitivity %": one.get("sensitivity"),
-            "specificity %": one.get("specificity"),
+            "ROC AUC %": within(one, "roc_auc"),
+            "sensitivity %": within(one, "sensitivity"),
+            "specificity %": within(one, "specificity"),
             "F1 %": one.get("f1"),
             "mAP %": one.get("map"),
             "F1 micro %": one.get("f1_micro"),

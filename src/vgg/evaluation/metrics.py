@@ -108,6 +108,28 @@ def roc_auc(truth: Array, scores: Array) -> float:
     return float(below / (hits[-1] * wrong[-1]))
 
 
+def auc_interval(truth: Array, scores: Array, z: float = Z95) -> tuple[float, float]:
+    """The confidence interval of `roc_auc`, at 95% by default: low and high, 0..1.
+
+    It is nan where the formula has no width, which would be misleading: below two images of either kind, and if all pairs are
+    in the right order, or all in the wrong one.
+
+    E. R. DeLong et al., "Comparing the areas under two or more correlated receiver operating characteristic curves", Biometrics
+    44 (1988): the variance of the area from each image's share of pairs in the right order. As in pROC, an end beyond 0 or 1 is
+    moved there.
+
+    Args:
+        truth: bool [images], whether the class is true.
+        scores: [images].
+    """
+    positive, negative = np.sort(scores[truth]), np.sort(scores[~truth])
+    if min(len(positive), len(negative)) < 2:
+        return math.nan, math.nan
+    below, above = _share_below(negative, positive), 1 - _share_below(positive, negative)
+    area, error = float(below.mean()), math.sqrt(below.var(ddof=1) / len(positive) + above.var(ddof=1) / len(negative))
+    return (max(area - z * error, 0.0), min(area + z * error, 1.0)) if error else (math.nan, math.nan)
+
+
 def macro_auc(truth: Array, scores: Array) -> float:
     """The mean area under the ROC curve of each class against the rest, 0..1; nan if no class has one.
 
@@ -178,6 +200,11 @@ def f1(truth: Array, chosen: Array) -> Array:
     """
     both, either = (truth & chosen).sum(0), truth.sum(0) + chosen.sum(0)
     return np.asarray(2 * both / np.maximum(either, 1))
+
+
+def _share_below(ordered: Array, values: Array) -> Array:
+    """Of each value, the share of some numbers in ascending order that are below it; equal ones count one half."""
+    return (np.searchsorted(ordered, values, "left") + np.searchsorted(ordered, values, "right")) / (2 * len(ordered))
 
 
 def _by_score(truth: Array, scores: Array) -> tuple[Array, Array]:

@@ -61,11 +61,11 @@ def _page(evaluation: Evaluation, records: Sequence[Mapping[str, Any]], threshol
     yield _summary(records)
     for index, results in enumerate(evaluation.results):
         yield f'<h2 id="model-{index}">{escape(evaluation.names[index])}</h2>\n'
-        yield from _several(evaluation, results, threshold) if evaluation.several else _model(evaluation, results)
+        yield from (_several if evaluation.several else _model)(evaluation, results, threshold)
     if evaluation.errors:
         rows = "".join(f"<tr><td>{escape(text)}" for text in evaluation.errors.values())
         yield f'<h2>Images that could not be read</h2>\n<div class="card scroll"><table>{rows}</table></div>\n'
-    yield "<footer>Written by <code>vgg evaluate</code>. Intervals are Wilson's 95% confidence intervals.</footer>\n"
+    yield "<footer>Written by <code>vgg evaluate</code>. 95% intervals are DeLong's for AUC, else Wilson's.</footer>\n"
     yield f"<script>{SCRIPT}</script>\n"
 
 
@@ -101,11 +101,13 @@ def _figure(form: str, record: Mapping[str, Any]) -> str:
     value = record.get(name)
     if value is None:
         return ""
+    low, high = record.get(f"{name}_low"), record.get(f"{name}_high")
+    interval = "" if low is None else f"<small>{low:.1f}–{high:.1f}</small>"
     if kind:
         images = f"<small>of {record['real_images']:,}</small>" if name == "real" else ""
-        return f"{value:{kind.rstrip('%')}}{'%' * kind.endswith('%')}{images}"
+        return f"{value:{kind.rstrip('%')}}{'%' * kind.endswith('%')}{images}{interval}"
     published = f"<small>published {record[f'published_{name}']:.2f}</small>" if record["published_top1"] else ""
-    return f"<b>{value:.2f}%</b><small>{record[f'{name}_low']:.1f}–{record[f'{name}_high']:.1f}</small>{published}"
+    return f"<b>{value:.2f}%</b>{interval}{published}"
 
 
 def _several(evaluation: Evaluation, results: ModelResults, threshold: float) -> Iterator[str]:
@@ -129,7 +131,7 @@ def _several(evaluation: Evaluation, results: ModelResults, threshold: float) ->
     yield _class_table(["average precision", "precision", "recall", "F1"], [row[1:] for row in rows], note)
 
 
-def _model(evaluation: Evaluation, results: ModelResults) -> Iterator[str]:
+def _model(evaluation: Evaluation, results: ModelResults, threshold: float) -> Iterator[str]:
     readable = np.flatnonzero(evaluation.readable())
     targets = np.array([sample.target for sample in evaluation.dataset])[readable]
     top, scores = results.top[readable], results.scores[readable]
@@ -162,10 +164,13 @@ def _model(evaluation: Evaluation, results: ModelResults) -> Iterator[str]:
     ]
     titles = ["top-1", *["top-5"] * five, "most frequent confusion"]
     yield _class_table(titles, [row[1:] for row in sorted(rows, key=lambda row: row[0])])
+    predicted, note = top[:, 0], ""
     if evaluation.classes == len(classes) == 2 and results.every.shape[1]:
-        yield _operating_points(targets == 1, results.every[readable][:, 1], label(1))
+        positive = results.every[readable][:, 1]
+        predicted, note = (positive > threshold).astype(np.int64), f", {label(1)} for scores above {threshold:g}"
+        yield _operating_points(targets == 1, positive, label(1))
     if evaluation.classes <= MATRIX:
-        yield _matrix(targets, top[:, 0], [label(target) for target in range(evaluation.classes)])
+        yield _matrix(targets, predicted, [label(target) for target in range(evaluation.classes)], note)
     if not pairs:
         return
     yield '<div class="card"><h3>Most frequent confusions</h3><p>True class and predicted class.</p><div class="pairs">\n'
@@ -211,12 +216,11 @@ def _classes_plot(shares: Array) -> str:
     width, height = 480, 260
     steps = np.linspace(0, width, len(shares) + 1)
     outline = "".join(f"L{a:.1f} {height * (1 - y):.1f}H{b:.1f}" for a, b, y in zip(steps, steps[1:], shares, strict=False))
-    never, always = np.mean(shares == 0), np.mean(shares == 1)
-    text = f"median {np.median(shares):.1%}; {never:.1%} of the classes at 0%, {always:.1%} at 100%"
+    ends = f"{np.mean(shares == 0):.1%} of the classes at 0%, {np.mean(shares == 1):.1%} at 100%"
     return (
         f'<svg viewBox="-34 -8 {width + 44} {height + 40}" role="img" aria-label="Accuracy of each class, sorted">'
         f'{_axis(width, height)}<path class="bar" d="M0 {height}{outline}V{height}Z"/>'
-        f'<text x="0" y="{height + 18}">{text}</text></svg>'
+        f'<text x="0" y="{height + 18}">median {np.median(shares):.1%}; {ends}</text></svg>'
     )
 
 
@@ -253,7 +257,7 @@ def _class_table(titles: Sequence[str], rows: Sequence[tuple[str, int, Sequence[
     )
 
 
-def _matrix(targets: Array, predicted: Array, names: Sequence[str]) -> str:
+def _matrix(targets: Array, predicted: Array, names: Sequence[str], note: str) -> str:
     """The confusion matrix: a row for each true class, shaded by its share of the row."""
     counts = np.zeros((len(names), len(names)), np.int64)
     np.add.at(counts, (targets, predicted), 1)
@@ -263,19 +267,19 @@ def _matrix(targets: Array, predicted: Array, names: Sequence[str]) -> str:
         rows.append(f'<tr><th scope="row">{name}{cells}\n')
     heading = "".join(f'<th class="number">{name}' for name in names)
     return (
-        '<div class="card"><h3>Confusion matrix</h3><p>Number of images by true class (rows) and predicted class (columns), '
-        f'shaded by the share of the true class.</p><div class="scroll"><table class="matrix"><thead><tr><th>{heading}</thead>'
-        f"<tbody>\n{''.join(rows)}</tbody></table></div></div>\n"
+        '<div class="card"><h3>Confusion matrix</h3><p>Number of images by true class (rows) and predicted class (columns'
+        f'{note}), shaded by the share of the true class.</p><div class="scroll"><table class="matrix">'
+        f"<thead><tr><th>{heading}</thead><tbody>\n{''.join(rows)}</tbody></table></div></div>\n"
     )
 
 
 def _operating_points(truth: Array, scores: Array, name: str) -> str:
     """A table of thresholds for two classes, with the highest sensitivity at some specificities."""
-    points = [(least, *operating_point(truth, scores, least)) for least in POINTS]
     rows = "".join(
         f'<tr><td>at least {least:.0%}<td class="number">{threshold:.4f}<td class="number">{sensitivity:.1%}'
         f'<td class="number">{specificity:.1%}\n'
-        for least, threshold, sensitivity, specificity in points
+        for least in POINTS
+        for threshold, sensitivity, specificity in [operating_point(truth, scores, least)]
     )
     return (
         f'<div class="card"><h3>Operating points</h3><p>Thresholds of the score of {name}, the positive class, chosen on these '

@@ -1,6 +1,6 @@
 """The results of an evaluation, image by image, and the state from which it resumes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -142,3 +142,40 @@ class Evaluation:
 def content_hash(model: Classifier) -> str:
     """SHA-256 of what a model computes: of its parameters, or of its file if the activations are quantized."""
     return file_digest(model.engine.graph.path) if isinstance(model.engine, GraphEngine) else model.network.sha256()
+
+
+def predictions(evaluation: Evaluation) -> Iterator[dict[str, Any]]:
+    """A row per image and model: the true class, the cross-entropy, the best classes with their scores, or the error.
+
+    If each class has a score of its own: the true classes, the cross-entropy, the scores of all classes, or the error.
+    """
+    if evaluation.several:
+        yield from _several_predictions(evaluation)
+        return
+    labels = evaluation.models[0].network.class_names
+    width = evaluation.results[0].top.shape[1]
+    for place, sample in enumerate(evaluation.dataset):
+        for name, results in zip(evaluation.names, evaluation.results, strict=True):
+            row: dict[str, Any] = {"image": sample.name, "model": name, "class": sample.target}
+            row["label"] = labels.names[sample.target] if labels and sample.target >= 0 else None
+            row["right"] = row["cross_entropy"] = None
+            pairs: list[tuple[Any, Any]] = [(None, None)] * width
+            if place not in evaluation.errors:
+                pairs = list(zip(results.top[place].tolist(), results.scores[place].tolist(), strict=True))
+                row["right"], row["cross_entropy"] = int(pairs[0][0] == sample.target), round(float(results.losses[place]), 6)
+            for rank, (best, score) in enumerate(pairs, 1):
+                row[f"class_{rank}"], row[f"score_{rank}"] = best, score and round(score, 6)
+            yield row | {"error": evaluation.errors.get(place)}
+
+
+def _several_predictions(evaluation: Evaluation) -> Iterator[dict[str, Any]]:
+    labels = evaluation.models[0].network.class_names
+    for place, sample in enumerate(evaluation.dataset):
+        for name, results in zip(evaluation.names, evaluation.results, strict=True):
+            row: dict[str, Any] = {"image": sample.name, "model": name, "classes": " ".join(map(str, sample.classes))}
+            row["labels"] = "; ".join(labels.names[one] for one in sample.classes) if labels else None
+            good = place not in evaluation.errors
+            row["cross_entropy"] = round(float(results.losses[place]), 6) if good else None
+            scores: list[float | None] = results.every[place].tolist() if good else [None] * evaluation.classes
+            row |= {f"score_{index}": score and round(score, 6) for index, score in enumerate(scores)}
+            yield row | {"error": evaluation.errors.get(place)}

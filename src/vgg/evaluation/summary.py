@@ -1,9 +1,9 @@
-"""The figures of an evaluation: a record per model, a row per prediction."""
+"""The figures of an evaluation: a record per model."""
 
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -116,7 +116,7 @@ class Tally:
         """The figures that follow the accuracies; `compared` includes the comparison with the first model.
 
         ROC AUC is None unless all scores are known. Of two classes, the figures include sensitivity, specificity and F1 of the
-        second one, for scores above the threshold.
+        second one, for scores above the threshold; these but F1, and ROC AUC, have 95% intervals.
         """
         found: dict[str, Any] = {
             "balanced_accuracy": _percent(metrics.balanced_accuracy(np.asarray(self.recalls))),
@@ -127,8 +127,10 @@ class Tally:
             found["roc_auc"] = _percent(metrics.macro_auc(np.arange(self.classes) == targets[:, None], every))
             if self.classes == 2:
                 truth, chosen = targets == 1, every[:, 1] > threshold
-                found["sensitivity"], found["specificity"] = map(_percent, metrics.sensitivity_specificity(truth, chosen))
-                found["f1"] = _percent(float(f1(truth, chosen)))
+                found |= _interval("roc_auc", *metrics.auc_interval(truth, every[:, 1]))
+                found |= _share("sensitivity", int((truth & chosen).sum()), int(truth.sum()))
+                found |= _share("specificity", int((~truth & ~chosen).sum()), int((~truth).sum()))
+                found |= {"f1": _percent(float(f1(truth, chosen))), "threshold": threshold}
         return found | {
             "cross_entropy": round(self.loss / self.images, 4),
             "calibration_error": _percent(calibration_error(self.bins)),
@@ -167,43 +169,6 @@ def records(evaluation: Evaluation, real: Real | None = None, threshold: float =
         record["images_per_second"] = round(evaluation.done / results.seconds, 2) if results.seconds else None
         found.append(record)
     return found
-
-
-def predictions(evaluation: Evaluation) -> Iterator[dict[str, Any]]:
-    """A row per image and model: the true class, the cross-entropy, the best classes with their scores, or the error.
-
-    If each class has a score of its own: the true classes, the cross-entropy, the scores of all classes, or the error.
-    """
-    if evaluation.several:
-        yield from _several_predictions(evaluation)
-        return
-    labels = evaluation.models[0].network.class_names
-    width = evaluation.results[0].top.shape[1]
-    for place, sample in enumerate(evaluation.dataset):
-        for name, results in zip(evaluation.names, evaluation.results, strict=True):
-            row: dict[str, Any] = {"image": sample.name, "model": name, "class": sample.target}
-            row["label"] = labels.names[sample.target] if labels and sample.target >= 0 else None
-            row["right"] = row["cross_entropy"] = None
-            pairs: list[tuple[Any, Any]] = [(None, None)] * width
-            if place not in evaluation.errors:
-                pairs = list(zip(results.top[place].tolist(), results.scores[place].tolist(), strict=True))
-                row["right"], row["cross_entropy"] = int(pairs[0][0] == sample.target), round(float(results.losses[place]), 6)
-            for rank, (best, score) in enumerate(pairs, 1):
-                row[f"class_{rank}"], row[f"score_{rank}"] = best, score and round(score, 6)
-            yield row | {"error": evaluation.errors.get(place)}
-
-
-def _several_predictions(evaluation: Evaluation) -> Iterator[dict[str, Any]]:
-    labels = evaluation.models[0].network.class_names
-    for place, sample in enumerate(evaluation.dataset):
-        for name, results in zip(evaluation.names, evaluation.results, strict=True):
-            row: dict[str, Any] = {"image": sample.name, "model": name, "classes": " ".join(map(str, sample.classes))}
-            row["labels"] = "; ".join(labels.names[one] for one in sample.classes) if labels else None
-            good = place not in evaluation.errors
-            row["cross_entropy"] = round(float(results.losses[place]), 6) if good else None
-            scores: list[float | None] = results.every[place].tolist() if good else [None] * evaluation.classes
-            row |= {f"score_{index}": score and round(score, 6) for index, score in enumerate(scores)}
-            yield row | {"error": evaluation.errors.get(place)}
 
 
 def _several(evaluation: Evaluation, index: int, readable: Array, threshold: float) -> dict[str, Any]:
@@ -248,13 +213,19 @@ def _percent(share: float) -> float | None:
 
 
 def _accuracy(name: str, right: int, total: int) -> dict[str, float | None]:
-    share, (low, high) = right / total, wilson(right, total)
-    return {
-        name: _percent(share),
-        f"{name}_err": round(100 - round(100 * share, 3), 3),
-        f"{name}_low": _percent(low),
-        f"{name}_high": _percent(high),
-    }
+    share = _share(name, right, total)
+    return {name: share[name], f"{name}_err": round(100 - round(100 * right / total, 3), 3), **share}
+
+
+def _share(name: str, count: int, total: int) -> dict[str, float | None]:
+    """A share in percent, with its 95% interval; None of nothing."""
+    if not total:
+        return dict.fromkeys((name, f"{name}_low", f"{name}_high"))
+    return {name: _percent(count / total)} | _interval(name, *wilson(count, total))
+
+
+def _interval(name: str, low: float, high: float) -> dict[str, float | None]:
+    return {f"{name}_low": _percent(low), f"{name}_high": _percent(high)}
 
 
 def _localisation(results: ModelResults, readable: Array, targets: Array) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 from ..progress import Progress, silent
 from . import checkpoint, test_set
 from .checkpoint import BEST
-from .history import Row, draw_curves, has_stalled
+from .history import TITLES, Row, decisive, draw_curves, has_stalled
 from .loop import Trainer
 from .options import Options
 from .processes import Process, processes
@@ -65,6 +65,9 @@ def run(options: Options, process: Process, progress: Progress, log: Callable[[s
     while trainer.epoch < recipe.epochs and not has_stalled(patience, history, recipe.best):
         row = trainer.train_epoch()
         trainer.end_epoch({**row, **trainer.evaluate()})
+    if trainer.epoch < recipe.epochs:
+        measure = TITLES[decisive(history[-1], recipe.best)]
+        log(f"stopped after epoch {trainer.epoch}: no better {measure} in {patience} epochs")
     if process.rank == 0:
         draw_curves(options.output, history, recipe.best)
     found = test_set.measure(options, setup, history, progress, log) if setup.test and process.rank == 0 else None

@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from .. import engines
@@ -123,16 +122,15 @@ def prepare(options: Options, log: Callable[[str], object]) -> Setup:
 def cache_values(setup: Setup, options: Options, process: Process, progress: Progress) -> None:
     """Compute once, for each view, the values of frozen layers and of teachers."""
     views, folder = tuple(range(setup.recipe.views)), options.cache or options.output / CACHE
-    every = np.arange(len(setup.train.dataset))  # folds share the values of all images
-    indices, val_indices = (every, every) if options.fold else (setup.indices, setup.val_indices)
 
     def cached(network: Network, engine: engines.Engine, value: str, *, training: bool = True) -> Cache:
         with process.first_alone():
             if training:
-                cache = Cache(folder, setup.train, indices, views, network, engine, value)
+                cache = Cache(folder, setup.train, views, network, engine, value)
+                cache.fill(setup.indices, engine, progress)
             else:
-                cache = Cache(folder, setup.val, val_indices, (None,), network, engine, value)
-            cache.fill(engine, progress)
+                cache = Cache(folder, setup.val, (None,), network, engine, value)
+                cache.fill(setup.val_indices, engine, progress)
         return cache
 
     if setup.start and setup.origin:
