@@ -1,18 +1,20 @@
 """Files: mapped for reading, replaced as a whole when written."""
 
+import csv
 import errno
 import hashlib
+import io
 import mmap
 import os
 import stat
 import struct
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from .errors import Error, ModelError
 
@@ -81,6 +83,16 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         raise Error(f"{path}: can't be written: {reason(error)}") from None
     finally:
         Path(name).unlink(missing_ok=True)
+
+
+def write_csv(path: Path, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
+    """Replace a CSV file. Bytes of file names that are not UTF-8 are escaped with backslashes."""
+    with replacing(path) as file:
+        text = io.TextIOWrapper(file, "utf-8", "backslashreplace", newline="")
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(rows)
+        text.detach()
 
 
 def reason(error: OSError) -> str:

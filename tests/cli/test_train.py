@@ -92,7 +92,10 @@ def test_cifar100_is_learnt_and_evaluated(place):
             ("data", "-o", "new", "--group", "patient"),
             "vgg: --group patient: matches no image's name; the first is class0/",
         ),
-        (("data", "-o", "new", "--find-lr", "--folds", "2"), "vgg: --find-lr and --folds can't be combined"),
+        (
+            ("data", "-o", "new", "--find-lr", "--folds", "100"),
+            "vgg: data: has 25 groups of images, too few for 100 folds\n",
+        ),
     ],
 )
 def test_errors_are_one_line(place, arguments, message):
@@ -117,7 +120,8 @@ def test_folds_and_learning_rates(place):
     assert lines[1].startswith("fold 1 of 2: epoch 1 of 1: loss ")
     assert ", AUC " in lines[1]
     assert lines[2].startswith("fold 1 of 2: test: top-1 ")
-    found = vgg(place, "two", "-o", "rate", *TINY, "--find-lr")
+    found = vgg(place, "two", "-o", "rate", *TINY, "--find-lr", "--folds", "2")
+    assert found.stderr.startswith("11 training images of 2 classes, 1 validation images, 12 test images; ")
     assert found.stdout.splitlines()[0].split() == ["lr", "loss"]
     assert "suggestion" in found.stdout.splitlines()[-1]
     assert sorted(path.name for path in (place / "rate").iterdir()) == ["lr.csv", "lr.png"]

@@ -55,6 +55,7 @@ def test_tables_have_one_class_for_networks_with_one(tmp_path):
     ("name", "text"),
     [
         ("a.csv", "image,label,group\na.jpg,cat,p1\nb.jpg,ant,p1\nc.jpg,cat,\n"),
+        ("a.csv", "patient_id,image,diagnosis\np1,a.jpg,cat\np1,b.jpg,ant\n,c.jpg,cat\n"),
         ("a.tsv", "Patient\timage\tclass\np1\ta.jpg\tcat\np1\tb.jpg\tant\n\tc.jpg\tcat\n"),
         ("a.csv", "image,ant,patient_id,cat\na.jpg,0,p1,1\nb.jpg,1,p1,0\nc.jpg,0,,1\n"),
         (

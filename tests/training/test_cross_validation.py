@@ -89,6 +89,12 @@ def test_each_image_is_tested_once_by_a_network_that_has_not_seen_it(tmp_path):
     cross_validate(options(data, run, recipe, **others), 3)
     assert (run / "fold-1/last.pt").stat().st_mtime_ns == kept
     assert (run / "predictions.csv").read_bytes() == before["predictions.csv"]
+    (run / "fold-3/test.csv").unlink()
+    cross_validate(options(data, run, recipe, **others), 3)
+    assert (run / "predictions.csv").read_bytes() == before["predictions.csv"]
+    (run / "fold-3/test.csv").write_text("image,fold,class,score_class0,score_class1\n1.png,3,class0,0.5\n")
+    with pytest.raises(Error, match=r"fold-3/test\.csv: is damaged \(.*\); delete it, and the same command repeats the test"):
+        cross_validate(options(data, run, recipe, **others), 3)
     with pytest.raises(Error, match=r"fold-1: holds other work \(fold: \[1, 3\], not \[1, 4\]; "):
         cross_validate(options(data, run, recipe, **others), 4)
 

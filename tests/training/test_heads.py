@@ -220,7 +220,7 @@ def test_batch_normalisation_in_a_head_is_that_of_the_images(tmp_path):
     for name in ("bn5", "bn6", "bn7"):
         assert not np.array_equal(free.parameters[f"{name}.mean"], network.parameters[f"{name}.mean"])
         assert np.array_equal(held.parameters[f"{name}.mean"], network.parameters[f"{name}.mean"])
-    with pytest.raises(Error, match="batch normalisation in the head requires 2 images in each part of a batch; use a larger"):
+    with pytest.raises(Error, match="a batch of 8 in 8 parts: a part requires 2 images for batch normalisation"):
         train(options(data, tmp_path / "small", STILL, start=network, micro_batch=1))
 
 

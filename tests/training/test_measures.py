@@ -1,6 +1,7 @@
 """Measures of validation images, and what they decide."""
 
 import csv
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +12,7 @@ from sklearn import metrics as sklearn
 from training_helpers import QUICK, class_folders, options
 from vgg import Error, Network
 from vgg.training import train
-from vgg.training.history import best_row, epoch_line, has_stalled, is_better, quality
+from vgg.training.history import epoch_line, has_stalled, kept_row, quality
 from vgg.training.measures import Measures
 from vgg.training.processes import Process
 from vgg.training.targets import scores
@@ -68,8 +69,9 @@ ROWS = [
 
 @pytest.mark.parametrize(("best", "place"), [("accuracy", 0), ("balanced", 1), ("auc", 1), ("loss", 2)])
 def test_the_measure_decides_which_epoch_is_kept_and_when_to_stop(best, place):
-    assert best_row(ROWS, best) is ROWS[place]
-    assert all(is_better(ROWS[place], other, best) for other in ROWS if other is not ROWS[place])
+    assert kept_row(ROWS, best) is ROWS[place]
+    assert kept_row([*ROWS, ROWS[place] | {}], best) is ROWS[place]  # the first one
+    assert kept_row([*ROWS, ROWS[place] | {"val_loss": math.nan}], best) is ROWS[place]
     assert quality(ROWS[2], "loss") == -0.5
     stalled = {patience: has_stalled(patience, ROWS, best) for patience in range(4)}
     last_better = {"accuracy": 0, "balanced": 1, "auc": 0, "loss": 2}[best]
@@ -92,7 +94,7 @@ def test_the_network_of_the_best_epoch_is_written(best, tmp_path):
     recipe = replace(QUICK, epochs=6, lr=0.02, best=best, patience=2)
     outcome = train(options(data, tmp_path / "run", recipe), log=lines.append)
     assert lines[0].endswith("; positive class: class1")
-    kept = best_row(outcome.history, best)
+    kept = kept_row(outcome.history, best)
     assert f", epoch {kept['epoch']}: " in Network.read(outcome.path).provenance.source
     with (tmp_path / "run/log.csv").open() as file:
         [row, *_] = csv.DictReader(file)
@@ -106,8 +108,26 @@ def test_the_network_of_the_best_epoch_is_written(best, tmp_path):
 
 def test_without_validation_images_no_run_stops_early(tmp_path):
     data = class_folders(tmp_path / "data", classes=3, each=3)
-    outcome = train(options(data, tmp_path / "run", replace(QUICK, epochs=4, patience=1, batch=4)))
+    lines, test = [], class_folders(tmp_path / "test", classes=3, each=1)
+    recipe = replace(QUICK, epochs=4, patience=1, batch=4)
+    outcome = train(options(data, tmp_path / "run", recipe, test=test), log=lines.append)
     assert len(outcome.history) == 4
+    assert all(", not validated, lr " in line for line in lines[1:5])
+    assert Network.read(outcome.path).provenance.source.endswith(", epoch 4: not validated")
+    assert (outcome.test["epoch"], outcome.test["images"]) == (4, 3)
+    assert not [name for name in outcome.test if name.startswith("val_")]
+    assert lines[-1].endswith("; epoch 4, not validated")
+    with pytest.raises(Error, match="schedule=plateau requires validation images"):
+        train(options(data, tmp_path / "other", replace(recipe, schedule="plateau")))
+
+
+def test_validation_images_of_which_none_can_be_read_are_an_error(tmp_path):
+    data, val = class_folders(tmp_path / "data"), tmp_path / "val"
+    for index in range(3):
+        (val / f"class{index}").mkdir(parents=True)
+        (val / f"class{index}/broken.png").write_bytes(b"no image")
+    with pytest.raises(Error, match="val: none of the 3 validation images can be read"):
+        train(options(data, tmp_path / "run", val=val))
 
 
 def test_auc_is_for_up_to_a_hundred_classes(tmp_path):

@@ -1,6 +1,7 @@
 """Which images train, which choose the epoch, and which are the test."""
 
 import json
+import re
 import shutil
 from collections import Counter
 from dataclasses import replace
@@ -79,6 +80,12 @@ def test_what_a_class_needs_is_not_held_out(tmp_path):
         assert found.val.min() >= 60
     only = sources.Dataset("", data.samples[:10])
     assert len(split(only, range(10), 0, hold_out=True).val) == 0
+    # Two images of a class are free, the other classes have one group each.
+    names = [f"{target}/{number}" for target, count in enumerate((60, 40, 2)) for number in range(count)]
+    data = sources.Dataset("", [sources.Sample(name, int(name[0]), name) for name in names])
+    groups = [name if name[0] == "2" else name[0] for name in names]
+    for seed in range(10):
+        assert [name for index in split(data, groups, seed, hold_out=True).val for name in names[index][0]] == ["2"]
 
 
 def test_names_that_match_are_groups(tmp_path):
@@ -117,6 +124,14 @@ def test_the_test_is_read_once_with_the_network_that_was_kept(tmp_path):
     again = train(options(data, run, replace(QUICK, epochs=3)))
     assert {**again.test, "images_per_second": 0} == {**found, "images_per_second": 0}
     assert json.loads((run / "test.json").read_text()) == again.test
+    # A damaged record is an error, and that of a network that is trained anew is not used.
+    for text in ("", "[]", "{}", json.dumps(found | {"top1": "high"}), json.dumps(found | {"errors": 1})):
+        (run / "test.json").write_text(text)
+        with pytest.raises(Error, match=r"test\.json: is damaged \(.*\); delete it, and the same command repeats the test"):
+            train(options(data, run, replace(QUICK, epochs=3)))
+    (run / "last.pt").unlink()
+    again = train(options(data, run, replace(QUICK, epochs=3)))
+    assert {**again.test, "images_per_second": 0} == {**found, "images_per_second": 0}
 
 
 def test_folders_say_what_chooses_and_what_tests(tmp_path):
@@ -137,6 +152,10 @@ def test_folders_say_what_chooses_and_what_tests(tmp_path):
     assert any(one.startswith("30 training images of 3 classes, 7 validation images; vgg11") for one in lines)
     assert outcome.test is None
     assert not (tmp_path / "c/test.json").exists()
+    train(options(data, tmp_path / "f", test=data / "train/../val"), log=lines.append)  # as a test, it chooses nothing
+    assert lines[-4].startswith("27 training images of 3 classes, 3 validation images, 7 test images; vgg11")
+    train(options(data, tmp_path / "g", replace(QUICK, epochs=1, best="loss"), test=data / "val"), log=lines.append)
+    assert re.search(r"; epoch 1, validation loss \d", lines[-1])
     outcome = train(options(data / "train", tmp_path / "d", test=data / "val"))
     assert outcome.test["images"] == 6
     with pytest.raises(Error, match="--val and --test are the same images"):

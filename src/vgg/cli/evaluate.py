@@ -1,8 +1,7 @@
 """vgg evaluate"""
 
-import csv
-import io
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -169,14 +168,8 @@ def _print(found: Sequence[dict[str, Any]], format: common.Format) -> None:
 
 def _write_predictions(evaluation: "Evaluation", path: Path) -> None:
     from ..evaluation import predictions
-    from ..files import replacing
+    from ..files import write_csv
 
     rows = predictions(evaluation)
     first = next(rows)
-    with replacing(path) as file:
-        text = io.TextIOWrapper(file, "utf-8", "backslashreplace", newline="")
-        writer = csv.DictWriter(text, list(first), lineterminator="\n")
-        writer.writeheader()
-        writer.writerow(first)
-        writer.writerows(rows)
-        text.detach()
+    write_csv(path, first, (row.values() for row in chain([first], rows)))

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..architectures import CONFIGURATIONS
-from ..errors import Error
 from ..progress import Progress
 from . import common
 
@@ -157,10 +156,8 @@ def train(
         micro_batch=micro_batch, seed=seed, device=device, workers=workers, fresh=fresh,
     )  # fmt: skip
     if find_lr:
-        if folds:
-            raise Error("--find-lr and --folds can't be combined; test the learning rate first")
         with common.progress() as show:
-            found = find_rate(options, show, _log)
+            found = find_rate(replace(options, fold=(1, folds)) if folds else options, show, _log)
         if _first_process():
             _print_rates(found)
         return

@@ -108,6 +108,7 @@ def _cells(lines: Iterable[str], separator: str) -> Iterator[Row]:
     groups = GROUP[:-1] if cell is None else GROUP
     grouping = next((index for index, title in enumerate(known) if title in groups and index != cell), None)
     marked = [index for index in range(len(titles)) if index not in (place, grouping)]
+    cell = marked[0] if len(titles) == 3 and len(marked) == 1 else cell
     for line, cells in rows:
         if len(cells) != len(titles):
             raise ValueError(f"line {line}: has {len(cells)} cells; the heading has {len(titles)}")

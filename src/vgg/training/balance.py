@@ -1,7 +1,7 @@
 """Classes with different numbers of images: weights of the loss, or a choice of images, that give them equal parts.
 
-Both minimise the same mean loss. Weights use each image once in an epoch; choosing images at random repeats those of rare
-classes, with other crops in each epoch, so that no step has a large gradient of a single image.
+Both minimise the same mean loss. Weights use each image once in an epoch. Choosing images at random repeats those of rare
+classes, with one crop in an epoch and another one in the next, so that no step has a large gradient of a single image.
 """
 
 from collections.abc import Sequence

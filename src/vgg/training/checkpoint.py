@@ -21,15 +21,23 @@ def create(folder: Path, *, fresh: bool) -> None:
     """Create the run's folder; with `fresh`, delete what an earlier run wrote there. Raises Error if that fails."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name in (LAST, BEST, NAN, TEST, SCORES, FOLDS, PREDICTIONS, "log.csv", "curves.png") if fresh else ():
-            (folder / name).unlink(missing_ok=True)
-        for name in ("tensorboard", CACHE) if fresh else ():
-            if (folder / name).exists():
-                shutil.rmtree(folder / name)
-        for fold in folder.glob("fold-*") if fresh else ():
-            create(fold, fresh=True)
     except OSError as error:
-        raise Error(f"{error.filename or folder}: can't be written: {reason(error)}") from None
+        raise Error(f"{error.filename or folder}: can't be created: {reason(error)}") from None
+    if fresh:
+        delete(folder, LAST, BEST, NAN, TEST, SCORES, FOLDS, PREDICTIONS, "log.csv", "curves.png", "tensorboard", CACHE)
+        for fold in folder.glob("fold-*"):
+            create(fold, fresh=True)
+
+
+def delete(folder: Path, *names: str) -> None:
+    """Delete files and folders in a run's folder, if they exist, in this order. Raises Error if that fails."""
+    try:
+        for path in (folder / name for name in names):
+            if path.is_dir():
+                shutil.rmtree(path)
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise Error(f"{error.filename or folder}: can't be deleted: {reason(error)}") from None
 
 
 def resume(folder: Path, key: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -53,7 +61,7 @@ def load(path: Path) -> dict[str, Any]:
         ) from None
     if isinstance(state, dict) and "config" in state:
         raise Error(f"{path}: checkpoint of an earlier version of vgg; use --fresh to start over, or another folder")
-    if not isinstance(state, dict) or "key" not in state:
+    if not isinstance(state, dict) or not isinstance(state.get("key"), dict):
         raise Error(f"{path}: not a checkpoint of `vgg train`; use --fresh to start over, or another folder")
     return state
 

@@ -2,8 +2,7 @@
 
 import csv
 import gc
-import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from .. import json_output
-from ..errors import Error
+from ..arrays import Array
+from ..errors import Error, one_line
 from ..evaluation.results import ModelResults, matrix
 from ..evaluation.summary import Tally, several_figures
-from ..files import replacing
+from ..files import reason, replacing, write_csv
 from ..progress import Progress, silent
 from . import checkpoint
 from .checkpoint import CACHE, FOLDS, LAST, PREDICTIONS, SCORES
@@ -68,15 +68,16 @@ def cross_validate(
         if process.rank:
             return CrossValidation(results, {}, {}, {})
     records = [one.test or {} for one in results]
-    rows = [row for number in range(1, count + 1) for row in _read(output / f"fold-{number}" / SCORES)]
-    pooled = _pooled(rows, several="map" in records[0])
+    several = "map" in records[0]
+    tables = [_read(output / f"fold-{number}" / SCORES, several=several) for number in range(1, count + 1)]
+    pooled = _pooled(tables, several=several)
     known = [name for name in TITLES if all(one.get(name) is not None for one in records)]
     values = {name: np.array([one[name] for one in records]) for name in known}
     found = CrossValidation(
         results, {name: round(float(one.mean()), 3) for name, one in values.items()},
         {name: round(float(one.std(ddof=1)), 3) for name, one in values.items()}, pooled,
     )  # fmt: skip
-    _write(output, found, rows)
+    _write(output, found, tables)
     return found
 
 
@@ -91,38 +92,50 @@ def _named(
     return show, lambda line: log(f"fold {number} of {count}: {line}")
 
 
-def _read(path: Path) -> list[dict[str, str]]:
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+@dataclass(frozen=True)
+class _Table:
+    """The test.csv of a fold."""
+
+    columns: list[str]
+    rows: list[list[str]]
+    targets: list[tuple[int, ...]]  # classes of each image
+    scores: Array  # float32 [images, classes]
 
 
-def _pooled(rows: Sequence[Mapping[str, str]], *, several: bool) -> dict[str, Any]:
-    """The measures of all images, from the rows of predictions.csv."""
-    columns = list(rows[0])[3:]
-    scores = np.array([[row[name] for name in columns] for row in rows], np.float32)
-    places = {name.removeprefix("score_"): index for index, name in enumerate(columns)}
-    labels = [[*filter(None, row["class"].split("|"))] if several else [row["class"]] for row in rows]
-    targets = [tuple(places[name] for name in one) for one in labels]
-    results = ModelResults.empty(len(rows), len(columns), several)
-    results.put(range(len(rows)), scores, targets, several)
-    found: dict[str, Any] = {"images": len(rows)}
+def _read(path: Path, *, several: bool) -> _Table:
+    """Read the test.csv of a fold. Raises Error if it can't be read or is damaged."""
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            columns, *rows = csv.reader(file)
+        places = {name.removeprefix("score_"): index for index, name in enumerate(columns[3:])}
+        labels = [[*filter(None, label.split("|"))] if several else [label] for _, _, label, *_ in rows]
+        targets = [tuple(places[name] for name in one) for one in labels]
+        return _Table(columns, rows, targets, np.array([row[3:] for row in rows], np.float32).reshape(len(rows), len(places)))
+    except OSError as error:
+        raise Error(f"{path}: {reason(error)}") from None
+    except (ValueError, KeyError, csv.Error) as error:
+        raise Error(f"{path}: is damaged ({one_line(error)}); delete it, and the same command repeats the test") from None
+
+
+def _pooled(tables: Sequence[_Table], *, several: bool) -> dict[str, Any]:
+    """The measures of the images of all folds."""
+    targets, scores = [one for table in tables for one in table.targets], np.concatenate([one.scores for one in tables])
+    count, classes = scores.shape
+    results = ModelResults.empty(count, classes, several)
+    results.put(range(count), scores, targets, several)
+    found: dict[str, Any] = {"images": count}
     if several:
-        return found | several_figures(matrix(targets, len(columns)), scores, results.losses)
-    tally = Tally(len(columns))
+        return found | several_figures(matrix(targets, classes), scores, results.losses)
+    tally = Tally(classes)
     tally.add(np.array(targets)[:, 0], results.top, results.scores, results.losses, results.top[:, 0], scores)
     return found | tally.accuracies() | tally.others(compared=False)
 
 
-def _write(output: Path, found: CrossValidation, rows: Sequence[Mapping[str, str]]) -> None:
+def _write(output: Path, found: CrossValidation, tables: Sequence[_Table]) -> None:
+    write_csv(output / PREDICTIONS, tables[0].columns, (row for table in tables for row in table.rows))
     content = {
         "folds": [{"fold": number, **(one.test or {})} for number, one in enumerate(found.folds, 1)],
         "mean": found.mean, "deviation": found.deviation, "pooled": found.pooled,
     }  # fmt: skip
-    with replacing(output / PREDICTIONS) as file:
-        text = io.TextIOWrapper(file, "utf-8", "backslashreplace", newline="")
-        table = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-        table.writeheader()
-        table.writerows(rows)
-        text.detach()
     with replacing(output / FOLDS) as file:
         file.write((json_output.dumps(content, indent=2) + "\n").encode())

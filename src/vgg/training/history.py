@@ -1,12 +1,11 @@
 """The history of a training run: a line for each epoch, log.csv, TensorBoard's events, and curves.png."""
 
-import csv
-import io
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import Error
-from ..files import reason, replacing
+from ..files import reason, replacing, write_csv
 
 Row = dict[str, float]  # an epoch, by these names, which are the columns of log.csv
 COLUMNS = (
@@ -39,8 +38,15 @@ def shown(row: Row, best: str) -> list[str]:
     return list(dict.fromkeys([decisive(row, best), *others]))
 
 
+def is_validated(row: Row) -> bool:
+    """Whether an epoch was measured on validation images."""
+    return not math.isnan(row["val_loss"])
+
+
 def measures_text(row: Row, best: str) -> str:
     """An epoch's main measures as text: `top-1 72.63%`."""
+    if not is_validated(row):
+        return "not validated"
     return ", ".join(
         f"{TITLES[name]} {row[name]:.4f}" if name == "val_loss" else f"{TITLES[name]} {row[name]:.2f}%"
         for name in shown(row, best)
@@ -61,12 +67,7 @@ def write_log(folder: Path, history: Sequence[Row]) -> None:
     from tensorboardX.proto.summary_pb2 import Summary
     from tensorboardX.record_writer import RecordWriter
 
-    with replacing(folder / "log.csv") as file:
-        text = io.TextIOWrapper(file, "utf-8", "backslashreplace", newline="")
-        table = csv.DictWriter(text, list(history[0]), lineterminator="\n")
-        table.writeheader()
-        table.writerows(history)
-        text.detach()
+    write_csv(folder / "log.csv", history[0], (row.values() for row in history))
     path = folder / "tensorboard" / "events.out.tfevents.vgg"  # one file, so that a resumed run has each epoch once
     try:
         path.parent.mkdir(exist_ok=True)
@@ -81,19 +82,18 @@ def write_log(folder: Path, history: Sequence[Row]) -> None:
         raise Error(f"{path}: can't be written: {reason(error)}") from None
 
 
-def is_better(row: Row, other: Row, best: str) -> bool:
-    """Whether an epoch is better than another one by the recipe's `best` or, if they are equal, has a lower loss."""
-    return (quality(row, best), -row["val_loss"]) > (quality(other, best), -other["val_loss"])
+def kept_row(history: Sequence[Row], best: str) -> Row:
+    """The epoch whose network is kept: the best one by the recipe's `best`; the last one if none was validated.
 
-
-def best_row(history: Sequence[Row], best: str) -> Row:
-    """The first of the best epochs."""
-    return max(history, key=lambda row: (quality(row, best), -row["val_loss"]))
+    Of epochs that are equal, it is the one with the lowest validation loss, and of those the first.
+    """
+    validated = list(filter(is_validated, history))
+    return max(validated, key=lambda row: (quality(row, best), -row["val_loss"])) if validated else history[-1]
 
 
 def has_stalled(patience: int, history: Sequence[Row], best: str) -> bool:
-    """Whether the measure that decides has not improved for `patience` epochs; with 0, never."""
-    if not patience or not history:
+    """Whether the measure that decides has not improved for `patience` epochs; with 0 or without validation, never."""
+    if not patience or not any(map(is_validated, history)):
         return False
     place = max(range(len(history)), key=lambda index: quality(history[index], best))
     return len(history) - 1 - place >= patience
@@ -113,7 +113,7 @@ def draw_curves(folder: Path, history: Sequence[Row], best: str) -> None:
     for index, name in enumerate(names, 1):
         measures.plot(epochs, [row[name] for row in history], color=f"C{index}", label=TITLES[name])
     measures.set(xlabel="epoch", ylabel=f"{TITLES[names[0]]}, %" if len(names) == 1 else "%")
-    row, name = best_row(history, best), names[0]
+    row, name = kept_row(history, best), names[0]
     place = {"xytext": (0, -6), "textcoords": "offset points", "ha": "right", "va": "top"}
     measures.annotate(f"{row[name]:.2f}%", (row["epoch"], row[name]), **place)
     for axes in (losses, measures):

@@ -1,5 +1,6 @@
 """The images of a training run: opened, checked, and divided into those for training, validation and test."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 from .. import sources
 from ..arrays import Array
 from ..errors import Error
+from ..evaluation.results import EVERY
 from ..heads import Output
 from ..labels import Labels
 from ..sources import Dataset, Splits
@@ -41,14 +43,19 @@ class Images:
 
     def name(self, target: int) -> str:
         """The name of a class."""
-        return (self.labels.wnids or self.labels.names)[target] if self.labels else str(target)
+        return class_names(self.labels, self.classes)[target]
+
+
+def class_names(labels: Labels | None, classes: int) -> tuple[str, ...]:
+    """The names of the classes in messages and tables: WordNet ids, names or numbers."""
+    return (labels.wnids or labels.names) if labels else tuple(map(str, range(classes)))
 
 
 def open_images(options: Options, output: Output) -> Images:
     """Open the images of a run. Raises Error if there are none, or they don't fit the options or the network's output."""
     place, val, test = _places(options)
     several, unlabelled = output == "sigmoid", bool(options.teachers)
-    folders = sources.folds(place)
+    folders = [] if unlabelled else sources.folds(place)
     if folders and len(folders) != (options.fold or (0, 0))[1]:
         raise Error(f"{place}: has {len(folders)} folds, fold-1 and following; use --folds {len(folders)}")
     classes, labels = _classes(folders or [place], options, several=several)
@@ -60,12 +67,12 @@ def open_images(options: Options, output: Output) -> Images:
 
     parts = [opened(where, unlabelled=unlabelled) for where in folders or [place]]
     dataset = _joined(place, folders, parts) if folders else parts[0]
-    groups, part = groups_of(dataset, options.group), None
+    groups, fold = groups_of(dataset, options.group), None
     if options.fold:
-        part = np.repeat(np.arange(len(parts)), list(map(len, parts)))  # of each image: its fold, from 0
-        if not folders:
-            part = folds(dataset, groups, options.fold[1], options.seed)
-    fold = None if part is None or not options.fold else part == options.fold[0] - 1
+        number, count = options.fold
+        of_folders = np.repeat(np.arange(len(parts)), list(map(len, parts)))
+        part = of_folders if folders else folds(dataset, groups, count, options.seed)  # of each image: its fold, from 0
+        fold = part == number - 1
     divided = split(dataset, groups, options.seed, hold_out=not val, fold=fold)
     val_dataset, test_dataset = dataset, None
     if val:
@@ -76,15 +83,15 @@ def open_images(options: Options, output: Output) -> Images:
     if options.fold:
         test_dataset = Dataset(dataset.name, [dataset.samples[index] for index in divided.test.tolist()])
     images = Images(place, classes, labels, dataset, val_dataset, test_dataset, divided, groups)
-    if part is not None:
-        _check_folds(images, part)
+    if options.fold:
+        _check_folds(images, part, several=several)
     if not unlabelled:
         _check_classes(images)
     return images
 
 
 def _places(options: Options) -> Splits:
-    """The places of the training, validation and test images. What the user names for validation is not the test as well."""
+    """The places of the training, validation and test images. Images that an option names have no other use by default."""
     data, val, test = sources.splits(options.data)
     if options.fold:
         if options.val or options.test:
@@ -92,11 +99,14 @@ def _places(options: Options) -> Splits:
         if options.teachers:
             raise Error("--folds requires labels for the test of each fold; --teacher does not use them")
         return Splits(data)
-    if options.val and options.test and Path(options.val) == Path(options.test):
+
+    def same(one: str | Path | None, other: str | Path | None) -> bool:
+        return bool(one and other) and os.path.realpath(str(one)) == os.path.realpath(str(other))
+
+    if same(options.val, options.test):
         raise Error("--val and --test are the same images, which can't choose the epoch and be its test")
-    if options.val and test and Path(options.val) == Path(test):
-        test = None
-    return Splits(data, str(options.val) if options.val else val, str(options.test) if options.test else test)
+    beside_val, beside_test = (None if same(val, options.test) else val), (None if same(test, options.val) else test)
+    return Splits(data, str(options.val) if options.val else beside_val, str(options.test) if options.test else beside_test)
 
 
 def _classes(places: Sequence[str], options: Options, *, several: bool) -> tuple[int, Labels | None]:
@@ -136,8 +146,14 @@ def _check_classes(images: Images) -> None:
             raise Error(f"{dataset.name}: class {images.name(target)} has {reason}")
 
 
-def _check_folds(images: Images, part: Array) -> None:
-    """Raise Error if the training images of a fold lack a class."""
+def _check_folds(images: Images, part: Array, *, several: bool) -> None:
+    """Raise Error if the training images of a fold lack a class, or its test has more scores than an evaluation keeps."""
+    tested = len(images.split.test)
+    if not several and tested * images.classes > EVERY:
+        raise Error(
+            f"{images.place}: {tested:,} images of {images.classes:,} classes have too many scores for the test of a fold, "
+            f"{EVERY:,} at most; use more --folds"
+        )
     found: dict[int, set[int]] = {target: set() for target in range(images.classes)}
     for fold, one in zip(part.tolist(), images.train, strict=True):
         for target in one.classes:

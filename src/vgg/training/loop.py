@@ -20,7 +20,7 @@ from . import checkpoint
 from .augmentation import Colours, erase, mixing
 from .cache import Cache
 from .checkpoint import BEST, LAST, NAN
-from .history import COLUMNS, Row, epoch_line, is_better, measures_text, quality, write_log
+from .history import COLUMNS, Row, epoch_line, kept_row, measures_text, quality, write_log
 from .loader import Batch, Loader
 from .measures import Measures
 from .optimizer import make_average, make_optimizer, rate, set_rate
@@ -59,7 +59,12 @@ class Trainer:
         self.parts = self.process.parts(self.images, largest)
         self.least = self.setup.least
         if self.images // self.parts * recipe.repeats < self.least:
-            raise Error("batch normalisation in the head requires 2 images in each part of a batch; use a larger --micro-batch")
+            raise Error(
+                f"a batch of {recipe.batch} in {self.parts} parts: a part requires {self.least} image{'s' * (self.least > 1)}"
+                + " for batch normalisation in the head" * (self.least > 1)
+                + "; use a larger --batch-size"
+                + " or --micro-batch" * bool(self.options.micro_batch)
+            )
         self.parallel: Any = self.process.parallel(self.module)
         self.autocast: Any = torch.autocast(device.type, torch.bfloat16) if recipe.bf16 and has_bf16(device) else nullcontext()
         self.colours = Colours(recipe, device)
@@ -195,7 +200,7 @@ class Trainer:
         """The measures of the validation images, see `Measures`; each process evaluates its share of them."""
         module, setup = self.result.eval(), self.setup
         self.process.share(module.buffers())  # batch normalisation: each process has the statistics of its own images
-        measures = Measures(setup.targets.classes, setup.targets.output)
+        measures, count = Measures(setup.targets.classes, setup.targets.output), 0
         indices = setup.val_indices[self.process.rank :: self.process.world]
         parts = [indices[start : start + EVALUATED] for start in range(0, len(indices), EVALUATED)]
         for batch in self.val.batches(parts):
@@ -204,17 +209,19 @@ class Trainer:
             targets = torch.from_numpy(setup.targets.val(batch)).to(self.process.device)
             with torch.inference_mode():
                 measures.add(module(self.inputs(batch), start=setup.start).float(), targets)
+            count += len(batch.indices)
+        if len(setup.val_indices) and not self.process.total(count):
+            raise Error(f"{setup.val.dataset.name}: none of the {len(setup.val_indices):,} validation images can be read")
         return measures.row(self.process)
 
     def end_epoch(self, row: Row) -> None:
         """Log the epoch, write the network if it is the best so far, and save a checkpoint."""
-        best = not len(self.setup.val_indices) or all(is_better(row, earlier, self.recipe.best) for earlier in self.history)
         self.history.append({name: row[name] for name in COLUMNS if name in row})
         self.epoch, self.step, self.loss_sum = self.epoch + 1, 0, 0.0
         if self.process.rank == 0:
             self.log(epoch_line(row, self.recipe.epochs, self.recipe.best))
             write_log(self.options.output, self.history)
-            if best:
+            if kept_row(self.history, self.recipe.best) is self.history[-1]:
                 self.write_network(row)
         self.save()
 

@@ -3,8 +3,6 @@
 L. N. Smith, "Cyclical learning rates for training neural networks", arXiv 1506.01186, section 3.3.
 """
 
-import csv
-import io
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -13,8 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import Error
-from ..files import reason, replacing
+from ..files import replacing, write_csv
 from ..progress import Progress, silent
+from . import checkpoint
 from .loop import Trainer
 from .optimizer import set_rate
 from .options import Options
@@ -50,7 +49,7 @@ def find_rate(options: Options, progress: Progress = silent, log: Callable[[str]
     the lowest rates, and was two and four times lower in two trials.)
 
     Args:
-        options: see `Options`; the recipe's `lr` and schedule are not used.
+        options: see `Options`; the recipe's `lr` and schedule are not used, and `muon_lr` keeps its ratio to `lr`.
         progress: see `vgg.progress`.
         log: called with a line on the images and the network.
 
@@ -61,10 +60,7 @@ def find_rate(options: Options, progress: Progress = silent, log: Callable[[str]
         if process.rank:
             progress, log = silent, lambda line: None
         setup = prepare(options, log)
-        try:
-            options.output.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise Error(f"{error.filename or options.output}: can't be written: {reason(error)}") from None
+        checkpoint.create(options.output, fresh=False)
         cache_values(setup, options, process, progress)
         trainer = Trainer(options, setup, process, progress, log)
         trainer.module.train()
@@ -124,12 +120,8 @@ def _write(folder: Path, found: RateTest) -> None:
     """Write lr.csv and lr.png."""
     from matplotlib.figure import Figure
 
-    with replacing(folder / "lr.csv") as file:
-        text = io.TextIOWrapper(file, "utf-8", newline="")
-        table = csv.writer(text, lineterminator="\n")
-        table.writerow(["lr", "loss", "smoothed"])
-        table.writerows(zip(found.rates, found.losses, found.smoothed, strict=True))
-        text.detach()
+    columns = ("lr", "loss", "smoothed")
+    write_csv(folder / "lr.csv", columns, zip(found.rates, found.losses, found.smoothed, strict=True))
     figure = Figure(figsize=(6, 3.5), layout="constrained")
     axes = figure.subplots()
     axes.plot(found.rates, found.losses, color="C0", alpha=0.3, label="loss")

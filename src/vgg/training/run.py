@@ -7,7 +7,7 @@ from typing import Any
 
 from ..progress import Progress, silent
 from . import checkpoint, test_set
-from .checkpoint import BEST
+from .checkpoint import BEST, SCORES, TEST
 from .history import TITLES, Row, decisive, draw_curves, has_stalled
 from .loop import Trainer
 from .options import Options
@@ -56,18 +56,19 @@ def run(options: Options, process: Process, progress: Progress, log: Callable[[s
     with process.first_alone():
         checkpoint.create(options.output, fresh=options.fresh and process.rank == 0)
     state = checkpoint.resume(options.output, setup.key)
+    if not state and process.rank == 0:
+        checkpoint.delete(options.output, TEST, SCORES)  # of another network: the checkpoint was deleted without them
     cache_values(setup, options, process, progress)
     trainer = Trainer(options, setup, process, progress, log)
     if state:
         trainer.restore(state)
     recipe, history = setup.recipe, trainer.history
-    patience = recipe.patience if len(setup.val_indices) else 0
-    while trainer.epoch < recipe.epochs and not has_stalled(patience, history, recipe.best):
+    while trainer.epoch < recipe.epochs and not has_stalled(recipe.patience, history, recipe.best):
         row = trainer.train_epoch()
         trainer.end_epoch({**row, **trainer.evaluate()})
     if trainer.epoch < recipe.epochs:
         measure = TITLES[decisive(history[-1], recipe.best)]
-        log(f"stopped after epoch {trainer.epoch}: no better {measure} in {patience} epochs")
+        log(f"stopped after epoch {trainer.epoch}: no better {measure} in {recipe.patience} epochs")
     if process.rank == 0:
         draw_curves(options.output, history, recipe.best)
     found = test_set.measure(options, setup, history, progress, log) if setup.test and process.rank == 0 else None

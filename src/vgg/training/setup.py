@@ -69,7 +69,7 @@ def prepare(options: Options, log: Callable[[str], object]) -> Setup:
     classes, labels, indices = images.classes, images.labels, images.split.train
     module, preprocessing, new = student.create(options, images.place, classes, labels, output)
     recipe = checked(options.recipe.for_input(preprocessing.crop, module.architecture.configuration.batch_norm))
-    _check_recipe(recipe, classes, output, teachers=bool(options.teachers))
+    _check_recipe(recipe, classes, output, teachers=bool(options.teachers), validated=len(images.split.val) > 0)
 
     def loader(dataset: Dataset) -> Loader:
         workers = options.workers or os.cpu_count() or 1
@@ -162,8 +162,10 @@ def _check_options(options: Options) -> None:
         teacher.check_values(["logits"])
 
 
-def _check_recipe(recipe: Recipe, classes: int, output: Output, *, teachers: bool) -> None:
-    """Raise Error if the recipe's `balance` or `best` is undefined for these images."""
+def _check_recipe(recipe: Recipe, classes: int, output: Output, *, teachers: bool, validated: bool) -> None:
+    """Raise Error if the recipe's `balance`, `best` or `schedule` is undefined for these images."""
+    if recipe.schedule == "plateau" and not validated:
+        raise Error("schedule=plateau requires validation images; use --val, more images, or --set schedule=cosine")
     if recipe.balance != "none" and teachers:
         raise Error(f"balance={recipe.balance} requires the classes of the images; with --teacher, they are not used")
     if recipe.balance == "sampling" and output == "sigmoid":

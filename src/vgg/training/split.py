@@ -46,7 +46,7 @@ def split(dataset: Dataset, groups: Groups, seed: int, *, hold_out: bool, fold: 
                 owners.setdefault(target, set()).add(groups[index])
         needed = {group for found in owners.values() if len(found) == 1 for group in found}
         free = [index for index in rest.tolist() if groups[index] not in needed]
-        share = min(len(rest) // HELD_OUT, MOST) / max(len(free), 1)
+        share = min(len(rest) // HELD_OUT, MOST, len(free) / 2) / max(len(free), 1)  # few are free if classes have one group
         part = divide([classes[index] for index in free], [groups[index] for index in free], (share, 1 - share), seed)
         held_out[free] = part == 0
     return Split(rest[~held_out[rest]], np.flatnonzero(held_out), np.flatnonzero(test))

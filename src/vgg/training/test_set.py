@@ -1,9 +1,7 @@
 """The test of a finished run: the network that was kept, on images that neither trained it nor chose its epoch."""
 
-import csv
-import io
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +9,14 @@ import numpy as np
 
 from .. import json_output
 from ..classifier import Classifier
-from ..errors import Error
+from ..errors import Error, one_line
 from ..evaluation import Evaluation, evaluate, records
-from ..files import replacing
-from ..labels import Labels
+from ..files import reason, replacing, write_csv
 from ..network import Network
 from ..progress import Progress
 from .checkpoint import BEST, SCORES, TEST
-from .history import Row, best_row, measures_text
+from .history import Row, is_validated, kept_row, measures_text
+from .images import class_names
 from .options import Options
 from .setup import Setup
 
@@ -39,46 +37,53 @@ def measure(
         name of the `test` images, and `errors`, the images that couldn't be read. For a fold, test.csv has all scores.
     """
     assert setup.test is not None
-    path, best = options.output / TEST, setup.recipe.best
-    row = best_row(history, best) if len(setup.val_indices) else history[-1]
-    if path.exists():
-        record: dict[str, Any] = json.loads(path.read_bytes())
+    path, scores, best = options.output / TEST, options.output / SCORES, setup.recipe.best
+    row = kept_row(history, best)
+    if path.exists() and (scores.exists() or not options.fold):
+        record = _read(path)
     else:
         model = Classifier(Network.read(options.output / BEST), device=options.device, name=BEST)
         evaluation = evaluate([model], setup.test, workers=options.workers, progress=progress)
         [found] = records(evaluation)
-        chosen = {name: value for name, value in row.items() if name.startswith("val_")}
+        chosen = {name: value for name, value in row.items() if name.startswith("val_") and is_validated(row)}
         errors = {setup.test.samples[place].name: text for place, text in evaluation.errors.items()}
         if options.fold:
-            _write_scores(options.output / SCORES, setup, evaluation, options.fold[0])
+            _write_scores(scores, setup, evaluation, options.fold[0])
         record = {"test": setup.test.name, "epoch": row["epoch"], **chosen, **found, "errors": errors}
         with replacing(path) as file:
             file.write((json_output.dumps(record, indent=2) + "\n").encode())
-    chosen_by = f", validation {measures_text(row, best)}" if len(setup.val_indices) else ""
-    log(f"test: {figures(record)}, {record['images']:,} images; epoch {record['epoch']}{chosen_by}")
+    chosen_by = measures_text(row, best)
+    log(f"{_line(record)}, {'validation ' * is_validated(row)}{chosen_by.removeprefix('validation ')}")
     return record
+
+
+def _line(record: Mapping[str, Any]) -> str:
+    return f"test: {figures(record)}, {record['images']:,} images; epoch {record['epoch']}"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The record of an earlier test. Raises Error if it is damaged."""
+    try:
+        record = dict(json.loads(path.read_bytes()))
+        _line(record)
+        return record | {"errors": dict(record["errors"])}
+    except OSError as error:
+        raise Error(f"{path}: {reason(error)}") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise Error(f"{path}: is damaged ({one_line(error)}); delete it, and the same command repeats the test") from None
 
 
 def _write_scores(path: Path, setup: Setup, evaluation: Evaluation, fold: int) -> None:
     """Write a table of the test images that could be read: name, fold, classes, and the scores of all classes, exactly."""
-    [results], targets = evaluation.results, evaluation.classes
-    names = class_names(setup.labels, targets)
-    if not results.every.shape[1]:
-        raise Error(f"{setup.name}: has too many images and classes ({targets:,}) to keep all scores, which --folds requires")
-    with replacing(path) as file:
-        text = io.TextIOWrapper(file, "utf-8", "backslashreplace", newline="")
-        table = csv.writer(text, lineterminator="\n")
-        table.writerow(["image", "fold", "class", *(f"score_{name}" for name in names)])
+    [results], names = evaluation.results, class_names(setup.labels, evaluation.classes)
+
+    def rows() -> Iterator[list[Any]]:
         for place in np.flatnonzero(evaluation.readable()).tolist():
             sample = evaluation.dataset.samples[place]
             label = "|".join(names[target] for target in sample.classes)
-            table.writerow([sample.name, fold, label, *map(str, results.every[place])])  # the shortest text of each float32
-        text.detach()
+            yield [sample.name, fold, label, *map(str, results.every[place])]  # the shortest text of each float32
 
-
-def class_names(labels: Labels | None, classes: int) -> tuple[str, ...]:
-    """The names of the classes in tables: WordNet ids, names or numbers."""
-    return (labels.wnids or labels.names) if labels else tuple(map(str, range(classes)))
+    write_csv(path, ["image", "fold", "class", *(f"score_{name}" for name in names)], rows())
 
 
 def figures(record: Mapping[str, Any]) -> str:
