@@ -141,9 +141,11 @@ def train(
 
     usual = "cifar" if input_size(data, size) <= SMALL else "modern"
     chosen = recipes.named(recipe or ("distil" if teacher else "finetune" if start else usual))
-    given: dict[str, Any] = {"epochs": epochs, "batch": batch_size, "lr": lr}
+    given: dict[str, Any] = {"epochs": epochs, "batch": batch_size}
+    if lr is not None:
+        given |= {"lr": lr, "plain_lr": 0.0}
+        given |= {"muon_lr": chosen.muon_lr * lr / chosen.lr} if chosen.optimizer == "muon" else {}
     chosen = replace(chosen, **{name: value for name, value in given.items() if value is not None})
-    chosen = replace(chosen, plain_lr=0.0) if lr is not None else chosen
 
     def network(name: str | None) -> Network | None:
         return read(common.locate(name)) if name else None
