@@ -45,7 +45,7 @@ CHANGES = {
     "RandAugment": ("policy=rand",),
     "random erasing": ("erasing=0.25",),
     "repeated augmentation": ("repeats=2",),
-    "SGD instead of Muon": ("optimizer=sgd",),
+    "Muon instead of SGD": ("optimizer=muon",),
     "float32 instead of bfloat16": ("bf16=no",),
 }
 

@@ -249,7 +249,10 @@ TABLES = {
         {"measurement": "CIFAR"},
     ),
     "recipes": of_recipes(
-        "recipe", 25, [Line("`modern`", {"change": "earlier recipe"}), Line("`cifar`", {"change": "base"})]
+        "recipe", 25, [
+            Line("`modern`", {"change": "earlier recipe"}), Line("`cifar`", {"change": "base"}),
+            Line("`cifar` with `optimizer=muon`", {"change": "Muon instead of SGD"}),
+        ]
     ),
     "changes": of_recipes("change of the recipe", 12, [Line(change, {"change": change}) for change in CHANGES]),
 }  # fmt: skip

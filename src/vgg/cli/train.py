@@ -144,7 +144,6 @@ def train(
     given: dict[str, Any] = {"epochs": epochs, "batch": batch_size}
     if lr is not None:
         given |= {"lr": lr, "plain_lr": 0.0}
-        given |= {"muon_lr": chosen.muon_lr * lr / chosen.lr} if chosen.optimizer == "muon" else {}
     chosen = replace(chosen, **{name: value for name, value in given.items() if value is not None})
 
     def network(name: str | None) -> Network | None:

@@ -118,11 +118,11 @@ RECIPES = {
         ),
         Recipe(
             "cifar",
-            "as `modern`, for small images and few epochs; Muon, flip, padding and schedule as in airbench, arXiv 2404.00498",
+            "as `modern`, for small images and few epochs; flip, padding and schedule as in airbench, arXiv 2404.00498",
             "docs/training.md",
-            epochs=25, batch=128, optimizer="muon", lr=0.1, plain_lr=0.01, muon_lr=0.01, schedule="linear", warm_up=2,
-            nesterov=True, weight_decay=1e-3, decay_all=False, dropout=0.0, crop="pad", crop_range=(2,), border="reflect",
-            flip="alternating", smoothing=0.1, ema=0.999, bf16=True, channels_last=True,
+            epochs=25, batch=128, lr=0.1, plain_lr=0.01, schedule="linear", warm_up=2, nesterov=True, weight_decay=1e-3,
+            decay_all=False, dropout=0.0, crop="pad", crop_range=(2,), border="reflect", flip="alternating", smoothing=0.1,
+            ema=0.999, bf16=True, channels_last=True,
         ),
         Recipe(
             "finetune",
