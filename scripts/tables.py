@@ -17,7 +17,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PART = re.compile(r"(<!-- table: (.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
-from recipes import CHANGES, summary  # noqa: E402
+from recipes import summary  # noqa: E402
 
 Row = dict[str, str]
 Selection = dict[str, str | int]  # values of columns of a file
@@ -254,7 +254,6 @@ TABLES = {
             Line("`cifar` with `optimizer=muon`", {"change": "Muon instead of SGD"}),
         ]
     ),
-    "changes": of_recipes("change of the recipe", 12, [Line(change, {"change": change}) for change in CHANGES]),
 }  # fmt: skip
 
 
