@@ -114,10 +114,10 @@ def test_a_table_selects_rows(tmp_path):
 
 
 def test_the_base_comes_first_and_then_the_changes_by_seed(tmp_path):
-    titles = [recipes.BASE, "CutMix", "CutMix"]
+    titles = [recipes.BASE, "CutMix", "mixup"]
     runs = recipes.grid([tmp_path / "a", tmp_path / "b"], titles, 2, None)
     assert [(run.title, run.seed) for run in runs[::2]] == [
-        ("base", 0), ("base", 1), ("CutMix", 0), ("CutMix", 0), ("CutMix", 1), ("CutMix", 1),
+        ("base", 0), ("base", 1), ("CutMix", 0), ("mixup", 0), ("CutMix", 1), ("mixup", 1),
     ]  # fmt: skip
     assert [run.data.name for run in runs[:2]] == ["a", "b"]
     assert len({run.folder(tmp_path) for run in runs}) == len(runs)
