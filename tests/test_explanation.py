@@ -94,7 +94,7 @@ def compared(network, size, classes, engine):
 
 
 @needs_native
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     head=heads(), channels=CHANNELS, bn=st.booleans(), size=st.sampled_from([64, 97]), seed=st.integers(0, 9),
     engine=st.sampled_from(["native", "onnxruntime", "torch"]),

@@ -51,7 +51,7 @@ def test_gradients_at_any_layer_are_those_of_torch(name, start):
     check(random_network(name, input_size=64), start)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     head=heads(), channels=CHANNELS, bn=st.booleans(), size=st.sampled_from([64, 97]), seed=st.integers(0, 9),
 )  # fmt: skip

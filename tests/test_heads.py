@@ -44,7 +44,7 @@ def test_the_named_heads_are_values_of_the_same_kind():
 
 
 @needs_native
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(head=heads(), channels=CHANNELS, bn=st.booleans(), size=st.sampled_from([64, 97]), seed=st.integers(0, 9))
 def test_engines_and_files_agree_on_any_head(head, channels, bn, size, seed, tmp_path_factory):
     folder = tmp_path_factory.mktemp("heads")

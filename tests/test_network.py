@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import random_network
@@ -61,7 +61,6 @@ def test_scales_of_the_wrong_shape_are_refused():
         Quantized(np.zeros((2, 6), np.int8), np.ones(6, np.float32))
 
 
-@settings(deadline=None)
 @given(st.permutations(range(4)), st.sampled_from(["<f4", ">f4", "<f2"]))
 def test_blocks_give_an_array_of_any_strides_piece_by_piece(axes, dtype):
     array = np.random.default_rng(0).normal(size=(3, 70, 50, 60)).astype(dtype).transpose(axes)

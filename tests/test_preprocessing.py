@@ -111,7 +111,7 @@ def test_the_result_is_what_a_network_takes():
     assert (batch.shape, batch.dtype, batch.flags.c_contiguous) == ((1, 3, 224, 224), np.float32, True)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(1, 700), st.integers(1, 700), st.sampled_from(sorted(PRESETS)), st.integers(0, 255))
 def test_a_plain_picture_of_any_size_stays_plain(width, height, name, level):
     value = PRESETS[name](np.full((height, width, 3), level, np.uint8))

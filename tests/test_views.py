@@ -83,7 +83,7 @@ def test_a_picture_that_is_not_resized_is_taken_as_it_is():
             looked(Views("dense"), photo(*size), AS_IS)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @example(6000, 6000, "dense+multi-crop", "torchvision", True)
 @example(1, 6000, "dense", "zoo", False)
 @example(6000, 1, "multi-crop", "onnxrt", False)

@@ -52,7 +52,7 @@ def test_every_architecture_gives_what_onnx_runtime_gives(name, instructions, mo
             assert_close(together[value], expected)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     name=st.sampled_from(list(CONFIGURATIONS)),
     width=st.floats(0.02, 0.3),

@@ -107,7 +107,7 @@ def test_linear_weights_are_rounded_and_their_inputs_are_not():
 
 
 @needs_native
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(
     name=st.sampled_from(["vgg11", "vgg16-c", "vgg16-bn"]),
     width=st.floats(0.06, 0.3),

@@ -63,7 +63,7 @@ LENGTHS = (b"\xff" * 4, b"\xff" * 8, b"\xff\xff\xff\xff\x07", b"\xff" * 9 + b"\x
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_a_broken_file_is_one_clear_line(tmp_path_factory, kind, data):
     folder = tmp_path_factory.getbasetemp() / f"broken-{kind}"

@@ -161,7 +161,7 @@ def test_the_names_of_keras_2_12(tmp_path):
 
 
 @pytest.mark.parametrize("file", ["keras2-whole.h5", "keras2.weights.h5"])
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_a_damaged_file_is_one_clear_line(tmp_path_factory, file, data):
     whole = tmp_path_factory.getbasetemp() / file

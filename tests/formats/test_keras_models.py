@@ -529,7 +529,7 @@ def whole(tmp_path_factory):
     return path, config, list(places(json.loads(config)))
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(data=st.data())
 def test_a_configuration_with_other_values_is_one_clear_line(whole, data):
     path, text, known = whole

@@ -193,7 +193,7 @@ def test_a_network_beyond_two_gibibytes_is_refused_before_anything_is_written(tm
     assert not list(tmp_path.iterdir())
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.data())
 def test_a_broken_file_is_one_clear_line(tmp_path_factory, data):
     folder = tmp_path_factory.getbasetemp()

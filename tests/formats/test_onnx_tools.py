@@ -37,7 +37,7 @@ def same(found, expected, tolerance=1e-4):
     assert np.abs(found.reshape(expected.shape) - expected).max() <= tolerance * np.abs(expected).max() + 1e-6
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     head=heads(), channels=CHANNELS, bn=st.booleans(), size=st.sampled_from([64, 97]), opset=st.sampled_from([7, 13, NEWEST]),
     ends=st.booleans(), seed=st.integers(0, 9),

@@ -64,7 +64,7 @@ def test_a_damaged_file_is_one_clear_line(tmp_path, content):
     assert "\n" not in str(error.value)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(data=st.data())
 def test_a_broken_file_is_one_clear_line(tmp_path_factory, data):
     folder = tmp_path_factory.getbasetemp()

@@ -143,7 +143,7 @@ def module_of(head: Head, architecture: Architecture) -> nn.Module:
     return module.eval()
 
 
-@settings(deadline=None, max_examples=8)
+@settings(max_examples=8)
 @given(head=heads(), seed=st.integers(0, 9))
 def test_any_head_is_a_sequential_of_its_layers_and_is_read_again(tmp_path_factory, head, seed):
     path = tmp_path_factory.getbasetemp() / "head.pth"
@@ -285,7 +285,7 @@ def test_damaged_metadata_is_one_clear_line(tmp_path, content, message):
     assert "\n" not in str(error.value)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(data=st.data())
 def test_a_broken_file_is_one_clear_line(tmp_path_factory, data):
     whole = tmp_path_factory.getbasetemp() / "whole.pth"

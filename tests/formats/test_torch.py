@@ -170,7 +170,7 @@ def test_a_plain_pickle_or_zip_is_none_of_torchs(tmp_path):
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(data=st.data())
 def test_a_broken_file_is_one_clear_line(tmp_path_factory, zipped, data):
     folder = tmp_path_factory.getbasetemp()

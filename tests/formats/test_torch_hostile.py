@@ -308,7 +308,7 @@ def test_a_broken_file_is_one_clear_line(form):
     text = [place for place in range(len(content)) if content[place : place + 4] in (b"torc", b"weig", b"\x80\x02c", b"forw")]
     lies = [b"\xff" * 4, b"\xff" * 8, b"\0" * 8, b"\0\0\0\x80", b"R", b"b", b"\x81", b"(", b"t", b"."]
 
-    @settings(deadline=None, max_examples=80)
+    @settings(max_examples=80)
     @given(data=st.data())
     def run(data: st.DataObject) -> None:
         changed = bytearray(content)

@@ -236,7 +236,7 @@ def damage(content, cut, flips):
 
 
 FLIPS = st.lists(st.tuples(st.floats(0, 1), st.integers(0, 7)), max_size=4)
-FUZZ = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FUZZ = settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def survives(path, content):
@@ -294,7 +294,7 @@ def test_a_damaged_part_is_one_error(parts, tmp_path, cut, flips, name):
     assert message == "" or message.isprintable()
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.floats(0.5, 1), FLIPS)
 def test_damaged_data_is_checked_or_one_error(parts, tmp_path, spool, cut, flips):
     (tmp_path / "s.tar").write_bytes(damage(packed(parts, compress=False), cut, flips))

@@ -33,7 +33,7 @@ def test_each_part_has_its_share_of_each_class(classes, each):
     assert not np.array_equal(five, divide([(one,) for one in targets.tolist()], range(count), (0.2,) * 5, seed=1))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 2**32 - 1))
 def test_groups_stay_together_and_classes_are_balanced(seed):
     rng = np.random.default_rng(seed)

@@ -328,7 +328,7 @@ FAULTS = st.one_of(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(FAULTS, max_size=12), st.booleans())
 def test_any_sequence_of_faults_gives_the_right_file_or_one_error(known, model, tmp_path, monkeypatch, plan, etag):
     path = tmp_path / "home" / FILE
