@@ -123,7 +123,7 @@ bool Plan::scale_integers(Layer &layer, Pool &pool) const {
         const float scale = layer.input.scale * layer.scale[row];
         const double offset =
             std::nearbyint(double(layer.bias[row]) / scale) - double(layer.input.zero * (sums.positive + sums.negative));
-        constexpr double LOWEST = std::numeric_limits<std::int32_t>::min() / 2;
+        constexpr double LOWEST = std::numeric_limits<std::int32_t>::min() / 2.0;
         layer.offset[row] = std::int32_t(std::clamp(offset, LOWEST, -LOWEST));
         layer.factor[row] = layer.output && !later ? scale / layer.output.scale : scale;
     });
