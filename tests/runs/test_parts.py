@@ -163,3 +163,27 @@ def test_a_missing_package_is_named(photos, tmp_path, monkeypatch, module, optio
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(Error, match=rf"requires {module}; install with `pip install 'vgg\[scale\]'`"):
         classify(photos, tmp_path / "out", runner=option)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux' list of threads")
+def test_results_are_read_without_arrows_threads(photos, tmp_path):
+    """Such a thread may still hold a Python file when the process ends, which aborts it, rarely."""
+    classify(photos, tmp_path / "out")
+    code = f"""
+import os, threading, time, pyarrow.parquet
+from vgg import runs
+from vgg.runs.folder import Folder, Plan
+import json
+folder = Folder({str(tmp_path / "out")!r})
+plan = Plan(**json.load(folder.open("_run.json")))
+def others():
+    return set(map(int, os.listdir("/proc/self/task"))) - {{one.native_id for one in threading.enumerate()}}
+before = others()
+assert sum(len(table) for table in folder.tables(plan, ["image", "error"])) == {COUNT}
+assert sum(map(len, map(folder.inputs(plan), range(plan.parts)))) == {COUNT}
+until = time.monotonic() + 5
+while others() - before and time.monotonic() < until:  # the readers end
+    time.sleep(0.01)
+assert not others() - before
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from .. import json_output
 from ..errors import Error
@@ -31,6 +31,7 @@ from ..store import digest_of, refuse_other_work
 
 if TYPE_CHECKING:
     import pyarrow
+    from pyarrow import parquet
 
 MANIFEST = "_run.json"
 READERS = 16  # threads that read from a store, and mostly wait
@@ -90,11 +91,10 @@ class Folder:
 
     def tables(self, plan: Plan, columns: Sequence[str]) -> Iterator["pyarrow.Table"]:
         """Columns of each part of finished work; the next parts are read meanwhile."""
-        from pyarrow import parquet
 
         def read(part: int) -> "pyarrow.Table":
             with self.open(plan.name(part)) as file:
-                return parquet.read_table(file, columns=list(columns))
+                return _reader(file).read(list(columns), use_threads=False)
 
         return ahead(read, range(plan.parts), READERS, READERS)
 
@@ -137,12 +137,10 @@ class Folder:
 
     def inputs(self, plan: Plan) -> Callable[[int], list[Sample]]:
         """A function that returns the images of a part, read from the list."""
-        from pyarrow import parquet
-
-        file = parquet.ParquetFile(self.open(plan.inputs))
+        file = _reader(self.open(plan.inputs))
         return lambda part: [
             Sample(path, row["class"], path, size=row["size"])
-            for row in file.read_row_group(part).to_pylist()
+            for row in file.read_row_group(part, use_threads=False).to_pylist()
             for path in [os.fsdecode(row["path"])]
         ]
 
@@ -157,6 +155,17 @@ class Folder:
         content = io.BytesIO()
         parquet.write_table(table, content, compression="zstd")
         self.put(name, content.getvalue())
+
+
+def _reader(file: IO[bytes]) -> "parquet.ParquetFile":
+    """A Parquet file, for reads with `use_threads=False`.
+
+    Arrow's own threads read nothing then. They may still hold a Python file when the process ends, which aborts it:
+    https://github.com/apache/arrow/issues/33975.
+    """
+    from pyarrow import parquet
+
+    return parquet.ParquetFile(file, pre_buffer=False)
 
 
 def _write_list(samples: Iterable[Sample], path: Path, size: int) -> tuple[int, str]:
