@@ -18,12 +18,13 @@ NETWORKS = {
     "keras/vgg19": "vgg19", "model.onnx": "vgg16", "torchvision/vgg16": "vgg16", "vgg16-397923af.pth": "vgg16",
     "vgg16.onnx": "vgg16", "vgg16_bn-6c64b313.pth": "vgg16-bn", "vgg19.onnx": "vgg19",
 }  # fmt: skip
+CONDITIONS = ("normal", "pneumonia")
 BOXES = """<annotation><size><width>451</width><height>300</height></size><object><name>n02123045</name><bndbox>
 <xmin>94</xmin><ymin>19</ymin><xmax>357</xmax><ymax>281</ymax></bndbox></object></annotation>"""
 
 
 def make_images(place):
-    """Photos, class folders, one validation image of ImageNet with its box, and a table of labels."""
+    """Photos, class folders, images of two classes, one validation image of ImageNet with its box, and a table of labels."""
     shutil.copytree(EXAMPLES, place / "examples")
     (place / "photos").mkdir()
     for photo in EXAMPLES.glob("*.*g"):
@@ -36,6 +37,10 @@ def make_images(place):
     (place / "bbox/val").mkdir(parents=True)
     (place / "bbox/val/ILSVRC2012_val_00000001.xml").write_text(BOXES)
     make_class_folders(place / "caltech")
+    for part in ("val", "test"):
+        for name in CONDITIONS:
+            (place / "xrays" / part / name).mkdir(parents=True)
+            shutil.copy(place / "cat.jpg", place / "xrays" / part / name)
     (place / "docs").mkdir()
     shutil.copy(ROOT / "docs/starry-night.jpg", place / "docs")
 
@@ -59,6 +64,8 @@ def make_networks(place):
         (place / "any.onnx").rename(place / name)
     tags = random_network(head="average, classes sigmoid", classes=3, labels=Labels(("cat", "dog", "grass")))
     tags.write(place / "tags.onnx")
+    (place / "run").mkdir()
+    random_network(classes=2, labels=Labels(CONDITIONS)).write(place / "run/model.onnx")
 
 
 def make_crops(place):

@@ -19,7 +19,7 @@ PAGES = {  # and the files that their commands write
     "../README.md": ["vgg19.onnx", "vgg19.pth", "heat.png", "vgg16.onnx"],
     "bulk.md": ["labels/_run.json", "vectors/_run.json"],
     "embedded-model.md": [],
-    "evaluation.md": ["report.html", "vgg16.csv", "vgg16.json"],
+    "evaluation.md": ["val.html", "report.html", "vgg16.csv", "vgg16.json"],
     "explain.md": ["heat.jpg", "map.jpg", "methods.jpg", "coffee.png", "filters.png", "outputs.png", "tabby.png"],
     "features.md": ["caltech.npz", "svm.png", "examples.npz", "examples.parquet"],
     "files.md": ["vgg16.onnx", "pets.pth"],
