@@ -13,7 +13,7 @@ from vgg.training import RECIPES
 from vgg.training.optimizer import ITERATIONS, QUINTIC, make_average, make_optimizer, orthogonalised, set_rate
 from vgg.training.recipes import changed
 
-RECIPE = changed(RECIPES["cifar"], ["optimizer=muon", "lr=0.1", "muon_lr=0.05", "weight_decay=0.01"])
+RECIPE = changed(RECIPES["cifar"], ["optimizer=muon", "lr=0.1", "muon_rate=0.5", "weight_decay=0.01"])
 
 
 def network(name="vgg11-bn", head="gap"):

@@ -49,7 +49,7 @@ def find_rate(options: Options, progress: Progress = silent, log: Callable[[str]
     the lowest rates, and was two and four times lower in two trials.)
 
     Args:
-        options: see `Options`; the recipe's `lr` and schedule are not used, and `muon_lr` keeps its ratio to `lr`.
+        options: see `Options`; the recipe's `lr` and schedule are not used.
         progress: see `vgg.progress`.
         log: called with a line on the images and the network.
 

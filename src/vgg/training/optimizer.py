@@ -128,11 +128,11 @@ def make_average(module: Module, recipe: Recipe) -> Any:
 def set_rate(optimizer: torch.optim.Optimizer, lr: float, epoch: int, recipe: Recipe) -> None:
     """Set the learning rate of each block: deeper ones, counted from the last, thaw later and learn more slowly.
 
-    Weights of the kinds that Muon changes learn by the same schedule with the recipe's `muon_lr`.
+    Weights of the kinds that Muon changes learn at `muon_rate` times that rate.
     """
     for group in optimizer.param_groups:
         thawed = epoch >= group["depth"] * recipe.thaw
-        scale = recipe.muon_lr / recipe.lr if group["kind"] != PLAIN and recipe.lr else 1.0
+        scale = recipe.muon_rate if group["kind"] != PLAIN else 1.0
         group["lr"] = lr * scale / recipe.rate_decay ** group["depth"] if thawed else 0.0
 
 

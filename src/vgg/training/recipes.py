@@ -23,7 +23,7 @@ class Recipe:
     optimizer: Literal["sgd", "adamw", "muon"] = "sgd"
     lr: float = 0.01  # learning rate of the last block, after the warm-up
     plain_lr: float = 0.0  # the same for networks without batch normalisation; 0: `lr`
-    muon_lr: float = 0.01  # muon: the same for the weights of hidden layers; `lr` is that of all other parameters
+    muon_rate: float = 0.1  # muon: ratio of the learning rate of the weights of hidden layers to `lr`, that of all others
     schedule: Literal["steps", "plateau", "cosine", "linear"] = "steps"
     drops: tuple[float, ...] = ()  # steps: the rate is divided by 10 after these shares of the epochs
     plateau: int = 5  # plateau: the rate is divided by 10 after this many epochs without improvement, at most three times
@@ -192,7 +192,7 @@ def checked(recipe: Recipe) -> Recipe:
     crop, shares = recipe.crop_range, ("dropout", "momentum", "smoothing", "ema")
     rules = {name: 0 <= getattr(recipe, name) < 1 for name in shares}
     rules |= {name: getattr(recipe, name) >= 1 for name in ("epochs", "batch", "operations", "repeats")}
-    rules |= {name: getattr(recipe, name) >= 0 for name in ("lr", "muon_lr", "views", "mixup", "cutmix", "warm_up", "jitter")}
+    rules |= {name: getattr(recipe, name) >= 0 for name in ("lr", "muon_rate", "views", "mixup", "cutmix", "warm_up", "jitter")}
     rules |= {name: getattr(recipe, name) > 0 for name in ("temperature", "rate_decay")}
     rules |= {"erasing": 0 <= recipe.erasing <= 1, "progressive": 0 < recipe.progressive <= 1}
     rules["magnitude"] = 0 <= recipe.magnitude <= LEVELS
