@@ -25,6 +25,7 @@ from measurements import Measurements, Row, parser, read
 
 from vgg import Classifier, load, sources
 from vgg.evaluation import evaluate, records
+from vgg.files import replacing
 from vgg.views import Views
 
 RECIPE, ARCHITECTURE, WIDTH = "cifar", "vgg11-bn", 0.25
@@ -100,7 +101,8 @@ class Run:
         process.returncode = os.waitstatus_to_exitcode(status)
         sittings = json.loads(path.read_text()) if path.exists() else []
         sittings.append([time.perf_counter() - started, used.ru_utime + used.ru_stime])
-        path.write_text(json.dumps(sittings))
+        with replacing(path) as file:
+            file.write(json.dumps(sittings).encode())
         if process.returncode:
             raise SystemExit(f"vgg train failed; see {folder / 'messages.txt'}")
 

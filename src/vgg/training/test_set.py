@@ -52,8 +52,8 @@ def measure(
         record = {"test": setup.test.name, "epoch": row["epoch"], **chosen, **found, "errors": errors}
         with replacing(path) as file:
             file.write((json_output.dumps(record, indent=2) + "\n").encode())
-    chosen_by = measures_text(row, best)
-    log(f"{_line(record)}, {'validation ' * is_validated(row)}{chosen_by.removeprefix('validation ')}")
+    measures = measures_text(row, best)
+    log(f"{_line(record)}, " + (f"validation {measures.removeprefix('validation ')}" if is_validated(row) else measures))
     return record
 
 
