@@ -16,6 +16,7 @@
 #include <malloc.h>
 #endif
 
+#include "expected.hpp"
 #include "vgg.h"
 
 namespace {
@@ -52,91 +53,6 @@ void operator delete(void *memory, std::align_val_t) noexcept { release(memory);
 void operator delete(void *memory, std::size_t, std::align_val_t) noexcept { release(memory); }
 
 namespace {
-
-struct Values {
-    int channels, height, width;
-    std::vector<double> data;  // [channels, height, width]
-    double at(int c, int y, int x) const {
-        return y < 0 || x < 0 || y >= height || x >= width ? 0 : data[(std::size_t(c) * height + y) * width + x];
-    }
-};
-
-struct Layer {
-    vgg_layer what{};
-    std::vector<float> weight, bias, scale;
-    std::vector<signed char> integers;
-};
-
-double activated(int function, double number, double x) {
-    switch (function) {
-        case VGG_RELU: return std::max(x, 0.0);
-        case VGG_LEAKY_RELU: return x < 0 ? number * x : x;
-        case VGG_ELU: return x < 0 ? number * (std::exp(x) - 1) : x;
-        case VGG_GELU: return x * std::erfc(-x / std::sqrt(2.0)) / 2;
-        case VGG_GELU_TANH: return x / (1 + std::exp(-2 * std::sqrt(2 / std::acos(-1.0)) * (x + 0.044715 * x * x * x)));
-        case VGG_SILU: return x / (1 + std::exp(-x));
-        case VGG_TANH: return std::tanh(x);
-        case VGG_SIGMOID: return 1 / (1 + std::exp(-x));
-        default: return x;
-    }
-}
-
-Values expected_shape(const Layer &layer, const Values &from) {
-    const vgg_layer &what = layer.what;
-    Values to{what.out ? what.out : from.channels, from.height, from.width, {}};
-    if (what.operation == VGG_MAX_POOL || what.operation == VGG_MEAN_POOL) to.height /= 2, to.width /= 2;
-    if (what.operation == VGG_L2_POOL) to.height = (to.height + 1) / 2, to.width = (to.width + 1) / 2;
-    if (what.operation == VGG_AVERAGE_POOL || what.operation == VGG_GLOBAL_MAX_POOL) to.height = to.width = what.kernel;
-    if (what.operation == VGG_LINEAR) to.height -= what.kernel - 1, to.width -= what.kernel - 1;
-    return to;
-}
-
-Values expected(const Layer &layer, const Values &from) {
-    const vgg_layer &what = layer.what;
-    Values to = expected_shape(layer, from);
-    for (int c = 0; c < to.channels; ++c)
-        for (int y = 0; y < to.height; ++y)
-            for (int x = 0; x < to.width; ++x) {
-                double value = 0;
-                if (what.operation == VGG_MAX_POOL) {
-                    value = std::max(std::max(from.at(c, 2 * y, 2 * x), from.at(c, 2 * y, 2 * x + 1)),
-                                     std::max(from.at(c, 2 * y + 1, 2 * x), from.at(c, 2 * y + 1, 2 * x + 1)));
-                } else if (what.operation == VGG_MEAN_POOL) {
-                    for (int i : {2 * y, 2 * y + 1})
-                        for (int j : {2 * x, 2 * x + 1}) value += from.at(c, i, j) / 4;
-                } else if (what.operation == VGG_L2_POOL) {
-                    for (int i : {-1, 0, 1})
-                        for (int j : {-1, 0, 1})
-                            value +=
-                                (2 - std::abs(i)) * (2 - std::abs(j)) / 16.0 * std::pow(from.at(c, 2 * y + i, 2 * x + j), 2);
-                    value = std::sqrt(value + 1e-12);
-                } else if (what.operation == VGG_AVERAGE_POOL || what.operation == VGG_GLOBAL_MAX_POOL) {
-                    const auto end = [&](int index, int size) { return ((index + 1) * size + what.kernel - 1) / what.kernel; };
-                    const int top = y * from.height / what.kernel, bottom = end(y, from.height);
-                    const int left = x * from.width / what.kernel, right = end(x, from.width);
-                    double sum = 0, most = from.at(c, top, left);
-                    for (int i = top; i < bottom; ++i)
-                        for (int j = left; j < right; ++j) sum += from.at(c, i, j), most = std::max(most, from.at(c, i, j));
-                    value = what.operation == VGG_GLOBAL_MAX_POOL ? most : sum / ((bottom - top) * (right - left));
-                } else if (what.operation == VGG_LRN) {
-                    const int reach = int(what.numbers[0]) / 2;
-                    for (int d = std::max(0, c - reach); d <= std::min(from.channels - 1, c + reach); ++d)
-                        value += from.at(d, y, x) * from.at(d, y, x);
-                    value = from.at(c, y, x) *
-                            std::pow(what.numbers[3] + what.numbers[1] / what.numbers[0] * value, -what.numbers[2]);
-                } else {
-                    const int edge = what.operation == VGG_CONVOLUTION ? what.kernel / 2 : 0;
-                    const float *weight = layer.weight.data() + std::size_t(c) * what.in * what.kernel * what.kernel;
-                    for (int d = 0; d < what.in; ++d)
-                        for (int i = 0; i < what.kernel; ++i)
-                            for (int j = 0; j < what.kernel; ++j) value += *weight++ * from.at(d, y + i - edge, x + j - edge);
-                    value += layer.bias[c];
-                    value = activated(what.operation == VGG_CONVOLUTION ? VGG_RELU : what.activation, what.numbers[0], value);
-                }
-                to.data.push_back(value);
-            }
-    return to;
-}
 
 Layer made(int operation, int in, int out, int kernel, std::mt19937 &random, int activation = VGG_NONE, bool integers = false) {
     Layer layer;
@@ -231,7 +147,7 @@ bool compares(vgg_network *network, int kind, const std::vector<float> &data, in
     int channels = 3, down = height, across = width;
     std::vector<std::array<int, 3>> shapes;
     for (std::size_t i = 0; i < 9; ++i) {  // of the trunk
-        const Values to = expected_shape(layers[i], {channels, down, across, {}});
+        const Values to = empty_output(layers[i].what, {channels, down, across, {}});
         channels = to.channels, down = to.height, across = to.width;
         shapes.push_back({channels, down, across});
         if (random() % 2) continue;
@@ -340,14 +256,7 @@ bool agrees(const char *instructions, int threads, int batch, int height, int wi
 
 // --- Integers -----------------------------------------------------------------------------------------------------------
 
-// A layer of integers: `output.zero` -1 for floats; random weights of all 8 bits.
-struct IntegerLayer {
-    vgg_layer what{};
-    std::vector<signed char> weight;
-    std::vector<float> bias, scale;
-    std::vector<std::int32_t> zero;
-};
-
+// Random weights of all 8 bits; an output with `zero` -1 is of floats.
 IntegerLayer made_of_integers(int operation, int in, int out, int kernel, std::mt19937 &random, int zero, int largest = 127,
                               int activation = VGG_RELU, bool with_zeros = false) {
     IntegerLayer layer;
@@ -403,59 +312,10 @@ bool agrees_in_integers(const char *instructions, int threads, int batch, int he
     std::vector<std::vector<float>> found(layers.size()), wanted(layers.size());
     for (int n = 0; n < batch; ++n) {
         const float *image = data.data() + std::size_t(n) * 3 * height * width;
-        Values value{3, height, width, std::vector<double>(image, image + 3 * height * width)};  // reals, or integers
-        float scale = 0;
-        int zero = 0;
+        Integers value{{3, height, width, std::vector<double>(image, image + 3 * height * width)}};
         for (std::size_t i = 0; i < layers.size(); ++i) {
-            const vgg_layer &what = layers[i].what;
-            Values to = expected_shape({what, {}, {}, {}, {}}, value);
-            float out_scale = what.output_scale;
-            int out_zero = what.output_zero;
-            if (what.operation == VGG_MAX_POOL) out_scale = scale, out_zero = zero;
-            const auto stored = [&](float real) {
-                return out_scale == 0 ? double(real) : std::clamp(std::nearbyint(double(real)) + out_zero, 0.0, 255.0);
-            };
-            for (int c = 0; c < to.channels; ++c)
-                for (int y = 0; y < to.height; ++y)
-                    for (int x = 0; x < to.width; ++x) {
-                        if (what.operation == VGG_QUANTIZE) {
-                            const float real = scale == 0 ? float(value.at(c, y, x)) : float(value.at(c, y, x) - zero) * scale;
-                            to.data.push_back(stored(real / out_scale));
-                            continue;
-                        }
-                        if (what.operation == VGG_MAX_POOL || what.operation == VGG_AVERAGE_POOL) {
-                            Values plane{1, value.height, value.width, {}};
-                            for (int p = 0; p < value.height * value.width; ++p) {
-                                const double integer = value.data[std::size_t(c) * value.height * value.width + p];
-                                plane.data.push_back(what.operation == VGG_MAX_POOL ? integer : (integer - zero) * scale);
-                            }
-                            vgg_layer one = what;
-                            one.out = 1;
-                            const double result = expected({one, {}, {}, {}, {}}, plane).at(0, y, x);
-                            to.data.push_back(what.operation == VGG_MAX_POOL ? result : stored(float(result) / out_scale));
-                            continue;
-                        }
-                        const bool convolution = what.operation == VGG_CONVOLUTION;
-                        const int edge = convolution ? what.kernel / 2 : 0;
-                        const signed char *weight =
-                            layers[i].weight.data() + std::size_t(c) * what.in * what.kernel * what.kernel;
-                        std::int64_t sum = 0;
-                        for (int d = 0; d < what.in; ++d)
-                            for (int a = y - edge; a < y - edge + what.kernel; ++a)
-                                for (int b = x - edge; b < x - edge + what.kernel; ++b) {
-                                    const bool inside = a >= 0 && b >= 0 && a < value.height && b < value.width;
-                                    sum +=
-                                        (*weight++ - layers[i].zero[c]) * (inside ? std::int64_t(value.at(d, a, b)) - zero : 0);
-                                }
-                        const float unit = scale * layers[i].scale[c];
-                        sum += std::int64_t(std::nearbyint(double(layers[i].bias[c]) / unit));
-                        const bool plain = convolution || what.activation <= VGG_RELU;
-                        float real = float(std::int32_t(sum)) * (plain && out_scale != 0 ? unit / out_scale : unit);
-                        real = float(activated(convolution ? VGG_RELU : what.activation, what.numbers[0], double(real)));
-                        to.data.push_back(stored(plain || out_scale == 0 ? real : real / out_scale));
-                    }
-            value = to, scale = out_scale, zero = out_zero;
-            for (double one : value.data) wanted[i].push_back(scale == 0 ? float(one) : float(int(one) - zero) * scale);
+            value = expected(layers[i], value);
+            for (double one : value.values.data) wanted[i].push_back(float(value.real(one)));
         }
     }
     const std::vector<vgg_output> outputs = outputs_of(wanted, found);
