@@ -56,7 +56,7 @@ def test_the_first_scheme_that_is_accurate_enough_is_written_with_a_note(tmp_pat
     note = Network.read(path).provenance.quantization
     assert note.startswith(f"{trials[-1].scheme}: top-1 {trials[-1].record['top1']:.2f}%, ")
     assert f"of {COUNT} images" in note
-    assert note.endswith(f"the first of {len(trials)} schemes within 0 points")
+    assert note.endswith(f"the first of {len(trials)} schemes within 0 points of float32 with 100% agreement")
 
 
 def test_the_figures_are_those_of_vgg_evaluate(tmp_path, network, place):
@@ -118,6 +118,14 @@ def test_a_file_with_other_scales_of_activations_is_evaluated_again(tmp_path, ne
         quantizer.write(quantizer.quantize(Scheme("qdq", calibration=calibration)), path, "")
         one.compare(load_model(path), "q")
     assert finished == ["Evaluating float32", "Evaluating q", "Evaluating q"]
+
+
+def test_agreement_alone_is_a_condition_and_loss_is_unlimited(tmp_path, network, place):
+    path, schemes = tmp_path / "n.onnx", fallbacks(Scheme(bits=4), network.architecture)
+    trials = list(tune(Quantizer(network), evaluator(network, place), schemes, path, agreement=100))
+    assert [trial.agreement == 100 for trial in trials] == [*[False] * (len(trials) - 1), True]
+    assert len(trials) > 1
+    assert Network.read(path).provenance.quantization.endswith(f"the first of {len(trials)} schemes with 100% agreement")
 
 
 def test_nothing_is_written_if_no_scheme_is_accurate_enough(tmp_path, network, place):

@@ -120,18 +120,23 @@ def tune(
             trial = Trial(scheme, file.stat().st_size, record, evaluator.baseline)
         trials.append(trial)
         yield trial
-        if tolerance is None or (trial.loss <= tolerance and trial.agreement >= agreement):
-            quantizer.write(quantized, path, _note(trial, evaluator, tolerance, len(trials)))
+        if (tolerance is None or trial.loss <= tolerance) and trial.agreement >= agreement:
+            quantizer.write(quantized, path, _note(trial, evaluator, _conditions(tolerance, agreement), len(trials)))
             return
-    best = min(trials, key=lambda one: one.loss)
-    wanted = f"within {tolerance:g} points of float32" + (f" with {agreement:g}% agreement" if agreement else "")
+    best = max(trials, key=lambda one: one.agreement if tolerance is None else -one.loss)
     raise Error(
-        f"{path}: not written: none of {len(trials)} schemes is {wanted}; the closest, {best.scheme}, loses {best.loss:.2f} "
-        f"points and agrees on {best.agreement:.2f}%"
+        f"{path}: not written: none of {len(trials)} schemes is {_conditions(tolerance, agreement)}; the closest, "
+        f"{best.scheme}, loses {best.loss:.2f} points and agrees on {best.agreement:.2f}%"
     )
 
 
-def _note(trial: Trial, evaluator: Evaluator, tolerance: float | None, count: int) -> str:
+def _conditions(tolerance: float | None, agreement: float) -> str:
+    """What a scheme has to meet: `within 0.1 points of float32 with 99% agreement`; empty if that is nothing."""
+    parts = [] if tolerance is None else [f"within {tolerance:g} points of float32"]
+    return " ".join([*parts, *([f"with {agreement:g}% agreement"] if agreement else [])])
+
+
+def _note(trial: Trial, evaluator: Evaluator, conditions: str, count: int) -> str:
     """The reason for a choice, for the file's metadata."""
     figure = main_figure(trial.record)
     title = {"top1": "top-1", "map": "mAP"}[figure]
@@ -139,7 +144,7 @@ def _note(trial: Trial, evaluator: Evaluator, tolerance: float | None, count: in
         f"{trial.scheme}: {title} {trial.record[figure]:.2f}%, {trial.loss:.2f} points below float32, the same best class "
         f"for {trial.agreement:.2f}%, of {trial.record['images']} images in {Path(evaluator.dataset.name).name}"
     )
-    return note if tolerance is None else f"{note}; the first of {count} schemes within {tolerance:g} points"
+    return f"{note}; the first of {count} schemes {conditions}" if conditions else note
 
 
 @dataclass(frozen=True)
@@ -204,16 +209,20 @@ def _output_noise(plain: engines.Engine, alone: engines.Engine, value: str, samp
 
 
 def speed(network: Network, path: Path, engine: str = "auto", threads: int | None = None) -> str:
-    """A sentence with the speed of a quantized file and of its network in float32, measured in alternating rounds."""
+    """A sentence with the speed of a quantized file and of its network in float32, measured in alternating rounds.
+
+    The network runs on ONNX Runtime, or if that isn't installed on the default engine.
+    """
     count = threads or os.cpu_count() or 1
     size = network.architecture.input_size
     batch = np.random.default_rng(0).standard_normal((1, 3, size, size), np.float32)
     quantized = engines.open(path, engine, threads=count)
-    runners = {REFERENCE: engines.open(network, REFERENCE, threads=count), "quantized": quantized}
+    plain = engines.open(network, REFERENCE if REFERENCE in engines.installed() else "auto", threads=count)
+    runners = {"float32": plain, "quantized": quantized}
     compared = side_by_side(runners, batch, {}, count)
     reference, ours = (compared.milliseconds(one.quantile(0.5)) for one in compared.timings)
-    ratio = compared.ratio(compared.timings[1])
+    ratio = compared.ratio(compared.timings[1], "float32")
     return (
-        f"{ours:.1f} ms per image on {quantized.name}, {ratio:.2f} of float32's {reference:.1f} ms on ONNX Runtime; "
+        f"{ours:.1f} ms per image on {quantized.name}, {ratio:.2f} of float32's {reference:.1f} ms on {plain.name}; "
         f"batch 1, {count} thread{'s' * (count > 1)} of {os.cpu_count()} cores, {processor()}"
     )
