@@ -138,7 +138,9 @@ def summary(rows: Sequence[Row]) -> list[Row]:
     """
     groups: dict[tuple[str, ...], dict[str, Row]] = {}
     for row in rows:
-        groups.setdefault(tuple(row[name] for name in (*PLACE, "change")), {})[row["seed"]] = row
+        seeds = groups.setdefault(tuple(row[name] for name in (*PLACE, "change")), {})
+        if seeds.setdefault(row["seed"], row) is not row:
+            raise ValueError(f"two rows of the same run, {row['change']} with seed {row['seed']}: of two machines or recipes?")
     found = []
     for (*place, change), runs in groups.items():
         base = groups.get((*place, BASE), {})

@@ -43,6 +43,14 @@ def test_a_border_is_the_images_own_reflection():
         assert seen == possible
 
 
+def test_a_black_border_may_be_wider_than_the_image():
+    image = IMAGE[:4, :4]
+    seen = views(image, replace(PLAIN, crop_range=(6,), border="black"), 1500, 4)
+    padded = np.pad(image, ((6, 6), (6, 6), (0, 0)))
+    possible = {padded[row:, column:][:4, :4].tobytes() for row in range(13) for column in range(13)}
+    assert {one.tobytes() for one in seen} == possible
+
+
 def test_alternating_flips_mirror_each_image_in_every_other_view():
     recipe = replace(PLAIN, flip="alternating")
     mirrored = np.array([[drawn[2] < 0.5 for drawn in drawn_for(recipe, 7, view, range(400))] for view in range(6)])

@@ -208,3 +208,33 @@ def test_killed_at_any_moment_it_ends_the_same(tmp_path):
     for record in one["folds"] + two["folds"]:
         record.pop("images_per_second")
     assert one == two
+
+
+def test_names_of_classes_that_are_not_clear_are_numbers_in_tables(tmp_path):
+    """Two classes of ImageNet are cranes."""
+    data = class_folders(tmp_path / "data", each=9)
+    listed = [f"data/class{target}/{number}.png {target}" for target in range(3) for number in range(9)]
+    (tmp_path / "list.txt").write_text("\n".join(listed))
+    labels = Labels(("crane", "a|b", "crane"))
+    found = cross_validate(options(tmp_path / "list.txt", tmp_path / "run", QUICK, labels=labels), 3)
+    rows = table(tmp_path / "run/predictions.csv")
+    assert {row["class"] for row in rows} == {"0", "1", "2"}
+    scores = np.array([[float(row[f"score_{target}"]) for target in range(3)] for row in rows])
+    right = np.mean(scores.argmax(1) == [int(row["class"]) for row in rows])
+    assert found.pooled["top1"] == pytest.approx(100 * right, abs=1e-3)
+    assert data.exists()
+
+
+def test_a_cross_validation_is_not_overwritten_by_a_run(tmp_path):
+    data, run = class_folders(tmp_path / "data", each=9), tmp_path / "run"
+    cross_validate(options(data, run, replace(QUICK, epochs=1)), 2)
+    with pytest.raises(Error, match="holds a cross-validation; use --fresh to start over, or choose another folder"):
+        train(options(data, run, replace(QUICK, epochs=1)))
+    (run / "fold-notes.txt").write_text("mine")
+    (run / "fold-analysis").mkdir()
+    (run / "fold-analysis/log.csv").write_text("mine")
+    (run / "fold-2/notes.txt").write_text("mine")
+    train(options(data, run, replace(QUICK, epochs=1), fresh=True))
+    assert sorted(path.name for path in run.glob("fold-*")) == ["fold-2", "fold-analysis", "fold-notes.txt"]
+    assert (run / "fold-analysis/log.csv").exists()
+    assert [path.name for path in (run / "fold-2").iterdir()] == ["notes.txt"]

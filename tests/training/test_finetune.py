@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from conftest import random_network
-from training_helpers import QUICK, class_folders, options
+from training_helpers import QUICK, cifar_folder, class_folders, options
 from vgg import Error, Labels, ModelError, Network, engines, sources
+from vgg.errors import Notice
 from vgg.progress import silent
 from vgg.training import RECIPES, train
 from vgg.training.cache import Cache
@@ -96,6 +97,23 @@ def test_a_student_learns_its_teachers_scores_without_labels(tmp_path):
     assert len(files) == 3 * 3  # of scores, validation scores, and matched values: values, which are known, and the key
     train(options(data / "class0" / "..", tmp_path / "again", recipe, **others))
     assert {file: file.stat().st_mtime_ns for file in (tmp_path / "cache").rglob("*.*")} == files
+
+
+def test_images_beside_unlabelled_ones_need_the_teachers_classes(tmp_path):
+    """CIFAR-10's test images are not of the teacher's three classes; a `val` folder of other classes is not used either."""
+    teacher = random_network("vgg11", classes=3, labels=Labels(("class0", "class1", "class2")))
+    run, others = tmp_path / "run", {"teachers": [teacher], "arch": "vgg11-bn"}
+    with pytest.warns(Notice, match="not used, since the teacher's classes are required: .*CIFAR-10, which has 10 classes"):
+        outcome = train(options(cifar_folder(tmp_path / "cifar"), run, replace(QUICK, epochs=1), **others))
+    assert outcome.test is None
+    class_folders(tmp_path / "data/train")
+    class_folders(tmp_path / "data/val", classes=4, each=1)
+    class_folders(tmp_path / "data/test", each=2)
+    with pytest.warns(Notice, match="not used"):
+        outcome = train(options(tmp_path / "data", run, replace(QUICK, epochs=1), fresh=True, **others))
+    assert outcome.test["images"] == 6
+    with pytest.raises(Error, match="class3"):
+        train(options(tmp_path / "data", run, QUICK, fresh=True, val=tmp_path / "data/val", **others))
 
 
 def test_a_student_that_is_its_teacher_stays_as_it_is(tmp_path):

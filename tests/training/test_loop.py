@@ -226,6 +226,21 @@ def test_a_checkpoint_that_cannot_be_resumed_is_refused(content, message, tmp_pa
     assert len(train(options(data, tmp_path / "run", fresh=True)).history) == 2
 
 
+def test_validation_images_of_an_option_are_another_run_than_held_out_ones(tmp_path):
+    """Also if they are the training images themselves."""
+    data, run = class_folders(tmp_path / "data", each=12), tmp_path / "run"
+    train(options(data, run))
+    with pytest.raises(Error, match="holds other work \\(held_out: True, not False"):
+        train(options(data, run, val=data))
+
+
+def test_a_class_folder_that_is_not_utf8_is_refused_before_training(tmp_path):
+    data = class_folders(tmp_path / "data")
+    os.rename(data / "class1", os.fsencode(data) + b"/caf\xe9")
+    with pytest.raises(Error, match=r"the name of the class caf\\udce9 is not UTF-8; rename it"):
+        train(options(data, tmp_path / "run"))
+
+
 def test_a_finished_run_gives_its_result_again(tmp_path):
     data = class_folders(tmp_path / "data")
     first = train(options(data, tmp_path / "run"))

@@ -78,6 +78,10 @@ def test_the_measure_decides_which_epoch_is_kept_and_when_to_stop(best, place):
     assert stalled == {0: False, **{patience: 2 - last_better >= patience for patience in (1, 2, 3)}}
 
 
+def test_an_epoch_without_a_loss_does_not_stop_a_run():
+    assert not has_stalled(2, [ROWS[0] | {"val_loss": math.nan}, *ROWS], "loss")
+
+
 def test_a_line_shows_what_decides():
     timing = {"epoch": 3, "loss": 0.5, "lr": 0.01, "images_per_second": 9.0, "waited": 0.0}
     assert "loss 0.5000, top-1 80.00%, lr" in epoch_line(ROWS[0] | timing, 9, "accuracy")

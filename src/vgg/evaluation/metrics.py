@@ -112,7 +112,7 @@ def auc_interval(truth: Array, scores: Array, z: float = Z95) -> tuple[float, fl
     """The confidence interval of `roc_auc`, at 95% by default: low and high, 0..1.
 
     It is nan where the formula has no width, which would be misleading: below two images of either kind, and if all pairs are
-    in the right order, or all in the wrong one.
+    in the right order, all in the wrong one, or all equal.
 
     E. R. DeLong et al., "Comparing the areas under two or more correlated receiver operating characteristic curves", Biometrics
     44 (1988): the variance of the area from each image's share of pairs in the right order. As in pROC, an end beyond 0 or 1 is
@@ -184,10 +184,10 @@ def operating_point(truth: Array, scores: Array, specificity: float) -> tuple[fl
     Args:
         truth: bool [images], whether an image is positive; some are, and some are not.
         scores: [images]; images with a score above the threshold are predicted to be positive.
-        specificity: 0..1.
+        specificity: above 0, up to 1.
     """
     negative = np.sort(scores[~truth])
-    threshold = float(negative[max(math.ceil(specificity * len(negative) - 1e-9), 1) - 1])
+    threshold = float(negative[math.ceil(specificity * len(negative) - 1e-9) - 1])
     return threshold, *sensitivity_specificity(truth, scores > threshold)
 
 

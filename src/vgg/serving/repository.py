@@ -141,6 +141,8 @@ class Repository:
     async def load(self, name: str) -> None:
         """Load or reload a model from the repository's folder. A loaded model serves until the new one is ready.
 
+        On a GPU, compiling the new one delays all models.
+
         Raises:
             Forbidden: the server has no repository.
             NotFound: the repository has no such model.

@@ -92,9 +92,10 @@ def _random_crop(image: Array, recipe: Recipe, side: int, drawn: Sequence[float]
         if recipe.border == "reflect":
             return image.take(_reflected(row, side), 0).take(_reflected(column, side), 1)
         crop = np.zeros((side, side, 3), np.uint8)
-        crop[max(-row, 0) : side - row, max(-column, 0) : side - column] = image[
-            max(row, 0) : side + row, max(column, 0) : side + column
-        ]
+        if max(abs(row), abs(column)) < side:
+            crop[max(-row, 0) : side - row, max(-column, 0) : side - column] = image[
+                max(row, 0) : side + row, max(column, 0) : side + column
+            ]
     else:
         size = _random_area(width, height, recipe.crop_range, others) if recipe.crop == "area" else None
         if size is None:

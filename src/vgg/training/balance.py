@@ -13,7 +13,9 @@ from ..heads import Output
 
 
 def loss_weights(classes: Sequence[Sequence[int]], count: int, output: Output | None) -> Array:
-    """Weights of images by class, inversely proportional to the classes' frequencies; their mean over the images is 1.
+    """Weights of images by class, inversely proportional to the classes' frequencies.
+
+    Their mean over the images is 1 if every class has images.
 
     Args:
         classes: of each training image.

@@ -1,8 +1,10 @@
 """The run's folder and its checkpoints: everything that is needed to resume, as plain tensors, numbers and text."""
 
 import io
+import re
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ FOLDS, PREDICTIONS = "folds.json", "predictions.csv"
 
 
 def create(folder: Path, *, fresh: bool) -> None:
-    """Create the run's folder; with `fresh`, delete what an earlier run wrote there. Raises Error if that fails."""
+    """Create the run's folder; with `fresh`, delete the files and folders of an earlier run. Raises Error if that fails."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -26,7 +28,10 @@ def create(folder: Path, *, fresh: bool) -> None:
     if fresh:
         delete(folder, LAST, BEST, NAN, TEST, SCORES, FOLDS, PREDICTIONS, "log.csv", "curves.png", "tensorboard", CACHE)
         for fold in folder.glob("fold-*"):
-            create(fold, fresh=True)
+            if re.fullmatch(r"fold-[1-9]\d*", fold.name) and fold.is_dir():
+                create(fold, fresh=True)
+                with suppress(OSError):  # it has other files
+                    fold.rmdir()
 
 
 def delete(folder: Path, *names: str) -> None:

@@ -2,8 +2,9 @@
 
 import csv
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,7 @@ def cross_validate(
         results, {name: round(float(one.mean()), 3) for name, one in values.items()},
         {name: round(float(one.std(ddof=1)), 3) for name, one in values.items()}, pooled,
     )  # fmt: skip
-    _write(output, found, tables)
+    _write(output, found, tables[0].columns)
     return found
 
 
@@ -97,7 +98,6 @@ class _Table:
     """The test.csv of a fold."""
 
     columns: list[str]
-    rows: list[list[str]]
     targets: list[tuple[int, ...]]  # classes of each image
     scores: Array  # float32 [images, classes]
 
@@ -106,14 +106,18 @@ def _read(path: Path, *, several: bool) -> _Table:
     """Read the test.csv of a fold. Raises Error if it can't be read or is damaged."""
     try:
         with path.open(encoding="utf-8", newline="") as file:
-            columns, *rows = csv.reader(file)
-        places = {name.removeprefix("score_"): index for index, name in enumerate(columns[3:])}
-        labels = [[*filter(None, label.split("|"))] if several else [label] for _, _, label, *_ in rows]
-        targets = [tuple(places[name] for name in one) for one in labels]
-        return _Table(columns, rows, targets, np.array([row[3:] for row in rows], np.float32).reshape(len(rows), len(places)))
+            rows = csv.reader(file)
+            columns = next(rows)
+            places = {name.removeprefix("score_"): index for index, name in enumerate(columns[3:])}
+            targets, scores = list[tuple[int, ...]](), list[Array]()
+            for _, _, label, *numbers in rows:
+                names = filter(None, label.split("|")) if several else [label]
+                targets.append(tuple(places[name] for name in names))
+                scores.append(np.array(numbers, np.float32))
+        return _Table(columns, targets, np.array(scores, np.float32).reshape(len(targets), len(places)))
     except OSError as error:
         raise Error(f"{path}: {reason(error)}") from None
-    except (ValueError, KeyError, csv.Error) as error:
+    except (ValueError, KeyError, StopIteration, csv.Error) as error:
         raise Error(f"{path}: is damaged ({one_line(error)}); delete it, and the same command repeats the test") from None
 
 
@@ -131,8 +135,13 @@ def _pooled(tables: Sequence[_Table], *, several: bool) -> dict[str, Any]:
     return found | tally.accuracies() | tally.others(compared=False)
 
 
-def _write(output: Path, found: CrossValidation, tables: Sequence[_Table]) -> None:
-    write_csv(output / PREDICTIONS, tables[0].columns, (row for table in tables for row in table.rows))
+def _write(output: Path, found: CrossValidation, columns: Sequence[str]) -> None:
+    def rows() -> Iterator[list[str]]:
+        for one in found.folds:
+            with (one.path.parent / SCORES).open(encoding="utf-8", newline="") as file:
+                yield from islice(csv.reader(file), 1, None)
+
+    write_csv(output / PREDICTIONS, columns, rows())
     content = {
         "folds": [{"fold": number, **(one.test or {})} for number, one in enumerate(found.folds, 1)],
         "mean": found.mean, "deviation": found.deviation, "pooled": found.pooled,

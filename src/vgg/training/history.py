@@ -93,9 +93,10 @@ def kept_row(history: Sequence[Row], best: str) -> Row:
 
 def has_stalled(patience: int, history: Sequence[Row], best: str) -> bool:
     """Whether the measure that decides has not improved for `patience` epochs; with 0 or without validation, never."""
-    if not patience or not any(map(is_validated, history)):
+    validated = [index for index, row in enumerate(history) if is_validated(row)]
+    if not patience or not validated:
         return False
-    place = max(range(len(history)), key=lambda index: quality(history[index], best))
+    place = max(validated, key=lambda index: quality(history[index], best))
     return len(history) - 1 - place >= patience
 
 

@@ -1,7 +1,8 @@
 """The images of a training run: opened, checked, and divided into those for training, validation and test."""
 
 import os
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from .. import sources
 from ..arrays import Array
-from ..errors import Error
+from ..errors import Error, Notice, printable
 from ..evaluation.results import EVERY
 from ..heads import Output
 from ..labels import Labels
@@ -47,8 +48,10 @@ class Images:
 
 
 def class_names(labels: Labels | None, classes: int) -> tuple[str, ...]:
-    """The names of the classes in messages and tables: WordNet ids, names or numbers."""
-    return (labels.wnids or labels.names) if labels else tuple(map(str, range(classes)))
+    """The names of the classes in messages and tables: WordNet ids, or names; numbers if names are not unique or have a `|`."""
+    names = (labels.wnids or labels.names) if labels else ()
+    clear = len({*names}) == classes and not any("|" in name for name in names)
+    return names if clear else tuple(map(str, range(classes)))
 
 
 def open_images(options: Options, output: Output) -> Images:
@@ -73,13 +76,13 @@ def open_images(options: Options, output: Output) -> Images:
         of_folders = np.repeat(np.arange(len(parts)), list(map(len, parts)))
         part = of_folders if folders else folds(dataset, groups, count, options.seed)  # of each image: its fold, from 0
         fold = part == number - 1
+    if unlabelled:
+        val, test = (_labelled(where, named, opened) for where, named in ((val, options.val), (test, options.test)))
     divided = split(dataset, groups, options.seed, hold_out=not val, fold=fold)
-    val_dataset, test_dataset = dataset, None
+    val_dataset, test_dataset = dataset, opened(test) if test else None
     if val:
         val_dataset = opened(val)
         divided = replace(divided, val=np.arange(len(val_dataset)))
-    if test:
-        test_dataset = opened(test)
     if options.fold:
         test_dataset = Dataset(dataset.name, [dataset.samples[index] for index in divided.test.tolist()])
     images = Images(place, classes, labels, dataset, val_dataset, test_dataset, divided, groups)
@@ -87,6 +90,9 @@ def open_images(options: Options, output: Output) -> Images:
         _check_folds(images, part, several=several)
     if not unlabelled:
         _check_classes(images)
+    for name in labels.names if labels else ():
+        if any("\ud800" <= letter <= "\udfff" for letter in name):
+            raise Error(f"{place}: the name of the class {printable(name)} is not UTF-8; rename it")
     return images
 
 
@@ -107,6 +113,17 @@ def _places(options: Options) -> Splits:
         raise Error("--val and --test are the same images, which can't choose the epoch and be its test")
     beside_val, beside_test = (None if same(val, options.test) else val), (None if same(test, options.val) else test)
     return Splits(data, str(options.val) if options.val else beside_val, str(options.test) if options.test else beside_test)
+
+
+def _labelled(place: str | None, named: str | Path | None, opened: Callable[[str], Dataset]) -> str | None:
+    """A place of images beside unlabelled ones, which is used if they have the teacher's classes, or an option names it."""
+    if place and not named:
+        try:
+            opened(place)
+        except Error as error:
+            warnings.warn(Notice(f"not used, since the teacher's classes are required: {error}"), stacklevel=2)
+            return None
+    return place
 
 
 def _classes(places: Sequence[str], options: Options, *, several: bool) -> tuple[int, Labels | None]:

@@ -80,7 +80,9 @@ class Loader:
             for index in map(int, part):
                 with suppress(ImageError):  # it is reported when the image is used
                     self._image(index)
-            return self._room > 0 and int(part[-1]) in self._decoded
+                    if index not in self._decoded:  # there is no room for it
+                        return False
+            return True
 
         parts = np.array_split(indices, -(-len(indices) // 64))  # a thread decodes 64 at once
         for kept in ahead(decode, parts, self._workers, self._workers):

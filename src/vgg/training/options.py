@@ -29,7 +29,7 @@ class Options:
     labels: Labels | None = None  # names of the classes, for lists and shards with numbers
     arch: str = "vgg16-bn"  # architecture of a new network
     width: float = 1.0  # its width, as a multiple of the paper's
-    size: int | None = None  # its input in pixels; by default 224, for CIFAR-10 32
+    size: int | None = None  # its input in pixels; by default 224, for CIFAR 32
     # Text as in `vgg.heads`. By default that of `start`; of a new network `gap` for inputs of 64 pixels or less, else `fc`.
     head: str | None = None
     init: Network | None = None  # initialise a new network with the parameters of this one that fit

@@ -196,7 +196,7 @@ def checked(recipe: Recipe) -> Recipe:
     rules |= {name: getattr(recipe, name) > 0 for name in ("temperature", "rate_decay")}
     rules |= {"erasing": 0 <= recipe.erasing <= 1, "progressive": 0 < recipe.progressive <= 1}
     rules["magnitude"] = 0 <= recipe.magnitude <= LEVELS
-    rules["crop_range"] = len(crop) == (1 if recipe.crop == "pad" else 2) and 0 <= crop[0] <= crop[-1]
+    rules["crop_range"] = len(crop) == (1 if recipe.crop == "pad" else 2) and 0 <= crop[0] <= crop[-1] < float("inf")
     if recipe.crop == "area":
         rules["crop_range"] &= 0 < crop[0] <= crop[-1] <= 1
     rules |= {

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..errors import Error
 from ..progress import Progress, silent
 from . import checkpoint, test_set
-from .checkpoint import BEST, SCORES, TEST
+from .checkpoint import BEST, LAST, SCORES, TEST
 from .history import TITLES, Row, decisive, draw_curves, has_stalled
 from .loop import Trainer
 from .options import Options
@@ -52,6 +53,8 @@ def run(options: Options, process: Process, progress: Progress, log: Callable[[s
     """Train in this process; see `train`."""
     if process.rank:
         progress, log = silent, lambda line: None
+    if not options.fresh and (options.output / "fold-1" / LAST).exists():
+        raise Error(f"{options.output}: holds a cross-validation; use --fresh to start over, or choose another folder")
     setup = prepare(options, log)
     with process.first_alone():
         checkpoint.create(options.output, fresh=options.fresh and process.rank == 0)

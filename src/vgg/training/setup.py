@@ -106,6 +106,7 @@ def prepare(options: Options, log: Callable[[str], object]) -> Setup:
         matched=options.matched,
         fold=options.fold,
         images=images.train.digest(),
+        held_out=images.val is images.train,
         val_images=images.val.digest(),
         test_images=images.test and images.test.digest(),
         networks={name: network.sha256() for name, network in known.items()},

@@ -1,6 +1,7 @@
 """Which images are for training, for validation and for test: sets of indices of a dataset."""
 
 import re
+from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
@@ -27,7 +28,7 @@ class Split:
 def split(dataset: Dataset, groups: Groups, seed: int, *, hold_out: bool, fold: Array | None = None) -> Split:
     """Divide a dataset at random into sets that have the classes in the same proportions.
 
-    A group that has all images of a class is not held out.
+    No class loses all of its training images to the held-out part.
 
     Args:
         dataset: the images.
@@ -41,6 +42,7 @@ def split(dataset: Dataset, groups: Groups, seed: int, *, hold_out: bool, fold: 
     if hold_out:
         classes = [one.classes for one in dataset]
         owners: dict[int, set[Hashable]] = {}  # the groups with images of each class
+        sizes, first = Counter(groups[index] for index in rest.tolist()), {groups[index]: index for index in rest.tolist()}
         for index in rest.tolist():
             for target in classes[index]:
                 owners.setdefault(target, set()).add(groups[index])
@@ -48,7 +50,11 @@ def split(dataset: Dataset, groups: Groups, seed: int, *, hold_out: bool, fold: 
         free = [index for index in rest.tolist() if groups[index] not in needed]
         share = min(len(rest) // HELD_OUT, MOST, len(free) / 2) / max(len(free), 1)  # few are free if classes have one group
         part = divide([classes[index] for index in free], [groups[index] for index in free], (share, 1 - share), seed)
-        held_out[free] = part == 0
+        chosen = {groups[free[index]] for index in np.flatnonzero(part == 0).tolist()}
+        for found in owners.values():
+            if found <= chosen:  # all of a class: its smallest group remains for training
+                chosen.remove(min(found, key=lambda group: (sizes[group], first[group])))
+        held_out[rest] = [groups[index] in chosen for index in rest.tolist()]
     return Split(rest[~held_out[rest]], np.flatnonzero(held_out), np.flatnonzero(test))
 
 
@@ -63,7 +69,7 @@ def divide(classes: Sequence[Sequence[int]], groups: Groups, shares: Sequence[fl
     """Divide images at random into parts that have the same shares of each class, as far as groups allow.
 
     Groups are assigned in random order, large ones first, each to the part that lacks most of what it holds: images of its
-    classes, and images at all.
+    classes, as a share of the class, and images at all, as a share of two classes of average size.
 
     Args:
         classes: of each image; any number, from 0, or -1 if unlabelled.
@@ -79,17 +85,17 @@ def divide(classes: Sequence[Sequence[int]], groups: Groups, shares: Sequence[fl
         members.setdefault(group, []).append(index)
     together = list(members.values())
     order = np.random.default_rng(seed).permutation(len(together)).tolist()
-    count = 1 + max((target for one in classes for target in one), default=0)
-    part, lacking = np.zeros(len(classes), np.int64), np.zeros((len(shares), count + 1))  # of each class, and of all images
+    count = 1 + max((target for one in classes for target in (0, *one)), default=0)
+    totals = np.bincount([target for one in classes for target in one if target >= 0], minlength=count).clip(1)
+    weights = 1 / np.append(totals, 2 * totals.mean())  # of images of each class, and of images at all
+    part, lacking = np.zeros(len(classes), np.int64), np.zeros((len(shares), count + 1))
     for place in sorted(order, key=lambda place: -len(together[place])):
         indices = together[place]
-        held = np.zeros(count + 1)
-        for target in (target for index in indices for target in classes[index] if target >= 0):
-            held[target] += 1
-        held[-1] = len(indices)
-        lacking += np.outer(shares, held)
-        part[indices] = best = int((lacking @ held).argmax())
-        lacking[best] -= held
+        found = Counter(target for index in indices for target in classes[index] if target >= 0)
+        columns, held = [*found, count], np.array([*found.values(), len(indices)])
+        lacking[:, columns] += np.outer(shares, held)
+        part[indices] = best = int((lacking[:, columns] @ (held * weights[columns])).argmax())
+        lacking[best, columns] -= held
     return part
 
 
