@@ -68,8 +68,9 @@ def folds(dataset: Dataset, groups: Groups, count: int, seed: int) -> Array:
 def divide(classes: Sequence[Sequence[int]], groups: Groups, shares: Sequence[float], seed: int) -> Array:
     """Divide images at random into parts that have the same shares of each class, as far as groups allow.
 
-    Groups are assigned in random order, large ones first, each to the part that lacks most of what it holds: images of its
-    classes, as a share of the class, and images at all, as a share of two classes of average size.
+    Groups are assigned in random order, each to the part that lacks most of what it holds: images of its classes, and images at
+    all. Those with images of rare classes come first (as in Sechidis et al., "On the stratification of multi-label data",
+    ECML PKDD 2011), and among them large ones.
 
     Args:
         classes: of each image; any number, from 0, or -1 if unlabelled.
@@ -86,15 +87,18 @@ def divide(classes: Sequence[Sequence[int]], groups: Groups, shares: Sequence[fl
     together = list(members.values())
     order = np.random.default_rng(seed).permutation(len(together)).tolist()
     count = 1 + max((target for one in classes for target in (0, *one)), default=0)
-    totals = np.bincount([target for one in classes for target in one if target >= 0], minlength=count).clip(1)
-    weights = 1 / np.append(totals, 2 * totals.mean())  # of images of each class, and of images at all
-    part, lacking = np.zeros(len(classes), np.int64), np.zeros((len(shares), count + 1))
-    for place in sorted(order, key=lambda place: -len(together[place])):
-        indices = together[place]
-        found = Counter(target for index in indices for target in classes[index] if target >= 0)
-        columns, held = [*found, count], np.array([*found.values(), len(indices)])
+    numbers = [Counter(target for index in one for target in classes[index] if target >= 0) for one in together]
+    totals = Counter(target for one in classes for target in one)
+
+    def urgency(place: int) -> tuple[int, int]:
+        return min((totals[target] for target in numbers[place]), default=len(classes)), -len(together[place])
+
+    part, lacking = np.zeros(len(classes), np.int64), np.zeros((len(shares), count + 1))  # of each class, and of all images
+    for place in sorted(order, key=urgency):
+        columns = [*numbers[place], count]
+        held = np.array([*numbers[place].values(), len(together[place])])
         lacking[:, columns] += np.outer(shares, held)
-        part[indices] = best = int((lacking[:, columns] @ (held * weights[columns])).argmax())
+        part[together[place]] = best = int((lacking[:, columns] @ held).argmax())
         lacking[best, columns] -= held
     return part
 
