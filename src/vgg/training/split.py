@@ -68,9 +68,8 @@ def folds(dataset: Dataset, groups: Groups, count: int, seed: int) -> Array:
 def divide(classes: Sequence[Sequence[int]], groups: Groups, shares: Sequence[float], seed: int) -> Array:
     """Divide images at random into parts that have the same shares of each class, as far as groups allow.
 
-    Groups are assigned in random order, each to the part that lacks most of what it holds: images of its classes, and images at
-    all. Those with images of rare classes come first (as in Sechidis et al., "On the stratification of multi-label data",
-    ECML PKDD 2011), and among them large ones.
+    Groups are assigned in random order, large ones first, each to the part that lacks most of what it holds: images of its
+    classes, and images at all.
 
     Args:
         classes: of each image; any number, from 0, or -1 if unlabelled.
@@ -86,20 +85,17 @@ def divide(classes: Sequence[Sequence[int]], groups: Groups, shares: Sequence[fl
         members.setdefault(group, []).append(index)
     together = list(members.values())
     order = np.random.default_rng(seed).permutation(len(together)).tolist()
-    count = 1 + max((target for one in classes for target in (0, *one)), default=0)
-    numbers = [Counter(target for index in one for target in classes[index] if target >= 0) for one in together]
-    totals = Counter(target for one in classes for target in one)
-
-    def urgency(place: int) -> tuple[int, int]:
-        return min((totals[target] for target in numbers[place]), default=len(classes)), -len(together[place])
-
+    count = 1 + max((target for one in classes for target in one), default=0)
     part, lacking = np.zeros(len(classes), np.int64), np.zeros((len(shares), count + 1))  # of each class, and of all images
-    for place in sorted(order, key=urgency):
-        columns = [*numbers[place], count]
-        held = np.array([*numbers[place].values(), len(together[place])])
-        lacking[:, columns] += np.outer(shares, held)
-        part[together[place]] = best = int((lacking[:, columns] @ held).argmax())
-        lacking[best, columns] -= held
+    for place in sorted(order, key=lambda place: -len(together[place])):
+        indices = together[place]
+        held = np.zeros(count + 1)
+        for target in (target for index in indices for target in classes[index] if target >= 0):
+            held[target] += 1
+        held[-1] = len(indices)
+        lacking += np.outer(shares, held)
+        part[indices] = best = int((lacking @ held).argmax())
+        lacking[best] -= held
     return part
 
 
