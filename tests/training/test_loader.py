@@ -96,13 +96,26 @@ def test_decoded_images_are_not_read_again(tmp_path):
     [expected] = loader.batches([[1, 2]], 0)
     Path(dataset.samples[0].path).write_bytes(b"no image")
     other = Loader(dataset, RECIPES["modern"].for_input(32, True), SMALL, 0, 2)
-    other.decode(np.array([1, 2, 0]))
+    other.decode(np.arange(3))
     for sample in dataset.samples[1:]:
         Path(sample.path).unlink()
     [batch] = other.batches([[0, 1, 2, 3]], 0)
     assert batch.indices.tolist() == [1, 2]
     np.testing.assert_array_equal(batch.inputs, expected.inputs)
     assert set(other.errors) == {dataset.samples[0].name, dataset.samples[3].name}
+
+
+def test_an_unreadable_image_does_not_end_decoding(tmp_path):
+    dataset = vgg.sources.open(class_folders(tmp_path / "data"), 3)
+    broken, readable = dataset.samples[:2]
+    samples = [readable] * 640
+    samples[63] = broken  # the last of those that a thread decodes at once
+    Path(broken.path).write_bytes(b"no image")
+    loader = Loader(replace(dataset, samples=samples), RECIPES["modern"].for_input(32, True), SMALL, 0, 2)
+    loader.decode(np.arange(640))
+    Path(readable.path).unlink()
+    [batch] = loader.batches([[63, 639]], 0)
+    assert batch.indices.tolist() == [639]
 
 
 def test_what_is_drawn_is_even_and_different_for_each_seed_view_and_image():

@@ -122,7 +122,9 @@ class Computation:
                 torch._dynamo.mark_dynamic(example, 0)
                 compiled = torch.compile(own)
                 compiled(example)
-        except Exception as error:  # of many parts of torch, of triton and of compilers; or the GPU's memory is full
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except Exception as error:  # of many parts of torch, of triton and of compilers
             problem = one_line(error)
             notice = f"using torch's own modules, which are slower, since it can't compile ({problem}); install triton and g++"
             warnings.warn(Notice(notice), stacklevel=4)

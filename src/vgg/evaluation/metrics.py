@@ -187,7 +187,7 @@ def operating_point(truth: Array, scores: Array, specificity: float) -> tuple[fl
         specificity: above 0, up to 1.
     """
     negative = np.sort(scores[~truth])
-    threshold = float(negative[math.ceil(specificity * len(negative) - 1e-9) - 1])
+    threshold = float(negative[max(math.ceil(specificity * len(negative) - 1e-9), 1) - 1])
     return threshold, *sensitivity_specificity(truth, scores > threshold)
 
 

@@ -132,8 +132,9 @@ def tune(
 
 def _conditions(tolerance: float | None, agreement: float) -> str:
     """What a scheme has to meet: `within 0.1 points of float32 with 99% agreement`; empty if that is nothing."""
-    parts = [] if tolerance is None else [f"within {tolerance:g} points of float32"]
-    return " ".join([*parts, *([f"with {agreement:g}% agreement"] if agreement else [])])
+    loss = "" if tolerance is None else f"within {tolerance:g} points of float32"
+    same = f"with {agreement:g}% agreement" if agreement else ""
+    return f"{loss} {same}".strip()
 
 
 def _note(trial: Trial, evaluator: Evaluator, conditions: str, count: int) -> str:

@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from .. import sources
 from ..arrays import Array
-from ..errors import Error, Notice, printable
+from ..errors import Error, Notice, printable, utf8
 from ..evaluation.results import EVERY
 from ..heads import Output
 from ..labels import Labels
@@ -76,12 +76,22 @@ def open_images(options: Options, output: Output) -> Images:
         of_folders = np.repeat(np.arange(len(parts)), list(map(len, parts)))
         part = of_folders if folders else folds(dataset, groups, count, options.seed)  # of each image: its fold, from 0
         fold = part == number - 1
-    if unlabelled:
-        val, test = (_labelled(where, named, opened) for where, named in ((val, options.val), (test, options.test)))
-    divided = split(dataset, groups, options.seed, hold_out=not val, fold=fold)
-    val_dataset, test_dataset = dataset, opened(test) if test else None
-    if val:
-        val_dataset = opened(val)
+
+    def labelled(where: str | None, named: str | Path | None) -> Dataset | None:
+        """The labelled images of a place. Those beside unlabelled ones may have other classes, and are not used then."""
+        try:
+            return opened(where) if where else None
+        except Error as error:
+            if named or not unlabelled:
+                raise
+            warnings.warn(Notice(f"not used, since the teacher's classes are required: {error}"), stacklevel=3)
+            return None
+
+    val_dataset, test_dataset = labelled(val, options.val), labelled(test, options.test)
+    divided = split(dataset, groups, options.seed, hold_out=val_dataset is None, fold=fold)
+    if val_dataset is None:
+        val_dataset = dataset
+    else:
         divided = replace(divided, val=np.arange(len(val_dataset)))
     if options.fold:
         test_dataset = Dataset(dataset.name, [dataset.samples[index] for index in divided.test.tolist()])
@@ -91,7 +101,7 @@ def open_images(options: Options, output: Output) -> Images:
     if not unlabelled:
         _check_classes(images)
     for name in labels.names if labels else ():
-        if any("\ud800" <= letter <= "\udfff" for letter in name):
+        if utf8(name) != name:
             raise Error(f"{place}: the name of the class {printable(name)} is not UTF-8; rename it")
     return images
 
@@ -113,17 +123,6 @@ def _places(options: Options) -> Splits:
         raise Error("--val and --test are the same images, which can't choose the epoch and be its test")
     beside_val, beside_test = (None if same(val, options.test) else val), (None if same(test, options.val) else test)
     return Splits(data, str(options.val) if options.val else beside_val, str(options.test) if options.test else beside_test)
-
-
-def _labelled(place: str | None, named: str | Path | None, opened: Callable[[str], Dataset]) -> str | None:
-    """A place of images beside unlabelled ones, which is used if they have the teacher's classes, or an option names it."""
-    if place and not named:
-        try:
-            opened(place)
-        except Error as error:
-            warnings.warn(Notice(f"not used, since the teacher's classes are required: {error}"), stacklevel=2)
-            return None
-    return place
 
 
 def _classes(places: Sequence[str], options: Options, *, several: bool) -> tuple[int, Labels | None]:

@@ -41,19 +41,18 @@ def split(dataset: Dataset, groups: Groups, seed: int, *, hold_out: bool, fold: 
     rest, held_out = np.flatnonzero(~test), np.zeros(len(dataset), np.bool_)
     if hold_out:
         classes = [one.classes for one in dataset]
-        owners: dict[int, set[Hashable]] = {}  # the groups with images of each class
-        sizes, first = Counter(groups[index] for index in rest.tolist()), {groups[index]: index for index in rest.tolist()}
+        owners: dict[int, Counter[Hashable]] = {}  # the groups with images of each class, and how many they have
         for index in rest.tolist():
             for target in classes[index]:
-                owners.setdefault(target, set()).add(groups[index])
+                owners.setdefault(target, Counter())[groups[index]] += 1
         needed = {group for found in owners.values() if len(found) == 1 for group in found}
         free = [index for index in rest.tolist() if groups[index] not in needed]
         share = min(len(rest) // HELD_OUT, MOST, len(free) / 2) / max(len(free), 1)  # few are free if classes have one group
         part = divide([classes[index] for index in free], [groups[index] for index in free], (share, 1 - share), seed)
         chosen = {groups[free[index]] for index in np.flatnonzero(part == 0).tolist()}
         for found in owners.values():
-            if found <= chosen:  # all of a class: its smallest group remains for training
-                chosen.remove(min(found, key=lambda group: (sizes[group], first[group])))
+            if found.keys() <= chosen:  # all of a class: the group with the fewest of its images remains for training
+                chosen.remove(min(found, key=found.__getitem__))
         held_out[rest] = [groups[index] in chosen for index in rest.tolist()]
     return Split(rest[~held_out[rest]], np.flatnonzero(held_out), np.flatnonzero(test))
 
