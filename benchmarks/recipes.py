@@ -37,6 +37,8 @@ MEANS = ("test_top1", "test_top1_mirrored", "val_top1", "processor_seconds")  # 
 CHANGES = {
     BASE: (),
     "no moving average": ("ema=0",),
+    "random filters": ("filters=random",),
+    "identity filters": ("filters=identity",),
     "no label smoothing": ("smoothing=0",),
     "random instead of alternating mirroring": ("flip=random",),
     "black border instead of reflection": ("border=black",),

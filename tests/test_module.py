@@ -57,6 +57,17 @@ def test_every_architecture_memorises_a_batch_of_sixteen(name, head):
     assert loss.item() < 1e-3
 
 
+def test_identity_filters_pass_on_the_channels_and_the_first_filters_stay_random():
+    module = Module(Architecture("vgg11", 10, 1 / 4, 32, "gap"))
+    module.initialise(identity=True)
+    first, *others = [layer for layer in module if isinstance(layer, nn.Conv2d)]
+    assert first.weight.abs().min() > 0
+    for layer in others:
+        batch = torch.rand(2, layer.in_channels, 4, 4)
+        assert torch.equal(layer(batch)[:, : layer.in_channels], batch)
+        assert layer.weight[layer.in_channels :].abs().gt(0).all()
+
+
 @needs_native
 @pytest.mark.parametrize("head", ["fc", "gap"])
 @pytest.mark.parametrize("name", CONFIGURATIONS)

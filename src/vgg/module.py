@@ -85,16 +85,22 @@ class Module(nn.Sequential):
                     break
         return found if outputs else batch
 
-    def initialise(self) -> None:
+    def initialise(self, *, identity: bool = False) -> None:
         """Set random parameters: He's normal distribution, by fan-out in convolutions, by fan-in in linear layers; biases 0.
 
         Convolutions are initialised as by the zoo and torchvision. Both initialise linear layers with a standard deviation of
         0.01, which is nearly the same for the paper's fc6; He's fits layers of any width.
+
+        With `identity`, each convolution but the first one passes on its input channels, in its first filters; only filters
+        beyond the number of channels are random (Jordan, arXiv 2404.00498, section 3.3).
         """
+        convolutions = [layer for layer in self if isinstance(layer, nn.Conv2d)]
         linear = [layer for layer in self if isinstance(layer, nn.Linear)]
         for layer in self:
             if isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+                if identity and layer is not convolutions[0]:
+                    nn.init.dirac_(layer.weight[: layer.in_channels])
             elif isinstance(layer, nn.Linear):
                 nn.init.normal_(layer.weight, 0, math.sqrt((2 if layer is not linear[-1] else 1) / layer.in_features))
             if isinstance(layer, nn.Conv2d | nn.Linear) and layer.bias is not None:

@@ -33,6 +33,10 @@ class Recipe:
     weight_decay: float = 1e-4
     decay_all: bool = True  # weight decay also of biases and batch normalisation
     dropout: float = 0.5  # probability, after fc6 and fc7; with the `gap` head, before fc8
+    # Initial filters of a new network. identity: each convolution but the first one passes on its input channels, in its first
+    # filters. whitened: that, and those of the first one whiten patches of the training images (Jordan, arXiv 2404.00498,
+    # sections 3.2 and 3.3; there they stay as they are). All others are random.
+    filters: Literal["random", "identity", "whitened"] = "random"
     # Random crops. area: a random part of the image's area and aspect (torchvision's RandomResizedCrop). side: the short side
     # is resized to a random number of pixels and the input cropped from there (the paper's S). pad: the image is padded by
     # that many pixels on each side and the input cropped from there (as is usual on CIFAR).
@@ -118,11 +122,11 @@ RECIPES = {
         ),
         Recipe(
             "cifar",
-            "as `modern`, for small images and few epochs; flip, padding and schedule as in airbench, arXiv 2404.00498",
+            "as `modern`, for small images and few epochs; filters, flip, border and schedule of arXiv 2404.00498",
             "docs/training.md",
             epochs=25, batch=128, lr=0.1, plain_lr=0.01, schedule="linear", warm_up=2, nesterov=True, weight_decay=1e-3,
-            decay_all=False, dropout=0.0, crop="pad", crop_range=(2,), border="reflect", flip="alternating", smoothing=0.1,
-            ema=0.999, bf16=True, channels_last=True,
+            decay_all=False, dropout=0.0, filters="whitened", crop="pad", crop_range=(2,), border="reflect",
+            flip="alternating", smoothing=0.1, ema=0.999, bf16=True, channels_last=True,
         ),
         Recipe(
             "finetune",

@@ -13,7 +13,7 @@ from ..arrays import Array
 from ..errors import Error
 from ..heads import NONE, Output
 from ..labels import Labels
-from ..module import Module
+from ..module import Module, Normalisation
 from ..network import Network
 from ..preprocessing import Preprocessing
 from ..progress import Progress
@@ -29,6 +29,8 @@ from .options import Options
 from .processes import Process
 from .recipes import STRIDE, Recipe, checked
 from .targets import Targets
+
+PIXELS = 2**20  # of the images whose patches the first filters whiten
 
 
 @dataclass
@@ -78,6 +80,8 @@ def prepare(options: Options, log: Callable[[str], object]) -> Setup:
     train = loader(images.train)
     val = train if images.val is images.train else loader(images.val)
     _check_sizes(options, module, train, len(indices), recipe)
+    if recipe.filters == "whitened" and not (options.start or options.init):
+        student.whiten(module, _inputs(train, indices, preprocessing))
     end = module.end_of(options.freeze)[0] if options.freeze else 0
     module.freeze(end)
     if missing := [layer.name for layer in module.architecture.layers[:end] if layer.name in new]:
@@ -177,6 +181,14 @@ def _check_recipe(recipe: Recipe, classes: int, output: Output, *, teachers: boo
         )
     if recipe.best == "auc" and classes > AUC_CLASSES:
         raise Error(f"best=auc is for up to {AUC_CLASSES} classes, not {classes}; use best=accuracy, balanced or loss")
+
+
+def _inputs(loader: Loader, indices: Array, preprocessing: Preprocessing) -> torch.Tensor:
+    """Some training images as the module takes them, float32 [images, 3, side, side]."""
+    some = indices[:: max(len(indices) * loader.side**2 // PIXELS, 1)]
+    inputs = next(loader.batches([some])).inputs
+    normalised: torch.Tensor = Normalisation(preprocessing)(torch.from_numpy(inputs).permute(0, 3, 1, 2).float())
+    return normalised
 
 
 def _balance(recipe: Recipe, classes: Sequence[Sequence[int]], count: int, output: Output) -> tuple[Array | None, Array | None]:

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
+from torch.nn import functional
 
 from .. import sources
 from ..architectures import Architecture, Layer
@@ -18,6 +20,7 @@ from ..preprocessing import PRESETS, Preprocessing
 from ..sources import cifar
 from .options import Options
 
+EPSILON = 5e-4  # added to the variances of patches, as in airbench
 SMALL = 64  # pixels of an input up to which a network gets the `gap` head, and images are resized to just its size
 
 
@@ -51,7 +54,7 @@ def create(
         same = classes == theirs.classes and (labels == network.labels or labels is None)
         kept = kept_layers(architecture, theirs, last=same)
         module = Module(architecture, options.recipe.dropout)
-        module.initialise()
+        module.initialise(identity=options.recipe.filters != "random")
         module.load(network, kept)
         return (
             module,
@@ -61,13 +64,37 @@ def create(
     size = input_size(data, options.size)
     plain = Architecture(options.arch, classes, options.width, size)
     module = Module(replace(plain, head=options.head or _usual_head(plain, size, output)), options.recipe.dropout)
-    module.initialise()
+    module.initialise(identity=options.recipe.filters != "random")
     if options.init:
         module.load_matching(options.init)
     preset = PRESETS["torchvision"]
     if size != preset.crop:
         preset = replace(preset, size=size if size <= SMALL else round(size * preset.size / preset.crop), crop=size)
     return module, preset, []
+
+
+def whiten(module: Module, images: torch.Tensor) -> None:
+    """Set the filters of a new network's first convolution, so that they whiten the patches of images.
+
+    They are the principal components of the patches, each divided by its standard deviation; first those with the largest one,
+    and then the same with the other sign, since a ReLU follows. Filters beyond twice the number of components stay as they are.
+    The norm of the changed ones together stays the same.
+
+    Args:
+        module: the network.
+        images: float32 [images, 3, height, width], normalised.
+    """
+    if not len(images):  # none can be read
+        return
+    first = next(layer for layer in module if isinstance(layer, nn.Conv2d))
+    size = first.weight.shape[2:]
+    patches = functional.unfold(images, size, stride=size).transpose(1, 2).flatten(0, 1)
+    variances, components = torch.linalg.eigh(patches.double().T.cov())
+    whitening = (components / (variances + EPSILON).sqrt()).T.flip(0)[: len(first.weight) // 2]
+    filters = torch.cat([whitening, -whitening]).float().view(-1, *first.weight.shape[1:])
+    with torch.no_grad():
+        changed = first.weight[: len(filters)]
+        changed.copy_(filters * (changed.norm() / filters.norm()))
 
 
 def _usual_head(architecture: Architecture, size: int, output: Output) -> str:
