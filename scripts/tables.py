@@ -251,7 +251,8 @@ TABLES = {
     "recipes": of_recipes(
         "recipe", 25, [
             Line("`modern`", {"change": "earlier recipe"}), Line("`cifar`", {"change": "base"}),
-            Line("`cifar` with `optimizer=muon`", {"change": "Muon instead of SGD"}),
+            Line("`cifar` with `filters=random`", {"change": "random filters"}),
+            Line("`cifar` with `filters=random` and `optimizer=muon`", {"change": "Muon, random filters"}),
         ]
     ),
     "changes": of_recipes(
