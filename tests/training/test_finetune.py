@@ -14,6 +14,9 @@ from vgg.progress import silent
 from vgg.training import RECIPES, train
 from vgg.training.cache import Cache
 from vgg.training.loader import Loader
+from vgg.training.loop import Trainer
+from vgg.training.processes import processes
+from vgg.training.setup import cache_values, prepare
 
 TUNE = replace(RECIPES["finetune"], epochs=8, batch=8, views=2, thaw=1, patience=0, lr=1e-3)
 
@@ -59,6 +62,19 @@ def test_the_cached_values_are_those_of_the_network(tmp_path):
     assert done == [(4, 6), (5, 6), (6, 6)]  # one of two images for each view
     other = engines.open(network, "onnxruntime")  # whose values may differ
     assert not Cache(tmp_path / "cache", loader, views, network, other, "pool4").rows(indices, 0).any()
+
+
+def test_only_cached_values_are_of_the_same_views_again_and_again(tmp_path):
+    data, network, recipe = class_folders(tmp_path / "data"), parent(), replace(TUNE, epochs=3, views=2)
+    for freeze, views in (("", [0, 1, 2]), ("conv4", [0, 1, 0])):
+        given = options(data, tmp_path / f"run{freeze}", recipe, start=network, freeze=freeze)
+        with processes("cpu") as process:
+            setup = prepare(given, print)
+            cache_values(setup, given, process, silent)
+            trainer, found = Trainer(given, setup, process, silent, print), []
+            for trainer.epoch in range(3):
+                found.append(trainer.view)
+        assert found == views
 
 
 def test_the_head_is_kept_where_the_classes_are_the_same(tmp_path):

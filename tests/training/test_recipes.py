@@ -38,6 +38,14 @@ def test_single_fields_can_be_changed():
     assert (recipe.mixup, recipe.crop, recipe.crop_range, recipe.nesterov, recipe.epochs) == (0, "side", (256, 512), False, 3)
 
 
+def test_a_given_rate_is_that_of_networks_without_batch_normalisation_too():
+    rates = {
+        settings: [changed(RECIPES["cifar"], settings).for_input(32, batch_norm).lr for batch_norm in (True, False)]
+        for settings in ((), ("lr=0.3",), ("lr=0.3", "plain_lr=0.02"), ("plain_lr=0.02", "lr=0.3"))
+    }
+    assert list(rates.values()) == [[0.1, 0.01], [0.3, 0.3], [0.3, 0.02], [0.3, 0.02]]
+
+
 @pytest.mark.parametrize(
     ("setting", "message"),
     [

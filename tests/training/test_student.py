@@ -23,8 +23,10 @@ def test_the_first_filters_whiten_the_patches_of_the_images(width):
     module = Module(Architecture("vgg11", 10, width, 32))
     module.initialise(identity=True)
     [first, *_] = [layer for layer in module if isinstance(layer, nn.Conv2d)]
-    before, count = first.weight.detach().clone(), min(len(first.weight) // 2, 27)
+    before = first.weight.detach().clone()
     whiten(module, images)
+    count = int((first.weight != before).any((1, 2, 3)).sum()) // 2
+    assert 2 <= count <= len(first.weight) // 2
     with torch.inference_mode():
         outputs = functional.conv2d(images, first.weight, stride=3).transpose(0, 1).flatten(1)
     covariance = outputs[:count].cov()
@@ -32,6 +34,29 @@ def test_the_first_filters_whiten_the_patches_of_the_images(width):
     assert torch.equal(first.weight[count : 2 * count], -first.weight[:count])
     assert torch.equal(first.weight[2 * count :], before[2 * count :])
     torch.testing.assert_close(first.weight.norm(), before.norm())
+
+
+@pytest.mark.parametrize(
+    ("filters", "images", "whitened"),
+    [
+        (32, torch.randn(8, 3, 33, 33), 32),
+        (5, torch.randn(8, 3, 33, 33), 4),
+        (1, torch.randn(8, 3, 33, 33), 0),
+        (64, torch.randn(8, 1, 33, 33).expand(-1, 3, -1, -1), 18),  # grey: of 27 components, 9 have a variance
+        (64, torch.ones(8, 3, 33, 33), 0),
+        (64, torch.zeros(0, 3, 33, 33), 0),
+    ],
+)
+def test_only_components_with_a_variance_become_filters(filters, images, whitened):
+    module = Module(Architecture("vgg11", 10, filters / 64, 32))
+    module.initialise()
+    [first, *_] = [layer for layer in module if isinstance(layer, nn.Conv2d)]
+    before = first.weight.detach().clone()
+    assert len(before) == filters
+    whiten(module, images)
+    changed = (first.weight != before).any((1, 2, 3))
+    assert changed.tolist() == [True] * whitened + [False] * (filters - whitened)
+    assert first.weight.isfinite().all()
 
 
 def test_only_the_filters_of_a_new_network_are_whitened(tmp_path):

@@ -53,6 +53,7 @@ class Loader:
         self.side = preprocessing.crop
         self._recipe, self._preprocessing, self._seed, self._workers = recipe, preprocessing, seed, workers
         self._decoded: dict[int, Array] = {}
+        self._ahead = False  # whether `decode` was called
         self._room = MEMORY
 
     def key(self) -> dict[str, Any]:
@@ -72,9 +73,10 @@ class Loader:
         return ahead(lambda indices: self._batch(indices, view), parts, self._workers, self._workers + 1)
 
     def decode(self, indices: Array) -> None:
-        """Decode images before the first ones are used, as many as are kept in memory."""
-        if self._decoded:
+        """Decode images before they are used, as many as are kept in memory; once."""
+        if self._ahead:
             return
+        self._ahead = True
 
         def decode(part: Array) -> bool:
             for index in map(int, part):

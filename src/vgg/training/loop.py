@@ -110,8 +110,9 @@ class Trainer:
 
     @property
     def view(self) -> int:
-        """The number of the random crop of each image in this epoch."""
-        return self.epoch % self.recipe.views if self.recipe.views else self.epoch
+        """The number of the random crop of each image in this epoch; for values that are computed once, it is below `views`."""
+        cached = self.setup.frozen or self.setup.targets.logits or self.setup.targets.matched
+        return self.epoch % self.recipe.views if cached else self.epoch
 
     def batches(self) -> Iterator[Batch]:
         """This process's parts of the batches in the rest of the epoch."""

@@ -33,9 +33,9 @@ class Recipe:
     weight_decay: float = 1e-4
     decay_all: bool = True  # weight decay also of biases and batch normalisation
     dropout: float = 0.5  # probability, after fc6 and fc7; with the `gap` head, before fc8
-    # Initial filters of a new network. identity: each convolution but the first one passes on its input channels, in its first
-    # filters. whitened: that, and those of the first one whiten patches of the training images (Jordan, arXiv 2404.00498,
-    # sections 3.2 and 3.3; there they stay as they are). All others are random.
+    # Initial filters of new convolutions. identity: each convolution but the first one passes on its input channels, in its
+    # first filters; the others are random. whitened: the same, and in a new network, filters of the first convolution whiten
+    # patches of the training images (Jordan, arXiv 2404.00498, sections 3.2 and 3.3, where these stay as they are).
     filters: Literal["random", "identity", "whitened"] = "random"
     # Random crops. area: a random part of the image's area and aspect (torchvision's RandomResizedCrop). side: the short side
     # is resized to a random number of pixels and the input cropped from there (the paper's S). pad: the image is padded by
@@ -156,6 +156,8 @@ def named(name: str) -> Recipe:
 def changed(recipe: Recipe, settings: Sequence[str]) -> Recipe:
     """The recipe with other values of single fields, each as `FIELD=VALUE`: `mixup=0`, `crop_range=256,512`, `nesterov=no`.
 
+    A learning rate is then also that of networks without batch normalisation, unless `plain_lr` is given too.
+
     Raises:
         Error: a field is unknown, or its value invalid.
     """
@@ -171,6 +173,8 @@ def changed(recipe: Recipe, settings: Sequence[str]) -> Recipe:
             choices = _choices(known[name].type)
             remedy = f"choose from {', '.join(choices)}" if choices else f"the recipe {recipe.name} has {getattr(recipe, name)}"
             raise Error(f"invalid value {text!r} of {name}; {remedy}") from None
+    if "lr" in values:
+        values.setdefault("plain_lr", 0.0)
     return checked(replace(recipe, **values))
 
 

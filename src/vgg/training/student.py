@@ -20,6 +20,7 @@ from ..preprocessing import PRESETS, Preprocessing
 from ..sources import cifar
 from .options import Options
 
+LEAST_VARIANCE = 0.005  # of a principal component of patches that becomes a filter, as a share of all
 EPSILON = 5e-4  # added to the variances of patches, as in airbench
 SMALL = 64  # pixels of an input up to which a network gets the `gap` head, and images are resized to just its size
 
@@ -76,25 +77,27 @@ def create(
 def whiten(module: Module, images: torch.Tensor) -> None:
     """Set the filters of a new network's first convolution, so that they whiten the patches of images.
 
-    They are the principal components of the patches, each divided by its standard deviation; first those with the largest one,
-    and then the same with the other sign, since a ReLU follows. Filters beyond twice the number of components stay as they are.
-    The norm of the changed ones together stays the same.
+    They are the principal components of the patches, each divided by its standard deviation: first those with at least
+    LEAST_VARIANCE, in descending order, and then the same with the other sign, since a ReLU follows. All other filters stay as
+    they are, and so does the norm of the changed ones together.
 
     Args:
         module: the network.
-        images: float32 [images, 3, height, width], normalised.
+        images: float32 [images, 3, height, width], normalised; without any, nothing changes.
     """
-    if not len(images):  # none can be read
+    if not len(images):
         return
     first = next(layer for layer in module if isinstance(layer, nn.Conv2d))
     size = first.weight.shape[2:]
     patches = functional.unfold(images, size, stride=size).transpose(1, 2).flatten(0, 1)
     variances, components = torch.linalg.eigh(patches.double().T.cov())
-    whitening = (components / (variances + EPSILON).sqrt()).T.flip(0)[: len(first.weight) // 2]
+    used = variances > max(LEAST_VARIANCE * float(variances.sum()), EPSILON)
+    whitening = (components / (variances + EPSILON).sqrt()).T[used].flip(0)[: len(first.weight) // 2]
     filters = torch.cat([whitening, -whitening]).float().view(-1, *first.weight.shape[1:])
-    with torch.no_grad():
-        changed = first.weight[: len(filters)]
-        changed.copy_(filters * (changed.norm() / filters.norm()))
+    if len(filters):
+        with torch.no_grad():
+            changed = first.weight[: len(filters)]
+            changed.copy_(filters * (changed.norm() / filters.norm()))
 
 
 def _usual_head(architecture: Architecture, size: int, output: Output) -> str:
