@@ -17,7 +17,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PART = re.compile(r"(<!-- table: (.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
-from recipes import BASE, CHANGES, summary  # noqa: E402
+from recipes import summary  # noqa: E402
 
 Row = dict[str, str]
 Selection = dict[str, str | int]  # values of columns of a file
@@ -253,11 +253,6 @@ TABLES = {
             Line("`modern`", {"change": "earlier recipe"}), Line("`cifar`", {"change": "base"}),
             Line("`cifar` with `filters=random`", {"change": "random filters"}),
             Line("`cifar` with `filters=random` and `optimizer=muon`", {"change": "Muon, random filters"}),
-        ]
-    ),
-    "changes": of_recipes(
-        "`cifar` with", 8, [
-            Line("no change" if change == BASE else change, {"change": change}) for change in CHANGES
         ]
     ),
 }  # fmt: skip
