@@ -141,16 +141,14 @@ def train(
 
     usual = "cifar" if input_size(data, size) <= SMALL else "modern"
     chosen = recipes.named(recipe or ("distil" if teacher else "finetune" if start else usual))
-    given: dict[str, Any] = {"epochs": epochs, "batch": batch_size}
-    if lr is not None:
-        given |= {"lr": lr, "plain_lr": 0.0}
-    chosen = replace(chosen, **{name: value for name, value in given.items() if value is not None})
+    given = {"epochs": epochs, "batch": batch_size, "lr": lr}
+    settings = [f"{name}={value}" for name, value in given.items() if value is not None] + (setting or [])
 
     def network(name: str | None) -> Network | None:
         return read(common.locate(name)) if name else None
 
     options = Options(
-        data, output, recipes.changed(chosen, setting or []), val=val, test=test, group=group,
+        data, output, recipes.changed(chosen, settings), val=val, test=test, group=group,
         labels=Labels.read(labels) if labels else None, arch=arch, width=width, size=size, head=head,
         init=network(init_from), start=network(start), freeze=freeze,
         teachers=[read(common.locate(name)) for name in teacher or ()], matched=tuple(match or ()), cache=cache,

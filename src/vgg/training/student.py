@@ -94,10 +94,9 @@ def whiten(module: Module, images: torch.Tensor) -> None:
     used = variances > max(LEAST_VARIANCE * float(variances.sum()), EPSILON)
     whitening = (components / (variances + EPSILON).sqrt()).T[used].flip(0)[: len(first.weight) // 2]
     filters = torch.cat([whitening, -whitening]).float().view(-1, *first.weight.shape[1:])
-    if len(filters):
-        with torch.no_grad():
-            changed = first.weight[: len(filters)]
-            changed.copy_(filters * (changed.norm() / filters.norm()))
+    with torch.no_grad():
+        changed = first.weight[: len(filters)]
+        changed.copy_(filters * (changed.norm() / filters.norm()))
 
 
 def _usual_head(architecture: Architecture, size: int, output: Output) -> str:
