@@ -3,9 +3,9 @@
     .venv/bin/python benchmarks/recipes.py cifar-10-batches-bin cifar-100-binary --runs runs
 
 Each run is `vgg train` in a folder of its own in `--runs`; its accuracy is that of the test images, none of which chose the
-epoch. When it ends, the mirrored copy of each is evaluated too, and the run becomes a row. Runs that have a row are skipped and
-interrupted runs resume, so the same command continues the grid in any number of sittings. A run starts over if the recipe's
-values have changed since.
+epoch. When it ends, the mirrored copy of each is evaluated too, and the run becomes a row. Runs that have a row, of any machine,
+are skipped and interrupted runs resume, so the same command continues the grid in any number of sittings. A run starts over if
+the recipe's values have changed since.
 """
 
 import json
@@ -70,6 +70,11 @@ class Run:
         place = {"dataset": self.data.resolve().name, "network": f"{ARCHITECTURE}, width {WIDTH}", "epochs": self.epochs}
         return {**place, "change": self.title, "seed": self.seed}
 
+    @property
+    def identity(self) -> Row:
+        """The cells of its row that no other run has."""
+        return {name: str(value) for name, value in {**self.what, "recipe": self.recipe}.items()}
+
     def folder(self, runs: Path) -> Path:
         return runs / self.data.resolve().name / f"{self.title.replace(' ', '-')}-{self.seed}-{self.recipe}"
 
@@ -133,6 +138,11 @@ def grid(folders: Sequence[Path], titles: Sequence[str], seeds: int, epochs: int
     return [run(data, title, seed) for title, seed in order for data in folders]
 
 
+def rows_of(folder: Path) -> list[Row]:
+    """The rows of all runs of all machines."""
+    return [row for path in sorted(folder.glob("recipes-*.csv")) for row in read(path)]
+
+
 def summary(rows: Sequence[Row]) -> list[Row]:
     """A row for each change of a dataset: mean accuracies over the seeds, and the mean difference from the base's, in percent.
 
@@ -175,7 +185,7 @@ def main() -> None:
         options.error(f"{', '.join(missing)}: no test images")
     results, threads = Measurements("recipes", given.output), max(1, (os.cpu_count() or 1) // given.processes)
     runs = grid(given.folders, given.only, given.seeds, given.epochs)
-    left = [run for run in runs if not results.find(**run.what, recipe=run.recipe)]
+    left = [run for run in runs if not any(run.identity.items() <= row.items() for row in rows_of(given.output))]
     print(f"{len(runs)} runs, {len(left)} of them left", flush=True)
     with ThreadPoolExecutor(given.processes) as pool:
         waiting = {pool.submit(run.measure, given.runs, threads): run for run in left}
@@ -185,7 +195,7 @@ def main() -> None:
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    for row in summary(results.rows):
+    for row in summary(rows_of(given.output)):
         print(*row.values(), sep="; ")
 
 

@@ -1,5 +1,6 @@
 """The processes of a training run: one, or those that torchrun started."""
 
+import ctypes
 import gc
 import math
 import os
@@ -19,6 +20,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..arrays import Array
 from ..engines.torch import check_device
+
+# Parameters of glibc's mallopt, and their values in bytes.
+TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
+KEPT, KEPT_BLOCK = 2**30, 2**26
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,17 @@ def has_bf16(device: torch.device) -> bool:
     return device.type == "cuda" or any(instructions.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
+def _keep_memory() -> None:
+    """Keep freed memory, in blocks of up to 64 MiB, for the next tensors; does nothing without glibc.
+
+    By default glibc returns it to the system after each layer, which clears every page again for the next step: 8,000 page
+    faults and 10 to 15% of the time of a step of VGG-11-bn at a quarter of its width. Larger blocks fragment the memory.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    if mallopt and mallopt(MMAP_THRESHOLD, KEPT_BLOCK):
+        mallopt(TRIM_THRESHOLD, KEPT)
+
+
 @contextmanager
 def processes(device: str) -> Iterator[Process]:
     """This process, joined with the others for the block. Raises Error if torch can't use the device.
@@ -86,6 +102,7 @@ def processes(device: str) -> Iterator[Process]:
     with its last reference, and a process that exits while one of them releases a tensor aborts.
     """
     check_device(device)
+    _keep_memory()
     world, local = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0))
     if device == "cuda":
         torch.cuda.set_device(local)
