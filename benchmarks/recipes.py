@@ -3,9 +3,9 @@
     .venv/bin/python benchmarks/recipes.py cifar-10-batches-bin cifar-100-binary --runs runs
 
 Each run is `vgg train` in a folder of its own in `--runs`; its accuracy is that of the test images, none of which chose the
-epoch. When it ends, the mirrored copy of each is evaluated too, and the run becomes a row. Runs that have a row, of any machine,
-are skipped and interrupted runs resume, so the same command continues the grid in any number of sittings. A run starts over if
-the recipe's values have changed since.
+epoch. When it ends, the mirrored copy of each is evaluated too, and the run becomes a row. Runs that have a row, from any
+machine, are skipped and interrupted runs resume, so the same command continues the grid in any number of sittings. A run starts
+over if the recipe's values have changed since.
 """
 
 import json

@@ -51,5 +51,6 @@ def cifar100_folder(folder: Path, train: int = 200, test: int = 16) -> Path:
 
 
 def options(data: Path, output: Path, recipe: Recipe = QUICK, **others) -> Options:
-    """A training of a tiny network."""
-    return Options(data, output, recipe, **{"arch": "vgg11", "width": 1 / 16, "size": 32, "workers": 2, **others})
+    """A training of a tiny network, or of the one to start from."""
+    new = {} if others.get("start") else {"arch": "vgg11", "width": 1 / 16, "size": 32}
+    return Options(data, output, recipe, **{**new, "workers": 2, **others})

@@ -115,11 +115,14 @@ class Module(nn.Sequential):
                     target = getattr(layer, role)
                     target.copy_(tensor(network.parameters[f"{names[own] if names else own}.{kind}"]).reshape(target.shape))
 
-    def load_matching(self, network: Network) -> None:
+    def load_matching(self, network: Network) -> set[str]:
         """Copy the parameters of another network that fit, as the paper initialised its deeper networks from its net A.
 
         From the same architecture, all layers of the same shape; from another, its first four convolutions and the layers of
         its head, if the shapes are the same. The last layer is not copied if the number of classes differs.
+
+        Returns:
+            The names of the layers that were copied.
 
         Raises:
             ModelError: no layer fits.
@@ -138,6 +141,7 @@ class Module(nn.Sequential):
         if not names:
             raise ModelError(f"no layer of {theirs.name} fits {ours.name} of width {ours.width:g}")
         self.load(network, {name: name for name in names})
+        return names
 
     def network(self, preprocessing: Preprocessing, labels: Labels | None, provenance: Provenance) -> Network:
         """The trained network, with a float32 copy of the parameters."""

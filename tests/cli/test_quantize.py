@@ -82,7 +82,8 @@ def test_the_same_command_resumes_and_fresh_starts_over(place, tmp_path):
     assert vgg(place, *arguments, "--format", "csv", **options).stdout == first
 
 
-def test_an_interrupted_command_says_that_it_resumes(place, tmp_path):
+@pytest.mark.parametrize("fresh", [False, True])
+def test_an_interrupted_command_says_that_it_resumes(fresh, place, tmp_path):
     """Large images give the time to interrupt the command after its first report of progress."""
     Image.new("1", (12_000, 12_000)).save(tmp_path / "slow.png")
     slow = [f"{'./' * copy}slow.png 1" for copy in range(20)]
@@ -90,6 +91,8 @@ def test_an_interrupted_command_says_that_it_resumes(place, tmp_path):
     command = [*VGG, "quantize", "n.onnx", "-o", tmp_path / "q.onnx", "--evaluate", tmp_path / "list.txt"]
     environment = {**os.environ, "VGG_HOME": str(tmp_path / "home"), "TERM": "xterm"}
     ours, theirs = pty.openpty()
+    if fresh:
+        command.append("--fresh")
     with subprocess.Popen(command, cwd=place, env=environment, stderr=theirs, text=True) as process:
         os.close(theirs)
         while b"Evaluating" not in os.read(ours, 4096):
@@ -97,7 +100,7 @@ def test_an_interrupted_command_says_that_it_resumes(place, tmp_path):
         process.send_signal(signal.SIGINT)
         error = read_terminal(ours).decode()
     assert process.returncode == 130
-    assert error.endswith("vgg: interrupted; the same command resumes\r\n")
+    assert error.endswith(f"vgg: interrupted; the same command {'without --fresh ' * fresh}resumes\r\n")
     assert not (tmp_path / "q.onnx").exists()
 
 

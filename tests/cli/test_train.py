@@ -45,19 +45,22 @@ def vgg(place, *arguments, code=0):
 
 
 def test_a_run_from_start_to_end(place):
-    found = vgg(place, "data", "-o", "run", *TINY)
+    class_folders(place / "val", each=2)
+    (place / "val/class0/broken.png").write_bytes(b"no image")
+    own = ("--val", "val", *TINY)
+    found = vgg(place, "data", "-o", "run", *own)
     assert found.stdout == "run/model.onnx\n"
     lines = found.stderr.splitlines()
-    assert lines[0].startswith("23 training images of 3 classes, 2 validation images; vgg11")
+    assert lines[0].startswith("25 training images of 3 classes, 7 validation images; vgg11")
     assert lines[1].startswith("epoch 1 of 1: loss ")
     assert "of the time waiting for images" in lines[1]
-    assert lines[2:] in ([], ["vgg: skipped: class0/broken.png: not an image, or an unsupported format"])
+    assert lines[2:] == ["vgg: skipped: class0/broken.png: not an image, or an unsupported format"]
     network = Network.read(place / "run/model.onnx")
     assert (network.architecture.head, network.labels.names) == ("gap", ("class0", "class1", "class2"))
-    assert vgg(place, "data", "-o", "run", *TINY).stdout == "run/model.onnx\n"
-    other = vgg(place, "data", "-o", "run", *TINY, "--lr", "0.5", code=1)
+    assert vgg(place, "data", "-o", "run", *own).stdout == "run/model.onnx\n"
+    other = vgg(place, "data", "-o", "run", *own, "--lr", "0.5", code=1)
     assert "vgg: run: holds other work (recipe.lr: 0.01, not 0.5); use --fresh to start over" in other.stderr
-    assert vgg(place, "data", "-o", "run", *TINY, "--lr", "0.5", "--fresh").stdout == "run/model.onnx\n"
+    assert vgg(place, "data", "-o", "run", *own, "--lr", "0.5", "--fresh").stdout == "run/model.onnx\n"
 
 
 def test_cifar100_is_learnt_and_evaluated(place):
@@ -108,22 +111,22 @@ def test_errors_are_one_line(place, arguments, message):
 
 
 def test_folds_and_learning_rates(place):
-    class_folders(place / "two", classes=2, each=12)
+    class_folders(place / "two", classes=2, each=30)
     found = vgg(place, "two", "-o", "folds", *TINY, "--folds", "2", "--set", "best=auc")
     heading, *rows = found.stdout.splitlines()
     measures = ("top-1 %", "balanced accuracy %", "AUC %", "sensitivity %", "specificity %")
     assert re.split(r"  +", heading) == ["fold", "images", *measures]
     assert [row.split()[0] for row in rows] == ["1", "2", "mean", "all"]
     assert rows[2].count(" ± ") == 5
-    assert rows[3].split()[1] == "24"
+    assert rows[3].split()[1] == "60"
     lines = found.stderr.splitlines()
-    assert lines[0].startswith("fold 1 of 2: 11 training images of 2 classes, 1 validation images, 12 test images; ")
+    assert lines[0].startswith("fold 1 of 2: 27 training images of 2 classes, 3 validation images, 30 test images; ")
     assert lines[0].endswith("; positive class: class1")
     assert lines[1].startswith("fold 1 of 2: epoch 1 of 1: loss ")
     assert ", AUC " in lines[1]
     assert lines[2].startswith("fold 1 of 2: test: top-1 ")
     found = vgg(place, "two", "-o", "rate", *TINY, "--find-lr", "--folds", "2")
-    assert found.stderr.startswith("11 training images of 2 classes, 1 validation images, 12 test images; ")
+    assert found.stderr.startswith("27 training images of 2 classes, 3 validation images, 30 test images; ")
     assert found.stdout.splitlines()[0].split() == ["lr", "loss"]
     assert "suggestion" in found.stdout.splitlines()[-1]
     assert sorted(path.name for path in (place / "rate").iterdir()) == ["lr.csv", "lr.png"]

@@ -43,6 +43,13 @@ def test_a_border_is_the_images_own_reflection():
         assert seen == possible
 
 
+def test_of_an_image_that_is_not_square_training_takes_the_middle_as_evaluation_does():
+    image = np.broadcast_to(np.arange(0, 240, 3, dtype=np.uint8)[:, None], (48, 80, 3))
+    for one in map(np.ascontiguousarray, (image, image.transpose(1, 0, 2))):
+        [seen] = views(one, PLAIN, 1)
+        np.testing.assert_allclose(seen.astype(int), SMALL.place(Image.fromarray(one)), atol=4)  # one pixel is 3
+
+
 def test_a_black_border_may_be_wider_than_the_image():
     image = IMAGE[:4, :4]
     seen = views(image, replace(PLAIN, crop_range=(6,), border="black"), 1500, 4)

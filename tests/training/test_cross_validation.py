@@ -110,6 +110,15 @@ def test_a_fold_is_a_run_and_a_run_is_no_cross_validation(tmp_path):
     assert again.test["images"] == 18
 
 
+def test_options_that_do_not_fit_delete_no_folds(tmp_path):
+    data, run = patients(tmp_path / "data"), tmp_path / "run"
+    cross_validate(options(data, run), 2)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    with pytest.raises(Error, match="matches no image's name"):
+        cross_validate(options(data, run, group="nobody", fresh=True), 2)
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
 def test_frozen_layers_are_computed_once_for_all_folds(tmp_path):
     data, network = patients(tmp_path / "data"), random_network("vgg11")
     network = replace(network, preprocessing=replace(network.preprocessing, size=36, crop=32))

@@ -10,6 +10,7 @@ from conftest import random_network
 from training_helpers import QUICK, cifar_folder, class_folders, options
 from vgg import Error, Labels, ModelError, Network, engines, sources
 from vgg.errors import Notice
+from vgg.preprocessing import PRESETS
 from vgg.progress import silent
 from vgg.training import RECIPES, train
 from vgg.training.cache import Cache
@@ -119,7 +120,7 @@ def test_images_beside_unlabelled_ones_need_the_teachers_classes(tmp_path):
     """CIFAR-10's test images are not of the teacher's three classes; a `val` folder of other classes is not used either."""
     teacher = random_network("vgg11", classes=3, labels=Labels(("class0", "class1", "class2")))
     run, others = tmp_path / "run", {"teachers": [teacher], "arch": "vgg11-bn"}
-    with pytest.warns(Notice, match="not used, since the teacher's classes are required: .*CIFAR-10, which has 10 classes"):
+    with pytest.warns(Notice, match="not used, because its classes are not the teacher's .*CIFAR-10, which has 10 classes"):
         outcome = train(options(cifar_folder(tmp_path / "cifar"), run, replace(QUICK, epochs=1), **others))
     assert outcome.test is None
     class_folders(tmp_path / "data/train")
@@ -174,6 +175,27 @@ def test_shards_without_classes_are_unlabelled_images(tmp_path):
     assert not outcome.errors
 
 
+def test_numbers_are_the_classes_of_a_network_with_as_many(tmp_path):
+    data, names = class_folders(tmp_path / "data"), Labels(("red", "green", "blue"))
+    lines = [f"{path} {path.parent.name[-1]}" for path in sorted(data.rglob("*.png"))]
+    (tmp_path / "list.txt").write_text("\n".join(lines))
+    start = replace(parent(classes=3), labels=names)
+    outcome = train(options(tmp_path / "list.txt", tmp_path / "run", TUNE, start=start))
+    assert Network.read(outcome.path).labels == names
+    other = train(options(tmp_path / "list.txt", tmp_path / "other", TUNE, start=replace(parent(classes=4), labels=None)))
+    assert Network.read(other.path).labels is None
+
+
+def test_initial_parameters_come_with_their_preprocessing(tmp_path):
+    data, caffe = class_folders(tmp_path / "data"), replace(PRESETS["caffe"], size=32, crop=32)
+    lines, network = [], replace(parent("vgg11", width=1 / 16), preprocessing=caffe)
+    setup = prepare(options(data, tmp_path / "run", init=network), lines.append)
+    assert setup.preprocessing == caffe
+    assert lines[0].endswith("; new: fc8")
+    setup = prepare(options(data, tmp_path / "run", init=network, size=64, head="gap"), lines.append)
+    assert setup.preprocessing == replace(caffe, size=64, crop=64)
+
+
 @pytest.mark.parametrize(
     ("others", "message"),
     [
@@ -181,7 +203,13 @@ def test_shards_without_classes_are_unlabelled_images(tmp_path):
         ({"matched": ("pool5",)}, "--match requires --teacher"),
         ({"start": parent(), "freeze": "conv9"}, "unknown layer 'conv9' of vgg11"),
         ({"teachers": [parent(), parent(classes=3)]}, "the teachers have different numbers of classes"),
-        ({"teachers": [parent(input_size=64)]}, "takes 64 pixels, not 32"),
+        ({"teachers": [parent(input_size=64)]}, "the teacher vgg11 takes 64 pixels, not 32; use --input-size 64"),
+        ({"teachers": [parent(input_size=64)], "start": parent()}, "takes 64 pixels, not 32; choose another teacher"),
+        ({"teachers": [parent()], "labels": Labels(("a", "b"))}, "--labels can't be combined with --teacher"),
+        ({"start": parent(), "init": parent()}, "--init-from is for a new network; --from keeps the network's own"),
+        ({"start": parent(), "size": 64}, "--input-size is for a new network"),
+        ({"start": parent(), "arch": "vgg13"}, "--arch is for a new network"),
+        ({"start": parent(), "width": 0.5}, "--width is for a new network"),
         ({"teachers": [parent()], "matched": ("fc9",)}, "vgg11 has no layer output 'fc9'"),
         (
             {"teachers": [parent("vgg13", width=1 / 8)], "matched": ("pool5",)},

@@ -2,6 +2,7 @@ import csv
 import json
 import math
 import os
+import platform
 import random
 import resource
 import signal
@@ -20,6 +21,7 @@ import vgg
 from conftest import needs_native
 from training_helpers import QUICK, cifar_folder, class_folders, options
 from vgg import Error, Network, engines
+from vgg.module import Module
 from vgg.store import differences
 from vgg.training import RECIPES, train
 from vgg.training.checkpoint import load
@@ -181,6 +183,26 @@ def test_a_run_killed_at_any_moment_ends_the_same(recipe, size, tmp_path):
     assert tests[0] | {"images_per_second": 0} == tests[1] | {"images_per_second": 0}
 
 
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told to keep memory")
+def test_freed_memory_is_kept_for_the_next_step():
+    code = """
+import resource, torch
+from vgg.training.processes import processes
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(5):
+        values = [torch.zeros(2**21).add_(1) for _ in range(8)]
+        del values
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+with processes("cpu"):
+    print(faults(), faults())
+"""
+    first, second = map(int, subprocess.check_output([sys.executable, "-c", code], text=True).split())
+    assert second < first / 10
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_steps_images(tmp_path):
     data = class_folders(tmp_path / "data")
     with pytest.raises(Error, match=r"the loss is (nan|inf) in epoch \d+, step \d+; .*nan.pt has the step's images"):
@@ -276,6 +298,35 @@ def test_a_full_disk_is_a_one_line_error_and_the_last_checkpoint_stays(tmp_path)
     assert len(run.stdout.splitlines()) == 1
     assert [file.name for file in (tmp_path / "run").iterdir() if file.suffix == ".part"] == []
     assert not differences(load(tmp_path / "run" / "last.pt")["key"], before["key"])
+
+
+def test_no_more_images_are_computed_at_once_than_allowed(tmp_path, monkeypatch):
+    seen, forward = [], Module.forward
+
+    def recorded(self, batch, *arguments, **named):
+        seen.append((self.training, len(batch)))
+        return forward(self, batch, *arguments, **named)
+
+    monkeypatch.setattr(Module, "forward", recorded)
+    data = class_folders(tmp_path / "data", each=20)
+    for micro_batch, most in ((0, 8), (4, 4)):
+        seen.clear()
+        train(options(data, tmp_path / f"run{micro_batch}", val=data, micro_batch=micro_batch))
+        assert {max(count for training, count in seen if training is phase) for phase in (True, False)} == {most}
+
+
+def test_a_large_seed_is_one_too(tmp_path):
+    assert train(options(class_folders(tmp_path / "data"), tmp_path / "run", seed=2**62)).history
+
+
+def test_a_run_inside_the_images_is_refused(tmp_path):
+    data = class_folders(tmp_path / "data")
+    for output in (data / "run", data):
+        with pytest.raises(Error, match=r"is inside .*data, whose folders are classes; choose another output folder"):
+            train(options(data, output))
+    assert sorted(path.name for path in data.iterdir()) == ["class0", "class1", "class2"]
+    cifar = cifar_folder(tmp_path / "cifar")
+    assert train(options(cifar, cifar / "run")).history
 
 
 def test_broken_images_are_skipped_and_named(tmp_path):

@@ -67,4 +67,5 @@ def test_a_loss_that_diverges_ends_the_test(tmp_path):
     data = class_folders(tmp_path / "data")
     found = find_rate(options(data, tmp_path / "run", replace(QUICK, momentum=0.99), arch="vgg11"))
     assert all(np.isfinite(found.losses))
+    assert len(found.rates) < 100
     assert len(found.rates) == len(found.losses) == len(found.smoothed)

@@ -11,6 +11,7 @@ from sklearn import metrics as sklearn
 
 from training_helpers import QUICK, class_folders, options
 from vgg import Error, Network
+from vgg.errors import Notice
 from vgg.training import train
 from vgg.training.history import epoch_line, has_stalled, kept_row, quality
 from vgg.training.measures import Measures
@@ -55,9 +56,10 @@ def test_measures_of_several_labels_and_of_many_classes():
     many = measured(torch.randn(20, 101, generator=generator), torch.arange(20), 101, "softmax")
     assert list(many) == ["val_loss", "val_top1", "val_top5", "val_balanced"]
     one_class = measured(torch.randn(5, 2, generator=generator), torch.ones(5, dtype=torch.int64), 2, "softmax")
-    assert (one_class["val_auc"], one_class["val_specificity"]) == (0, 0)  # undefined
+    assert math.isnan(one_class["val_auc"])
+    assert math.isnan(one_class["val_specificity"])
     assert one_class["val_balanced"] == one_class["val_sensitivity"] == one_class["val_top1"]
-    assert measured(torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64), 3, "softmax")["val_balanced"] == 0
+    assert math.isnan(measured(torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64), 3, "softmax")["val_balanced"])
 
 
 ROWS = [
@@ -117,6 +119,7 @@ def test_without_validation_images_no_run_stops_early(tmp_path):
     outcome = train(options(data, tmp_path / "run", recipe, test=test), log=lines.append)
     assert len(outcome.history) == 4
     assert all(", not validated, lr " in line for line in lines[1:5])
+    assert all(math.isnan(row["val_top1"]) for row in outcome.history)
     assert Network.read(outcome.path).provenance.source.endswith(", epoch 4: not validated")
     assert (outcome.test["epoch"], outcome.test["images"]) == (4, 3)
     assert not [name for name in outcome.test if name.startswith("val_")]
@@ -132,6 +135,20 @@ def test_validation_images_of_which_none_can_be_read_are_an_error(tmp_path):
         (val / f"class{index}/broken.png").write_bytes(b"no image")
     with pytest.raises(Error, match="val: none of the 3 validation images can be read"):
         train(options(data, tmp_path / "run", val=val))
+
+
+def test_the_loss_decides_where_the_auc_is_undefined(tmp_path):
+    data, val = class_folders(tmp_path / "data", classes=2), class_folders(tmp_path / "val", classes=1)
+    recipe, lines = replace(QUICK, best="auc", epochs=4, patience=1), []
+    with pytest.warns(Notice, match="AUC is undefined: no class has validation images both of it and not of it"):
+        outcome = train(options(data, tmp_path / "run", recipe, val=val), log=lines.append)
+    assert all(math.isnan(row["val_auc"]) and math.isnan(row["val_sensitivity"]) for row in outcome.history)
+    losses = [row["val_loss"] for row in outcome.history]
+    assert kept_row(outcome.history, "auc")["val_loss"] == min(losses)
+    assert len(losses) == 4 or losses[-1] >= losses[-2]
+    assert "top-1" not in lines[1]
+    assert ", specificity " in lines[1]
+    assert ", sensitivity " not in lines[1]
 
 
 def test_auc_is_for_up_to_a_hundred_classes(tmp_path):

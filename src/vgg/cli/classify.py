@@ -62,9 +62,9 @@ def classify(
 
         network, name = library.read(common.locate(model), **reading)
         models = [(name, network)]
-        options = {"engine": engine, "threads": threads, "device": device, "precision": precision, "fresh": fresh}
-        unsupported = {"--format": format is not Format.table}
-        run = common.run_in_parts(Classify(top, threshold), models, images, output, runner, unsupported=unsupported, **options)
+        options: dict[str, Any] = {"engine": engine, "threads": threads, "device": device, "precision": precision}
+        options |= {"fresh": fresh, "unsupported": {"--format": format is not Format.table}}
+        run = common.run_in_parts(Classify(top, threshold), models, images, output, runner, **options)
         common.exit_after(run)
         return
     found, failures = common.find_images(images)

@@ -244,13 +244,13 @@ def locate(model: str | Path | None) -> Path:
 
 
 @contextmanager
-def resumable() -> Iterator[Progress]:
-    """`progress()` for work that the same command resumes, which is printed if it is interrupted."""
+def resumable(*, fresh: bool = False) -> Iterator[Progress]:
+    """`progress()` for work that the same command resumes, without `--fresh`; this is printed if it is interrupted."""
     try:
         with progress() as show:
             yield show
     except KeyboardInterrupt:
-        print("vgg: interrupted; the same command resumes", file=sys.stderr)
+        print(f"vgg: interrupted; the same command {'without --fresh ' * fresh}resumes", file=sys.stderr)
         raise
 
 
@@ -271,6 +271,7 @@ def run_in_parts(
     output: str | None,
     runner: str | None,
     *,
+    fresh: bool,
     unsupported: dict[str, Any] | None = None,
     **options: Any,
 ) -> "Finished":
@@ -281,8 +282,8 @@ def run_in_parts(
         raise Error(f"{'--runner' if runner else '--fresh'} requires --output, the folder or URL to write to")
     for option in (name for name, value in (unsupported or {}).items() if value):
         raise Error(f"{option} can't be combined with --output")
-    with resumable() as show:
-        return run(task, models, places, output, runner=runner or "local", progress=show, **options)
+    with resumable(fresh=fresh) as show:
+        return run(task, models, places, output, runner=runner or "local", fresh=fresh, progress=show, **options)
 
 
 def exit_after(run: "Finished") -> None:

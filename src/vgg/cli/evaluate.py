@@ -109,7 +109,7 @@ def evaluate(
     dataset = sources.open(data, network.architecture.classes, network.labels, several=several)
     relabelled = read_real(real, dataset, network.architecture.classes) if real else None
     options: dict[str, Any] = {"fuse": fuse, "boxes": boxes, "batch_size": batch_size, "workers": workers, "fresh": fresh}
-    with common.resumable() as show:
+    with common.resumable(fresh=fresh) as show:
         evaluation = evaluate(models, dataset, views, progress=show, **options)
     found = records(evaluation, relabelled, threshold)
     with common.reporting(list(evaluation.errors.values())):

@@ -101,7 +101,7 @@ def quantize(
     reading = common.reading(head, output_activation, input_size, preset, labels)
     network = common.read_network(model, reading)
     images = sources.unlabelled(calibrate) if calibrate else None
-    with common.resumable() if evaluate or calibrate else common.progress() as show:
+    with common.resumable(fresh=fresh) if evaluate or calibrate else common.progress() as show:
         evaluator = None
         if evaluate:
             network.check_values(["logits"])

@@ -2,15 +2,12 @@
 
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..architectures import CONFIGURATIONS
-from ..progress import Progress
 from . import common
 
 if TYPE_CHECKING:
@@ -49,7 +46,7 @@ def train(
     ] = "",
     folds: Annotated[
         int | None,
-        typer.Option("--folds", min=2, metavar="K", help="Number of folds of a cross-validation; DIR/fold-1 … are the runs."),
+        typer.Option("--folds", min=2, metavar="K", help="Number of folds of a cross-validation; each is a run in a folder."),
     ] = None,
     recipe: Annotated[
         str | None,
@@ -137,9 +134,9 @@ def train(
     from ..network import Network
     from ..training import Options, cross_validate, find_rate, recipes
     from ..training import train as run
-    from ..training.student import SMALL, input_size
+    from ..training.student import input_size
 
-    usual = "cifar" if input_size(data, size) <= SMALL else "modern"
+    usual = "cifar" if input_size(data, size) <= recipes.SMALL else "modern"
     chosen = recipes.named(recipe or ("distil" if teacher else "finetune" if start else usual))
     given = {"epochs": epochs, "batch": batch_size, "lr": lr}
     settings = [f"{name}={value}" for name, value in given.items() if value is not None] + (setting or [])
@@ -160,7 +157,7 @@ def train(
         if _first_process():
             _print_rates(found)
         return
-    with _resumable() as show:
+    with common.resumable(fresh=fresh) as show:
         crossed = cross_validate(options, folds, show, _log) if folds else None
         outcomes = crossed.folds if crossed else [run(options, show, _log)]
     if _first_process():
@@ -178,17 +175,6 @@ def _log(line: str) -> None:
 
 def _first_process() -> bool:
     return int(os.environ.get("RANK", 0)) == 0
-
-
-@contextmanager
-def _resumable() -> Iterator[Progress]:
-    """Progress of a run that the same command resumes, which is printed if it is interrupted."""
-    try:
-        with common.progress() as show:
-            yield show
-    except KeyboardInterrupt:
-        print("vgg: interrupted; the same command resumes from the last checkpoint", file=sys.stderr)
-        raise
 
 
 def _print_rates(found: "RateTest") -> None:

@@ -86,7 +86,10 @@ def _random_crop(image: Array, recipe: Recipe, side: int, drawn: Sequence[float]
     down, across, _, *others = drawn
     if recipe.crop == "pad":
         if (height, width) != (side, side):
-            image = np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR))
+            short = min(height, width)
+            left, top = (width - short) / 2, (height - short) / 2
+            box = (left, top, left + short, top + short)
+            image = np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR, box))
         padding = int(recipe.crop_range[0])
         row, column = (int(share * (2 * padding + 1)) - padding for share in (down, across))
         if recipe.border == "reflect":

@@ -22,6 +22,7 @@ from .checkpoint import CACHE, FOLDS, LAST, PREDICTIONS, SCORES
 from .options import Options
 from .processes import processes
 from .run import Outcome, run
+from .setup import prepare
 from .test_set import TITLES
 
 
@@ -58,6 +59,8 @@ def cross_validate(
     if (output / LAST).exists() and not options.fresh:
         raise Error(f"{output}: holds a run without folds; use --fresh to start over, or choose another folder")
     with processes(options.device) as process:
+        if options.fresh:
+            prepare(replace(options, fold=(1, count)), lambda line: None)  # invalid options delete nothing
         with process.first_alone():
             checkpoint.create(output, fresh=options.fresh and process.rank == 0)
         for number in range(1, count + 1):

@@ -26,9 +26,9 @@ def decisive(row: Row, best: str) -> str:
 
 
 def quality(row: Row, best: str) -> float:
-    """The value of the measure that decides, by the recipe's `best`; higher is better."""
+    """The value of the measure that decides, by the recipe's `best`, or of the loss if it is undefined; higher is better."""
     value = row[decisive(row, best)]
-    return -value if best == "loss" else value
+    return -row["val_loss"] if best == "loss" or math.isnan(value) else value
 
 
 def shown(row: Row, best: str) -> list[str]:
@@ -50,6 +50,7 @@ def measures_text(row: Row, best: str) -> str:
     return ", ".join(
         f"{TITLES[name]} {row[name]:.4f}" if name == "val_loss" else f"{TITLES[name]} {row[name]:.2f}%"
         for name in shown(row, best)
+        if not math.isnan(row[name])
     )
 
 
@@ -116,7 +117,8 @@ def draw_curves(folder: Path, history: Sequence[Row], best: str) -> None:
     measures.set(xlabel="epoch", ylabel=f"{TITLES[names[0]]}, %" if len(names) == 1 else "%")
     row, name = kept_row(history, best), names[0]
     place = {"xytext": (0, -6), "textcoords": "offset points", "ha": "right", "va": "top"}
-    measures.annotate(f"{row[name]:.2f}%", (row["epoch"], row[name]), **place)
+    if not math.isnan(row[name]):
+        measures.annotate(f"{row[name]:.2f}%", (row["epoch"], row[name]), **place)
     for axes in (losses, measures):
         axes.grid(alpha=0.3)
     for axes in (losses, measures)[: len(names)]:

@@ -34,17 +34,22 @@ class Images:
 
     def summary(self) -> str:
         """The numbers of images of each set, and of groups."""
-        trained, chosen = len(self.split.train), len(self.split.val)
-        text = f"{trained:,} training images of {self.classes:,} classes, {chosen:,} validation images"
-        text += f", {len(self.test):,} test images" if self.test else ""
+        text = f"{_counted(len(self.split.train), 'training image')} of {self.classes:,} classes"
+        text += f", {_counted(len(self.split.val), 'validation image')}"
+        text += f", {_counted(len(self.test), 'test image')}" if self.test else ""
         alone = sum(not isinstance(one, str) for one in self.groups)
         if alone < len(self.groups):
-            text += f"; {len(set(self.groups)) - alone:,} groups" + (f" and {alone:,} images without a group" if alone else "")
+            text += f"; {_counted(len(set(self.groups)) - alone, 'group')}"
+            text += f" and {_counted(alone, 'image')} without a group" if alone else ""
         return text
 
     def name(self, target: int) -> str:
         """The name of a class."""
         return class_names(self.labels, self.classes)[target]
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'s' * (count != 1)}"
 
 
 def class_names(labels: Labels | None, classes: int) -> tuple[str, ...]:
@@ -57,6 +62,7 @@ def class_names(labels: Labels | None, classes: int) -> tuple[str, ...]:
 def open_images(options: Options, output: Output) -> Images:
     """Open the images of a run. Raises Error if there are none, or they don't fit the options or the network's output."""
     place, val, test = _places(options)
+    _check_output(options.output, (place, val, test))
     several, unlabelled = output == "sigmoid", bool(options.teachers)
     folders = [] if unlabelled else sources.folds(place)
     if folders and len(folders) != (options.fold or (0, 0))[1]:
@@ -84,7 +90,7 @@ def open_images(options: Options, output: Output) -> Images:
         except Error as error:
             if named or not unlabelled:
                 raise
-            warnings.warn(Notice(f"not used, since the teacher's classes are required: {error}"), stacklevel=3)
+            warnings.warn(Notice(f"{where}: not used, because its classes are not the teacher's ({error})"), stacklevel=3)
             return None
 
     val_dataset, test_dataset = labelled(val, options.val), labelled(test, options.test)
@@ -125,6 +131,14 @@ def _places(options: Options) -> Splits:
     return Splits(data, str(options.val) if options.val else beside_val, str(options.test) if options.test else beside_test)
 
 
+def _check_output(output: Path, places: Sequence[str | None]) -> None:
+    """Raise Error if the run's folder is in a folder of images, in which a resumed run would find its files."""
+    for place in filter(None, places):
+        inside = os.path.isdir(place) and Path(os.path.realpath(output)).is_relative_to(os.path.realpath(place))
+        if inside and not sources.is_cifar(place):
+            raise Error(f"{output}: is inside {place}, whose folders are classes; choose another output folder")
+
+
 def _classes(places: Sequence[str], options: Options, *, several: bool) -> tuple[int, Labels | None]:
     if options.teachers:
         return options.teachers[0].architecture.classes, options.teachers[0].labels
@@ -134,7 +148,10 @@ def _classes(places: Sequence[str], options: Options, *, several: bool) -> tuple
     for place, other in zip(places[1:], others, strict=True):
         if other != first:
             raise Error(f"{place}: has other classes than {places[0]}; each fold must have all classes")
-    return first
+    count, labels = first
+    if options.start and labels is None and count == options.start.architecture.classes:
+        labels = options.start.labels  # numbers mean the classes of a network that has as many
+    return count, labels
 
 
 def _joined(place: str, folders: Sequence[str], parts: Sequence[Dataset]) -> Dataset:

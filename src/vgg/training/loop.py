@@ -65,6 +65,7 @@ class Trainer:
                 + "; use a larger --batch-size"
                 + " or --micro-batch" * bool(self.options.micro_batch)
             )
+        self.evaluated = min(EVALUATED, self.images // self.parts * recipe.repeats)  # images at once, no more than in training
         self.parallel: Any = self.process.parallel(self.module)
         self.autocast: Any = torch.autocast(device.type, torch.bfloat16) if recipe.bf16 and has_bf16(device) else nullcontext()
         self.colours = Colours(recipe, device)
@@ -131,7 +132,7 @@ class Trainer:
         started, batch = time.perf_counter(), next(batches)
         self.waited += time.perf_counter() - started
         if self.process.world > 1 and len(batch.indices) < self.least:  # the other processes would wait for ever
-            raise Error(f"{self.setup.name}: too few images can be read of a part of a batch")
+            raise Error(f"{self.setup.name}: a part of a batch has too few readable images")
         return batch
 
     def gradients(self, batches: Iterator[Batch], view: int) -> tuple[float, list[Batch]]:
@@ -146,7 +147,7 @@ class Trainer:
                 continue
             # Seeded by the part, so that dropout, colours and mixup are the same in whichever process computes it.
             seed = (self.options.seed * self.recipe.epochs + self.epoch) * self.steps + self.step
-            torch.manual_seed(seed * self.parts + part)
+            torch.manual_seed((seed * self.parts + part) % 2**63)
             inputs, scores, matched = self.inputs_and_targets(batch, view)
             last = part + world >= self.parts or world == 1  # processes exchange their gradients once for each step
             with nullcontext() if last else self.parallel.no_sync():
@@ -203,7 +204,7 @@ class Trainer:
         self.process.share(module.buffers())  # batch normalisation: each process has the statistics of its own images
         measures, count = Measures(setup.targets.classes, setup.targets.output), 0
         indices = setup.val_indices[self.process.rank :: self.process.world]
-        parts = [indices[start : start + EVALUATED] for start in range(0, len(indices), EVALUATED)]
+        parts = [indices[start : start + self.evaluated] for start in range(0, len(indices), self.evaluated)]
         for batch in self.val.batches(parts):
             if not len(batch.indices):
                 continue

@@ -46,16 +46,16 @@ class Measures:
         Besides those of `measures`, they are `val_balanced`, the mean recall of the classes, if an image has one class;
         `val_auc`, the area under the ROC curve, the mean over the classes against the rest, of up to 100 classes; and of two
         classes `val_sensitivity` and `val_specificity`, the recalls of the second and of the first one. What is undefined,
-        without images of a class, is 0.
+        without images of a class, is nan.
         """
         row, counts = measures(process.sum(self._sums), self._output), process.sum(self._recalls)
         if self._output != "sigmoid":
-            row["val_balanced"] = _percent(balanced_accuracy(counts))
+            row["val_balanced"] = 100 * balanced_accuracy(counts)
         if self._classes <= AUC_CLASSES:
             truth, found = (process.gather(np.concatenate(parts)) for parts in (self._truth, self._scores))
-            row["val_auc"] = _percent(macro_auc(truth, found))
+            row["val_auc"] = 100 * macro_auc(truth, found)
         if self._classes == 2 and self._output != "sigmoid":
-            specificity, sensitivity = (_percent(right / count if count else math.nan) for right, count in counts.tolist())
+            specificity, sensitivity = (100 * right / count if count else math.nan for right, count in counts.tolist())
             row |= {"val_sensitivity": sensitivity, "val_specificity": specificity}
         return row
 
@@ -89,9 +89,4 @@ def measures(sums: Array, output: Output | None) -> dict[str, float]:
     """The measures by name from the sum of `measured`; accuracies in percent."""
     names = ("val_f1", "val_exact") if output == "sigmoid" else ("val_top1", "val_top5")
     loss, *accuracies = (part / whole if whole else math.nan for part, whole in sums.tolist())
-    return {"val_loss": loss, **{name: _percent(value) for name, value in zip(names, accuracies, strict=True)}}
-
-
-def _percent(share: float) -> float:
-    """In percent; 0 for nan."""
-    return 0.0 if math.isnan(share) else 100 * share
+    return {"val_loss": loss, **{name: 100 * value for name, value in zip(names, accuracies, strict=True)}}

@@ -4,10 +4,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args, get_origin
 
+from ..architectures import STRIDE
 from ..errors import Error
 
-STRIDE = 32  # of the network, in pixels: that of its last pooling
+# Pixels of an input up to which images are resized to just its size, crops are those of CIFAR, and networks get the head `gap`.
+SMALL = 64
 LEVELS = 30  # largest magnitude of `vgg.training.policies`
+SWITCH = {"yes": True, "no": False}
+NOT_NEGATIVE = (
+    "lr", "plain_lr", "muon_rate", "warm_up", "weight_decay", "jitter", "lighting", "mixup", "cutmix", "patience", "thaw",
+    "views", "match_weight",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -81,7 +88,7 @@ class Recipe:
 
     def for_input(self, pixels: int, batch_norm: bool) -> "Recipe":
         """The recipe for a network's input: up to 64 pixels, images are padded by an eighth, as is usual on CIFAR."""
-        small = pixels <= 64 and self.crop != "pad"
+        small = pixels <= SMALL and self.crop != "pad"
         lr = self.lr if batch_norm or not self.plain_lr else self.plain_lr
         cropped = {"crop": "pad", "crop_range": (pixels / 8,)} if small else {}
         return replace(self, lr=lr, plain_lr=0.0, **cropped)  # type: ignore[arg-type]
@@ -170,8 +177,10 @@ def changed(recipe: Recipe, settings: Sequence[str]) -> Recipe:
         try:
             values[name] = _value(known[name].type, text)
         except (ValueError, KeyError):
-            choices = _choices(known[name].type)
-            remedy = f"choose from {', '.join(choices)}" if choices else f"the recipe {recipe.name} has {getattr(recipe, name)}"
+            choices = tuple(SWITCH) if known[name].type is bool else _choices(known[name].type)
+            value = getattr(recipe, name)
+            usual = ",".join(map(str, value)) if isinstance(value, tuple) else value
+            remedy = f"choose from {', '.join(choices)}" if choices else f"the recipe {recipe.name} has {usual}"
             raise Error(f"invalid value {text!r} of {name}; {remedy}") from None
     if "lr" in values:
         values.setdefault("plain_lr", 0.0)
@@ -180,7 +189,7 @@ def changed(recipe: Recipe, settings: Sequence[str]) -> Recipe:
 
 def _value(kind: Any, text: str) -> Any:
     if kind is bool:
-        return {"yes": True, "no": False}[text]
+        return SWITCH[text]
     if choices := _choices(kind):
         if text not in choices:
             raise ValueError
@@ -199,10 +208,12 @@ def checked(recipe: Recipe) -> Recipe:
     """The recipe. Raises Error if a value is out of range."""
     crop, shares = recipe.crop_range, ("dropout", "momentum", "smoothing", "ema")
     rules = {name: 0 <= getattr(recipe, name) < 1 for name in shares}
-    rules |= {name: getattr(recipe, name) >= 1 for name in ("epochs", "batch", "operations", "repeats")}
-    rules |= {name: getattr(recipe, name) >= 0 for name in ("lr", "muon_rate", "views", "mixup", "cutmix", "warm_up", "jitter")}
+    rules |= {name: getattr(recipe, name) >= 1 for name in ("epochs", "batch", "operations", "repeats", "plateau")}
+    rules |= {name: getattr(recipe, name) >= 0 for name in NOT_NEGATIVE}
     rules |= {name: getattr(recipe, name) > 0 for name in ("temperature", "rate_decay")}
     rules |= {"erasing": 0 <= recipe.erasing <= 1, "progressive": 0 < recipe.progressive <= 1}
+    if recipe.nesterov and recipe.optimizer == "sgd":
+        rules["momentum"] &= recipe.momentum > 0
     rules["magnitude"] = 0 <= recipe.magnitude <= LEVELS
     rules["crop_range"] = len(crop) == (1 if recipe.crop == "pad" else 2) and 0 <= crop[0] <= crop[-1] < float("inf")
     if recipe.crop == "area":

@@ -1,6 +1,8 @@
 """From a user's options to loaders, a module and its targets, ready to train."""
 
 import os
+import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,8 +11,9 @@ from typing import Any
 import torch
 
 from .. import engines
+from ..architectures import STRIDE
 from ..arrays import Array
-from ..errors import Error
+from ..errors import Error, Notice
 from ..heads import NONE, Output
 from ..labels import Labels
 from ..module import Module, Normalisation
@@ -27,7 +30,7 @@ from .loader import Loader
 from .measures import AUC_CLASSES
 from .options import Options
 from .processes import Process
-from .recipes import STRIDE, Recipe, checked
+from .recipes import Recipe, checked
 from .targets import Targets
 
 PIXELS = 2**20  # of the images whose patches the first filters whiten
@@ -71,7 +74,8 @@ def prepare(options: Options, log: Callable[[str], object]) -> Setup:
     classes, labels, indices = images.classes, images.labels, images.split.train
     module, preprocessing, new = student.create(options, images.place, classes, labels, output)
     recipe = checked(options.recipe.for_input(preprocessing.crop, module.architecture.configuration.batch_norm))
-    _check_recipe(recipe, classes, output, teachers=bool(options.teachers), validated=len(images.split.val) > 0)
+    val_classes = [images.val.samples[index].classes for index in images.split.val.tolist()]
+    _check_recipe(recipe, classes, output, val_classes, teachers=bool(options.teachers))
 
     def loader(dataset: Dataset) -> Loader:
         workers = options.workers or os.cpu_count() or 1
@@ -96,7 +100,7 @@ def prepare(options: Options, log: Callable[[str], object]) -> Setup:
     log(
         f"{images.summary()}; {module.architecture.name}, {module.architecture.parameter_count:,} parameters; "
         f"recipe {recipe.name}"
-        + (f"; new: {', '.join(new)}" if new and options.start else "")
+        + (f"; new: {', '.join(new)}" if new else "")
         + (f"; positive class: {images.name(1)}" if classes == 2 and output != "sigmoid" else "")
     )
     key = key_of(
@@ -155,6 +159,13 @@ def cache_values(setup: Setup, options: Options, process: Process, progress: Pro
 
 
 def _check_options(options: Options) -> None:
+    if options.start:
+        for_new = {"--init-from": options.init, "--input-size": options.size}
+        for_new |= {"--arch": options.arch != Options.arch, "--width": options.width != Options.width}
+        if given := [name for name, value in for_new.items() if value]:
+            raise Error(f"{given[0]} is for a new network; --from keeps the network's own architecture and input")
+    if options.teachers and options.labels:
+        raise Error("--labels can't be combined with --teacher, whose classes are the network's")
     if options.freeze and not options.start:
         raise Error("--freeze requires --from: a new network has no trained layers to freeze")
     if options.matched and not options.teachers:
@@ -167,9 +178,11 @@ def _check_options(options: Options) -> None:
         teacher.check_values(["logits"])
 
 
-def _check_recipe(recipe: Recipe, classes: int, output: Output, *, teachers: bool, validated: bool) -> None:
-    """Raise Error if the recipe's `balance`, `best` or `schedule` is undefined for these images."""
-    if recipe.schedule == "plateau" and not validated:
+def _check_recipe(
+    recipe: Recipe, classes: int, output: Output, val_classes: Sequence[Sequence[int]], *, teachers: bool
+) -> None:
+    """Raise Error if the recipe's `balance`, `best` or `schedule` doesn't fit the images; warn if the AUC is undefined."""
+    if recipe.schedule == "plateau" and not val_classes:
         raise Error("schedule=plateau requires validation images; use --val, more images, or --set schedule=cosine")
     if recipe.balance != "none" and teachers:
         raise Error(f"balance={recipe.balance} requires the classes of the images; with --teacher, they are not used")
@@ -181,6 +194,13 @@ def _check_recipe(recipe: Recipe, classes: int, output: Output, *, teachers: boo
         )
     if recipe.best == "auc" and classes > AUC_CLASSES:
         raise Error(f"best=auc is for up to {AUC_CLASSES} classes, not {classes}; use best=accuracy, balanced or loss")
+    if recipe.best == "auc" and val_classes and not teachers:
+        counts = Counter(target for one in val_classes for target in one)
+        if not any(0 < count < len(val_classes) for count in counts.values()):
+            warnings.warn(
+                Notice("AUC is undefined: no class has validation images both of it and not of it; the loss decides instead"),
+                stacklevel=3,
+            )
 
 
 def _inputs(loader: Loader, indices: Array, preprocessing: Preprocessing) -> torch.Tensor:
@@ -218,7 +238,8 @@ def _check_sizes(options: Options, module: Module, train: Loader, count: int, re
     for teacher in options.teachers:
         architecture = teacher.architecture
         if architecture.fixed_map and architecture.input_size != train.side:
-            raise Error(f"{architecture.name} takes {architecture.input_size} pixels, not {train.side}; use --input-size")
+            remedy = "choose another teacher" if options.start else f"use --input-size {architecture.input_size}"
+            raise Error(f"the teacher {architecture.name} takes {architecture.input_size} pixels, not {train.side}; {remedy}")
     for value in options.matched:
         theirs, ours = (
             architecture.shape(value, 1, train.side, train.side)[1:]

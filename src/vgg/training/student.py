@@ -1,5 +1,6 @@
 """The network to train: its head, and its initial parameters."""
 
+from collections.abc import Container
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,10 +20,10 @@ from ..parameters import Parameter
 from ..preprocessing import PRESETS, Preprocessing
 from ..sources import cifar
 from .options import Options
+from .recipes import SMALL
 
 LEAST_VARIANCE = 0.005  # of a principal component of patches that becomes a filter, as a share of all
 EPSILON = 5e-4  # added to the variances of patches, as in airbench
-SMALL = 64  # pixels of an input up to which a network gets the `gap` head, and images are resized to just its size
 
 
 def output_of(options: Options) -> Output:
@@ -43,7 +44,7 @@ def input_size(data: str | Path, given: int | None) -> int:
 def create(
     options: Options, data: str, classes: int, labels: Labels | None, output: Output
 ) -> tuple[Module, Preprocessing, list[str]]:
-    """The network to train, with its initial parameters; its preprocessing; and the layers that are not of `start`."""
+    """The network to train, with its initial parameters; its preprocessing; and the layers not taken from `start` or `init`."""
     torch.manual_seed(options.seed)
     if options.start:
         network, preprocessing = options.start, options.start.preprocessing
@@ -57,21 +58,21 @@ def create(
         module = Module(architecture, options.recipe.dropout)
         module.initialise(identity=options.recipe.filters != "random")
         module.load(network, kept)
-        return (
-            module,
-            preprocessing,
-            [layer.name for layer in architecture.layers if layer.parameters and layer.name not in kept],
-        )
+        return module, preprocessing, _others(architecture, kept)
     size = input_size(data, options.size)
     plain = Architecture(options.arch, classes, options.width, size)
     module = Module(replace(plain, head=options.head or _usual_head(plain, size, output)), options.recipe.dropout)
     module.initialise(identity=options.recipe.filters != "random")
-    if options.init:
-        module.load_matching(options.init)
-    preset = PRESETS["torchvision"]
+    copied = module.load_matching(options.init) if options.init else None
+    preset = options.init.preprocessing if options.init else PRESETS["torchvision"]
     if size != preset.crop:
         preset = replace(preset, size=size if size <= SMALL else round(size * preset.size / preset.crop), crop=size)
-    return module, preset, []
+    return module, preset, _others(module.architecture, copied) if copied else []
+
+
+def _others(architecture: Architecture, known: Container[str]) -> list[str]:
+    """The names of the layers with parameters that are not among the known ones."""
+    return [layer.name for layer in architecture.layers if layer.parameters and layer.name not in known]
 
 
 def whiten(module: Module, images: torch.Tensor) -> None:
