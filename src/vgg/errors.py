@@ -38,6 +38,11 @@ def utf8(text: str) -> str:
     return text.encode(errors="backslashreplace").decode()
 
 
+def counted(count: int, noun: str) -> str:
+    """A number and what it counts: `1 image`, `2,500 images`."""
+    return f"{count:,} {noun}{'s' * (count != 1)}"
+
+
 def one_line(text: object) -> str:
     """Another library's error message on one line, without control characters, cut after 300 characters.
 

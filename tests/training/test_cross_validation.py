@@ -172,7 +172,7 @@ def test_several_labels(tmp_path):
         ({"val": "."}, 2, "--val and --test can't be combined with --folds"),
         ({"test": "."}, 2, "--val and --test can't be combined with --folds"),
         ({"group": "class1/|class0/"}, 2, "all images of class class0 are in one fold; a class requires two images or groups"),
-        ({"group": r"class"}, 2, "has 1 groups of images, too few for 2 folds"),
+        ({"group": r"class"}, 2, "has 1 group of images, too few for 2 folds"),
         ({"teachers": [random_network("vgg11", labels=Labels(tuple("abcdefg")))]}, 2, "--folds requires labels"),
     ],
 )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..engines import PRECISIONS
+from ..errors import Error, Notice, counted
 from ..zoo import EMBEDDED
 from . import common
 
@@ -80,7 +81,6 @@ def bench(
     from .. import engines
     from ..benchmark import compare
     from ..engines import processor
-    from ..errors import Error, Notice
     from ..formats import load, network_of
 
     usual = [name for name in engines.installed() if "bf16" not in (precision or ()) or name in engines.IN_BF16]
@@ -146,12 +146,11 @@ def _print_records(found: "Sequence[Comparison]", heading: dict[str, str], layer
 
 
 def _case(one: "Comparison") -> str:
-    return f"batch {one.batch}, {one.threads} thread{'s' * (one.threads > 1)}"
+    return f"batch {one.batch}, {counted(one.threads, 'thread')}"
 
 
 def check_plot(path: Path) -> None:
     """Raise Error, before anything is measured, if a plot can't be drawn or written to a path."""
-    from ..errors import Error
     from ..extras import require
 
     if path.suffix not in PLOTS:

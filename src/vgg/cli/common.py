@@ -12,7 +12,7 @@ import typer
 
 from .. import json_output
 from ..engines import DEVICES, ENGINES, PRECISIONS
-from ..errors import Error, printable
+from ..errors import Error, counted, printable
 from ..preprocessing import PRESETS
 from ..progress import Progress, silent
 from ..zoo import EMBEDDED
@@ -288,8 +288,8 @@ def run_in_parts(
 
 def exit_after(run: "Finished") -> None:
     """Print a summary of bulk work on standard error, and exit with 1 if images failed."""
-    parts = f"{run.plan.parts:,} part{'s' * (run.plan.parts != 1)}"
-    print(f"{printable(run.folder.place)}: {run.images:,} images in {parts}, {run.failed:,} failed", file=sys.stderr)
+    images, parts = counted(run.images, "image"), counted(run.plan.parts, "part")
+    print(f"{printable(run.folder.place)}: {images} in {parts}, {run.failed:,} failed", file=sys.stderr)
     hidden = run.failed - len(run.errors)
     with reporting([*run.errors, *([f"and {hidden:,} more; see the column `error`"] if hidden > 0 else [])]):
         pass

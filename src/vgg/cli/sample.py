@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from ..errors import Notice, counted
 from . import common
 
 app = typer.Typer(
@@ -38,7 +39,7 @@ def make(
     path = common.locate(model)
     with Console(stderr=True).status("Writing"):
         count = samples.make(path, output, images or None, sets=sets, seed=seed)
-    typer.echo(f"{output}: {count} set{'s' * (count > 1)}, {output.stat().st_size / 1e6:,.1f} MB", err=True)
+    typer.echo(f"{output}: {counted(count, 'set')}, {output.stat().st_size / 1e6:,.1f} MB", err=True)
 
 
 @app.command()
@@ -65,7 +66,6 @@ def check(
     from rich.console import Console
 
     from .. import samples
-    from ..errors import Notice
 
     path = common.locate(model) if model else None
     with warnings.catch_warnings(), Console(stderr=True).status("Checking"):

@@ -16,7 +16,7 @@ from ..arrays import Array
 from ..benchmark import REFERENCE, side_by_side
 from ..classifier import Classifier, described
 from ..engines import processor
-from ..errors import Error
+from ..errors import Error, counted
 from ..evaluation import Evaluation, evaluate, main_figure, records
 from ..formats import QuantizedGraph, load
 from ..network import Network
@@ -225,5 +225,5 @@ def speed(network: Network, path: Path, engine: str = "auto", threads: int | Non
     ratio = compared.ratio(compared.timings[1], "float32")
     return (
         f"{ours:.1f} ms per image on {quantized.name}, {ratio:.2f} of float32's {reference:.1f} ms on {plain.name}; "
-        f"batch 1, {count} thread{'s' * (count > 1)} of {os.cpu_count()} cores, {processor()}"
+        f"batch 1, {counted(count, 'thread')} of {os.cpu_count()} cores, {processor()}"
     )

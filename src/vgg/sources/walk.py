@@ -8,7 +8,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from .. import image_formats
-from ..errors import Notice
+from ..errors import Notice, counted
 from . import cifar, stores
 from .ignored import is_within_ignored
 from .samples import UNLABELLED, Sample
@@ -66,12 +66,12 @@ class Walk:
         """Warn of what was left out."""
         links, heic = self._left.pop(LINK, 0), self._left.pop(image_formats.HEIC, 0)
         if heic:
-            self._note(f"left out {_counted(heic, image_formats.HEIC)}: {image_formats.heic_requirement()}")
+            self._note(f"left out {counted(heic, f'{image_formats.HEIC} file')}: {image_formats.heic_requirement()}")
         if self._left:
-            others = [_counted(count, kind) for kind, count in sorted(self._left.items())]
+            others = [counted(count, f"{kind} file") for kind, count in sorted(self._left.items())]
             self._note(f"left out {', '.join(others)}: unsupported formats; convert the images to JPEG or PNG")
         if links:
-            self._note(f"left out {links:,} broken link{'s' * (links != 1)}")
+            self._note(f"left out {counted(links, 'broken link')}")
 
     def _note(self, text: str) -> None:
         warnings.warn(Notice(f"{self._place}: {text}"), stacklevel=3)
@@ -80,7 +80,3 @@ class Walk:
 def sample(place: str, base: str | None = None, target: int = UNLABELLED, size: int = stores.UNKNOWN) -> Sample:
     """The sample of a file. Its name is relative to the folder `base`, if there is one."""
     return Sample(place.removeprefix(stores.join(base, "")) if base else place, target, place, size=size)
-
-
-def _counted(count: int, kind: str) -> str:
-    return f"{count:,} {kind} file{'s' * (count != 1)}"

@@ -10,7 +10,7 @@ import numpy as np
 
 from .. import sources
 from ..arrays import Array
-from ..errors import Error, Notice, printable, utf8
+from ..errors import Error, Notice, counted, printable, utf8
 from ..evaluation.results import EVERY
 from ..heads import Output
 from ..labels import Labels
@@ -34,22 +34,18 @@ class Images:
 
     def summary(self) -> str:
         """The numbers of images of each set, and of groups."""
-        text = f"{_counted(len(self.split.train), 'training image')} of {self.classes:,} classes"
-        text += f", {_counted(len(self.split.val), 'validation image')}"
-        text += f", {_counted(len(self.test), 'test image')}" if self.test else ""
+        text = f"{counted(len(self.split.train), 'training image')} of {self.classes:,} classes"
+        text += f", {counted(len(self.split.val), 'validation image')}"
+        text += f", {counted(len(self.test), 'test image')}" if self.test else ""
         alone = sum(not isinstance(one, str) for one in self.groups)
         if alone < len(self.groups):
-            text += f"; {_counted(len(set(self.groups)) - alone, 'group')}"
-            text += f" and {_counted(alone, 'image')} without a group" if alone else ""
+            text += f"; {counted(len(set(self.groups)) - alone, 'group')}"
+            text += f" and {counted(alone, 'image')} without a group" if alone else ""
         return text
 
     def name(self, target: int) -> str:
         """The name of a class."""
         return class_names(self.labels, self.classes)[target]
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'s' * (count != 1)}"
 
 
 def class_names(labels: Labels | None, classes: int) -> tuple[str, ...]:

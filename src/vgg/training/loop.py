@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from ..errors import Error
+from ..errors import Error, counted
 from ..formats import write
 from ..module import Module, Normalisation
 from ..network import Provenance
@@ -60,7 +60,7 @@ class Trainer:
         self.least = self.setup.least
         if self.images // self.parts * recipe.repeats < self.least:
             raise Error(
-                f"a batch of {recipe.batch} in {self.parts} parts: a part requires {self.least} image{'s' * (self.least > 1)}"
+                f"a batch of {recipe.batch} in {self.parts} parts: a part requires {counted(self.least, 'image')}"
                 + " for batch normalisation in the head" * (self.least > 1)
                 + "; use a larger --batch-size"
                 + " or --micro-batch" * bool(self.options.micro_batch)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..arrays import Array
-from ..errors import Error
+from ..errors import Error, counted
 from ..sources import Dataset
 
 Groups = Sequence[Hashable]  # of images; those of a group stay together
@@ -60,7 +60,7 @@ def split(dataset: Dataset, groups: Groups, seed: int, *, hold_out: bool, fold: 
 def folds(dataset: Dataset, groups: Groups, count: int, seed: int) -> Array:
     """The fold of each image, from 0, int64 [images]. Raises Error if there are fewer groups than folds."""
     if len(set(groups)) < count:
-        raise Error(f"{dataset.name}: has {len(set(groups))} groups of images, too few for {count} folds")
+        raise Error(f"{dataset.name}: has {counted(len(set(groups)), 'group')} of images, too few for {count} folds")
     return divide([one.classes for one in dataset], groups, (1 / count,) * count, seed)
 
 
