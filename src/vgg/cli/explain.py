@@ -43,7 +43,7 @@ def explain(
             "--layer",
             "-l",
             metavar="L",
-            help="Layer, such as conv5_3; of layer-outputs, and of methods with `cam` in their names.  "
+            help="Layer, such as conv5_3; for layer-outputs, which requires it, and for methods with `cam` in their names.  "
             "[default: last convolution]",
         ),
     ] = None,
