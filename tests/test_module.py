@@ -5,7 +5,7 @@ from torch import nn
 
 from conftest import needs_native, random_network
 from reference import torchvision_like
-from vgg import Architecture, ModelError, Network, Provenance, engines
+from vgg import Architecture, ModelError, Network, Provenance, engines, module_layers
 from vgg.architectures import CONFIGURATIONS
 from vgg.module import Module
 from vgg.preprocessing import PRESETS
@@ -55,6 +55,38 @@ def test_every_architecture_memorises_a_batch_of_sixteen(name, head):
         if loss.item() < 1e-3:
             break
     assert loss.item() < 1e-3
+
+
+@pytest.mark.parametrize("side", [1, 2, 4])
+def test_gradients_on_small_maps_are_exact(side):
+    generator = torch.Generator().manual_seed(0)
+    given = [torch.randn(shape, dtype=torch.double, generator=generator) for shape in ((3, 4, side, side), (5, 4, 3, 3), (5,))]
+    assert torch.autograd.gradcheck(module_layers._OnSmallMaps.apply, [one.requires_grad_() for one in given])
+
+
+@pytest.mark.parametrize("trained", ["input", "weight", "both"])
+@pytest.mark.parametrize("side", [2, 4, 5])
+def test_gradients_on_small_maps_in_bfloat16_are_those_of_torch(side, trained, monkeypatch):
+    used, apply = [], module_layers._OnSmallMaps.apply
+    monkeypatch.setattr(module_layers, "cpu_has", lambda *names: True)
+    monkeypatch.setattr(module_layers._OnSmallMaps, "apply", lambda *given: used.append(side) or apply(*given))
+    generator = torch.Generator().manual_seed(0)
+    start, wanted = torch.randn(8, 16, side, side, generator=generator), torch.randn(8, 24, side, side, generator=generator)
+    ours = module_layers.Convolution(16, 24, 3, padding=1)
+    theirs = nn.Conv2d(16, 24, 3, padding=1)
+    theirs.load_state_dict(ours.state_dict())
+    found = []
+    for layer in (ours, theirs):
+        value = start.clone().requires_grad_(trained != "weight")
+        layer.requires_grad_(trained != "input")
+        with torch.autocast("cpu", torch.bfloat16):
+            output = layer(value)
+        (output.float() * wanted).sum().backward()
+        found.append([one for one in (output, value.grad, layer.weight.grad, layer.bias.grad) if one is not None])
+    assert used == [side] * (side < 5)
+    for mine, reference in zip(*found, strict=True):
+        assert mine.dtype == reference.dtype
+        assert (mine - reference).abs().max() <= 0.01 * reference.abs().max()
 
 
 def test_identity_filters_pass_on_the_channels_and_the_first_filters_stay_random():
@@ -126,7 +158,7 @@ def test_a_normalisation_learns_with_its_layer():
         blocks.setdefault(block, []).append(type(layer).__name__)
     assert list(blocks) == ["conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8"]
     assert [blocks[name] for name in ("conv1", "fc6", "fc7", "fc8")] == [
-        ["Conv2d", "BatchNorm"], ["BatchNorm", "Linear", "BatchNorm"], ["Linear", "BatchNorm"], ["Linear"],
+        ["Convolution", "BatchNorm"], ["BatchNorm", "Linear", "BatchNorm"], ["Linear", "BatchNorm"], ["Linear"],
     ]  # fmt: skip
 
 

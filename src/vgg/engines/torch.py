@@ -27,7 +27,7 @@ class TorchEngine(Comparing):
     A batch may also be uint8 [batch, 3, height, width], RGB pixels of 0..255, which the device normalises.
 
     Values are returned in float32. A GPU runs torch's own modules at first, and calls `compile` when it has computed the same
-    values for COMPILE_AFTER seconds, so that compiling seldom takes longer than the work before it; see `Pipeline` for the copies and
+    values for COMPILE_AFTER seconds: compiling seldom takes longer than the work before it. See `Pipeline` for the copies and
     CUDA graphs. A CPU computes VGG with torch's own modules at least as fast as compiled.
 
     Args:

@@ -4,7 +4,7 @@ import ctypes
 import gc
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..arrays import Array
 from ..engines.torch import check_device
+from ..module_layers import cpu_has
 
 # Parameters of glibc's mallopt, and their values in bytes.
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
@@ -79,8 +80,7 @@ class Process:
 
 def has_bf16(device: torch.device) -> bool:
     """Whether a device multiplies in bfloat16 faster than in float32: a GPU, or a CPU with instructions for it."""
-    instructions: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # which older releases of torch lack
-    return device.type == "cuda" or any(instructions.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return device.type == "cuda" or cpu_has("avx512_bf16", "amx_bf16", "bf16")
 
 
 def _keep_memory() -> None:
