@@ -322,7 +322,7 @@ def test_a_large_seed_is_one_too(tmp_path):
 def test_a_run_inside_the_images_is_refused(tmp_path):
     data = class_folders(tmp_path / "data")
     for output in (data / "run", data):
-        with pytest.raises(Error, match=r"is inside .*data, whose folders are classes; choose another output folder"):
+        with pytest.raises(Error, match=r"is inside the folder of images .*data; choose another output folder"):
             train(options(data, output))
     assert sorted(path.name for path in data.iterdir()) == ["class0", "class1", "class2"]
     cifar = cifar_folder(tmp_path / "cifar")

@@ -132,7 +132,7 @@ def _check_output(output: Path, places: Sequence[str | None]) -> None:
     for place in filter(None, places):
         inside = os.path.isdir(place) and Path(os.path.realpath(output)).is_relative_to(os.path.realpath(place))
         if inside and not sources.is_cifar(place):
-            raise Error(f"{output}: is inside {place}, whose folders are classes; choose another output folder")
+            raise Error(f"{output}: is inside the folder of images {place}; choose another output folder")
 
 
 def _classes(places: Sequence[str], options: Options, *, several: bool) -> tuple[int, Labels | None]:

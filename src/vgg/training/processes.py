@@ -83,15 +83,23 @@ def has_bf16(device: torch.device) -> bool:
     return device.type == "cuda" or cpu_has("avx512_bf16", "amx_bf16", "bf16")
 
 
-def _keep_memory() -> None:
-    """Keep freed memory, in blocks of up to 64 MiB, for the next tensors; does nothing without glibc.
+@contextmanager
+def _kept_memory() -> Iterator[None]:
+    """Keep freed memory, in blocks of up to 64 MiB, for the next tensors in the block; does nothing without glibc.
 
     By default glibc returns it to the system after each layer, which clears every page again for the next step: 8,000 page
     faults and 10 to 15% of the time of a step of VGG-11-bn at a quarter of its width. Larger blocks fragment the memory.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
-    if mallopt and mallopt(MMAP_THRESHOLD, KEPT_BLOCK):
-        mallopt(TRIM_THRESHOLD, KEPT)
+    library = ctypes.CDLL(None) if os.name == "posix" else None
+    if library is None or not hasattr(library, "mallopt"):
+        yield
+        return
+    if library.mallopt(MMAP_THRESHOLD, KEPT_BLOCK):
+        library.mallopt(TRIM_THRESHOLD, KEPT)
+    try:
+        yield
+    finally:
+        library.malloc_trim(0)
 
 
 @contextmanager
@@ -102,7 +110,6 @@ def processes(device: str) -> Iterator[Process]:
     with its last reference, and a process that exits while one of them releases a tensor aborts.
     """
     check_device(device)
-    _keep_memory()
     world, local = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0))
     if device == "cuda":
         torch.cuda.set_device(local)
@@ -112,7 +119,8 @@ def processes(device: str) -> Iterator[Process]:
         distributed.init_process_group("nccl" if device == "cuda" else "gloo", timeout=timedelta(days=2))
     try:
         own = torch.device(device, local) if device == "cuda" else torch.device(device)
-        yield Process(own, int(os.environ.get("RANK", 0)), world)
+        with _kept_memory():
+            yield Process(own, int(os.environ.get("RANK", 0)), world)
         if world > 1:
             distributed.barrier()
     finally:
