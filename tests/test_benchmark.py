@@ -1,4 +1,5 @@
 import time
+from dataclasses import replace
 
 import ml_dtypes
 import numpy as np
@@ -98,6 +99,11 @@ def test_figures_of_known_times():
         "ms_max": 4500, "vs_onnxruntime": 0.9, "ms_limit": 150, "of_limit": 0.075, "gflops": 10, "gb_per_s": 10,
     }  # fmt: skip
     assert comparison.layers(ours) == {"conv1_1": (250, 0.6)}
+    wider = replace(comparison, others={"native": {"conv1_1": Work(1e9, 2e9)}})  # twice the work
+    assert wider.record(ours)["ms_limit"] == 300
+    assert wider.layers(ours) == {"conv1_1": (250, 1.2)}
+    named = replace(comparison, timings=(ours, replace(theirs, engine="onnxruntime, float32")))
+    assert named.ratio(ours) == 0.9
 
 
 def test_rounds_have_everyone_once_after_a_pause_and_begin_with_another_one():

@@ -28,6 +28,7 @@ def test_a_heads_text_is_read_as_the_same_head(head):
         ("average, many, classes", "unknown number of units 'many'"),
         ("max 7, classes", "average pools to any number of positions, max to one"),
         ("256 relu tanh, classes", "a linear layer has one activation"),
+        ("256 relu dropout 50, classes", "the probability of dropout is 0 or more and below 1"),
         ("256 relu, classes dropout", "its output is that of a linear layer or activation"),
     ],
 )

@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import product
 from typing import Any, Protocol
@@ -39,13 +39,14 @@ class Timing:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Engines timed with the same batch in the same rounds."""
+    """Engines timed with the same batch in the same rounds; `work`, `total` and `limit` are those of the first network."""
 
     batch: int
     threads: int
     timings: tuple[Timing, ...]
     work: Mapping[str, Work]  # of each layer, see `work`
     machine: Machine | None  # None if the native engine, which measures it, is not installed
+    others: Mapping[str, Mapping[str, Work]] = field(default_factory=dict)  # work of the timings of other networks, by name
 
     @property
     def total(self) -> Work:
@@ -55,17 +56,24 @@ class Comparison:
     @property
     def limit(self) -> float | None:
         """Seconds per batch at full use of the machine; see `Machine.limit`."""
-        return self.machine.limit(self.total, self.batch) if self.machine else None
+        return self._limit(self.work)
+
+    def _limit(self, work: Mapping[str, Work]) -> float | None:
+        return self.machine.limit(sum(work.values(), Work(0, 0)), self.batch) if self.machine else None
 
     def ratio(self, timing: Timing, to: str = REFERENCE) -> float | None:
-        """The median over rounds of an engine's time divided by another's in the same round; below 1 is faster."""
-        other = next((one for one in self.timings if one.engine == to), None)
+        """The median over rounds of an engine's time divided by another's in the same round; below 1 is faster.
+
+        Of several timings of the other engine, the first one counts: that of the first network and precision.
+        """
+        other = next((one for one in self.timings if one.engine.partition(",")[0] == to), None)
         return float(np.median(np.divide(timing.seconds, other.seconds))) if other else None
 
     def record(self, timing: Timing) -> dict[str, Any]:
         """An engine's times as JSON values: milliseconds per image, their quartiles, and ratios."""
         least, low, median, high, most = (timing.quantile(quarter / 4) for quarter in range(5))
-        ratio, limit, machine = self.ratio(timing), self.limit, self.machine
+        ratio, machine = self.ratio(timing), self.machine
+        limit = self._limit(self.others.get(timing.engine, self.work))
         return {
             "engine": timing.engine,
             "batch": self.batch,
@@ -86,9 +94,10 @@ class Comparison:
     def layers(self, timing: Timing) -> dict[str, tuple[float, float | None]]:
         """By layer output: milliseconds per image, and the layer's limit divided by its time; fused layers are left out."""
         found: dict[str, tuple[float, float | None]] = {}
+        work = self.others.get(timing.engine, self.work)
         for name, seconds in timing.layers.items():
             if seconds:
-                limit = self.machine.limit(self.work[name], self.batch) if self.machine and name in self.work else None
+                limit = self.machine.limit(work[name], self.batch) if self.machine and name in work else None
                 found[name] = self.milliseconds(seconds), limit and round(limit / seconds, 4)
         return found
 
@@ -153,13 +162,15 @@ def compare(
         progress(task, done + measured, total)
 
     for count in threads:
-        runners = {
-            ", ".join(filter(None, (name, title, precision.removeprefix("auto")))): _opened(model, name, count, precision)
-            for (title, model), precision, name in product(models.items(), precisions, chosen)
-        }
+        runners, others = dict[str, Runner](), dict[str, Mapping[str, Work]]()
+        for (title, model), precision, name in product(models.items(), precisions, chosen):
+            full = ", ".join(filter(None, (name, title, precision.removeprefix("auto"))))
+            runners[full] = _opened(model, name, count, precision)
+            others |= {full: work(network_of(model))} if title else {}
         for batch_size in batch_sizes:
             batch = rng.standard_normal((batch_size, 3, size, size), np.float32)
-            yield side_by_side(runners, batch, work(network_of(network)), count, rounds, advance)
+            found = side_by_side(runners, batch, work(network_of(network)), count, rounds, advance)
+            yield replace(found, others=others)
             done += len(runners) * rounds
         del runners  # frees the memory before the next engines are opened
 

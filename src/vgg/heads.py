@@ -9,6 +9,7 @@ number of units and what follows it. The last linear layer has `classes` units:
 `fc` and `gap` name two heads, that of the paper and global average pooling with one linear layer; `none` is no head.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -47,6 +48,11 @@ class Head:
     output: Output = "softmax"
 
     def __post_init__(self) -> None:
+        numbers = [step.number for step in self.steps if step.number is not None]
+        if not all(map(math.isfinite, numbers)) or not all(
+            step.number is None or 0 <= step.number < 1 for step in self.steps if step.operation == "dropout"
+        ):
+            raise ModelError(f"invalid head {self.text!r}: the probability of dropout is 0 or more and below 1")
         units = [step.number for step in self.steps if step.operation == "linear"]
         if not units or units[-1] != 0 or not all(units[:-1]):
             raise ModelError(f"invalid head {self.text!r}: only its last linear layer has `classes` as its number of units")

@@ -213,12 +213,12 @@ class Network:
         return replace(self, parameters=parameters)
 
     def parts(self) -> dict[str, Part]:
-        """The parameters in the architecture's order; a weight of low rank as two, `NAME.left` and `NAME.right`."""
+        """The parameters in the architecture's order; a weight of low rank as two, `NAME.right` and `NAME.left`."""
         found: dict[str, Part] = {}
         for name in self.architecture.parameters:
             value = self.parameters[name]
             if isinstance(value, LowRank):
-                found |= {f"{name}.left": value.left, f"{name}.right": value.right}
+                found |= {f"{name}.right": value.right, f"{name}.left": value.left}  # in the order of an ONNX file
             else:
                 found[name] = value
         return found

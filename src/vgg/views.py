@@ -26,6 +26,11 @@ BATCH_SIZE = 16  # views per engine batch
 TOGETHER = 64  # views that are prepared together, about, so that views of the same size share a batch
 
 
+def together(batch_size: int, views: int) -> int:
+    """The number of images that are prepared together, each with so many views: at least a batch if it is of single views."""
+    return max(1, min(batch_size, max(TOGETHER, batch_size) // views))
+
+
 @dataclass(frozen=True)
 class Views:
     """The views of an image that are scored. Raises Error if the fields are invalid."""

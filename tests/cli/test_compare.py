@@ -98,6 +98,7 @@ def test_precision_and_recall_of_folders(place, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
+        (["before/chelsea.png", "after/chelsea.bmp", "--weights", "w.pth", "--preset", "caffe"], "--preset is for --model"),
         (["before", "nowhere"], "nowhere: file or folder not found"),
         (["before", "before/deep", "--map", "m.png"], "no image of one has the name of an image of the other"),
         (["before/chelsea.png", "after/deep", "--map", "m.png"], "--map draws one pair of images, not 2"),

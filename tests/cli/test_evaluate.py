@@ -160,6 +160,8 @@ def test_an_interrupted_run_resumes(place):
         (["data", "--sizes", "16"], "size 16 is smaller than the network's crop of 32"),
         (["data", "--protocol", "half"], "unknown protocol 'half'; choose from center, ten-crop, dense"),
         (["data", "--report", "no/where.html"], "no/where.html: can't be written: folder no not found"),
+        (["data", "--report", "data"], "data: can't be written: is a folder"),
+        (["data", "--no-resize", "--sizes", "48"], "--no-resize can't be combined with --sizes"),
         (["data", "--real", "data/ant/0.png"], "ReaL labels must be"),
         (["data", "-e", "onnxruntime", "-p", "dense"], "onnxruntime takes only crops of the network's input size"),
         (["tiny-0.onnx"], "a list of images must be UTF-8 text"),

@@ -78,6 +78,17 @@ def test_the_error_counts_classes_and_boxes(place):
     assert "loc5" not in records(evaluate(models[:1], dataset))[0]
 
 
+def test_boxes_at_another_size_are_those_of_a_network_with_that_preprocessing(place):
+    network, dataset = random_network(labels=LABELS), sources.open(place / "data", 7, LABELS)
+    found = []
+    for size, views in ((36, Views(sizes=(48,))), (48, Views())):
+        model = vgg.load(replace(network, preprocessing=replace(RECIPE, size=size)))
+        found.append(records(evaluate([model], dataset, views, boxes=place / "boxes"))[0])
+    assert {name: found[0][name] for name in ("loc1", "loc5", "loc_known")} == {
+        name: found[1][name] for name in ("loc1", "loc5", "loc_known")
+    }
+
+
 def test_a_run_with_boxes_resumes_with_them(place, monkeypatch, tmp_path):
     monkeypatch.setenv("VGG_HOME", str(tmp_path))
     models = [vgg.load(replace(random_network(labels=LABELS), preprocessing=RECIPE))]

@@ -1,4 +1,5 @@
 import math
+import re
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from vgg.evaluation.metrics import (
     sensitivity_specificity,
     wilson,
 )
+from vgg.evaluation.report import _operating_points
 
 
 @settings(max_examples=50)
@@ -157,6 +159,18 @@ def test_measures_of_classes_are_scikit_learns(classes):
 
 
 @given(scored(), st.sampled_from([0.0, 0.5, 0.8, 0.9, 0.95, 1.0]))
+def test_a_printed_threshold_has_the_figures_beside_it():
+    truth = np.array([False, False, True, True, False, True])
+    scores = np.array([0.1, 0.99997, 0.99998, 0.99999, 0.2, 0.3], np.float32)
+    page = _operating_points(truth, scores, "ill")
+    for row in re.findall(r'number">(\S+?)<td class="number">(\S+?)%<td class="number">(\S+?)%', page):
+        threshold, sensitivity, specificity = map(float, row)
+        chosen = scores > threshold
+        assert 100 * (chosen & truth).sum() / 3 == pytest.approx(sensitivity, abs=0.05)
+        assert 100 * (~chosen & ~truth).sum() / 3 == pytest.approx(specificity, abs=0.05)
+    assert page.count("at least") == 4
+
+
 def test_operating_points_are_those_of_the_roc_curve(one, least):
     truth, scores = one
     threshold, sensitivity, specificity = operating_point(truth, scores, least)

@@ -396,6 +396,7 @@ LABELS = {
     "idx_to_class": dict(enumerate("abcde")),
     "class_names": tuple("abcde"),
     "labels": {str(index): name for index, name in enumerate("abcde")},
+    "categories": [f"{name}\n" for name in "abcde"],  # of `readlines`
 }
 
 

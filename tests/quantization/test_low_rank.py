@@ -1,3 +1,4 @@
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -85,6 +86,13 @@ def test_each_hidden_layer_of_any_head_has_its_rank(place):
     assert [name for name, value in quantized.parameters.items() if isinstance(value, LowRank)] == [
         "fc6.weight", "fc7.weight", "fc8.weight",
     ]  # fmt: skip
+
+
+def test_one_image_is_no_covariance(place, tmp_path):
+    shutil.copy(place / "0.png", tmp_path)
+    with np.errstate(all="raise"):
+        made = factored(network(), directions(network(), unlabelled(tmp_path)), {"fc6": 64, "fc7": 64})
+    assert all(np.isfinite(made.parameters[f"{name}.weight"].left).all() for name in ("fc6", "fc7"))
 
 
 def test_with_images_it_is_more_accurate_for_them(place):

@@ -68,7 +68,7 @@ def test_ranges_are_those_of_all_images_and_are_remembered(place, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "change", ["network", "images", "method", "engine", "runtime", "vgg", "instructions", "fresh", "nothing"]
+    "change", ["network", "architecture", "images", "method", "engine", "runtime", "vgg", "instructions", "fresh", "nothing"]
 )
 def test_only_the_same_calibration_is_remembered(place, tmp_path, monkeypatch, change):
     monkeypatch.setenv("VGG_HOME", str(tmp_path / "home"))
@@ -80,6 +80,8 @@ def test_only_the_same_calibration_is_remembered(place, tmp_path, monkeypatch, c
     one, images, options, calls = network("vgg11"), unlabelled(place), {}, []
     if change == "network":
         one = network("vgg11", seed=1)
+    if change == "architecture":
+        one = replace(one, architecture=replace(one.architecture, head="4096 tanh, 4096 tanh, classes"))
     if change == "images":
         shutil.copytree(place, tmp_path / "images")
         (tmp_path / "images/0.png").rename(tmp_path / "images/x.png")

@@ -30,6 +30,8 @@ def test_shards_are_parts(photos, tmp_path):
     assert (done.images, done.failed, done.plan.parts) == (13, 1, 4)
     assert done.errors[0].startswith(f"{folder}/3.tar: is damaged, truncated, or not a tar file")
     assert rows(tmp_path / "out")[5]["image"] == f"{folder}/1.tar/05.jpg"
+    scored = runs.run(runs.Score(), MODELS, [str(folder)], str(tmp_path / "scored"))
+    assert (scored.images, scored.failed) == (13, 1)
     with serving({f"{number}.tar": (folder / f"{number}.tar").read_bytes() for number in range(3)}) as server:
         task = runs.Score()
         url = f"{server.address}/{{}}.tar"
@@ -54,6 +56,10 @@ def test_a_failing_store_is_not_a_broken_image(photos, tmp_path, monkeypatch):
         def fail(task, done, total):
             server.plan += ["status 500"] * 100 * (done == 1)
 
+        server.plan += ["status 410"]
+        done = run("gone")
+        assert (done.images, done.failed) == (6, 1)
+        assert ".jpg: can't be read: 410" in done.errors[0]
         with pytest.raises(Error, match=r"/\d\.jpg: can't be read, after 2 attempts: 500"):
             run("out", fail)
         assert len(rows(tmp_path / "out")) == 3

@@ -220,8 +220,11 @@ def test_cross_origin_calls_are_disabled_by_default(server, models):
             (open_server, "https://example.org", 200),
             (open_server, "https://example.com", 403),
         ):
-            sent = {"origin": origin, "sec-fetch-site": "cross-site"}
-            assert one.ask("POST", CLASSIFY, content=PHOTO, headers=sent).status_code == status
+            for site in ({"sec-fetch-site": "cross-site"}, {}):  # over plain HTTP, browsers send the origin only
+                sent = {"origin": origin, **site}
+                assert one.ask("POST", CLASSIFY, content=PHOTO, headers=sent).status_code == status
+        own = {"origin": server.address}
+        assert server.ask("POST", CLASSIFY, content=PHOTO, headers=own).status_code == 200
         assert server.ask("GET", "/", headers={"sec-fetch-site": "cross-site"}).status_code == 200  # a link
 
 
@@ -262,17 +265,22 @@ def test_an_internal_error_has_its_traceback_in_the_log_only(models):
         (["-m", "gap", "-m", "gap"], "vgg: two models have the name gap, version 1; choose names with --model NAME=PATH"),
         (["-m", "gap", "--api-key-file", os.devnull], "vgg: /dev/null: no API keys; write one per line"),
         (["-m", "gap", "--api-key-file", "nowhere"], "vgg: nowhere: file or folder not found"),
+        (
+            ["-m", "gap", "--api-key-file", "NOTES"],
+            "vgg: NOTES: API key 2 has spaces; write one key per line, without comments",
+        ),
         (["-m", "gap", "--port", "TAKEN"], "vgg: can't listen on 127.0.0.1 port TAKEN: address already in use"),
         (["-m", "gap", "--host", "192.0.2.1"], "vgg: can't listen on 192.0.2.1 port 0: cannot assign requested"),
         (["-m", "gap", "--engine", "abacus"], "vgg: unknown engine 'abacus'"),
     ],
 )
-def test_a_failed_start_prints_one_line(models, options, line):
+def test_a_failed_start_prints_one_line(models, options, line, tmp_path):
+    (tmp_path / "NOTES").write_text("first\nsecret  # of Alice\n")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         options = [{"gap": str(models["gap"]), "TAKEN": port}.get(option, option) for option in options]
         command = [sys.executable, "-m", "vgg", "serve", "--port", "0", *options]
-        result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        result = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path)
     assert (result.returncode, result.stdout) == (1, "")
     assert result.stderr.startswith(line.replace("TAKEN", port))
     assert result.stderr.count("\n") == 1

@@ -8,8 +8,11 @@ import httpx
 import pytest
 
 import vgg
-from conftest import EXAMPLES, random_network
+from conftest import EXAMPLES, FIXTURES, random_network
 from serving_helpers import Server, serving
+from vgg import Error
+from vgg.serving import Settings
+from vgg.serving.repository import open_model
 
 PHOTO = EXAMPLES / "rocket.jpg"
 
@@ -130,6 +133,13 @@ def test_a_failed_load_keeps_the_old_model(models, folder, tmp_path):
         plain.unlink()
         assert post(server, "models/plain/load").status_code == 404
         assert score(server, "plain") == before
+
+
+def test_every_error_of_a_load_has_the_files_own_name(tmp_path):
+    shutil.copy(FIXTURES / "written-0.1/qdq.onnx", tmp_path / "q.onnx")
+    with pytest.raises(Error) as caught:
+        open_model(tmp_path / "q.onnx", Settings(precision="bf16"), "q")
+    assert str(caught.value).startswith(f"{tmp_path}/q.onnx: a file with quantized activations can't be computed in bf16")
 
 
 def test_a_full_disk_keeps_the_old_model(models, folder):

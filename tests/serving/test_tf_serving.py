@@ -131,6 +131,8 @@ def test_a_model_without_a_head_gives_features(tmp_path):
         ({"instances": {"b64": TEXTS[0]}}, 400, "`instances` must be a list"),
         ({"instances": [{}]}, 400, "an instance must have one value"),
         ({"instances": [{"a": "AAAA", "b": "AAAA"}]}, 400, "an instance must have one value"),
+        ({"instances": [{"a": {"a": {"a": "AAAA"}}}]}, 400, "an instance has more than two nested objects"),
+        (b'{"instances": [%b"AAAA"%b]}' % (b'{"a": ' * 900, b"}" * 900), 400, "an instance has more than two nested objects"),
         ({"instances": [{"b64": "cat.jpg"}]}, 400, "instance 0: invalid base64"),
         ({"instances": [{"b64": str(base64.b64encode(b"a"))}]}, 400, "instance 0: Python's repr of bytes is not base64"),
         ({"instances": [{"b64": "anVuaw=="}]}, 400, "image: not an image"),

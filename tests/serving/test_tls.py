@@ -1,5 +1,6 @@
 """TLS on the HTTP and the gRPC port, with certificates made for the test."""
 
+import asyncio
 import datetime
 import json
 import shutil
@@ -9,6 +10,7 @@ import ssl
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -16,6 +18,7 @@ import pytest
 
 from conftest import EXAMPLES, ROOT
 from serving_helpers import Server, gated, serving, until
+from vgg.serving.connections import Opening
 
 trustme = pytest.importorskip("trustme", reason="needs trustme")
 
@@ -183,6 +186,25 @@ from vgg.cli import main; main()"""
         with httpx.Client(verify=authority.trusting, timeout=30) as other:
             assert other.get(f"{server.address}/healthz").status_code == 200
         assert not [entry for entry in server.log if entry["level"] == "error"]  # no descriptor was missing
+
+
+def test_a_connection_beyond_the_limit_is_closed(authority):
+    async def main() -> bytes:
+        loop, context, faults = asyncio.get_running_loop(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), []
+        context.load_cert_chain(authority.certificate, authority.key)
+        loop.set_exception_handler(lambda loop, context: faults.append(context))
+        server = await loop.create_server(lambda: Opening(context, set(), 0, lambda secure: None), "127.0.0.1", 0)
+        async with server:
+            reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+            async with asyncio.timeout(30):
+                received = await reader.read()
+            writer.close()
+            await writer.wait_closed()
+        assert not faults
+        return received
+
+    with suppress(ConnectionResetError):
+        assert asyncio.run(main()) == b""
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 import base64
 import gzip
+import json
+import re
 import socket
 import warnings
 import zlib
@@ -43,6 +45,14 @@ def near(found: list[dict], expected: list[dict]) -> bool:
     )
 
 
+MULTIPART = {"content-type": "multipart/form-data; boundary=x"}
+
+
+def form_with(text):
+    """A form with the text of an image, longer than the parser's own limit."""
+    return f'--x\r\nContent-Disposition: form-data; name="image"\r\n\r\n{text}\r\n--x--\r\n'.encode()
+
+
 def test_every_format_of_a_body_gets_the_librarys_predictions(server, expected):
     photo = PHOTOS[0]
     data = photo.read_bytes()
@@ -53,6 +63,7 @@ def test_every_format_of_a_body_gets_the_librarys_predictions(server, expected):
         {"content": data, "headers": {"content-type": "application/x-www-form-urlencoded"}},  # curl --data-binary
         {"content": gzip.compress(data, 1), "headers": {"content-encoding": "gzip"}},
         {"files": {"any": data}},
+        {"content": gzip.compress(form_with(encoded + "\n" * 2**20)), "headers": {**MULTIPART, "content-encoding": "gzip"}},
         {"json": {"image": encoded}},
         {"json": {"images": [encoded]}},
         {"json": {"images": [{"name": "it", "data": f"data:image/png;base64,{encoded}"}]}},
@@ -144,7 +155,7 @@ def test_a_file_that_quantizes_activations_has_heat_maps_on_the_native_engine_al
         warnings.simplefilter("ignore")
         quantize_static(plain, tmp_path / "quantized.onnx", Images())
     if engines.native_library():
-        with serving("-m", tmp_path / "quantized.onnx") as server:
+        with serving("-m", tmp_path / "quantized.onnx", "-e", "native") as server:
             response = server.ask("POST", CLASSIFY, params={"explain": "true"}, content=PHOTOS[0].read_bytes())
             assert response.status_code == 200
     with serving("-m", tmp_path / "quantized.onnx", "-e", "onnxruntime") as server:
@@ -274,9 +285,38 @@ def test_a_large_body_is_refused_before_its_end(server):
 def test_a_body_that_does_not_arrive_times_out(models):
     with serving("-m", models["gap"], "--deadline-seconds", 0.5) as server:
         host, port = server.address.removeprefix("http://").split(":")
-        with socket.create_connection((host, int(port)), timeout=60) as connection:
-            connection.sendall(b"POST /v1/classify HTTP/1.1\r\nHost: vgg\r\nContent-Length: 1000\r\n\r\nabc")
-            assert connection.recv(65536).startswith(b"HTTP/1.1 408 ")
+        for path in (b"/v1/classify", b"/v2/repository/index", b"/v2/repository/models/gap/load"):
+            with socket.create_connection((host, int(port)), timeout=60) as connection:
+                connection.sendall(b"POST %b HTTP/1.1\r\nHost: vgg\r\nContent-Length: 1000\r\n\r\nabc" % path)
+                assert connection.recv(65536).startswith(b"HTTP/1.1 408 ")
+
+
+def test_a_response_that_is_not_read_ends_with_the_deadline(models):
+    image = np.zeros((1, 3, 1024, 1024), np.float32).tobytes()
+    inputs = [{"name": "data", "datatype": "FP32", "shape": [1, 3, 1024, 1024], "parameters": {"binary_data_size": len(image)}}]
+    head = json.dumps({"inputs": inputs, "outputs": [{"name": "conv1_1", "parameters": {"binary_data": True}}]}).encode()
+    lengths = b"Inference-Header-Content-Length: %d\r\nContent-Length: %d" % (len(head), len(head) + len(image))
+    request = b"POST /v2/models/gap/infer HTTP/1.1\r\nHost: vgg\r\n%b\r\n\r\n%b%b" % (lengths, head, image)
+    with serving("-m", models["gap"], "--deadline-seconds", 2) as server, socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        host, port = server.address.removeprefix("http://").split(":")
+        connection.settimeout(60)
+        connection.connect((host, int(port)))
+        connection.sendall(request)
+        assert server.logged(message="the client did not read the response")
+        assert "internal error" not in str(server.log)
+        with socket.create_connection((host, int(port)), timeout=60) as reader:
+            reader.sendall(request)
+            response = b""
+            while b"\r\n\r\n" not in response or len(response.partition(b"\r\n\r\n")[2]) < size_of(response):
+                response += reader.recv(2**20)
+            assert response.startswith(b"HTTP/1.1 200")
+            assert size_of(response) > 2 * 4 * 1024**2
+
+
+def size_of(response):
+    """The length of a response's body by its headers."""
+    return int(re.search(rb"\ncontent-length: (\d+)", response.lower())[1])
 
 
 def test_the_response_has_the_requests_id(server):

@@ -185,10 +185,12 @@ def test_an_address_is_a_file_in_the_cache_or_an_error_of_one_line(run, home, re
 def test_without_a_connection_the_cached_files_are_used(run):
     located(run, "hf://me/several", "hf://me/several/model.onnx")
     closed = "http://127.0.0.1:9"
-    first, second, third = located(run, "hf://me/several", "hf://me/several/model.onnx", "hf://me/elsewhere", endpoint=closed)
+    addresses = "hf://me/several", "hf://me/several/model.onnx", "hf://me/elsewhere", "hf://me/several/data.txt"
+    first, second, third, other = located(run, *addresses, endpoint=closed)
     assert first.split()[0].endswith("model.safetensors")
     assert second.split()[0].endswith("model.onnx")
     assert third.startswith("hf://me/elsewhere: not downloaded yet, and the Hub can't be reached (")
+    assert other.startswith("hf://me/several/data.txt: not downloaded yet, and the Hub can't be reached (")
 
 
 def test_classify_takes_preprocessing_and_labels_from_timms_description(run):

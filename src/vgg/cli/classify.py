@@ -126,8 +126,8 @@ def _csv(results: Iterable["Result"], model: str) -> None:
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(["image", "model", "rank", "label", "score", "index", "wnid", "error"])
     for result in results:
-        if result.error:
-            writer.writerow([result.image, model, *[""] * 5, result.error])
+        if result.error or not result.predictions:
+            writer.writerow([result.image, model, *[""] * 5, result.error or ""])
         for rank, one in enumerate(result.predictions, 1):
             writer.writerow([result.image, model, rank, one.label, f"{one.score:.6f}", one.index, one.wnid, ""])
         sys.stdout.flush()

@@ -48,7 +48,7 @@ def compare(
 
     One image is compared with each of the others; two folders are compared by the names of their images, with any suffixes.
     Images are not resized, and those of a pair must have the same size. Images without a partner and unreadable ones are
-    listed on standard error; the others are compared, and the exit code is 1.
+    listed on standard error; the others are compared, and the exit code is 1. With precision-recall, an unreadable image is an error.
     """
     from ..classifier import read
     from ..errors import Error
@@ -65,8 +65,12 @@ def compare(
     pairs, failures = _pairs(first, second)
     if map and len(pairs) != 1:
         raise Error(f"--map draws one pair of images, not {len(pairs)}")
-    loaded, name = read(common.locate(model), **common.reading(None, None, None, preset))
-    network = None if model is None and weights else network_of(loaded)
+    network, name = None, weights.name if weights else ""
+    if model is None and weights and preset:
+        raise Error("--preset is for --model; the network in a file of weights has its own preprocessing")
+    if model is not None or not weights:
+        loaded, name = read(common.locate(model), **common.reading(None, None, None, preset))
+        network = network_of(loaded)
     distance = PerceptualDistance(network, weights, engine, metric=metric, layers=layer or (), threads=threads, device=device)
     with common.reporting(failures):
         results = common.tracked(distance.results(pairs), len(pairs), failures, "Comparing") if pairs else []

@@ -1,5 +1,6 @@
 """vgg evaluate"""
 
+import os
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
@@ -77,6 +78,10 @@ def evaluate(
     for path in filter(None, (predictions, report)):
         if not path.parent.is_dir():
             raise Error(f"{path}: can't be written: folder {path.parent} not found")
+        if path.is_dir() or not os.access(path.parent, os.W_OK):
+            raise Error(f"{path}: can't be written: {'is a folder' if path.is_dir() else 'permission denied'}")
+    if no_resize and sizes:
+        raise Error("--no-resize can't be combined with --sizes, to which images are resized")
     views = Views(protocol, common.numbers(sizes, "--sizes"), flip)
     if fuse and len(model or ()) < 2:
         raise Error("--fuse requires several models; repeat --model")
@@ -113,13 +118,13 @@ def evaluate(
         evaluation = evaluate(models, dataset, views, progress=show, **options)
     found = records(evaluation, relabelled, threshold)
     with common.reporting(list(evaluation.errors.values())):
-        _print(found, format)
         if predictions:
             _write_predictions(evaluation, predictions)
         if report:
             from ..evaluation.report import write
 
             write(evaluation, found, report, threshold)
+        _print(found, format)
 
 
 def _print(found: Sequence[dict[str, Any]], format: common.Format) -> None:

@@ -101,7 +101,7 @@ def explain(
     drawing.write_image(explanation.overlay(box), output)
     records: list[dict[str, Any]] = [
         {"label": one.label, "score": round(one.score, 6), "index": one.index, "wnid": one.wnid} for one in explanation.classes
-    ] or [{"layer": classifier.network.architecture.values[-1]}]
+    ] or [{"layer": layer or classifier.network.architecture.values[-1]}]
     for index, record in enumerate(records):
         if box:
             record.update(zip(("left", "top", "right", "bottom"), explanation.box(index), strict=True))

@@ -94,6 +94,10 @@ def quantize(
         raise Error(f"{output}: the output must be an .onnx file in an existing folder")
     if evaluate is None and (tolerance is not None or agreement):
         raise Error("--tolerance and --agreement require labelled images; set --evaluate")
+    if plot and not per_layer:
+        raise Error("--plot draws the layers; set --per-layer")
+    if no_resize and evaluate is None:
+        raise Error("--no-resize is for labelled images; set --evaluate")
     if plot:
         check_plot(plot)
     scheme = quantization.Scheme(method, int(bits), rank=rank, calibration=calibration, activations=activations)

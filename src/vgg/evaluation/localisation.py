@@ -15,7 +15,7 @@ import numpy as np
 
 from ..arrays import Array
 from ..errors import Error
-from ..explanation import box, cropped_area, grad_cam
+from ..explanation import box, grad_cam
 from ..files import open_file, reason
 from ..network import Network
 from ..overlay import Box
@@ -71,19 +71,19 @@ class Annotations:
             raise Error(f"{path}: not an annotation in ImageNet's format, with a size and boxes") from None
 
 
-def overlap(network: Network, values: Mapping[str, Array], target: int, size: tuple[int, int], boxes: Sequence[Box]) -> float:
+def overlap(network: Network, values: Mapping[str, Array], target: int, area: Box, boxes: Sequence[Box]) -> float:
     """The largest intersection over union of the box from a class's heat map and the image's boxes, 0..1.
 
     Args:
         network: the network that computed `values`.
         values: layer outputs for the image, as for `vgg.explanation.grad_cam`.
         target: index of the class.
-        size: width and height of the image in pixels.
+        area: the part of the image that the network has seen, in shares of its width and height; see `cropped_area`.
         boxes: of the image, in shares of its width and height; the result is nan if there are none.
     """
     if not boxes:
         return np.nan
-    found = box(grad_cam(network, values, [target])[0], cropped_area(network.preprocessing, *size))
+    found = box(grad_cam(network, values, [target])[0], area)
     return max(intersection_over_union(found, one) for one in boxes)
 
 

@@ -276,7 +276,7 @@ def _matrix(targets: Array, predicted: Array, names: Sequence[str], note: str) -
 def _operating_points(truth: Array, scores: Array, name: str) -> str:
     """A table of thresholds for two classes, with the highest sensitivity at some specificities."""
     rows = "".join(
-        f'<tr><td>at least {least:.0%}<td class="number">{threshold:.4f}<td class="number">{sensitivity:.1%}'
+        f'<tr><td>at least {least:.0%}<td class="number">{threshold:.9g}<td class="number">{sensitivity:.1%}'
         f'<td class="number">{specificity:.1%}\n'
         for least in POINTS
         for threshold, sensitivity, specificity in [operating_point(truth, scores, least)]

@@ -9,7 +9,6 @@ import numpy as np
 from ..arrays import Array
 from ..classifier import Classifier
 from ..engines import GraphEngine, identity
-from ..errors import Error
 from ..formats import file_digest
 from ..sources import Dataset
 from ..store import Work, key_of
@@ -84,8 +83,6 @@ class Evaluation:
         names = [one.name for one in models] + ([" + ".join(one.name for one in models)] if fuse else [])
         made = models[0].network.architecture
         several = made.output == "sigmoid"
-        if not several and any(len(one.classes) != 1 or one.target < 0 for one in dataset):
-            raise Error(f"{dataset.name}: its images don't have one class each, as the output `{made.output}` requires")
         return cls(models, dataset, views, names, [ModelResults.empty(len(dataset), made.classes, several) for _ in names])
 
     @property

@@ -13,7 +13,7 @@ from ..arrays import Array
 from ..classifier import Classifier
 from ..engines import takes_pixels
 from ..errors import Error, ImageError
-from ..explanation import can_explain, outputs
+from ..explanation import can_explain, cropped_area, outputs
 from ..overlay import Box
 from ..parallel import ahead
 from ..predictions import network_scores
@@ -21,7 +21,7 @@ from ..preprocessing import Preprocessing
 from ..progress import Progress, silent
 from ..sources import Dataset
 from ..store import Work
-from ..views import BATCH_SIZE, TOGETHER, ViewBatch, Views, batches, check_views
+from ..views import BATCH_SIZE, ViewBatch, Views, batches, check_views, together
 from .localisation import Annotations, overlap
 from .results import KIND, Evaluation
 
@@ -68,6 +68,9 @@ def evaluate(
     """
     views = views or Views()
     check_models(models, views)
+    output = models[0].network.architecture.output
+    if output != "sigmoid" and any(len(one.classes) != 1 or one.target < 0 for one in dataset):
+        raise Error(f"{dataset.name}: its images don't have one class each, as the output `{output}` requires")
     evaluation = Evaluation.start(models, dataset, views, fuse)
     if boxes is not None:
         check_localisation(models, views)
@@ -137,7 +140,7 @@ class _Window:
 def score(evaluation: Evaluation, *, batch_size: int = BATCH_SIZE, workers: int | None = None) -> Iterator[int]:
     """Complete an evaluation; yields the number of images done, after each batch of images."""
     recipes = list(dict.fromkeys(map(_recipe, evaluation.models)))
-    count, size = len(evaluation.dataset), max(1, min(batch_size, TOGETHER // evaluation.views.count))
+    count, size = len(evaluation.dataset), together(batch_size, evaluation.views.count)
     ranges = (range(start, min(start + size, count)) for start in range(evaluation.done, count, size))
     workers = workers or os.cpu_count() or 1
     prepare = partial(_prepare, evaluation.dataset, recipes=recipes, views=evaluation.views, batch_size=batch_size)
@@ -180,7 +183,7 @@ def _score_window(evaluation: Evaluation, window: _Window, waited: float) -> Non
     boxes = [evaluation.annotations.boxes(one.name) for one in samples] if evaluation.annotations else None
     for model, results in zip(evaluation.models, evaluation.results, strict=False):
         started = time.perf_counter()
-        scores, results.overlaps[window.places] = _probabilities(model, window, boxes)
+        scores, results.overlaps[window.places] = _probabilities(model, window, evaluation.views, boxes)
         probabilities.append(scores)
         seconds.append(time.perf_counter() - started)
     if len(evaluation.results) > len(evaluation.models):
@@ -193,9 +196,12 @@ def _score_window(evaluation: Evaluation, window: _Window, waited: float) -> Non
     evaluation.done = window.end
 
 
-def _probabilities(model: Classifier, window: _Window, boxes: Sequence[Sequence[Box]] | None) -> tuple[Array, Array]:
+def _probabilities(
+    model: Classifier, window: _Window, views: Views, boxes: Sequence[Sequence[Box]] | None
+) -> tuple[Array, Array]:
     """The images' scores [count, classes], a weighted mean over their views, and the overlaps of their boxes [count]."""
     count, network = len(window.places), model.network
+    preprocessing = views.preprocessings(network.preprocessing)[0]  # boxes have one view
     total, overlaps = np.zeros((count, network.architecture.classes)), np.full(count, np.nan)
     for batch in window.batches[_recipe(model)]:
         values = model.engine.run(batch.inputs, outputs(network) if boxes else ("logits",))
@@ -205,5 +211,6 @@ def _probabilities(model: Classifier, window: _Window, boxes: Sequence[Sequence[
         np.add.at(total, batch.owners, batch.weights[:, None] * network_scores(network, logits))
         for row, owner in enumerate(batch.owners if boxes else ()):
             one = {name: value[row] for name, value in values.items()}
-            overlaps[owner] = overlap(network, one, window.targets[owner][0], window.sizes[owner], boxes[owner])  # type: ignore[index]
+            area = cropped_area(preprocessing, *window.sizes[owner])
+            overlaps[owner] = overlap(network, one, window.targets[owner][0], area, boxes[owner])  # type: ignore[index]
     return total, overlaps

@@ -7,6 +7,7 @@ numbers that a Sequential leaves out show the layers without parameters. What re
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 
 from ..arrays import Array
 from ..errors import ModelError
-from ..labels import Labels
+from ..labels import Labels, from_data
 from ..parameters import expanded
 from . import checkpoints
 from .layouts import Bare, Found, Layer, assemble, misfit
@@ -31,21 +32,11 @@ def labels(dictionaries: Iterable[Mapping[Any, Any]], classes: int) -> Labels | 
     """The names of the classes in a checkpoint's dictionaries; None if there are none, or of another number."""
     for entries in dictionaries:
         for key in _LABELS:
-            names = _names(entries.get(key))
-            if names and len(names) == classes:
-                return Labels(names)
+            with suppress(ValueError, TypeError, KeyError, AttributeError):  # something else of that name
+                found = from_data(entries[key])
+                if len(found) == classes:
+                    return found
     return None
-
-
-def _names(value: Any) -> tuple[str, ...]:
-    """Names in the order of their indices, from a list, from name to index, or from index to name."""
-    if isinstance(value, dict) and all(isinstance(key, str) and type(index) is int for key, index in value.items()):
-        value = {index: name for name, index in value.items()}
-    if isinstance(value, dict):
-        names = {str(key): name for key, name in value.items()}
-        value = [names.get(str(index)) for index in range(len(names))]
-    named = isinstance(value, list | tuple) and all(isinstance(name, str) and name for name in value)
-    return tuple(value) if named else ()
 
 
 def from_state_dict(path: object, state: Mapping[str, Array]) -> Bare:

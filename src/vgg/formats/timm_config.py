@@ -29,10 +29,12 @@ def completed(path: Path, content: Bare) -> Bare:
         described = config["pretrained_cfg"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):  # none, or another program's
         return content
+    if not isinstance(described, dict):
+        return content
     preprocessing, labels = content.preprocessing, content.labels
     try:
         preprocessing = preprocessing or _preprocessing(described)
-    except (ValueError, KeyError, TypeError, Error) as error:
+    except (ValueError, KeyError, TypeError, ArithmeticError, Error) as error:
         warnings.warn(Notice(f"{beside}: preprocessing not used ({one_line(error)})"), stacklevel=4)
     names = config.get("label_names") or described.get("label_names")
     if names and not labels:

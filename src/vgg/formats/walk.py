@@ -62,8 +62,11 @@ def follow(
     if not outputs:
         raise ModelError(f"{path}: not a VGG network: a graph without output")
     walk = _Walk(path, constants, start, dimensions)
-    if dimensions.sizes["H"] == dimensions.sizes["W"]:
-        walk.input_size = dimensions.sizes["H"]
+    height, width = (dimensions.sizes[axis] for axis in "HW")
+    if height == width:
+        walk.input_size = height
+    elif not {*dimensions.free} & {*"HW"}:
+        raise ModelError(f"{path}: its input has {height}x{width} pixels, which is not a square")
     output = walk.follow(nodes, outputs)
     if walk.partial or walk.padding:
         raise walk.error(f"its output {output} is that of a pooling or padding alone")

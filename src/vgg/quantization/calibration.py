@@ -65,8 +65,8 @@ def ranges(
 
     engine = engines.open(network)
     key = key_of(
-        network=network.sha256(), preprocessing=asdict(network.preprocessing), images=images.digest(), method=method,
-        percentile=PERCENTILE, engine=engines.identity(engine),
+        network=network.sha256(), architecture=asdict(network.architecture), preprocessing=asdict(network.preprocessing),
+        images=images.digest(), method=method, percentile=PERCENTILE, engine=engines.identity(engine),
     )  # fmt: skip
     work = Work.cached("calibrations", key, fresh=fresh)
     saved = work.state()

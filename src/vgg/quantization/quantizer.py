@@ -28,7 +28,7 @@ OVERHEAD = 100_000  # bytes of a file besides the parameters: the graph and the 
 
 @dataclass(frozen=True)
 class Scheme:
-    """What is quantized, and how."""
+    """What is quantized, and how. Raises Error if the fields contradict each other."""
 
     method: Method = "weights"  # weights only; or activations too, in one of ONNX Runtime's two formats
     bits: int = 8  # of the linear layers' weights, 8 or 4; 4 in groups
@@ -39,6 +39,15 @@ class Scheme:
     calibration: RangeMethod = "minmax"
     reduce_range: bool = True  # static methods: weights from -64 to 64, whose sums overflow on no processor
     float_layers: tuple[str, ...] = ()  # static methods: layers that stay float32
+
+    def __post_init__(self) -> None:
+        if self.method == "weights":
+            if (self.activations, self.calibration) != (Scheme.activations, Scheme.calibration):
+                raise Error("the method weights leaves activations as they are, so it takes no --activations and --calibration")
+        elif self.bits != Scheme.bits:
+            raise Error(f"the method {self.method} has 8 bits; {self.bits} bits require the method weights")
+        elif self.rank:
+            raise Error("a low rank requires the method weights")
 
     def check_packages(self) -> None:
         """Raise Error if a package is missing that the scheme needs."""
@@ -112,8 +121,6 @@ class Quantizer:
         if scheme.method == "weights":
             network = self._factored(scheme) if scheme.rank else network
             return quantize_weights(network, scheme.bits, int8_layers=scheme.int8_layers, group=scheme.group)
-        if scheme.rank:
-            raise Error("a low rank requires the method weights")
         if self.images is None:
             raise Error(f"the method {scheme.method} requires calibration images; set --calibrate")
         if scheme.calibration not in self._ranges:

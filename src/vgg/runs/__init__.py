@@ -108,6 +108,7 @@ def run(
         preprocessing=[asdict(network.preprocessing) for network in networks],
         labels=first.labels.text() if first.labels else None,
         engine=engine,
+        device=device,
         precision=precision,
         images=places,
         part=part,

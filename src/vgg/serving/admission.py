@@ -28,12 +28,8 @@ class Admission:
         self._origins = set(settings.allow_origins)
         self._keys = _read_keys(settings.api_key_file) if settings.api_key_file else None
         self._max_body = settings.max_body * 2**20
-        self._deadline = settings.deadline
+        self.deadline = settings.deadline  # seconds: for a body to arrive, for the response, and for sending it
         self._memory = Memory(limits.BODIES * self._max_body)
-
-    def deadline(self, path: str) -> float | None:
-        """The seconds in which a request must be finished; None if there is no limit."""
-        return self._deadline if has_deadline(path) else None
 
     @property
     def ready(self) -> bool:
@@ -51,8 +47,7 @@ class Admission:
         """Raise a Refusal if a request must not be accepted, from its path and headers."""
         path = scope["path"]
         # A browser hides responses from pages of other origins, but it sends their requests all the same.
-        foreign = headers.get("sec-fetch-site") in ("cross-site", "same-site") and scope["method"] not in SAFE
-        if foreign and not {"*", headers.get("origin")} & self._origins:
+        if scope["method"] not in SAFE and _is_foreign(headers) and not {"*", headers.get("origin")} & self._origins:
             raise Forbidden(Forbidden.example)
         if is_open(path):
             return
@@ -98,8 +93,8 @@ def requires_readiness(path: str) -> bool:
 
 
 def has_deadline(path: str) -> bool:
-    """Whether the deadline applies. Loading a model may take longer."""
-    return not path.startswith("/v2/repository/")
+    """Whether the deadline applies after the body has arrived. Loading a model may take longer."""
+    return not path.startswith("/v2/repository/models/")
 
 
 def shutting_down() -> Busy:
@@ -107,13 +102,23 @@ def shutting_down() -> Busy:
     return Busy("the server is shutting down", retry_after="5", connection="close")
 
 
+def _is_foreign(headers: Headers) -> bool:
+    """Whether a web page of another origin sent a request. Over plain HTTP, browsers send `Origin` only."""
+    site, origin = headers.get("sec-fetch-site"), headers.get("origin")
+    if site is None and origin is not None:
+        return origin.partition("://")[2] != headers.get("host")
+    return site in ("cross-site", "same-site")
+
+
 def _read_keys(path: Path) -> list[bytes]:
     try:
-        lines = path.read_text().split()
+        lines = [line.strip() for line in path.read_text().splitlines() if line.strip()]
     except OSError as error:
         raise Error(f"{path}: {reason(error)}") from None
     except UnicodeDecodeError:
         raise Error(f"{path}: not a text file; API keys must be text, one per line") from None
     if not lines:
         raise Error(f"{path}: no API keys; write one per line")
+    if number := next((number for number, line in enumerate(lines, 1) if len(line.split()) > 1), None):
+        raise Error(f"{path}: API key {number} has spaces; write one key per line, without comments")
     return [hashlib.sha256(line.encode()).digest() for line in lines]

@@ -3,7 +3,7 @@
 import asyncio
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -81,39 +81,42 @@ async def decoded_body(request: Request) -> bytearray:
         Busy: the bodies of all requests exceed the memory for them.
         Refusal: the compressed data is damaged.
     """
+    body = bytearray()
+    async for chunk in _decoded(request):
+        body += chunk
+    return body
+
+
+async def _decoded(request: Request) -> AsyncGenerator[bytes]:
+    """The parts of the body, decompressed if it is compressed. Raises as `decoded_body`."""
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("identity", "gzip", "deflate"):
         raise Unsupported(f"unsupported content encoding {encoding}; use gzip or deflate")
     try:
-        if encoding == "identity":
-            body = bytearray()
-            async for chunk in request.stream():
-                body += chunk
-            return body
-        return await _decompressed(request, encoding)
+        async for chunk in request.stream() if encoding == "identity" else _decompressed(request, encoding):
+            yield chunk
     except ClientDisconnect:
         raise Refusal("the body is incomplete") from None
 
 
-async def _decompressed(request: Request, encoding: str) -> bytearray:
-    limit = request.app.settings.max_body * 2**20
+async def _decompressed(request: Request, encoding: str) -> AsyncGenerator[bytes]:
+    limit, size = request.app.settings.max_body * 2**20, 0
     decompressor = zlib.decompressobj(wbits=47)  # detects the headers of zlib and gzip
-    body = bytearray()
     async for chunk in request.stream():
         while chunk and not decompressor.eof:
             try:
                 part = decompressor.decompress(chunk, STEP)
             except zlib.error as error:
                 raise Refusal(f"the body is not valid {encoding}: {error}") from None
-            body += part
-            if len(body) > limit:
+            size += len(part)
+            if size > limit:
                 raise TooLarge(f"the body is larger than {limit >> 20} MiB once it is decompressed", connection="close")
             request.scope["memory"].take(len(part))
+            yield part
             chunk = decompressor.unconsumed_tail
             await asyncio.sleep(0)  # a few bytes may become many steps
     if not decompressor.eof:
         raise Refusal(f"the body is not valid {encoding}: it is truncated")
-    return body
 
 
 async def _read_form(request: Request) -> Body:
@@ -122,12 +125,13 @@ async def _read_form(request: Request) -> Body:
         if parameters.get(b"charset", b"utf-8").lower() not in (b"utf-8", b"utf8"):
             # Other codecs may be slow, or return text that can't be sent.
             raise Refusal("unsupported charset of the form; use UTF-8")
-        parser = _MemoryParser(request.headers, request.stream(), max_files=limits.FORM_PARTS, max_fields=limits.FORM_PARTS)
+        parser = _MemoryParser(
+            request.headers, _decoded(request), max_files=limits.FORM_PARTS, max_fields=limits.FORM_PARTS,
+            max_part_size=request.app.settings.max_body * 2**20,
+        )  # fmt: skip
         form = await parser.parse()
     except (MultiPartException, KeyError) as error:
         raise Refusal(f"invalid form: {getattr(error, 'message', 'the content type has no boundary')}") from None
-    except ClientDisconnect:
-        raise Refusal("the body is incomplete") from None
     images, options = [], {}
     for key, value in form.multi_items():
         if isinstance(value, UploadFile):

@@ -142,8 +142,8 @@ class Opening(asyncio.Protocol):
         transport.pause_reading()
         self.transport = transport
         self._connections.add(self)
-        make_room(self._connections, self._limit, self)
         self._task = asyncio.get_running_loop().create_task(self._open())
+        make_room(self._connections, self._limit, self)
 
     def data_received(self, data: bytes) -> None:
         self._early.append(data)
@@ -154,6 +154,7 @@ class Opening(asyncio.Protocol):
     def drop(self) -> None:
         """Close the connection at once."""
         self._task.cancel()
+        self.transport.abort()  # a task that has not begun does not
 
     shutdown = drop
 

@@ -6,6 +6,7 @@ import re
 import time
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Annotated, Any, TypedDict
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -15,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..errors import Error
 from . import limits, model_server, routes
-from .admission import Admission, requires_readiness, shutting_down
+from .admission import Admission, has_deadline, requires_readiness, shutting_down
 from .metrics import Metrics
 from .operations import schema
 from .refusals import Busy, Late, Refusal, TooSlow
@@ -24,6 +25,7 @@ from .traces import Traces
 
 log = logging.getLogger("vgg.serving")
 
+PART = 2**16  # bytes of a response in one message
 LINGER = 2.0  # seconds for which a refused client may continue to send before the connection is closed
 REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 DISCONNECTED = 499  # nginx's status for a client that disconnects before the response
@@ -45,7 +47,9 @@ class Exchange:
     ) -> None:  # fmt: skip
         self._router, self._admission, self._metrics = router, admission, metrics
         self._scope, self._receive, self._send = scope, receive, send
-        self._deadline = admission.deadline(scope["path"])
+        self._cancels = has_deadline(scope["path"])  # whether work ends with the deadline, and if the client disconnects
+        self._end = asyncio.get_running_loop().time() + admission.deadline
+        self._timeout = asyncio.timeout_at(self._end if self._cancels else None)
         self._headers = Headers(scope=scope)
         self._id = request_id(self._headers)
         self._started = time.perf_counter()
@@ -63,7 +67,7 @@ class Exchange:
         self._admission.active += 1
         try:
             self._admission.check(self._scope, self._headers)
-            async with asyncio.timeout(self._deadline):
+            async with self._timeout:
                 await self._router(self._scope, self.receive, self.send)
         except asyncio.CancelledError:
             if self._disconnected:
@@ -80,14 +84,15 @@ class Exchange:
             self._account()
 
     async def receive(self) -> Message:
-        message = await self._receive()
+        async with asyncio.timeout_at(None if self._complete else self._end):
+            message = await self._receive()
         if message["type"] == "http.request":
             size = len(message.get("body", b""))
             self._received += size
             self._admission.check_size(self._received)
             self._memory.take(size)
             self._complete = not message.get("more_body", False)
-            if self._complete and not self._watcher and self._deadline is not None:
+            if self._complete and not self._watcher and self._cancels:
                 self._watcher = asyncio.create_task(self._cancel_on_disconnect(asyncio.current_task()))
         return message
 
@@ -101,23 +106,41 @@ class Exchange:
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
+            self._timeout.reschedule(None)  # `_transmit` has a deadline of its own
+        await self._transmit(message)
+
+    async def _transmit(self, message: Message) -> None:
+        """Send a part of the response. Raises TimeoutError if the client has not read the response by its deadline."""
+        if message["type"] == "http.response.start":
             self._status = message["status"]
+            self._end = asyncio.get_running_loop().time() + self._admission.deadline
             headers = MutableHeaders(scope=message)
             headers["x-request-id"] = self._id
             headers.setdefault("x-content-type-options", "nosniff")
             if self._admission.draining:
                 headers["connection"] = "close"
-        await self._send(message)
+        body = memoryview(message.get("body", b""))
+        async with asyncio.timeout_at(self._end):
+            # uvicorn waits for the client before each message, and holds what it has not read.
+            last = max(len(body) - 1, 0) // PART * PART
+            for start in range(0, last, PART):
+                part = bytes(body[start : start + PART])
+                await self._send({"type": "http.response.body", "body": part, "more_body": True})
+            await self._send({**message, "body": bytes(body[last:])} if body else message)
 
     async def _refuse(self, error: Exception) -> None:
         if self._status:  # the response has begun, so no error can be sent
-            log.error("response interrupted", exc_info=error, extra={"request_id": self._id})
+            if isinstance(error, TimeoutError):
+                log.warning("the client did not read the response", extra={"request_id": self._id})
+            else:
+                log.error("response interrupted", exc_info=error, extra={"request_id": self._id})
             return
         response = error_response(self._scope["path"], self._as_refusal(error))
-        if response.headers.get("connection") == "close" and not self._complete:
-            await self._linger(response)
-        else:
-            await response(self._scope, self._receive, self.send)
+        with suppress(TimeoutError):  # the client does not read the error
+            if response.headers.get("connection") == "close" and not self._complete:
+                await self._linger(response)
+            else:
+                await response(self._scope, self._receive, self._transmit)
 
     def _as_refusal(self, error: Exception) -> Error | HTTPException | None:
         if isinstance(error, TimeoutError):
@@ -131,15 +154,15 @@ class Exchange:
 
     async def _linger(self, response: Response) -> None:
         """Respond at once, but close the connection only when the client stops sending, or it may lose the response."""
-        await self.send({"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers})
-        await self.send({"type": "http.response.body", "body": response.body, "more_body": True})
+        await self._transmit({"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers})
+        await self._transmit({"type": "http.response.body", "body": response.body, "more_body": True})
         try:
             async with asyncio.timeout(LINGER):
                 while (message := await self._receive())["type"] == "http.request" and message.get("more_body"):
                     pass
         except TimeoutError:
             pass
-        await self.send({"type": "http.response.body", "body": b""})
+        await self._transmit({"type": "http.response.body", "body": b""})
 
     def _account(self) -> None:
         seconds = time.perf_counter() - self._started

@@ -129,12 +129,16 @@ def _only_column(text: memoryview) -> memoryview:
 
 
 def _value(instance: Mapping[str, msgspec.Raw]) -> memoryview:
-    """The JSON of the image or the numbers of an instance."""
-    names = [name for name in IMAGE_NAMES if name in instance] or list(instance)
-    if len(names) != 1 and len(instance) != 1:
-        raise Refusal(f"an instance must have one value, or one that is called {' or '.join(IMAGE_NAMES)}; {FORMS}")
-    value = memoryview(instance[names[0]])
-    return _value(_parse(value, Object)) if bytes(value[:1]) == b"{" else value
+    """The JSON of the image or the numbers of an instance, which may be in an object of its own: `{"image": {"b64": …}}`."""
+    for _ in range(2):
+        names = [name for name in IMAGE_NAMES if name in instance] or list(instance)
+        if len(names) != 1 and len(instance) != 1:
+            raise Refusal(f"an instance must have one value, or one that is called {' or '.join(IMAGE_NAMES)}; {FORMS}")
+        value = memoryview(instance[names[0]])
+        if bytes(value[:1]) != b"{":
+            return value
+        instance = _parse(value, Object)
+    raise Refusal(f"an instance has more than two nested objects; {FORMS}")
 
 
 def _parse(text: bytes | memoryview, kind: Any) -> Any:

@@ -241,22 +241,28 @@ def open_model(path: Path, settings: Settings, name: str) -> Classifier:
     with private_copy(path) as copy, warnings.catch_warnings(record=True) as notices:
         warnings.simplefilter("always", Notice)
         try:
-            model = load(copy)
-            network = network_of(model)
-            _check_weights(copy, network)
-        except ModelError as error:
-            raise ModelError(str(error).replace(str(copy), str(path))) from None
-        where = {"device": settings.device, "precision": settings.precision}
-        classifier = Classifier(model, settings.engine, threads=settings.threads, name=name, **where)
-        side, last, engine = network.preprocessing.crop, network.architecture.values[-1:], classifier.engine
-        counts, dtype = {1, settings.batch_size}, np.uint8 if takes_pixels(engine) else np.float32
-        if settings.device == "cuda":  # what torch's engine would otherwise do while clients wait: compile, capture each size
-            engine.compile(last)  # type: ignore[attr-defined]
-            counts |= {1 << place for place in range(settings.batch_size.bit_length())}
-        for count in sorted(counts):  # the largest batch needs the most memory
-            engine.run(np.zeros((count, 3, side, side), dtype), last)
+            classifier = _opened(copy, settings, name)
+        except Error as error:
+            raise type(error)(str(error).replace(str(copy), str(path))) from None
     for notice in notices:
         warnings.warn(type(notice.message)(str(notice.message).replace(str(copy), str(path))), stacklevel=2)
+    return classifier
+
+
+def _opened(path: Path, settings: Settings, name: str) -> Classifier:
+    """A classifier from a model file, after first runs of the engine. Raises as `open_model`."""
+    model = load(path)
+    network = network_of(model)
+    _check_weights(path, network)
+    where = {"device": settings.device, "precision": settings.precision}
+    classifier = Classifier(model, settings.engine, threads=settings.threads, name=name, **where)
+    side, last, engine = network.preprocessing.crop, network.architecture.values[-1:], classifier.engine
+    counts, dtype = {1, settings.batch_size}, np.uint8 if takes_pixels(engine) else np.float32
+    if settings.device == "cuda":  # what torch's engine would otherwise do while clients wait: compile, capture each size
+        engine.compile(last)  # type: ignore[attr-defined]
+        counts |= {1 << place for place in range(settings.batch_size.bit_length())}
+    for count in sorted(counts):  # the largest batch needs the most memory
+        engine.run(np.zeros((count, 3, side, side), dtype), last)
     return classifier
 
 

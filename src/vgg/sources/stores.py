@@ -22,6 +22,7 @@ from .ignored import is_ignored
 
 Result = TypeVar("Result")
 
+TEMPORARY = (408, 425, 429)  # statuses of HTTP below 500 after which another attempt may succeed
 TRIES = 4  # attempts at reading from a store, with 1, 2 and 4 seconds between them
 UNKNOWN = -1  # the size of a file
 
@@ -179,8 +180,8 @@ class Copy:
 def patiently(url: str, get: Callable[[Any, str], Result]) -> Result:
     """The result of `get`, after several attempts if need be.
 
-    A missing file is an ImageError, which concerns one image. A store that keeps failing is an Error: it says nothing about
-    the image, which must be requested again.
+    A file that is missing, or that a web server refuses for good, is an ImageError, which concerns one image. A store that
+    keeps failing is an Error: it says nothing about the image, which must be requested again.
     """
     system, path = filesystem(url)
     for attempt in range(TRIES):
@@ -189,8 +190,11 @@ def patiently(url: str, get: Callable[[Any, str], Result]) -> Result:
         except FileNotFoundError:
             raise ImageError(f"{url}: file or folder not found") from None
         except Exception as error:  # the exceptions of stores have no common base
+            why = one_line(error) or type(error).__name__
+            status = getattr(error, "status", 0)
+            if isinstance(status, int) and 400 <= status < 500 and status not in TEMPORARY:
+                raise ImageError(f"{url}: can't be read: {why}") from None
             if attempt == TRIES - 1:
-                why = one_line(error) or type(error).__name__
                 raise Error(f"{url}: can't be read, after {TRIES} attempts: {why}") from None
             time.sleep(2**attempt)
     raise AssertionError

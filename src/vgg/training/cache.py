@@ -46,6 +46,7 @@ class Cache:
         key = key_of(
             value=value,
             network=network.sha256(),
+            architecture=asdict(network.architecture),
             preprocessing=asdict(network.preprocessing),
             loader=loader.key(),
             views=list(views),

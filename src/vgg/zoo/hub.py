@@ -51,6 +51,7 @@ def locate(address: str, progress: Progress = silent) -> Path:
     import huggingface_hub as hub
     from huggingface_hub import errors
 
+    wanted: list[str] = []
     try:
         files = [one.rfilename for one in hub.model_info(repository, revision=revision, timeout=TIMEOUT).siblings or ()]
         file = _chosen(address, file, files)
@@ -70,11 +71,11 @@ def locate(address: str, progress: Progress = silent) -> Path:
         raise Error(f"{address}: invalid name of a repository ({one_line(error)})") from None
     except Exception as error:  # those of the HTTP client, which is another one in each major version
         folder = _cached(repository, revision or "main")
-        if folder is None:
+        names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()] if folder else []
+        if folder is None or not {*wanted, *filter(None, [file])} <= {*names}:
             status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else 0
             why = f"the Hub responded {status}" if status else f"the Hub can't be reached ({one_line(error)})"
             raise Error(f"{address}: not downloaded yet, and {why}") from None
-        names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
         return folder / _chosen(address, file, names)
 
 
