@@ -81,7 +81,9 @@ def test_only_the_same_calibration_is_remembered(place, tmp_path, monkeypatch, c
     if change == "network":
         one = network("vgg11", seed=1)
     if change == "architecture":
-        one = replace(one, architecture=replace(one.architecture, head="4096 tanh, 4096 tanh, classes"))
+        one = replace(
+            one, architecture=replace(one.architecture, head=one.architecture.classifier.text.replace("relu", "tanh"))
+        )
     if change == "images":
         shutil.copytree(place, tmp_path / "images")
         (tmp_path / "images/0.png").rename(tmp_path / "images/x.png")

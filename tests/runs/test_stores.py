@@ -56,8 +56,7 @@ def test_a_failing_store_is_not_a_broken_image(photos, tmp_path, monkeypatch):
         def fail(task, done, total):
             server.plan += ["status 500"] * 100 * (done == 1)
 
-        server.plan += ["status 410"]
-        done = run("gone")
+        done = run("gone", lambda task, done, total: server.plan.extend(["status 410"] * (done == 0)))
         assert (done.images, done.failed) == (6, 1)
         assert ".jpg: can't be read: 410" in done.errors[0]
         with pytest.raises(Error, match=r"/\d\.jpg: can't be read, after 2 attempts: 500"):

@@ -48,7 +48,8 @@ def compare(
 
     One image is compared with each of the others; two folders are compared by the names of their images, with any suffixes.
     Images are not resized, and those of a pair must have the same size. Images without a partner and unreadable ones are
-    listed on standard error; the others are compared, and the exit code is 1. With precision-recall, an unreadable image is an error.
+    listed on standard error; the others are compared, and the exit code is 1. With precision-recall, an unreadable image is an
+    error.
     """
     from ..classifier import read
     from ..errors import Error
