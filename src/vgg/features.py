@@ -26,7 +26,7 @@ from .extras import require
 from .files import replacing
 from .images import ImageLike, open_image
 from .parallel import ahead
-from .views import BATCH_SIZE, ViewBatch, Views, batches, check_views, together
+from .views import BATCH_SIZE, ViewBatch, Views, batches, check_views
 
 SUFFIXES = (".npz", ".parquet")  # of the files that `write` supports
 ROWS = 256  # per row group of a Parquet file
@@ -143,7 +143,7 @@ def _extract(
     preprocessing, views, pixels = model.network.preprocessing, descriptor.views, takes_pixels(model.engine)
     # One size at a time, so that each size has its own mean.
     by_size = [replace(views, sizes=(size,)) for size in views.sizes] or [views]
-    count = together(batch_size, views.count)
+    count = views.together(batch_size)
     source = iter(images)
 
     def prepare(pairs: Sequence[tuple[str, ImageLike]]) -> _Window:

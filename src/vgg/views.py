@@ -26,11 +26,6 @@ BATCH_SIZE = 16  # views per engine batch
 TOGETHER = 64  # views that are prepared together, about, so that views of the same size share a batch
 
 
-def together(batch_size: int, views: int) -> int:
-    """The number of images that are prepared together, each with so many views: at least a batch if it is of single views."""
-    return max(1, min(batch_size, max(TOGETHER, batch_size) // views))
-
-
 @dataclass(frozen=True)
 class Views:
     """The views of an image that are scored. Raises Error if the fields are invalid."""
@@ -63,6 +58,10 @@ class Views:
         """Number of views of an image."""
         crops = {"center": 1, "ten-crop": 5, "dense": 1, "multi-crop": self.grid**2, "dense+multi-crop": 1 + self.grid**2}
         return crops[self.protocol] * max(1, len(self.sizes)) * (1 + self.mirrored)
+
+    def together(self, batch_size: int) -> int:
+        """The number of images that are prepared together: about TOGETHER views, or a batch if that is more."""
+        return max(1, min(batch_size, max(TOGETHER, batch_size) // self.count))
 
     def preprocessings(self, preprocessing: Preprocessing) -> list[Preprocessing]:
         """The network's preprocessing at each size. Raises Error if a size is smaller than the crop."""

@@ -97,7 +97,7 @@ def test_rows_whose_weights_are_almost_0_keep_their_bias(tmp_path, kinds):
         scale = weight.scale.copy()
         scale[:4], bias[:4] = (1e-20, 2e-10, 0, 0), (0.5, 0.25, 0.75, 0)
         parameters |= {f"{name}.weight": replace(weight, scale=scale), f"{name}.bias": bias}
-    found = engines.open(replace(graph, network=replace(graph.network, parameters=parameters)))
+    found = engines.open(replace(graph, network=replace(graph.network, parameters=parameters)), "native")
     floats = engines.open(Network(graph.network.architecture, parameters, graph.network.preprocessing), "native")
     values, expected = found.run(IMAGES, ["conv3_1", "fc6", "logits"]), floats.run(IMAGES, ["conv3_1", "fc6", "logits"])
     for name in ("conv3_1", "fc6", "logits"):
@@ -118,7 +118,7 @@ def test_comparisons_are_those_of_the_layer_outputs(tmp_path):
 
 
 def test_times_are_of_layer_outputs(tmp_path):
-    opened = engines.open(simulated(tmp_path / "q.onnx", twice=True))
+    opened = engines.open(simulated(tmp_path / "q.onnx", twice=True), "native")
     opened.logits(IMAGES)
     times = opened.times()
     assert [*times] == [*opened.graph.network.architecture.values]
@@ -158,7 +158,7 @@ def test_the_native_engine_says_why_it_computes_in_floats(tmp_path):
 
 def test_a_classifier_computes_explains_and_is_identified_by_its_file():
     path = FIXTURES / "written-0.1/qdq.onnx"
-    classifier = vgg.load(path)
+    classifier = vgg.load(path, engine="native")
     assert isinstance(classifier.engine, engines.GraphEngine)
     assert not isinstance(classifier.engine, engines.WholeGraphEngine)
     assert content_hash(classifier) == digest(path)

@@ -122,7 +122,7 @@ def test_any_network_any_batch_any_size_is_near_to_float32(name, width, height, 
     inputs = np.random.default_rng(seed).normal(size=(batch, 3, height, across)).astype(np.float32)
     engine = engines.open(network, "native", threads=threads, precision="bf16")
     found, exact = engine.run(inputs, ["pool3"])["pool3"], engines.open(network, "native").run(inputs, ["pool3"])["pool3"]
-    assert apart(found, exact) < 3e-2
+    assert apart(found, exact) < 4e-2
 
 
 @needs_native

@@ -21,7 +21,7 @@ from ..preprocessing import Preprocessing
 from ..progress import Progress, silent
 from ..sources import Dataset
 from ..store import Work
-from ..views import BATCH_SIZE, ViewBatch, Views, batches, check_views, together
+from ..views import BATCH_SIZE, ViewBatch, Views, batches, check_views
 from .localisation import Annotations, overlap
 from .results import KIND, Evaluation
 
@@ -140,7 +140,7 @@ class _Window:
 def score(evaluation: Evaluation, *, batch_size: int = BATCH_SIZE, workers: int | None = None) -> Iterator[int]:
     """Complete an evaluation; yields the number of images done, after each batch of images."""
     recipes = list(dict.fromkeys(map(_recipe, evaluation.models)))
-    count, size = len(evaluation.dataset), together(batch_size, evaluation.views.count)
+    count, size = len(evaluation.dataset), evaluation.views.together(batch_size)
     ranges = (range(start, min(start + size, count)) for start in range(evaluation.done, count, size))
     workers = workers or os.cpu_count() or 1
     prepare = partial(_prepare, evaluation.dataset, recipes=recipes, views=evaluation.views, batch_size=batch_size)
