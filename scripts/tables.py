@@ -17,7 +17,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PART = re.compile(r"(<!-- table: (.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
-from recipes import summary  # noqa: E402
+from recipes import BASE, CHANGES, summary  # noqa: E402
 
 Row = dict[str, str]
 Selection = dict[str, str | int]  # values of columns of a file
@@ -254,6 +254,9 @@ TABLES = {
             Line("`cifar` with `filters=random`", {"change": "random filters"}),
             Line("`cifar` with `filters=random` and `optimizer=muon`", {"change": "Muon, random filters"}),
         ]
+    ),
+    "changes": of_recipes(
+        "`cifar` with", 8, [Line("no change" if title == BASE else title, {"change": title}) for title in CHANGES]
     ),
 }  # fmt: skip
 
