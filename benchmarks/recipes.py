@@ -185,7 +185,8 @@ def main() -> None:
         options.error(f"{', '.join(missing)}: no test images")
     results, threads = Measurements("recipes", given.output), max(1, (os.cpu_count() or 1) // given.processes)
     runs = grid(given.folders, given.only, given.seeds, given.epochs)
-    left = [run for run in runs if not any(run.identity.items() <= row.items() for row in rows_of(given.output))]
+    rows = rows_of(given.output)
+    left = [run for run in runs if not any(run.identity.items() <= row.items() for row in rows)]
     print(f"{len(runs)} runs, {len(left)} of them left", flush=True)
     with ThreadPoolExecutor(given.processes) as pool:
         waiting = {pool.submit(run.measure, given.runs, threads): run for run in left}

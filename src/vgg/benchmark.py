@@ -156,6 +156,7 @@ def compare(
         raise Error("batch sizes and rounds must be 1 or more")
     size, rng, done = network_of(network).architecture.input_size, np.random.default_rng(0), 0
     chosen, threads, models = names or engines.installed(), threads or (os.cpu_count() or 1,), {"": network, **(beside or {})}
+    works = {title: work(network_of(model)) for title, model in models.items()}
     total = len(threads) * len(batch_sizes) * len(chosen) * len(models) * len(precisions) * rounds
 
     def advance(task: str, measured: int, *_: object) -> None:
@@ -166,10 +167,11 @@ def compare(
         for (title, model), precision, name in product(models.items(), precisions, chosen):
             full = ", ".join(filter(None, (name, title, precision.removeprefix("auto"))))
             runners[full] = _opened(model, name, count, precision)
-            others |= {full: work(network_of(model))} if title else {}
+            if title:
+                others[full] = works[title]
         for batch_size in batch_sizes:
             batch = rng.standard_normal((batch_size, 3, size, size), np.float32)
-            found = side_by_side(runners, batch, work(network_of(network)), count, rounds, advance)
+            found = side_by_side(runners, batch, works[""], count, rounds, advance)
             yield replace(found, others=others)
             done += len(runners) * rounds
         del runners  # frees the memory before the next engines are opened

@@ -48,11 +48,10 @@ class Head:
     output: Output = "softmax"
 
     def __post_init__(self) -> None:
-        numbers = [step.number for step in self.steps if step.number is not None]
-        if not all(map(math.isfinite, numbers)) or not all(
-            step.number is None or 0 <= step.number < 1 for step in self.steps if step.operation == "dropout"
-        ):
-            raise ModelError(f"invalid head {self.text!r}: the probability of dropout is 0 or more and below 1")
+        numbers = [(step.operation, step.number) for step in self.steps if step.number is not None]
+        if not all(0 <= number < 1 if operation == "dropout" else math.isfinite(number) for operation, number in numbers):
+            rule = "the probability of dropout is 0 or more and below 1, and numbers are finite"
+            raise ModelError(f"invalid head {self.text!r}: {rule}")
         units = [step.number for step in self.steps if step.operation == "linear"]
         if not units or units[-1] != 0 or not all(units[:-1]):
             raise ModelError(f"invalid head {self.text!r}: only its last linear layer has `classes` as its number of units")

@@ -244,7 +244,7 @@ def locate(model: str | Path | None) -> Path:
 
 
 @contextmanager
-def resumable(*, fresh: bool = False) -> Iterator[Progress]:
+def resumable(*, fresh: bool) -> Iterator[Progress]:
     """`progress()` for work that the same command resumes, without `--fresh`; this is printed if it is interrupted."""
     try:
         with progress() as show:
