@@ -5,6 +5,8 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import pytest
@@ -13,6 +15,7 @@ from conftest import needs_native, random_network
 from miniature import jpeg
 from runs_helpers import COUNT, LABELS, MODELS, PART, near, network, rows
 from vgg import Error, runs
+from vgg.errors import Notice
 from vgg.features import Descriptor
 
 # Ray leaves sockets open and calls deprecated functions.
@@ -100,3 +103,22 @@ def test_an_interrupted_command_leaves_complete_parts(tmp_path):
     run = subprocess.run(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, check=True)
     assert run.stderr.splitlines()[-1] == f"{tmp_path}/out: 3,000 images in 3 parts, 0 failed"
     assert len({row["image"] for row in rows(tmp_path / "out")}) == 3000
+
+
+def test_a_notice_says_that_no_machine_has_room(photos, tmp_path, cluster):
+    """The run goes on once there is such a machine."""
+    seen = []
+
+    def run():
+        return runs.run(runs.Classify(3), MODELS, [str(photos)], str(tmp_path / "out"), runner="ray", part=PART, threads=2)
+
+    with warnings.catch_warnings(), ThreadPoolExecutor(1) as pool:
+        warnings.showwarning = lambda message, *_: seen.append(message)
+        warnings.simplefilter("always", Notice)
+        running = pool.submit(run)
+        while not (seen or running.done()):
+            time.sleep(0.01)
+        cluster.add_node(num_cpus=2, node_ip_address="127.0.0.1", object_store_memory=100 * 2**20)
+        done = running.result()
+    assert "no machine of the Ray cluster has 2 processors" in str(seen[0])
+    assert (done.images, done.failed) == (COUNT, 1)

@@ -73,8 +73,10 @@ def test_shards_and_cifar10_are_opened(place):
     records = find(cifar_folder(place / "cifar"))
     assert (len(records), records[63][0]) == (64, f"{place}/cifar/data_batch_1.bin/63")
     Path("broken.tar").write_bytes(SHARD[:700])
-    with pytest.raises(ImageError, match=r"broken\.tar: is damaged, truncated, or not a tar file"):
-        find("broken.tar")
+    assert listed([".", "broken.tar"]) == ["0.tar" if one == "0.tar" else one for one in listed(".")] + ["broken.tar"]
+    for read in (lambda: find("broken.tar")[0][1].read(), lambda: sources.unlabelled("broken.tar")):
+        with pytest.raises(ImageError, match=r"broken\.tar: is damaged, truncated, or not a tar file"):
+            read()
 
 
 def test_images_in_memory_are_numbered(place):

@@ -3,6 +3,7 @@
 import logging
 import os
 import platform
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,13 +15,14 @@ from typing import Any
 import numpy as np
 
 from ..classifier import Classifier
-from ..errors import Error, ImageError, one_line
+from ..errors import Error, Notice, counted, one_line
 from ..extras import require
 from ..formats import QuantizedGraph, network_of
 from ..labels import resolver
 from ..network import Network
 from ..sources import UNLABELLED, Sample
 from ..sources.listing import is_container, unpack
+from ..sources.samples import Unreadable
 from ..sources.stores import is_url
 from .folder import READERS, Folder, Plan
 from .tasks import Task
@@ -46,16 +48,6 @@ class Job:
     precision: str
     batch_size: int
     workers: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class Unreadable(Sample):
-    """A shard that can't be read, as an image with an error."""
-
-    error: str = ""
-
-    def read(self) -> bytes:
-        raise ImageError(self.error)
 
 
 class Worker:
@@ -87,12 +79,8 @@ class Worker:
         if not is_container(listed[0]):
             return listed
         [shard] = listed
-        try:
-            found = list(unpack(listed, self._resolve))
-        except ImageError as error:
-            return [Unreadable(shard.name, UNLABELLED, shard.path, error=str(error))]
-        empty = f"{shard.path}: has no images in it"
-        return found or [Unreadable(shard.name, UNLABELLED, shard.path, error=empty)]
+        empty = Unreadable(shard.name, UNLABELLED, shard.path, error=f"{shard.path}: has no images in it")
+        return list(unpack(listed, self._resolve, keep_unreadable=True)) or [empty]
 
 
 def on_this_machine(job: Job, networks: Sequence[Network | QuantizedGraph], parts: Sequence[int]) -> Iterator[int]:
@@ -114,7 +102,7 @@ def on_ray(job: Job, networks: Sequence[Network | QuantizedGraph], parts: Sequen
     import ray.data
 
     with _connected(ray):
-        threads, room = _room(ray, job.threads)
+        threads, room = _room(ray, job.threads, job.device)
         pool = ray.data.ActorPoolStrategy(
             # A pool of fixed size would wait forever to replace a machine that is lost.
             min_size=1,
@@ -181,11 +169,22 @@ class _Actor:
         return batch | {"error": [""]}
 
 
-def _room(ray: Any, threads: int | None) -> tuple[int, int]:
-    """The number of threads of each worker, and the number of workers that the cluster has processors for."""
-    processors = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+def _room(ray: Any, threads: int | None, device: str) -> tuple[int, int]:
+    """The number of threads of each worker, and the number of workers that the cluster has room for.
+
+    A cluster may grow, so a notice says if no machine has room now.
+    """
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    processors = [int(one.get("CPU", 0)) for one in machines]
     each = threads or min([count for count in processors if count] + [MOST_THREADS])
-    return each, sum(count // each for count in processors)
+    rooms = [count // each for count in processors]
+    needs = f"{counted(each, 'processor')}, one for each thread of a worker"
+    if device == "cuda":
+        rooms = [min(room, int(one.get("GPU", 0))) for room, one in zip(rooms, machines, strict=True)]
+        needs += ", and a GPU"
+    if not any(rooms):
+        warnings.warn(Notice(f"no machine of the Ray cluster has {needs}; Ray waits until one with these joins it"), stacklevel=3)
+    return each, sum(rooms)
 
 
 def _contiguous(model: Network | QuantizedGraph) -> Network | QuantizedGraph:

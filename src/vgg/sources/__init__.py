@@ -40,14 +40,15 @@ def find(images: Any) -> list[tuple[str, ImageLike]]:
     Args:
         images: one image or several, as `Classifier.classify` takes them: a place, see above; a file's bytes, a PIL image, or
             an array [height, width, channels]; an array [count, height, width, channels]; or a list of these, of samples, or
-            of pairs as returned here. A file that is missing is returned as well; reading it is an error.
+            of pairs as returned here. A file that is missing and a shard that is damaged are returned as well; reading them
+            is an error.
 
     Raises:
-        ImageError: there are none, or a shard is damaged.
+        ImageError: there are none.
         Error: a folder or store can't be listed.
     """
     if isinstance(images, str | Path):
-        return [(one.name, one) for one in _found(stores.normalised(images))]
+        return [(one.name, one) for one in _found(stores.normalised(images), keep_unreadable=True)]
     if is_single(images):
         return [(images.name if isinstance(images, Sample) else "image", images)]
     found: list[tuple[str, ImageLike]] = []
@@ -80,7 +81,12 @@ def is_folder(place: str | Path) -> bool:
 
 
 def unlabelled(place: str | Path) -> Dataset:
-    """The images at a place, without classes; names are relative to it. Raises as `find` does."""
+    """The images at a place, without classes; names are relative to it.
+
+    Raises:
+        ImageError: there are none, or a shard is missing or damaged.
+        Error: a folder or store can't be listed.
+    """
     path = stores.normalised(place)
     return Dataset(str(place), _found(path, _base(path)))
 
@@ -193,8 +199,8 @@ def is_cifar(place: str | Path) -> bool:
     return path.endswith(listing.CIFAR) or cifar.kind_in(one.name for one in inside) is not None
 
 
-def _found(place: str, base: str | None = None) -> list[Sample]:
-    found = list(listing.unpack(listing.images(place, base, check=False)))
+def _found(place: str, base: str | None = None, *, keep_unreadable: bool = False) -> list[Sample]:
+    found = list(listing.unpack(listing.images(place, base, check=False), keep_unreadable=keep_unreadable))
     if not found:
         raise ImageError(f"{place}: has no images in it")
     return found

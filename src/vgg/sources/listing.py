@@ -15,7 +15,7 @@ from ..errors import Error, ImageError
 from ..image_formats import SUFFIXES, suffix_of
 from ..labels import Labels, Resolve, resolver
 from . import cifar, numbering, patterns, stores, tables
-from .samples import UNLABELLED, Sample
+from .samples import UNLABELLED, Sample, Unreadable
 from .walk import SHARD, Walk, sample
 
 CIFAR, LIST = ".bin", ".txt"
@@ -111,12 +111,16 @@ def parts(place: str) -> tuple[list[Sample], dict[str, str]]:
     return [sample(one.place, size=one.size) for one in containers], {} if containers else folders
 
 
-def unpack(samples: Iterable[Sample], resolve: Resolve | None = None) -> Iterator[Sample]:
+def unpack(
+    samples: Iterable[Sample], resolve: Resolve | None = None, *, keep_unreadable: bool = False
+) -> Iterator[Sample]:
     """The samples, with the images in a container instead of it. A container at a URL is copied to a temporary file.
 
     Args:
         samples: as listed.
         resolve: the index of a class in a shard; without it, classes are ignored.
+        keep_unreadable: whether a container that can't be read is a sample that raises ImageError when it is read, rather than
+            an error at once.
 
     Raises:
         ImageError: a container is missing or damaged, or a class in it is missing or unknown.
@@ -135,7 +139,11 @@ def unpack(samples: Iterable[Sample], resolve: Resolve | None = None) -> Iterato
                 cifar.read(Path(path), cifar.kind_of(one.path)) if path.endswith(CIFAR) else shards.read(Path(path), resolve)
             )
         except Error as error:
-            raise ImageError(str(error).replace(path, one.path)) from None
+            message = str(error).replace(path, one.path)
+            if not keep_unreadable:
+                raise ImageError(message) from None
+            yield Unreadable(one.name, UNLABELLED, one.path, error=message)
+            continue
         for each in found:
             yield replace(each, name=f"{one.name}/{each.name}", held=copy)
 

@@ -66,6 +66,16 @@ class Sample:
             raise ImageError(f"{self.name}: is {size / 2**20:.0f} MiB; the limit for images is {MAX_BYTES // 2**20} MiB")
 
 
+@dataclass(frozen=True, slots=True)
+class Unreadable(Sample):
+    """A container that can't be read, as an image with an error."""
+
+    error: str = ""
+
+    def read(self) -> bytes:
+        raise ImageError(self.error)
+
+
 @dataclass(frozen=True)
 class Dataset:
     """Images in a fixed order."""
