@@ -12,12 +12,14 @@ import pytest
 
 from conftest import needs_native
 from miniature import jpeg
+from quantized_files import quantized
 from runs_helpers import BROKEN, COUNT, LABELS, MODELS, PART, classify, near, network, rows
 from training_helpers import cifar_folder
 from vgg import Error, runs, sources
 from vgg.classifier import Classifier
 from vgg.evaluation import evaluate, records
 from vgg.features import Descriptor, extract
+from vgg.formats import load
 from vgg.views import Views
 
 pytestmark = needs_native
@@ -45,6 +47,16 @@ def test_rows_of_features_are_the_vectors(photos, tmp_path):
             assert near(row[layer], None if one.error else one.values[layer].tolist())
     [kind] = {field.type for field in pyarrow.dataset.dataset(str(tmp_path / "out")).schema if field.name == "fc7"}
     assert kind.list_size == 256
+
+
+def test_a_file_with_other_quantized_activations_is_another_model(photos, tmp_path):
+    def run(**extra):
+        path = quantized(tmp_path, head="gap", classes=7, extra={"QuantizeBias": False, **extra})
+        return runs.run(runs.Classify(3), [("q", load(path))], [str(photos)], str(tmp_path / "out"), part=PART)
+
+    run()
+    with pytest.raises(Error, match="holds other work"):
+        run(ActivationSymmetric=True)  # the parameters are the same
 
 
 def test_figures_of_evaluate_are_those_of_one_run(photos, tmp_path):

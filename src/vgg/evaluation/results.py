@@ -9,7 +9,6 @@ import numpy as np
 from ..arrays import Array
 from ..classifier import Classifier
 from ..engines import GraphEngine, identity
-from ..formats import file_digest
 from ..sources import Dataset
 from ..store import Work, key_of
 from ..views import Views
@@ -138,7 +137,7 @@ class Evaluation:
 
 def content_hash(model: Classifier) -> str:
     """SHA-256 of what a model computes: of its parameters, or of its file if the activations are quantized."""
-    return file_digest(model.engine.graph.path) if isinstance(model.engine, GraphEngine) else model.network.sha256()
+    return (model.engine.graph if isinstance(model.engine, GraphEngine) else model.network).sha256()
 
 
 def predictions(evaluation: Evaluation) -> Iterator[dict[str, Any]]:

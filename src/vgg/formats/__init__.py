@@ -54,6 +54,11 @@ class QuantizedGraph:
     activations: Activations = field(default_factory=dict)
     obstacle: str = ""  # why activations is empty
 
+    def sha256(self) -> str:
+        """SHA-256 of the file and of the files that it needs."""
+        digests = [digest(one) for one in (self.path, *companions(self.path).values())]
+        return digests[0] if len(digests) == 1 else sha256(" ".join(digests).encode()).hexdigest()
+
 
 def network_of(model: Network | QuantizedGraph) -> Network:
     """The network of what `load` returns."""
@@ -162,12 +167,6 @@ def companions(path: Path) -> dict[str, Path]:
     with reading(path, TITLES[format]):
         found: dict[str, Path] = import_module(_COMPANIONS[format], __name__).companions(path)
     return found
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a model file and of the files that it needs."""
-    digests = [digest(one) for one in (path, *companions(path).values())]
-    return digests[0] if len(digests) == 1 else sha256(" ".join(digests).encode()).hexdigest()
 
 
 def _cropped(preprocessing: Preprocessing, architecture: Architecture) -> Preprocessing:

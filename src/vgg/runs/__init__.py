@@ -103,7 +103,7 @@ def run(
     key = key_of(
         verb=type(task).__name__.lower(),
         options=asdict(task),  # type: ignore[call-overload]
-        models=[[name, network.sha256()] for (name, _), network in zip(models, networks, strict=True)],
+        models=[[name, model.sha256()] for name, model in models],
         architectures=[asdict(network.architecture) for network in networks],
         preprocessing=[asdict(network.preprocessing) for network in networks],
         labels=first.labels.text() if first.labels else None,
