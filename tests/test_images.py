@@ -86,6 +86,17 @@ def test_grey_palette_and_one_bit_become_rgb():
     assert far(open_image(saved(bits, "PNG")), bits.convert("RGB")) == 0
 
 
+def test_bmp_files_with_run_lengths_are_read():
+    width, height = 200, 300
+    grey = np.arange(width * height, dtype=np.uint32).reshape(height, width) // 2 % 256
+    rows = b"".join(bytes(byte for value in row[::2] for byte in (2, value)) + b"\0\0" for row in grey[::-1]) + b"\0\1"
+    palette = bytes(byte for value in range(256) for byte in (value, value, value, 0))
+    header = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 8, 1, len(rows), 0, 0, 256, 0)
+    start = 14 + len(header + palette)
+    data = struct.pack("<2sIHHI", b"BM", start + len(rows), 0, 0, start) + header + palette + rows
+    assert far(open_image(data), Image.fromarray(grey.astype(np.uint8)).convert("RGB")) == 0
+
+
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
 def test_what_is_transparent_is_white(mode):
     image = Image.new("RGBA", (40, 30), (255, 0, 0, 0))
@@ -144,6 +155,8 @@ def png_of(width: int, height: int) -> bytes:
         (png_of(15_000, 15_000), "has more than 178,956,970 pixels"),
         (png_of(60_000, 60_000), "has more than 178,956,970 pixels"),
         (saved(Image.fromarray(np.zeros((4, 4), np.float32)), "TIFF"), "has floating-point pixels"),
+        (saved(Image.fromarray(np.full((4, 4), -1000, np.int32)), "TIFF"), "has integer pixels outside of 0..65535"),
+        (saved(Image.fromarray(np.full((4, 4), 70_000, np.int32)), "TIFF"), "has integer pixels outside of 0..65535"),
     ],
 )
 def test_what_cannot_be_shown_is_one_line_with_the_files_name(tmp_path, content, why):

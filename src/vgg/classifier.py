@@ -71,8 +71,8 @@ class Classifier:
         """Classify an image, or several.
 
         Args:
-            images: one image (a path, a file's bytes, a PIL image, or an array, uint8 [height, width, 3], 0..255), or several:
-                a list of these, a folder, which is walked, a glob, or an array [count, height, width, 3].
+            images: one image (a path, a file's bytes, an open file, a PIL image, or an array, uint8 [height, width, 3],
+                0..255), or several: a list of these, a folder, which is walked, a glob, or an array [count, height, width, 3].
             top: maximum number of predictions per image; by default 5, or all if each class has a score of its own.
             threshold: predictions have a score above it, 0..1; by default 0.5 if each class has a score of its own, so that
                 an image may have none.

@@ -9,6 +9,7 @@ import os
 import stat
 import struct
 import tempfile
+import threading
 import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from .errors import Error, ModelError
+
+_UMASK = threading.Lock()
 
 
 def open_file(path: str | Path) -> BufferedReader:
@@ -75,14 +78,20 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     try:
         with os.fdopen(descriptor, "wb") as file:
             yield file
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(name, 0o666 & ~mask)  # mkstemp's are stricter than an ordinary file's
+        os.chmod(name, 0o666 & ~_umask())  # mkstemp's are stricter than an ordinary file's
         os.replace(name, path)
     except OSError as error:
         raise Error(f"{path}: can't be written: {reason(error)}") from None
     finally:
         Path(name).unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    """The permissions that new files don't get. The system tells them only by changing them, which concerns all threads."""
+    with _UMASK:
+        mask = os.umask(0)
+        os.umask(mask)
+    return mask
 
 
 def write_csv(path: Path, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:

@@ -136,6 +136,8 @@ def _opened(data: bytes, name: str) -> tuple["Image.Image", int, bool, int]:
         raise Image.DecompressionBombError
     if image.format == "PPM":
         source.left += len(data)  # numbers that are not bytes are read one by one
+    elif image.tile and image.tile[0][0] == "bmp_rle":
+        source.left += min(len(data), 3 * (pixels + image.height))  # as are runs, of two or three reads
     if image.format == "PNG":  # the orientation may follow the pixels
         turned = any(word in data for word in (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp"))
     else:
@@ -203,6 +205,8 @@ def _rgb(image: "Image.Image", name: str) -> "Image.Image":
     turn = _orientation(image)
     if image.mode == "F":
         raise ImageError(f"{name}: has floating-point pixels of unknown range; convert it to 8 or 16 bits")
+    if image.mode == "I" and not 0 <= image.getextrema()[0] <= image.getextrema()[1] <= 65535:
+        raise ImageError(f"{name}: has integer pixels outside of 0..65535; convert it to 8 or 16 bits")
     if image.mode != "RGB" or image.has_transparency_data:
         image = _converted(image) if image.width * image.height <= BLOCK else _by_blocks(image)
         image.info = {}

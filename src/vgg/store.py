@@ -19,7 +19,7 @@ import numpy as np
 
 from . import json_output
 from .arrays import Array
-from .errors import Error, Notice
+from .errors import Error, Notice, one_line
 from .files import cache_folder, reason, replacing, reserve
 
 KEY = "key.json"
@@ -143,16 +143,16 @@ def digest_of(key: Mapping[str, Any]) -> str:
     return hashlib.sha256(json_output.dumps(key, sort_keys=True).encode()).hexdigest()
 
 
-def differences(key: Mapping[str, Any], other: Mapping[str, Any], before: str = "") -> list[str]:
+def differences(found: Mapping[str, Any], wanted: Mapping[str, Any], before: str = "") -> list[str]:
     """The entries that differ between two keys, such as `recipe.lr: 0.1, not 0.05`."""
-    found = []
-    for name in dict.fromkeys([*key, *other]):
-        one, two = key.get(name), other.get(name)
+    unlike = []
+    for name in dict.fromkeys([*found, *wanted]):
+        one, two = found.get(name), wanted.get(name)
         if isinstance(one, dict) and isinstance(two, dict):
-            found += differences(one, two, f"{before}{name}.")
+            unlike += differences(one, two, f"{before}{name}.")
         elif one != two:
-            found.append(f"{before}{name}: {one}, not {two}")
-    return found
+            unlike.append(f"{before}{name}: {one_line(one)}, not {one_line(two)}")
+    return unlike
 
 
 def refuse_other_work(place: object, key: Mapping[str, Any], found: Mapping[str, Any]) -> None:

@@ -86,6 +86,10 @@ def test_images_and_results_in_an_object_store(photos, tmp_path, store):
     task = runs.Score()
     done = runs.run(task, MODELS, ["s3://bucket/photos"], "s3://bucket/scores", part=PART)
     assert runs.records(done, task, MODELS)[0]["images"] == COUNT - 1
+    store.call_s3("put_object", Bucket="bucket", Key="photos/ant/cold.jpg", Body=jpeg(0), StorageClass="GLACIER")
+    done = classify("s3://bucket/photos", "s3://bucket/cold")
+    assert (done.images, done.failed) == (COUNT + 1, 2)
+    assert any(one.startswith("s3://bucket/photos/ant/cold.jpg: can't be read: ") for one in done.errors)
     with pytest.raises(Error, match=r"s3://nobucket/x: file or folder not found"):
         classify("s3://nobucket/x", "s3://bucket/other")
     with pytest.raises(Error, match="s3://nobucket/out: can't be written"):

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import struct
 import subprocess
 import sys
 import tempfile
@@ -77,6 +78,38 @@ def test_shards_and_cifar10_are_opened(place):
     for read in (lambda: find("broken.tar")[0][1].read(), lambda: sources.unlabelled("broken.tar")):
         with pytest.raises(ImageError, match=r"broken\.tar: is damaged, truncated, or not a tar file"):
             read()
+
+
+def test_a_dot_in_a_name_hides_no_image_of_a_shard(place):
+    Path("dots.tar").write_bytes(pack({"Screenshot at 10.15.30.jpg": jpeg(1), "scan.v2.png": jpeg(2), "a.v2.txt": b""}))
+    assert listed("dots.tar") == ["dots.tar/Screenshot at 10.15.30.jpg", "dots.tar/scan.v2.png"]
+
+
+def test_urls_are_read_through_a_proxy(monkeypatch):
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    url = "http://images.invalid/a.jpg"
+    with serving({url: jpeg(1)}) as server:
+        monkeypatch.setenv("http_proxy", server.address)
+        assert find(url)[0][1].read() == jpeg(1)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    {
+        "a negative size": lambda header: header[:124] + struct.pack(">Bxxxq", 255, -512) + header[136:],
+        "a name of any length": lambda header: (
+            b"././@LongLink".ljust(124, b"\0") + b"\x80" + b"\x7f" * 11 + header[136:156] + b"L"
+        ),
+    }.values(),
+)
+def test_a_hostile_shard_is_an_error(place, damage):
+    header = damage(SHARD[:512])
+    header += SHARD[len(header) : 512]
+    total = sum(header[:148]) + 8 * 32 + sum(header[156:])
+    Path("hostile.tar").write_bytes(header[:148] + b"%06o\0 " % total + header[156:] + SHARD[512:])
+    with pytest.raises(Error, match=r"hostile\.tar: is damaged, truncated, or not a tar file"):
+        sources.unlabelled("hostile.tar")
 
 
 def test_images_in_memory_are_numbered(place):

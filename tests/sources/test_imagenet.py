@@ -12,7 +12,7 @@ import vgg.sources
 from miniature import CLASSES, class_tar, jpeg, pack, train_tar, val_class, val_tar
 from vgg import Error
 from vgg.labels import imagenet as labels
-from vgg.sources import imagenet
+from vgg.sources import imagenet, journal
 from vgg.sources.check import check
 
 
@@ -124,6 +124,43 @@ def test_other_options_than_before_are_refused_until_fresh(tmp_path):
     assert prepare(out, train_tar(tmp_path), as_shards=True, fresh=True) == []
     assert sorted(images(out)) == ["notes.txt", "train/000000.tar"]
     assert prepare(tmp_path / "new", val=archive, fresh=True) == []
+
+
+def test_fresh_deletes_what_its_archives_replace(tmp_path):
+    archive, train, out = val_tar(tmp_path), train_tar(tmp_path), tmp_path / "out"
+    prepare(out, train, archive)
+    for split in ("train", "val"):
+        (next((out / split).iterdir()) / "mark").write_text("old")
+    whole = images(out)
+    with pytest.raises(Error, match="file or folder not found"):
+        prepare(out, val=tmp_path / "typo.tar", fresh=True)
+    with pytest.raises(Error, match="is damaged, or not the published archive"):
+        imagenet.prepare(out, {"val": archive}, fresh=True)
+    assert images(out) == whole
+    prepare(out, val=archive, fresh=True)
+    assert [name.split("/")[0] for name in set(whole) - set(images(out))] == ["val"]
+
+
+def test_files_of_other_programs_are_not_taken_for_finished_classes(tmp_path):
+    archive, out = val_tar(tmp_path), tmp_path / "out"
+    (out / "val" / CLASSES[0]).mkdir(parents=True)
+    for fresh in (False, True):
+        with pytest.raises(Error, match=r"out/val: has files that `vgg prepare` did not make; choose another output folder"):
+            prepare(out, val=archive, fresh=fresh)
+    prepare(out, train_tar(tmp_path))
+    with pytest.raises(Error, match=r"out/val: has files"):
+        prepare(out, val=archive)
+
+
+def test_images_of_an_archive_that_cannot_be_read_are_not_skipped(tmp_path):
+    archive, out = val_tar(tmp_path), tmp_path / "out"
+    content = archive.read_bytes()
+    problems = prepare(out, val=archive, workers=1, progress=lambda *done: os.truncate(archive, 1000))
+    assert problems
+    assert all(problem.endswith("; class skipped") for problem in problems)
+    archive.write_bytes(content)
+    assert prepare(out, val=archive) == []
+    assert len(images(out)) == 12
 
 
 def test_only_the_published_archives_are_taken_and_hashed_once(tmp_path, monkeypatch):
@@ -249,6 +286,6 @@ def test_check_reads_shards_and_finds_broken_ones(tmp_path, monkeypatch):
 def test_the_journal_survives_damage(tmp_path):
     archive = val_tar(tmp_path)
     prepare(tmp_path / "out", val=archive)
-    (tmp_path / "out" / imagenet.JOURNAL).write_text("{")
+    (tmp_path / "out" / journal.NAME).write_text("{")
     assert prepare(tmp_path / "out", val=archive) == []
-    assert json.loads((tmp_path / "out" / imagenet.JOURNAL).read_text())["options"] == {"short_side": None, "shards": False}
+    assert json.loads((tmp_path / "out" / journal.NAME).read_text())["options"] == {"short_side": None, "shards": False}

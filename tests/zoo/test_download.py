@@ -167,8 +167,10 @@ def test_wrong_bytes_are_not_kept(known, model, tmp_path, monkeypatch, content):
 def test_a_longer_file_is_rejected(known, model, tmp_path, monkeypatch):
     with serving({FILE: model + b"more"}, ["chunked"]) as server, pytest.raises(Error, match="published file: more than"):
         pulled(monkeypatch, server)
-    # A file without a published length has a limit, too.
+    # A file without a published length has limits, too.
     monkeypatch.setattr(zoo, "PUBLISHED", (replace(known, bytes=None, sha256=None),))
+    with serving({FILE: b"<html>log in</html>"}) as server, pytest.raises(Error, match="not the published file: 19 bytes"):
+        pulled(monkeypatch, server)
     with serving({FILE: model + bytes(2**21)}, ["chunked"]) as server, pytest.raises(Error, match="published file: more than"):
         pulled(monkeypatch, server)
 

@@ -183,7 +183,8 @@ def _room(ray: Any, threads: int | None, device: str) -> tuple[int, int]:
         rooms = [min(room, int(one.get("GPU", 0))) for room, one in zip(rooms, machines, strict=True)]
         needs += ", and a GPU"
     if not any(rooms):
-        warnings.warn(Notice(f"no machine of the Ray cluster has {needs}; Ray waits until one with these joins it"), stacklevel=3)
+        text = f"no machine of the Ray cluster has {needs}; Ray waits until one with these joins it"
+        warnings.warn(Notice(text), stacklevel=3)
     return each, sum(rooms)
 
 

@@ -38,10 +38,10 @@ def find(images: Any) -> list[tuple[str, ImageLike]]:
     """Images with their names.
 
     Args:
-        images: one image or several, as `Classifier.classify` takes them: a place, see above; a file's bytes, a PIL image, or
-            an array [height, width, channels]; an array [count, height, width, channels]; or a list of these, of samples, or
-            of pairs as returned here. A file that is missing and a shard that is damaged are returned as well; reading them
-            is an error.
+        images: one image or several, as `Classifier.classify` takes them: a place, see above; a file's bytes, an open file, a
+            PIL image, or an array [height, width, channels]; an array [count, height, width, channels]; or a list of these, of
+            samples, or of pairs as returned here. A file that is missing and a shard that is damaged are returned as well;
+            reading them is an error.
 
     Raises:
         ImageError: there are none.
@@ -70,8 +70,10 @@ def is_single(images: Any) -> bool:
     if isinstance(images, str | Path):
         place = stores.normalised(images)
         return listing.is_image(place) if stores.is_url(place) else not listing.is_collection(place) and os.path.isfile(place)
-    return isinstance(images, bytes | bytearray | memoryview | Image.Image | Sample) or (
-        isinstance(images, np.ndarray) and images.ndim != 4
+    return (
+        isinstance(images, bytes | bytearray | memoryview | Image.Image | Sample)
+        or (isinstance(images, np.ndarray) and images.ndim != 4)
+        or hasattr(images, "read")  # an open file
     )
 
 

@@ -5,9 +5,7 @@ ILSVRC2012_img_val.tar holds 50,000 images, whose classes are listed elsewhere. 
 archives; there are no intermediate copies.
 """
 
-import hashlib
 import io
-import json
 import os
 import random
 import re
@@ -20,15 +18,14 @@ from tarfile import TarInfo
 
 from PIL import Image
 
-from .. import json_output
 from ..errors import Error, ImageError
-from ..files import open_file, reason, replacing
+from ..files import reason, replacing
 from ..images import MAX_BYTES, open_image
 from ..labels import imagenet
 from ..parallel import ahead
 from ..progress import Progress, silent
-from ..store import refuse_other_work
 from . import shards
+from .journal import Journal
 from .samples import Sample
 
 # Of the published archives; onnx/models, validated/vision/classification/imagenet_prep.md.
@@ -36,8 +33,6 @@ SHA1 = {"train": "43eda4fe35c1705d6606a6a7a633bc965d194284", "val": "5f3f73da339
 IMAGES = {"train": 1_281_167, "val": 50_000}
 SHARD = 1000  # images in a shard; about 110 MB as published
 QUALITY = 95  # of images that are encoded again
-JOURNAL = ".prepare.json"  # in the prepared folder: the options, and the archives whose hash is right
-HASHED = 2**22  # bytes read at once
 
 Job = Callable[[], list[str]]  # returns problems
 Encode = Callable[[Sample], bytes]
@@ -76,7 +71,7 @@ def prepare(
             is kept.
         as_shards: write WebDataset shards of 1000 images in a shuffled, reproducible order instead of class folders.
         verify: require the published SHA1 of the archives.
-        fresh: delete what an earlier run has prepared, and start over.
+        fresh: delete what an earlier run has prepared of these splits, or of both if its options were others, and start over.
         workers: number of threads; the number of cores by default.
         progress: called as work advances.
 
@@ -84,15 +79,18 @@ def prepare(
         The problems of single classes and images, one line each. A class is complete or absent.
 
     Raises:
-        Error: an archive is missing, damaged, or not the published one; the folder was prepared with other options; or it
-            can't be written.
+        Error: an archive is missing, damaged, or not the published one; the folder was prepared with other options, or holds
+            other files; or it can't be written.
     """
     workers = workers or os.cpu_count() or 1
     try:
         output.mkdir(parents=True, exist_ok=True)
-        journal = _Journal(output, {"short_side": short_side, "shards": as_shards}, fresh)
-        for split, archive in archives.items() if verify else ():
-            journal.verify(archive, SHA1[split], progress)
+        journal = Journal(output, {"short_side": short_side, "shards": as_shards}, fresh)
+        for split, archive in archives.items():
+            if verify:
+                journal.verify(archive, SHA1[split], progress)
+            next(shards.members(archive), None)  # an archive that can't be read is an error before anything is deleted
+        journal.begin(archives)
         problems: list[str] = []
         encode = partial(_encoded, short_side=short_side)
         for split, archive in archives.items():
@@ -220,8 +218,16 @@ def _members(
 
 
 def _encoded(sample: Sample, short_side: int | None) -> bytes:
-    """The file of an image, unchanged or resized. Raises ImageError if it must be decoded and can't be."""
-    content = sample.read()
+    """The file of an image, unchanged or resized.
+
+    Raises:
+        ImageError: it must be decoded and can't be.
+        Error: the archive can't be read. Another attempt may succeed, so the image must not be skipped.
+    """
+    try:
+        content = sample.read()
+    except ImageError as error:
+        raise Error(str(error)) from None
     if short_side is None:
         return content
     image = open_image(content, sample.name)
@@ -232,52 +238,3 @@ def _encoded(sample: Sample, short_side: int | None) -> bytes:
     file = io.BytesIO()
     image.resize((width, height), Image.Resampling.BILINEAR).save(file, "JPEG", quality=QUALITY)
     return file.getvalue()
-
-
-class _Journal:
-    """The file in a prepared folder with the options that it is prepared with, and the archives that have been verified.
-
-    The splits may be prepared by different commands, each class is independent of the version of vgg, and its presence says
-    that it is complete. So the key is the options alone, and there is no other state.
-    """
-
-    def __init__(self, folder: Path, options: dict[str, object], fresh: bool) -> None:
-        self._path, self._options = folder / JOURNAL, options
-        self._verified: dict[str, list[int]] = {}
-        if self._path.exists() and fresh:
-            for split in IMAGES:
-                shutil.rmtree(folder / split, ignore_errors=True)
-        elif self._path.exists():
-            try:
-                journal = json.loads(self._path.read_text())
-                begun, self._verified = dict(journal["options"]), dict(journal["verified"])
-            except (ValueError, KeyError, TypeError):
-                begun = options
-            refuse_other_work(folder, options, begun)
-        self._write()
-
-    def verify(self, archive: Path, sha1: str, progress: Progress) -> None:
-        """Raise Error unless the archive has this SHA1. It is hashed once, and again if its size or time has changed."""
-        try:
-            status = archive.stat()
-            known = [status.st_size, status.st_mtime_ns]
-            if self._verified.get(str(archive.resolve())) == known:
-                return
-            total = hashlib.sha1(usedforsecurity=False)
-            with open_file(archive) as file:
-                while piece := file.read(HASHED):
-                    total.update(piece)
-                    progress(f"Verifying {archive.name}", file.tell(), status.st_size, "bytes")
-        except OSError as error:
-            raise Error(f"{archive}: {reason(error)}") from None
-        if total.hexdigest() != sha1:
-            raise Error(
-                f"{archive}: is damaged, or not the published archive: its SHA1 is {total.hexdigest()}, published is {sha1}; "
-                f"download it again, or use --no-verify for another archive of the same layout"
-            )
-        self._verified[str(archive.resolve())] = known
-        self._write()
-
-    def _write(self) -> None:
-        with replacing(self._path) as file:
-            file.write(json_output.dumps({"options": self._options, "verified": self._verified}).encode())

@@ -111,9 +111,7 @@ def parts(place: str) -> tuple[list[Sample], dict[str, str]]:
     return [sample(one.place, size=one.size) for one in containers], {} if containers else folders
 
 
-def unpack(
-    samples: Iterable[Sample], resolve: Resolve | None = None, *, keep_unreadable: bool = False
-) -> Iterator[Sample]:
+def unpack(samples: Iterable[Sample], resolve: Resolve | None = None, *, keep_unreadable: bool = False) -> Iterator[Sample]:
     """The samples, with the images in a container instead of it. A container at a URL is copied to a temporary file.
 
     Args:

@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 from ..errors import Error
 from ..files import open_file, reason
-from ..image_formats import SUFFIXES
+from ..image_formats import SUFFIXES, suffix_of
 from ..labels import Resolve
 from .ignored import is_within_ignored
 from .samples import UNLABELLED, Sample
@@ -22,7 +22,10 @@ BLOCK = 512  # bytes; the unit of a tar file
 
 
 def read(path: Path, resolve: Resolve | None = None) -> list[Sample]:
-    """The images in a shard, which are located and not read. Without `resolve`, classes are ignored, and any images are listed.
+    """The images in a shard, which are located and not read.
+
+    With `resolve`, files belong together as in WebDataset, if their names are equal up to the first dot. Without it, classes
+    are ignored, and all images are listed.
 
     Raises Error if the shard is damaged, an image has no class, or a class is unknown.
     """
@@ -33,7 +36,8 @@ def read(path: Path, resolve: Resolve | None = None) -> list[Sample]:
         folder, slash, file = member.name.rpartition("/")
         stem, _, suffix = file.partition(".")
         key, suffix = folder + slash + stem, suffix.lower()
-        if not member.isreg() or (f".{suffix}" not in SUFFIXES and (suffix != "cls" or resolve is None)):
+        is_image = (f".{suffix}" if resolve else suffix_of(file)) in SUFFIXES
+        if not member.isreg() or not (is_image or (suffix == "cls" and resolve)):
             continue
         if resolve and key in (targets if suffix == "cls" else keys):
             raise Error(f"{path}: {key} has two {'classes' if suffix == 'cls' else 'images'}, the second in {member.name}")
@@ -82,7 +86,7 @@ def members(path: Path, start: int = 0, size: int | None = None) -> Iterator[tup
             file.seek(start)
             with tarfile.open(fileobj=file, mode="r:") as tar:
                 for member in tar:
-                    if member.offset_data + member.size > end:
+                    if not 0 <= member.size <= end - member.offset_data:
                         raise tarfile.ReadError(f"{member.name!r} exceeds the file")
                     if not is_within_ignored(member.name):
                         yield member, file
@@ -91,7 +95,8 @@ def members(path: Path, start: int = 0, size: int | None = None) -> Iterator[tup
                 file.seek(stopped)
                 if file.read(min(BLOCK, max(end - stopped, 0))).strip(b"\0"):
                     raise tarfile.ReadError(f"invalid header at byte {stopped:,}")
-    except (tarfile.TarError, EOFError) as error:
+    # Fields that are no numbers, and names of any length, are ValueError, OverflowError and MemoryError in tarfile.
+    except (tarfile.TarError, EOFError, ValueError, OverflowError, MemoryError, RecursionError) as error:
         raise Error(f"{path}: is damaged, truncated, or not a tar file ({error})") from None
     except OSError as error:
         raise Error(f"{path}: {reason(error)}") from None

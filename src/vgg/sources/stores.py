@@ -23,6 +23,7 @@ from .ignored import is_ignored
 Result = TypeVar("Result")
 
 TEMPORARY = (408, 425, 429)  # statuses of HTTP below 500 after which another attempt may succeed
+REFUSED = ("AccessDenied", "InvalidObjectState")  # S3's codes for one object, such as an archived one
 TRIES = 4  # attempts at reading from a store, with 1, 2 and 4 seconds between them
 UNKNOWN = -1  # the size of a file
 
@@ -89,7 +90,8 @@ def filesystem(place: str) -> tuple[Any, str]:
 
     try:
         # No cache of listings: those of ten million images would fill the memory.
-        system, path = url_to_fs(place, use_listings_cache=False)
+        options: dict[str, Any] = {"client_kwargs": {"trust_env": True}} if place.startswith("http") else {}  # proxies
+        system, path = url_to_fs(place, use_listings_cache=False, **options)
     except (ValueError, ImportError) as error:
         raise Error(f"{place}: {one_line(error)}") from None
     return system, path
@@ -180,8 +182,8 @@ class Copy:
 def patiently(url: str, get: Callable[[Any, str], Result]) -> Result:
     """The result of `get`, after several attempts if need be.
 
-    A file that is missing, or that a web server refuses for good, is an ImageError, which concerns one image. A store that
-    keeps failing is an Error: it says nothing about the image, which must be requested again.
+    A file that is missing, or that the server refuses for good, is an ImageError, which concerns one image. A store that keeps
+    failing is an Error: it says nothing about the image, which must be requested again.
     """
     system, path = filesystem(url)
     for attempt in range(TRIES):
@@ -191,10 +193,17 @@ def patiently(url: str, get: Callable[[Any, str], Result]) -> Result:
             raise ImageError(f"{url}: file or folder not found") from None
         except Exception as error:  # the exceptions of stores have no common base
             why = one_line(error) or type(error).__name__
-            status = getattr(error, "status", 0)
-            if isinstance(status, int) and 400 <= status < 500 and status not in TEMPORARY:
+            if _is_refusal(error):
                 raise ImageError(f"{url}: can't be read: {why}") from None
             if attempt == TRIES - 1:
                 raise Error(f"{url}: can't be read, after {TRIES} attempts: {why}") from None
             time.sleep(2**attempt)
     raise AssertionError
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether a server refuses one file for good: by the status of HTTP, or by S3's code in the cause of s3fs's error."""
+    status, response = getattr(error, "status", 0), getattr(error.__cause__, "response", None)
+    if isinstance(status, int) and 400 <= status < 500:
+        return status not in TEMPORARY
+    return isinstance(response, dict) and response.get("Error", {}).get("Code") in REFUSED

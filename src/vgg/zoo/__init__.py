@@ -51,10 +51,9 @@ def info(name: str) -> Published:
 
 
 def cached(known: Published) -> Path | None:
-    """The path of a published file in the cache; None if it is missing or has another size than the published one."""
+    """The path of a published file in the cache; None if it is missing or has an impossible size."""
     path = cache_folder() / known.file
-    complete = os.path.isfile(path) and known.bytes in (None, path.stat().st_size)
-    return path if complete else None
+    return path if os.path.isfile(path) and known.fits(path.stat().st_size) else None
 
 
 def pull(name: str, progress: Progress = silent) -> Path:

@@ -41,8 +41,8 @@ class Incomplete(Exception):
 
 
 def verified(path: Path, known: Published) -> bool:
-    """Whether a file exists and has the published size and hash, as far as they are published."""
-    if not path.is_file() or known.bytes not in (None, path.stat().st_size):
+    """Whether a file exists and has the published size, or a possible one, and the published hash, if there is one."""
+    if not path.is_file() or not known.fits(path.stat().st_size):
         return False
     return known.digest is None or digest(path, known.digest[0]).startswith(known.digest[1])
 
@@ -89,7 +89,7 @@ def _download(known: Published, to: Path, part: Path, progress: Progress) -> Non
             if not known.digest:
                 warnings.warn(Notice(f"no hash of {known.name} is published; downloaded sha256 {digest(to)}"), stacklevel=4)
             return
-        actual, expected = f"{part.stat().st_size:,} bytes", f"{known.bytes or 0:,} bytes"
+        actual, expected = f"{part.stat().st_size:,} bytes", f"{known.bytes or known.max_bytes:,} bytes"
         if known.digest:
             algorithm, expected = known.digest
             actual = f"{algorithm} {digest(part, algorithm)}"
