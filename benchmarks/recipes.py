@@ -42,6 +42,7 @@ CHANGES = {
     "no label smoothing": ("smoothing=0",),
     "random instead of alternating mirroring": ("flip=random",),
     "black border instead of reflection": ("border=black",),
+    "no translation": ("crop_range=0",),
     "CutMix": ("cutmix=1",),
     "mixup": ("mixup=0.2",),
     "TrivialAugment": ("policy=trivial",),

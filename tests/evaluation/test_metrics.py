@@ -152,6 +152,9 @@ def test_measures_of_classes_are_scikit_learns(classes):
     assert balanced_accuracy(parts) == pytest.approx(sklearn.balanced_accuracy_score(targets, predicted))
     expected = sklearn.roc_auc_score(targets, scores[:, 1] if classes == 2 else scores, multi_class="ovr")
     assert macro_auc(truth, scores) == pytest.approx(expected)
+    several = rng.random((80, classes))  # each class has a score of its own
+    expected = sklearn.roc_auc_score(truth, several, average="macro")
+    assert macro_auc(truth, several, exclusive=False) == pytest.approx(expected)
     missing = np.hstack([truth, np.zeros((80, 1), bool)]), np.hstack([scores, np.zeros((80, 1))])  # a class without images
     assert macro_auc(*missing) == pytest.approx(np.mean([roc_auc(truth[:, one], scores[:, one]) for one in range(classes)]))
     assert math.isnan(macro_auc(np.ones((3, 1), bool), np.ones((3, 1))))

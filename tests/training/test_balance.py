@@ -105,6 +105,7 @@ def test_a_rare_class_is_learnt(balance, tmp_path):
             {"head": "average, classes sigmoid"},
             "best=balanced requires one class for each image",
         ),
+        ({"temperature": 4.0}, {}, r"temperature=4 is for teachers' scores; use --teacher, or --set temperature=1"),
     ],
 )
 def test_what_is_undefined_is_refused(recipe, others, message, tmp_path):

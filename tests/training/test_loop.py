@@ -269,6 +269,25 @@ def test_a_finished_run_gives_its_result_again(tmp_path):
     assert hashes(train(options(data, tmp_path / "run"))) == hashes(first)
 
 
+def test_a_process_that_ends_after_the_checkpoint_loses_no_network(tmp_path):
+    """The network of the best epoch is written after the checkpoint, so that it is never that of an epoch that is repeated."""
+    data, recipe = class_folders(tmp_path / "data"), replace(QUICK, epochs=1)
+    first = train(options(data, tmp_path / "run", recipe))
+    expected = hashes(first)
+    assert (tmp_path / "run/last.pt").stat().st_mtime_ns <= first.path.stat().st_mtime_ns
+    first.path.unlink()
+    assert hashes(train(options(data, tmp_path / "run", recipe))) == expected
+
+
+def test_a_run_that_stopped_early_is_not_resumed(tmp_path):
+    data, lines = class_folders(tmp_path / "data"), []
+    recipe = replace(QUICK, epochs=9, patience=1, lr=1e-9)
+    first = train(options(data, tmp_path / "run", recipe))
+    assert len(first.history) == 2
+    train(options(data, tmp_path / "run", recipe), log=lines.append)
+    assert not any("resuming" in line for line in lines)
+
+
 def test_a_checkpoint_runs_nothing(tmp_path):
     class Hostile:
         def __reduce__(self):

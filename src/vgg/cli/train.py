@@ -114,7 +114,7 @@ def train(
         int, typer.Option("--micro-batch", min=0, metavar="N", help="Largest number of images computed at once; 0: no limit.")
     ] = 0,
     fresh: common.FreshOption = False,
-    seed: Annotated[int, typer.Option("--seed", min=0, metavar="N", help="Random seed.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, metavar="N", help="Random seed.")] = 0,
     labels: common.LabelsOption = None,
     workers: common.WorkersOption = None,
     device: common.DeviceOption = "cpu",

@@ -130,16 +130,17 @@ def auc_interval(truth: Array, scores: Array, z: float = Z95) -> tuple[float, fl
     return (max(area - z * error, 0.0), min(area + z * error, 1.0)) if error else (math.nan, math.nan)
 
 
-def macro_auc(truth: Array, scores: Array) -> float:
+def macro_auc(truth: Array, scores: Array, *, exclusive: bool = True) -> float:
     """The mean area under the ROC curve of each class against the rest, 0..1; nan if no class has one.
 
-    Classes of all images, or of none, are left out. Of two classes of which each image has one, it is the area of the second.
+    Classes of all images, or of none, are left out. Of two classes that exclude each other, it is the area of the second.
 
     Args:
         truth: bool [images, classes], whether an image has a class.
         scores: [images, classes].
+        exclusive: whether each image has one class, and the scores are those of a softmax.
     """
-    if truth.shape[1] == 2 and (truth.sum(1) == 1).all():
+    if exclusive and truth.shape[1] == 2:
         return roc_auc(truth[:, 1], scores[:, 1])
     areas = [roc_auc(one, score) for one, score in zip(truth.T, scores.T, strict=True) if one.any() and not one.all()]
     return float(np.mean(areas)) if areas else math.nan

@@ -194,7 +194,7 @@ def several_figures(truth: Array, scores: Array, losses: Array, threshold: float
     return {
         "map": _percent(float(np.mean(precisions))) if precisions else None,
         "map_classes": len(precisions),
-        "roc_auc": _percent(metrics.macro_auc(truth, scores)),
+        "roc_auc": _percent(metrics.macro_auc(truth, scores, exclusive=False)),
         "f1_micro": _percent(float(f1(truth.ravel(), chosen.ravel()))),
         "f1_macro": _percent(float(f1(truth, chosen).mean())),
         "threshold": threshold,

@@ -20,7 +20,7 @@ from . import checkpoint
 from .augmentation import Colours, erase, mixing
 from .cache import Cache
 from .checkpoint import BEST, LAST, NAN
-from .history import COLUMNS, Row, epoch_line, kept_row, measures_text, quality, write_log
+from .history import COLUMNS, Row, epoch_line, has_stalled, kept_row, measures_text, quality, write_log
 from .loader import Batch, Loader
 from .measures import Measures
 from .optimizer import make_average, make_optimizer, rate, set_rate
@@ -82,6 +82,11 @@ class Trainer:
         """The module to evaluate and to write: the moving average if the recipe has one."""
         return self.average.module if self.average else self.module
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether all epochs are done, or the run has stopped early."""
+        return self.epoch >= self.recipe.epochs or has_stalled(self.recipe.patience, self.history, self.recipe.best)
+
     def train_epoch(self) -> Row:
         """Train for the rest of the epoch; returns the epoch's row without its validation."""
         if self.process.device.type == "cuda" and isinstance(self.train, Loader):
@@ -103,7 +108,8 @@ class Trainer:
             self.progress("Training", self.epoch * self.steps + self.step, self.recipe.epochs * self.steps)
             if time.monotonic() - self.saved > self.options.save_seconds and self.step < self.steps:
                 self.save()
-                self.log(f"epoch {self.epoch + 1}, step {self.step} of {self.steps}: loss {loss:.4f}, lr {lr:.2g}")
+                whole = loss * self.process.world  # about; the other processes have the rest
+                self.log(f"epoch {self.epoch + 1}, step {self.step} of {self.steps}: loss {whole:.4f}, lr {lr:.2g}")
         seconds = time.perf_counter() - started
         speed, loss = (self.steps - first) * self.recipe.batch / seconds, self.process.total(self.loss_sum) / self.steps
         row = {"epoch": self.epoch + 1, "lr": lr, "loss": loss, "seconds": seconds, "images_per_second": speed}
@@ -217,19 +223,21 @@ class Trainer:
         return measures.row(self.process)
 
     def end_epoch(self, row: Row) -> None:
-        """Log the epoch, write the network if it is the best so far, and save a checkpoint."""
+        """Log the epoch, save a checkpoint, and write the network if it is the best so far."""
         self.history.append({name: row[name] for name in COLUMNS if name in row})
         self.epoch, self.step, self.loss_sum = self.epoch + 1, 0, 0.0
         if self.process.rank == 0:
             self.log(epoch_line(row, self.recipe.epochs, self.recipe.best))
             write_log(self.options.output, self.history)
-            if kept_row(self.history, self.recipe.best) is self.history[-1]:
-                self.write_network(row)
         self.save()
+        if self.process.rank == 0:
+            self.write_if_best()
 
-    def write_network(self, row: Row) -> None:
-        """Write the network of an epoch as the best one."""
-        recipe, setup = self.recipe, self.setup
+    def write_if_best(self) -> None:
+        """Write the network of the last epoch if it is the best one so far."""
+        recipe, setup, row = self.recipe, self.setup, self.history[-1]
+        if kept_row(self.history, recipe.best) is not row:
+            return
         origin = Provenance(
             source=f"vgg train, recipe {recipe.name}, {setup.name}, epoch {row['epoch']}: {measures_text(row, recipe.best)}",
             format="trained", preprocessing="given", labels="given", licence=setup.licence,
@@ -240,7 +248,8 @@ class Trainer:
         """Save a checkpoint, in the first process."""
         self.saved = time.monotonic()
         if self.process.rank == 0:
-            state = {"key": self.setup.key, "epoch": self.epoch, "step": self.step, "loss_sum": self.loss_sum}
+            state = {"key": self.setup.key, "epoch": self.epoch, "step": self.step}
+            state |= {"loss_sum": self.loss_sum * self.process.world}  # about, as the other processes have the rest
             state |= {"history": self.history, "module": self.module.state_dict(), "optimizer": self.optimizer.state_dict()}
             state |= {"average": self.average.state_dict()} if self.average else {}
             checkpoint.save(self.options.output / LAST, state)
@@ -252,8 +261,10 @@ class Trainer:
         if self.average:
             self.average.load_state_dict(state["average"])
         self.history, self.epoch, self.step = state["history"], state["epoch"], state["step"]
-        self.loss_sum = 0.0 if self.process.rank else state["loss_sum"] * self.process.world  # it is the first process's
-        if self.epoch < self.recipe.epochs:
+        self.loss_sum = 0.0 if self.process.rank else state["loss_sum"]
+        if self.process.rank == 0 and self.history and not self.step:
+            self.write_if_best()  # the process may have ended after the checkpoint
+        if not self.is_finished:
             self.log(f"resuming in epoch {self.epoch + 1}, step {self.step + 1}")
 
     def fail(self, loss: float, lr: float, used: list[Batch]) -> None:

@@ -53,7 +53,7 @@ class Measures:
             row["val_balanced"] = 100 * balanced_accuracy(counts)
         if self._classes <= AUC_CLASSES:
             truth, found = (process.gather(np.concatenate(parts)) for parts in (self._truth, self._scores))
-            row["val_auc"] = 100 * macro_auc(truth, found)
+            row["val_auc"] = 100 * macro_auc(truth, found, exclusive=self._output != "sigmoid")
         if self._classes == 2 and self._output != "sigmoid":
             specificity, sensitivity = (100 * right / count if count else math.nan for right, count in counts.tolist())
             row |= {"val_sensitivity": sensitivity, "val_specificity": specificity}

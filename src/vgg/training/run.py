@@ -9,7 +9,7 @@ from ..errors import Error
 from ..progress import Progress, silent
 from . import checkpoint, test_set
 from .checkpoint import BEST, LAST, SCORES, TEST
-from .history import TITLES, Row, decisive, draw_curves, has_stalled
+from .history import TITLES, Row, decisive, draw_curves
 from .loop import Trainer
 from .options import Options
 from .processes import Process, processes
@@ -66,7 +66,7 @@ def run(options: Options, process: Process, progress: Progress, log: Callable[[s
     if state:
         trainer.restore(state)
     recipe, history = setup.recipe, trainer.history
-    while trainer.epoch < recipe.epochs and not has_stalled(recipe.patience, history, recipe.best):
+    while not trainer.is_finished:
         row = trainer.train_epoch()
         trainer.end_epoch({**row, **trainer.evaluate()})
     if trainer.epoch < recipe.epochs:

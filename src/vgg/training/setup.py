@@ -181,9 +181,13 @@ def _check_options(options: Options) -> None:
 def _check_recipe(
     recipe: Recipe, classes: int, output: Output, val_classes: Sequence[Sequence[int]], *, teachers: bool
 ) -> None:
-    """Raise Error if the recipe's `balance`, `best` or `schedule` doesn't fit the images; warn if the AUC is undefined."""
+    """Raise Error if the recipe doesn't fit the images or the teachers; warn if the AUC is undefined."""
     if recipe.schedule == "plateau" and not val_classes:
         raise Error("schedule=plateau requires validation images; use --val, more images, or --set schedule=cosine")
+    if recipe.temperature != 1 and not teachers:
+        raise Error(
+            f"temperature={recipe.temperature:g} is for teachers' scores; use --teacher, or --set temperature=1 without one"
+        )
     if recipe.balance != "none" and teachers:
         raise Error(f"balance={recipe.balance} requires the classes of the images; with --teacher, they are not used")
     if recipe.balance == "sampling" and output == "sigmoid":
