@@ -51,6 +51,9 @@ def train_on_cifar(
     what = {"measurement": "CIFAR", "dataset": folder.name, "network": f"{architecture.name}, width {width}"}
     what |= {"recipe": title, "epochs": recipe.epochs}
 
+    finished = results.find(**what) or {}  # by an earlier call
+    known = {name: finished[name] for name in ("test_top1", "test_top1_mirrored") if finished.get(name)}
+
     def add(**accuracies: float) -> None:
         history = [{name: float(text) for name, text in row.items()} for row in read(folder / "log.csv")]
         seconds = sum(row["seconds"] for row in history)
@@ -58,7 +61,7 @@ def train_on_cifar(
             sum(row["seconds"] * row[name] for row in history) / seconds for name in ("images_per_second", "waited")
         )
         results.add(
-            what, epochs_done=len(history), val_top1=history[-1]["val_top1"], **accuracies, seconds=seconds,
+            what, epochs_done=len(history), val_top1=history[-1]["val_top1"], **{**known, **accuracies}, seconds=seconds,
             images_per_s=speed, of_plain=speed / plain, not_waiting=1 - waited, not_waiting_at_first=1 - history[0]["waited"],
         )  # fmt: skip
 

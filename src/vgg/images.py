@@ -205,8 +205,10 @@ def _rgb(image: "Image.Image", name: str) -> "Image.Image":
     turn = _orientation(image)
     if image.mode == "F":
         raise ImageError(f"{name}: has floating-point pixels of unknown range; convert it to 8 or 16 bits")
-    if image.mode == "I" and not 0 <= image.getextrema()[0] <= image.getextrema()[1] <= 65535:
-        raise ImageError(f"{name}: has integer pixels outside of 0..65535; convert it to 8 or 16 bits")
+    if image.mode == "I":
+        low, high = image.getextrema()
+        if low < 0 or high > 65535:  # type: ignore[operator]
+            raise ImageError(f"{name}: has integer pixels outside of 0..65535; convert it to 8 or 16 bits")
     if image.mode != "RGB" or image.has_transparency_data:
         image = _converted(image) if image.width * image.height <= BLOCK else _by_blocks(image)
         image.info = {}

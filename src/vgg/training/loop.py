@@ -227,8 +227,8 @@ class Trainer:
         self.history.append({name: row[name] for name in COLUMNS if name in row})
         self.epoch, self.step, self.loss_sum = self.epoch + 1, 0, 0.0
         if self.process.rank == 0:
-            self.log(epoch_line(row, self.recipe.epochs, self.recipe.best))
             write_log(self.options.output, self.history)
+            self.log(epoch_line(row, self.recipe.epochs, self.recipe.best))
         self.save()
         if self.process.rank == 0:
             self.write_if_best()
