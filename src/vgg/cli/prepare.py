@@ -52,7 +52,7 @@ def imagenet(
     if not archives:
         raise Error("nothing to prepare; set --train, --val, or both")
     problems: list[str] = []
-    with common.reporting(problems), common.progress() as show:
+    with common.reporting(problems), common.resumable(fresh=fresh) as show:
         problems += library(
             output, archives, short_side=short_side, as_shards=shards, verify=not no_verify, fresh=fresh, workers=workers,
             progress=show,
