@@ -87,7 +87,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def _umask() -> int:
-    """The permissions that new files don't get. The system tells them only by changing them, which concerns all threads."""
+    """The permissions that new files don't get. They can only be read by changing them, which concerns all threads."""
     with _UMASK:
         mask = os.umask(0)
         os.umask(mask)
