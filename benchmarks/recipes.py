@@ -85,32 +85,36 @@ class Run:
         folder.mkdir(parents=True, exist_ok=True)
         self._train(folder, threads)
         history, sittings = read(folder / "log.csv"), json.loads((folder / "sittings.json").read_text())
+        wall, used = (None, None) if None in sittings else map(sum, zip(*sittings, strict=True))
         test, model = json.loads((folder / "test.json").read_text()), load(folder / "model.onnx", threads=threads)
         return {
             "test_top1": test["top1"], "test_top1_mirrored": mirrored_top1(model, self.data),
             "val_top1": test["val_top1"], "best_epoch": test["epoch"],
-            "seconds": sum(seconds for seconds, _ in sittings), "processor_seconds": sum(used for _, used in sittings),
-            "threads": threads, "settings": " ".join(self.settings), "recipe": self.recipe,
+            "seconds": wall, "processor_seconds": used, "threads": threads, "settings": " ".join(self.settings), "recipe": self.recipe,
             "val_top1_by_epoch": " ".join(f"{float(row['val_top1']):.2f}" for row in history),
         }  # fmt: skip
 
     def _train(self, folder: Path, threads: int) -> None:
-        """Run `vgg train`, and add the seconds of this sitting and its processor seconds to `sittings.json`."""
+        """Run `vgg train`, and add its seconds and processor seconds to `sittings.json`, or null if this script is killed."""
         changes = [word for setting in (*self.settings, f"epochs={self.epochs}") for word in ("--set", setting)]
         command = [
             sys.executable, "-m", "vgg", "train", str(self.data), "-o", str(folder), "--recipe", RECIPE, "--arch", ARCHITECTURE,
             "--width", str(WIDTH), "--seed", str(self.seed), "--workers", str(threads), *changes,
         ]  # fmt: skip
         path, started = folder / "sittings.json", time.perf_counter()
+        sittings = json.loads(path.read_text()) if path.exists() else []
+
+        def save(sitting: list[float] | None) -> None:
+            with replacing(path) as file:
+                file.write(json.dumps([*sittings, sitting]).encode())
+
+        save(None)
         with open(folder / "messages.txt", "a") as messages:
             environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
             process = subprocess.Popen(command, stdout=messages, stderr=messages, env=environment)
             _, status, used = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
-        sittings = json.loads(path.read_text()) if path.exists() else []
-        sittings.append([time.perf_counter() - started, used.ru_utime + used.ru_stime])
-        with replacing(path) as file:
-            file.write(json.dumps(sittings).encode())
+        save([time.perf_counter() - started, used.ru_utime + used.ru_stime])
         if process.returncode:
             raise SystemExit(f"vgg train failed; see {folder / 'messages.txt'}")
 
