@@ -90,7 +90,8 @@ class Run:
         return {
             "test_top1": test["top1"], "test_top1_mirrored": mirrored_top1(model, self.data),
             "val_top1": test["val_top1"], "best_epoch": test["epoch"],
-            "seconds": wall, "processor_seconds": used, "threads": threads, "settings": " ".join(self.settings), "recipe": self.recipe,
+            "seconds": wall, "processor_seconds": used, "threads": threads,
+            "settings": " ".join(self.settings), "recipe": self.recipe,
             "val_top1_by_epoch": " ".join(f"{float(row['val_top1']):.2f}" for row in history),
         }  # fmt: skip
 
