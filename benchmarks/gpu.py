@@ -2,8 +2,9 @@
 
     .venv/bin/python benchmarks/gpu.py cifar-10-batches-bin cifar-100-binary
 
-It takes less than 10 minutes on an H200, with what matters most first. Each measurement is printed and saved at once; a run
-that is stopped leaves what it measured. Without a GPU, the same code runs on a tiny network on the CPU, as a test of itself.
+It is sized for less than 10 minutes on an H200, with what matters most first. Each measurement is printed and saved at once; a
+run that is stopped leaves what it measured. Without a GPU, the same code runs on a tiny network on the CPU, as a test of
+itself.
 
 The peak is the speed of a product of two matrices. An image counts as 2 operations for each multiply-add of the network, three
 times that in training. `in place` leaves out the copies to and from the device; the other rows of the engine begin with

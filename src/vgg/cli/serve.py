@@ -60,7 +60,10 @@ def serve(
         int, typer.Option("--queue", min=1, metavar="N", help="Maximum number of images that wait for one model.")
     ] = 64,
     deadline_seconds: Annotated[
-        float, typer.Option("--deadline-seconds", min=0.001, metavar="S", help="Maximum duration of a request.")
+        float,
+        typer.Option(
+            "--deadline-seconds", min=0.001, metavar="S", help="Maximum time until a response begins, and again to send it."
+        ),
     ] = 30,
     drain_seconds: Annotated[
         float, typer.Option("--drain-seconds", min=0, metavar="S", help="Time for accepted requests to finish after SIGTERM.")
@@ -87,7 +90,8 @@ def serve(
 
     Example: `vgg serve --model vgg16.onnx --port 8080`
 
-    Supports images at /v1/classify, the Open Inference Protocol, and Multi Model Server's interface; see /docs.
+    Supports images at /v1/classify, the Open Inference Protocol, TensorFlow Serving's and KServe's version 1 REST interface,
+    and Multi Model Server's interface; see /docs.
     """
     require("serving", "serve", "msgspec", "starlette", "uvicorn", "prometheus_client", "python_multipart")
     if grpc_port is not None:
