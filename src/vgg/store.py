@@ -1,9 +1,9 @@
 """Resumable work: its state is kept in a folder, under a key with everything that decides the result.
 
-The same command resumes. Other inputs, options or versions have another key, and are other work. The keys of evaluations
-and calibrations also have the engine and the instruction set.
-`fresh` starts over. State that only vgg reads is below the cache folder, in a folder named by the key. Work with its own folder
-has the key in its files: a training run in its checkpoint, bulk work in `_run.json`.
+The same command resumes. Other inputs, options or versions have another key, and are other work. The keys of evaluations and
+calibrations also have the engine and the instruction set. `fresh` starts over. State that only vgg reads is below the cache
+folder, in a folder named by the key. Work with its own folder has the key in its files: a training run in its checkpoint, bulk
+work in `_run.json`.
 """
 
 import hashlib
