@@ -11,6 +11,7 @@ from ..engines import PRECISIONS
 from ..errors import Error, Notice, counted
 from ..zoo import EMBEDDED
 from . import common
+from .drawing import check_folder
 
 if TYPE_CHECKING:
     from ..benchmark import Comparison
@@ -155,8 +156,7 @@ def check_plot(path: Path) -> None:
 
     if path.suffix not in PLOTS:
         raise Error(f"{path}: unsupported format of a plot; use {' or '.join(PLOTS)}")
-    if not path.parent.is_dir():
-        raise Error(f"{path}: can't be written: folder {path.parent} not found")
+    check_folder(path)
     require("--plot", "plot", "matplotlib")
 
 

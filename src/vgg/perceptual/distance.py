@@ -75,7 +75,8 @@ class PerceptualDistance:
         device: str = "cpu",
     ) -> None:
         self.parts = parts(model, weights, layers, metric=metric, kind=kind)
-        self._engine = engines.open(self.parts.network, engine, threads=threads, device=device)
+        # Also on a GPU, whose default is bfloat16: small distances are differences of nearly equal numbers.
+        self._engine = engines.open(self.parts.network, engine, threads=threads, device=device, precision="float32")
 
     def __call__(self, first: Any, second: Any) -> Array:
         """The distance of each pair of images, float32 [pairs], 0 or more; 0 for equal images.
