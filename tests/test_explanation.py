@@ -178,6 +178,15 @@ def test_a_class_map_is_the_head_at_each_place(judged, gap):
     assert found.area == pytest.approx((0, 0, 1, 1) if gap else (16 / 192, 16 / 128, 176 / 192, 112 / 128))
 
 
+@pytest.mark.parametrize(("side", "area"), [(48, (0, 0, 1, 1)), (97, (1 / 3, 1 / 3, 2 / 3, 2 / 3))])
+def test_a_class_map_lies_where_the_head_sees_it(side, area):
+    """Also if the input is no multiple of 32 pixels, whose last ones no position covers."""
+    crop = replace(SMALL, crop=side, size=side)
+    classifier = vgg.load(replace(random_network(input_size=side), preprocessing=crop), "torch")
+    found = classifier.explain(np.zeros((96, 96, 3), np.uint8), 0, method="class-map", size=max(96, side))
+    assert found.area == pytest.approx(area, abs=0.01)
+
+
 @pytest.mark.parametrize("wanted", [(), 2, "2", "cat", "n3"])
 def test_a_class_is_named_in_any_way(wanted):
     classifier = vgg.load(replace(random_network(labels=LABELS, input_size=64), preprocessing=SMALL))
