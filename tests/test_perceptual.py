@@ -155,6 +155,8 @@ def test_layers_by_name_are_of_the_convolutions(judged):
         ModelError, match=r"vgg\.pth: the weights are for the layers of LPIPS; omit the weights, or the layers pool3"
     ):
         parts(judged[0], judged[2], ["pool3"])
+    with pytest.raises(Error, match=r"vgg\.pth: the weights are for the difference of LPIPS or DISTS; omit .* the kind l1"):
+        parts(judged[0], judged[2], kind="l1")
     with pytest.raises(ModelError, match="are for a vgg16 of full width, not for vgg16 with"):
         parts(random_network("vgg16", head="none", classes=0, last="conv4_3"), judged[2])
 
