@@ -20,7 +20,7 @@ from vgg import Error, ImageError, Labels, Network, Preprocessing, Quantized
 from vgg.explanation import Explanation, box, cropped_area, explain, grad_cam, outputs
 from vgg.heads import ACTIVATIONS
 from vgg.module import Module
-from vgg.overlay import COLOURS
+from vgg.overlay import COLOURS, paint
 from vgg.parameters import LowRank, expanded
 from vgg.predictions import scores as scores_of
 
@@ -176,6 +176,15 @@ def test_a_class_map_is_the_head_at_each_place(judged, gap):
     np.testing.assert_allclose(found.maps, logits.softmax(1)[0, [2, 5]].numpy(), atol=1e-5)
     # A place is 32 pixels of 192x128. The paper's head sees 64 of them there, and its place is their middle.
     assert found.area == pytest.approx((0, 0, 1, 1) if gap else (16 / 192, 16 / 128, 176 / 192, 112 / 128))
+
+
+@pytest.mark.parametrize(("side", "area"), [(48, (0, 0, 1, 1)), (97, (1 / 3, 1 / 3, 2 / 3, 2 / 3))])
+def test_a_class_map_lies_where_the_head_sees_it(side, area):
+    """Also if the input is no multiple of 32 pixels, whose last ones no position covers."""
+    crop = replace(SMALL, crop=side, size=side)
+    classifier = vgg.load(replace(random_network(input_size=side), preprocessing=crop), "torch")
+    found = classifier.explain(np.zeros((96, 96, 3), np.uint8), 0, method="class-map", size=max(96, side))
+    assert found.area == pytest.approx(area, abs=0.01)
 
 
 @pytest.mark.parametrize("wanted", [(), 2, "2", "cat", "n3"])
@@ -338,6 +347,16 @@ def test_an_overlay_leaves_the_rest_of_the_picture_as_it_is(explanation):
     heat = Image.fromarray(one.maps[0]).resize((right - left, bottom - top), Image.Resampling.BICUBIC)
     assert np.corrcoef(np.asarray(heat).clip(0).ravel(), change[top:bottom, left:right].ravel())[0, 1] > 0.7
     assert np.corrcoef(np.asarray(drawn.convert("L")).ravel(), np.asarray(image.convert("L")).ravel())[0, 1] > 0.8
+
+
+def test_an_overlay_fades_out_only_inside_the_picture():
+    image = Image.new("RGB", (100, 100))
+    for area, sides in (((0, 0, 1, 1), (1, 1, 1, 1)), ((0, 0.2, 0.8, 1), (1, 0, 0, 1))):
+        drawn = np.asarray(paint(image, np.ones((7, 7), np.float32), area), float).sum(2)
+        left, top, right, bottom = (round(100 * share) for share in area)
+        x, y = (left + right) // 2, (top + bottom) // 2
+        ends = [drawn[y, left], drawn[top, x], drawn[y, right - 1], drawn[bottom - 1, x]]
+        assert np.round(ends / drawn[y, x], 1).tolist() == list(sides)
 
 
 def test_a_box_is_drawn_where_it_is(explanation):

@@ -179,5 +179,8 @@ def test_wrong_networks_layers_and_presets_are_refused():
     short = narrow("vgg16", head="none", classes=0, last="conv3_2")
     with pytest.raises(vgg.ModelError, match="vgg16 has no layer output 'conv5_1'; choose from conv1_1, "):
         FeatureLoss(short, [Difference({"conv5_1": 1.0})])
+    for wrong in (lambda: Difference({"conv1_1": 1.0}, "L1"), lambda: TotalVariation(norm="L1")):
+        with pytest.raises(vgg.Error, match="unknown norm 'L1'; choose from l1, l2"):
+            wrong()
     with pytest.raises(vgg.Error, match="a loss needs one term or more"):
         FeatureLoss(narrow("vgg16"), [])

@@ -1,4 +1,5 @@
 import tracemalloc
+import zipfile
 from dataclasses import replace
 
 import numpy as np
@@ -185,6 +186,8 @@ def test_files_hold_what_was_written(tmp_path, suffix):
     assert write(some(700, lengths), path) == {"fc7": (600, 16), "conv5_3": (600, 4, 2, 2)}
     expected, names = gather(good), [one.image for one in good]
     if suffix == "npz":
+        with zipfile.ZipFile(path) as archive:
+            assert {entry.extract_version for entry in archive.infolist()} == {zipfile.ZIP64_VERSION}  # for more than 2 GiB
         with np.load(path) as found:
             assert found["names"].tolist() == names
             for layer, value in expected.items():

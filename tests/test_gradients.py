@@ -61,6 +61,13 @@ def test_gradients_of_any_head_are_those_of_torch(head, channels, bn, size, seed
     check(random_network("vgg11-bn" if bn else "vgg11", seed, **options), least=-1)  # some are 0 everywhere
 
 
+def test_a_layer_that_the_network_lacks_is_refused():
+    network = random_network("vgg16")
+    for wrong in (lambda: needed(network.architecture, "conv5_4"), lambda: gradient(network, {}, np.ones((1, 7)), "conv5_4")):
+        with pytest.raises(vgg.ModelError, match="vgg16 has no layer output 'conv5_4'; choose from conv1_1"):
+            wrong()
+
+
 def test_equal_maxima_pass_the_gradient_to_the_first_as_in_torch():
     value = np.random.default_rng(0).integers(0, 2, (5, 7, 9)).astype(np.float32)
     signal = np.random.default_rng(1).normal(size=(2, 5, 3, 4)).astype(np.float32)

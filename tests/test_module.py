@@ -212,3 +212,17 @@ def test_nothing_is_computed_after_the_last_value_that_is_needed():
         layer.register_forward_hook(lambda *_, name=name: computed.append(name))
     module(images(), ("conv1_1", "pool2"))
     assert computed == ["conv1_1", "relu1_1", "pool1", "conv2_1", "relu2_1", "pool2"]
+
+
+def test_a_layer_that_takes_the_place_of_another_is_computed():
+    module = module_of(random_network("vgg11-bn")).eval()
+    expected = module(images(), ("conv1_1", "logits"))
+    module.conv1_1 = nn.Sequential(module.conv1_1, nn.Tanh())
+    found = module(images(), ("conv1_1", "logits"))
+    assert not torch.allclose(found["conv1_1"], expected["conv1_1"])
+    assert not torch.allclose(found["logits"], expected["logits"])
+    converted = nn.SyncBatchNorm.convert_sync_batchnorm(module)
+    seen = []
+    converted.bn1_1.register_forward_hook(lambda *_: seen.append(True))
+    assert torch.equal(converted(images()), found["logits"])
+    assert seen == [True]

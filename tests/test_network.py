@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import random_network
-from vgg import Labels, ModelError, Network, Quantized
+from vgg import Labels, LowRank, ModelError, Network, Quantized
 from vgg.parameters import blocks, contiguous
 
 
@@ -54,6 +54,13 @@ def test_groups_along_a_row_have_scales_of_their_own():
     expected = values * np.array([[1, 1, 1, 1, 10, 10], [100, 100, 100, 100, 1000, 1000]], np.float32)
     assert np.array_equal(stored.dequantize(), expected)
     assert np.array_equal(stored.take(slice(1, 2)), expected[1:])
+
+
+def test_a_product_of_halves_is_computed_in_float32():
+    left, right = (np.random.default_rng(0).normal(size=shape).astype(np.float16) for shape in ((4, 64), (64, 5)))
+    found = LowRank(left, right).take(slice(1, 3))
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, (left.astype(np.float64) @ right)[1:3], rtol=1e-4)
 
 
 def test_scales_of_the_wrong_shape_are_refused():

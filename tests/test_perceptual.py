@@ -14,11 +14,13 @@ import vgg
 from conftest import EXAMPLES, needs_native, random_network
 from reference import save_tiny
 from vgg import Error, ImageError, ModelError, Network
-from vgg.perceptual import PerceptualDistance, parts
+from vgg.perceptual import PerceptualDistance, by_name, matched, parts
 from vgg.perceptual import distance as distance_module
 from vgg.perceptual.distance import BATCH_PIXELS
+from vgg.perceptual.pairs import batches
 from vgg.perceptual.tiles import tiles
 from vgg.preprocessing import PRESETS
+from vgg.sources import shards, unlabelled
 
 PHOTOS = [Image.open(EXAMPLES / name).convert("RGB") for name in ("chelsea.png", "coffee.png", "rocket.jpg")]
 SQUARE = [photo.resize((96, 64)) for photo in PHOTOS]
@@ -153,6 +155,8 @@ def test_layers_by_name_are_of_the_convolutions(judged):
         ModelError, match=r"vgg\.pth: the weights are for the layers of LPIPS; omit the weights, or the layers pool3"
     ):
         parts(judged[0], judged[2], ["pool3"])
+    with pytest.raises(Error, match=r"vgg\.pth: the weights are for the difference of LPIPS or DISTS; omit .* the kind l1"):
+        parts(judged[0], judged[2], kind="l1")
     with pytest.raises(ModelError, match="are for a vgg16 of full width, not for vgg16 with"):
         parts(random_network("vgg16", head="none", classes=0, last="conv4_3"), judged[2])
 
@@ -312,3 +316,28 @@ def test_floats_are_compared_without_rounding(judged):
     expected = compare(one, other)
     np.testing.assert_allclose(compare(one / np.float32(255), other / 255.0), expected, rtol=1e-5)
     assert 0 < compare(one / 255.0, (one / 255.0 + 1e-3).clip(0, 1))[0] < expected[0] / 10
+
+
+def test_distances_are_of_float32_whatever_a_device_prefers(judged, monkeypatch):
+    expected = PerceptualDistance(judged[0], engine="torch")(SQUARE[0], SQUARE[1])
+    kinds = {"float32": torch.float32, "auto": torch.bfloat16}  # as on a GPU
+    monkeypatch.setattr("vgg.engines.torch._dtype", lambda device, precision: kinds[precision])
+    assert PerceptualDistance(judged[0], engine="torch")(SQUARE[0], SQUARE[1]) == expected
+
+
+def test_an_image_file_that_is_in_many_pairs_is_decoded_in_one_thread():
+    for _ in range(5):
+        with Image.open(EXAMPLES / "chelsea.png") as photo:
+            pairs = matched([("photo", photo)], [(str(number), PHOTOS[0].copy()) for number in range(6)])
+            assert [batch.error for batch in batches(pairs, 10 * BATCH_PIXELS)] == [None]
+
+
+def test_images_in_shards_are_named_with_their_folder(tmp_path):
+    for folder, keys in (("one", "ab"), ("other", "bc")):
+        (tmp_path / folder).mkdir()
+        with (tmp_path / folder / "0.tar").open("wb") as file:
+            shards.write(file, [(key, jpeg(SQUARE[0], 90), 0) for key in keys])
+    one, other = tmp_path / "one/0.tar", tmp_path / "other/0.tar"
+    [((first, _), (second, _))], alone = by_name(unlabelled(tmp_path / "one"), unlabelled(f"{tmp_path}/other/"))
+    assert (first, second) == (f"{one}/b.jpg", f"{other}/b.jpg")
+    assert alone == [f"{one}/a.jpg", f"{other}/c.jpg"]

@@ -9,7 +9,7 @@ import judges
 import vgg
 from conftest import EXAMPLES
 from reference import save_tiny
-from vgg import Error
+from vgg import Error, ImageError
 from vgg.perceptual import precision_recall, set_features
 from vgg.perceptual import precision_recall as function
 from vgg.sources import find
@@ -74,3 +74,16 @@ def test_equal_images_are_covered_and_too_few_are_refused():
         function(one, one * np.float32(np.inf))
     with pytest.raises(Error, match=r"must be \[images, length\] of one length, not \[10, 64\] and \[10, 63\]"):
         function(one, one[:, 1:])
+
+
+def test_unreadable_images_of_a_set_are_left_out_on_request():
+    images = [("a", PHOTOS[0]), ("broken", b"nothing"), ("b", PHOTOS[1])]
+    model, failures, counts = vgg.load(), [], []
+    with pytest.raises(ImageError, match="broken: not an image"):
+        set_features(model, images)
+    found = set_features(model, images, failures=failures, progress=lambda *done: counts.append(done))
+    np.testing.assert_array_equal(found, set_features(model, [images[0], images[2]]))
+    assert failures == ["broken: not an image, or an unsupported format"]
+    assert counts == [("Extracting", 3, 3)]
+    with pytest.raises(ImageError, match="none of the 1 images could be read"):
+        set_features(model, images[1:2], failures=failures)

@@ -223,7 +223,7 @@ def _write_npz(found: Iterable[Features], file: BinaryIO, path: Path) -> dict[st
                 rows[layer].write(value.astype("<f4").tobytes())
                 shapes[layer] = (len(names), *value.shape)
         with zipfile.ZipFile(file, "w") as archive:
-            with archive.open("names.npy", "w") as entry:
+            with archive.open("names.npy", "w", force_zip64=True) as entry:  # else an error after all work beyond 2 GiB
                 np.lib.format.write_array(entry, np.array(names))
             for layer, written in rows.items():
                 header = {"descr": "<f4", "fortran_order": False, "shape": shapes[layer]}

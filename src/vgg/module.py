@@ -34,16 +34,13 @@ class Module(nn.Sequential):
         super().__init__()
         self.architecture = architecture
         self.frozen = 0  # number of first layers that don't learn
-        self._steps: list[tuple[str, nn.Module]] = []  # each layer with the value that it computes, as in `Layer.value`
+        self._values: list[str] = []  # that the layers compute, as in `Layer.value`
         for layer in architecture.layers:
             name = layer.name
             if layer.operation in ACTIVATIONS:
                 name = name.replace("conv", layer.operation).replace("fc", layer.operation)
-            self._add(name, layer.value, torch_layer(layer, architecture, dropout))
-
-    def _add(self, name: str, value: str, layer: nn.Module) -> None:
-        self.add_module(name, layer)
-        self._steps.append((value, layer))
+            self.add_module(name, torch_layer(layer, architecture, dropout))
+            self._values.append(layer.value)
 
     @classmethod
     def of(cls, network: Network) -> "Module":
@@ -77,7 +74,8 @@ class Module(nn.Sequential):
         """
         found = {}
         wanted = set(outputs or ("logits",))
-        for value, layer in self._steps[start:]:
+        # The children themselves: torch's tools copy them (DataParallel) or replace them (SyncBatchNorm, checkpointing).
+        for value, layer in list(zip(self._values, self, strict=True))[start:]:
             batch = layer(batch)
             if value in wanted:
                 found[value] = batch
@@ -173,7 +171,7 @@ class Module(nn.Sequential):
     def index_of(self, value: str) -> int:
         """Index of the layer that computes a value. Raises ModelError if the value is unknown."""
         self.architecture.check_values([value])
-        return [name for name, _ in self._steps].index(value)
+        return self._values.index(value)
 
     def end_of(self, name: str) -> tuple[int, str]:
         """The end of a block (`conv4`) or layer (`conv4_2`, `fc6`), with the layers without parameters that follow it.

@@ -18,7 +18,7 @@ COLOURS = (
     (0.0, 40, 20, 90, 0.0), (0.3, 70, 30, 130, 0.16), (0.55, 190, 50, 110, 0.42), (0.8, 245, 130, 50, 0.6),
     (1.0, 255, 225, 110, 0.7),
 )  # fmt: skip
-EDGE = 0.06  # share of a map's side along which it fades out, so that the crop's border is not visible
+EDGE = 0.06  # share of a map's side along which it fades out inside the image, so that the crop's border is not visible
 PERCENTILE, DARK = 99, 0.35  # of a fine map, what is drawn as its maximum, and the brightness of the image below it
 LARGEST = 1024  # pixels; larger images are drawn smaller
 INK = (20, 20, 24)
@@ -86,16 +86,17 @@ def paint(image: Image.Image, heat: Array, area: Box, fine: bool = False) -> Ima
         dark = painted.crop((left, top, right, bottom)).convert("L").point(lambda value: DARK * value)
         painted.paste(dark.convert("RGB"), (left, top))
     else:
-        opacity = colours[..., 3] * np.outer(_fade(bottom - top), _fade(right - left))
+        down, across = _fade(bottom - top, top > 0, bottom < height), _fade(right - left, left > 0, right < width)
+        opacity = colours[..., 3] * np.outer(down, across)
     mask = Image.fromarray(np.uint8(np.rint(255 * opacity)))
     painted.paste(Image.fromarray(np.uint8(np.rint(colours[..., :3]))), (left, top), mask)
     return painted
 
 
-def _fade(count: int) -> Array:
-    """Smooth weights along a side: from 0 to 1 and back."""
+def _fade(count: int, start: bool, end: bool) -> Array:
+    """Smooth weights along a side: 1, but from 0 to 1 at its start and back at its end, if it fades out there."""
     position = (np.arange(count) + 0.5) / count
-    share = np.minimum(np.minimum(position, 1 - position) / EDGE, 1)
+    share = np.minimum(np.minimum(position if start else 1, 1 - position if end else 1) / EDGE, 1)
     return np.asarray(share * share * (3 - 2 * share))
 
 

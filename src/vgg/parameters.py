@@ -89,8 +89,8 @@ class LowRank:
     def take(self, rows: slice | Array) -> Array:
         """The rows with these indices, as float32."""
         left = self.left.take(rows) if isinstance(self.left, Quantized) else self.left[rows]
-        right = expanded(self.right)
-        product: Array = left @ right.reshape(len(right), -1)
+        right = expanded(self.right).astype(np.float32, copy=False)
+        product: Array = left.astype(np.float32, copy=False) @ right.reshape(len(right), -1)
         return product.reshape(-1, *self.shape[1:])
 
 

@@ -16,6 +16,7 @@ import pytest
 from conftest import random_network, read_terminal
 from vgg import engines
 from vgg.cli import main
+from vgg.cli.bench import titles_of
 
 ENGINES = ("native", "onnxruntime") if engines.native_library() else ("onnxruntime",)
 CHOSEN = [part for name in ENGINES for part in ("--engine", name)]
@@ -106,6 +107,15 @@ def test_the_table_has_the_limit_and_the_layers(bench):
     layers = [line.split() for line in out.partition("\n\n")[2].splitlines()]
     assert layers[0] == ["layer", "ms", "of", "limit"]
     assert [layers[1][0], layers[-1][0]] == ["conv1_1", "logits"]
+
+
+def test_models_side_by_side_are_told_apart(bench, model, tmp_path):
+    twin = tmp_path / model.name
+    twin.write_bytes(b"")
+    assert titles_of([str(model), "keras/vgg16", "torchvision/vgg16"]) == ["tiny.onnx", "keras/vgg16", "torchvision/vgg16"]
+    assert titles_of([str(model), str(twin)]) == [str(model), str(twin)]
+    error = "vgg: models side by side require different names and the same input size"
+    assert bench("-m", model, "--engine", "onnxruntime") == (1, "", [error])
 
 
 def test_without_the_native_engine_a_line_says_so(bench, monkeypatch):

@@ -41,6 +41,7 @@ def place(tmp_path_factory):
     image.save(folder / "after/alone.png")
     (folder / "before/broken.png").write_bytes(b"nothing")
     (folder / "after/broken.png").write_bytes(b"nothing")
+    (folder / "empty").mkdir()
     return folder
 
 
@@ -92,7 +93,10 @@ def test_precision_and_recall_of_folders(place, tmp_path):
     assert (record["generated"], record["real"], record["model"], record["layer"]) == (8, 8, "vgg16-gap", "pool6")
     assert record["precision"] == 1
     assert record["recall"] == 0.5
-    assert "0.5000" in run(tmp_path, "generated", "real", "--metric", "precision-recall")[0]
+    (tmp_path / "real/broken.png").write_bytes(b"nothing")
+    table, errors = run(tmp_path, "generated", "real", "--metric", "precision-recall", code=1)
+    assert "0.5000" in table
+    assert errors == "vgg: real/broken.png: not an image, or an unsupported format\n"
 
 
 @pytest.mark.parametrize(
@@ -102,12 +106,15 @@ def test_precision_and_recall_of_folders(place, tmp_path):
         (["before", "nowhere"], "nowhere: file or folder not found"),
         (["before", "before/deep", "--map", "m.png"], "no image of one has the name of an image of the other"),
         (["before/chelsea.png", "after/deep", "--map", "m.png"], "--map draws one pair of images, not 2"),
+        (["before/chelsea.png", "empty", "--map", "m.png"], "vgg: empty: has no images in it"),
+        (["before", "after", "--map", "nowhere/m.png"], "nowhere/m.png: can't be written: folder nowhere not found"),
         (["before/chelsea.png", "after/chelsea.bmp", "--map", "m.txt"], "m.txt: unsupported image format; use .png, .jpg"),
         (["before/deep", "after/deep", "after"], "can't compare 2 images with 7; give equally many, or one for all"),
         (["before/chelsea.png", EXAMPLES / "coffee.png"], "sizes differ, 160x120 and 600x400 pixels; resize one of them"),
         (["before/chelsea.png", "after/chelsea.bmp", "--metric", "dists"], "dists is defined on torchvision's VGG-16"),
         (["before", "after", "--metric", "precision-recall", "--map", "m.png"], "precision-recall compares sets of images by"),
         (["before/deep", "after/deep", "--metric", "precision-recall"], "2 generated images are too few for 3 neighbours"),
+        (["before", "after/deep", "--metric", "precision-recall"], "2 real images are too few for 3 neighbours"),
     ],
 )  # fmt: skip
 def test_what_can_not_be_compared_is_one_line(place, arguments, line):

@@ -79,7 +79,7 @@ def test_standard_input_and_other_formats(tmp_path, name, format):
     [
         ([PHOTO, "-o", "heat.txt"], "heat.txt: unsupported image format; use .png, .jpg, .jpeg, .webp"),
         ([PHOTO, "-o", "heat.png", "-c", "tab"], "unknown class 'tab'; the model has 1000; did you mean tabby"),
-        ([PHOTO, "-o", "nowhere/heat.png"], "nowhere/heat.png: can't be written: file or folder not found"),
+        (["missing.png", "-o", "nowhere/heat.png"], "nowhere/heat.png: can't be written: folder nowhere not found"),
         (
             [PHOTO, "-o", "heat.png", "--window", "9"],
             "the method grad-cam has no option 'window'; its options are layer",

@@ -95,6 +95,18 @@ def test_an_example_shows_predictions_facts_and_a_heat_map(page, server):
     assert page.troubles == []
 
 
+def test_a_heat_map_fades_out_only_inside_the_image(page):
+    painted = """async () => {
+        const { paint } = await import("/page/heat.js"), canvas = new OffscreenCanvas(50, 50);
+        paint(canvas, [[1, 1], [1, 1]], [0, 0.2, 0.8, 1]);
+        const opacity = (x, y) => canvas.getContext("2d").getImageData(x, y, 1, 1).data[3];
+        return [opacity(0, 25), opacity(25, 0), opacity(49, 25), opacity(25, 49), opacity(25, 25)];
+    }"""
+    left, top, right, bottom, middle = page.evaluate(painted)
+    assert left == bottom == middle > 100
+    assert max(top, right) < 20
+
+
 def test_the_model_can_be_chosen(page, server):
     page.set_input_files("#choose", PHOTO)
     bars(page)

@@ -11,6 +11,7 @@ from ..engines import PRECISIONS
 from ..errors import Error, Notice, counted
 from ..zoo import EMBEDDED
 from . import common
+from .drawing import check_folder
 
 if TYPE_CHECKING:
     from ..benchmark import Comparison
@@ -93,9 +94,9 @@ def bench(
         warnings.simplefilter("ignore", Notice)  # assumptions about preprocessing and labels don't affect the speed
         network, *others = [load(common.locate(one)) for one in model or (None,)]
     batch_sizes, counts = (tuple(dict.fromkeys(given or ())) for given in (batch_size, threads))
-    title, *titles = [Path(one).name for one in model or [EMBEDDED]]
+    title, *titles = titles_of(model or [EMBEDDED])
     beside = dict(zip(titles, others, strict=True))
-    if len(beside) < len(others) or len({network_of(one).architecture.input_size for one in (network, *others)}) > 1:
+    if len({title, *titles}) <= len(others) or len({network_of(one).architecture.input_size for one in (network, *others)}) > 1:
         raise Error("models side by side require different names and the same input size")
     with common.progress() as show:
         options: dict[str, Any] = {"threads": counts, "rounds": rounds, "beside": beside, "progress": show}
@@ -110,6 +111,12 @@ def bench(
         _plot(found, " on ".join(heading.values()), plot)
     if "native" not in engines.installed():
         print("vgg: the native engine, which also measures the limit, is not installed", file=sys.stderr)
+
+
+def titles_of(models: Sequence[str]) -> list[str]:
+    """Models in output: files by their names without folders, unless these are equal. Published names have slashes, too."""
+    short = [Path(one).name if Path(one).exists() else one for one in models]
+    return short if len({*short}) == len(short) else list(models)
 
 
 def _print_tables(found: "Sequence[Comparison]", title: str, layers: bool) -> None:
@@ -155,8 +162,7 @@ def check_plot(path: Path) -> None:
 
     if path.suffix not in PLOTS:
         raise Error(f"{path}: unsupported format of a plot; use {' or '.join(PLOTS)}")
-    if not path.parent.is_dir():
-        raise Error(f"{path}: can't be written: folder {path.parent} not found")
+    check_folder(path)
     require("--plot", "plot", "matplotlib")
 
 

@@ -48,8 +48,7 @@ def compare(
 
     One image is compared with each of the others; two folders are compared by the names of their images, with any suffixes.
     Images are not resized, and those of a pair must have the same size. Images without a partner and unreadable ones are
-    listed on standard error; the others are compared, and the exit code is 1. With precision-recall, an unreadable image is an
-    error.
+    listed on standard error; the others are compared, and the exit code is 1.
     """
     from ..classifier import read
     from ..errors import Error
@@ -62,9 +61,9 @@ def compare(
         _compare_sets(first, second, model, (layer or [""])[0], preset, format, (engine, threads, device))
         return
     if map:
-        drawing.check_suffix(map)
+        drawing.check_path(map)
     pairs, failures = _pairs(first, second)
-    if map and len(pairs) != 1:
+    if map and len(pairs) > 1:
         raise Error(f"--map draws one pair of images, not {len(pairs)}")
     network, name = None, weights.name if weights else ""
     if model is None and weights and preset:
@@ -132,15 +131,20 @@ def _compare_sets(
 ) -> None:
     from ..classifier import load
     from ..perceptual import feature_layer, precision_recall, set_features
+    from ..perceptual.precision_recall import check_count
 
     engine, threads, device = where
-    classifier = load(common.locate(model), engine, threads=threads, device=device, **common.reading(None, None, None, preset))
+    options = {"threads": threads, "device": device, "precision": "float32", **common.reading(None, None, None, preset)}
+    classifier = load(common.locate(model), engine, **options)
     layer = layer or feature_layer(classifier.network.architecture)
-    sets, failures = zip(*(common.find_images(places) for places in ([first], second)), strict=True)
-    with common.reporting([*failures[0], *failures[1]]):
+    sets, errors = zip(*(common.find_images(places) for places in ([first], second)), strict=True)
+    failures = [*errors[0], *errors[1]]
+    with common.reporting(failures):
         if all(sets):
+            for name, images in zip(("generated", "real"), sets, strict=True):
+                check_count(name, len(images))
             with common.progress() as show:
-                generated, real = (set_features(classifier, images, layer, progress=show) for images in sets)
+                generated, real = (set_features(classifier, one, layer, failures=failures, progress=show) for one in sets)
             found = precision_recall(generated, real)
             record = {"generated": len(generated), "real": len(real), "model": classifier.name, "layer": layer}
             shares = {"precision": found.precision, "recall": found.recall, "f_score": found.f_score}

@@ -13,10 +13,17 @@ if TYPE_CHECKING:
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
-def check_suffix(path: Path) -> None:
-    """Raise Error if an image can't be written to a path because of its suffix."""
+def check_path(path: Path) -> None:
+    """Raise Error, before anything is computed, if an image can't be written to a path: its suffix or its folder."""
     if path.suffix.lower() not in SUFFIXES:
         raise Error(f"{path}: unsupported image format; use {', '.join(SUFFIXES)}")
+    check_folder(path)
+
+
+def check_folder(path: Path) -> None:
+    """Raise Error if the folder of a file that will be written doesn't exist."""
+    if not path.parent.is_dir():
+        raise Error(f"{path}: can't be written: folder {path.parent} not found")
 
 
 def write_image(image: "Image.Image", path: Path) -> None:

@@ -82,7 +82,7 @@ def explain(
     from ..errors import Error
     from ..explanation import explain as library
 
-    drawing.check_suffix(output)
+    drawing.check_path(output)
     options: dict[str, Any] = {"layer": layer, "window": window, "samples": samples, "size": size}
     if method in INSIDE:
         _check_inside(method, {"image": image, "class": classes, **options, "box": box or None})
@@ -90,7 +90,7 @@ def explain(
         raise Error(f"the method {method} explains an image; give one")
     name, data = _one_image(image) if image else ("", b"")
     reading = common.reading(head, output_activation, input_size, preset, labels)
-    classifier = load(common.locate(model), engine, threads=threads, device=device, **reading)
+    classifier = load(common.locate(model), engine, threads=threads, device=device, precision="float32", **reading)
     with common.progress() as show:
         if method in INSIDE:
             drawn, record = _inside(method, classifier, data, layer or "", (classes or [""])[0], show)

@@ -37,7 +37,8 @@ def class_map(model: Model, image: Image.Image, classes: Sequence[int], size: in
         margin = 0  # a position of pool5 covers the pixels that were pooled into it
         logits = at_positions(network, model.engine.run(batch, ("pool5",))["pool5"][0])
     else:
-        margin = (network.architecture.input_size - STRIDE) // 2  # a position is the centre of its input
+        # A position is the centre of its input, whose pixels beyond a multiple of the stride are not read.
+        margin = (network.architecture.input_size // STRIDE - 1) * STRIDE // 2
         found = model.engine.logits(batch)[0]
         logits = found.reshape(len(found), *found.shape[1:] or (1, 1))
     maps = scores_of(logits.transpose(1, 2, 0), network.architecture.output).transpose(2, 0, 1)[list(classes)]

@@ -18,9 +18,15 @@ INPUT = "data"  # the name of a network's input
 
 
 def needed(architecture: Architecture, start: str = INPUT) -> tuple[str, ...]:
-    """The layer outputs from which `gradient` computes: `start`, unless it is the input, and all after it."""
+    """The layer outputs from which `gradient` computes: `start`, unless it is the input, and all after it.
+
+    Raises ModelError if the network has no such layer output.
+    """
     values = architecture.values
-    return values if start == INPUT else values[values.index(start) :]
+    if start == INPUT:
+        return values
+    architecture.check_values([start])
+    return values[values.index(start) :]
 
 
 def gradient(network: Network, values: Mapping[str, Array], signal: Array, start: str = INPUT) -> Array:
@@ -34,7 +40,12 @@ def gradient(network: Network, values: Mapping[str, Array], signal: Array, start
 
     Returns:
         float32 [sums, channels, rows, columns].
+
+    Raises:
+        ModelError: the network has no such layer output.
     """
+    if start != INPUT:
+        network.check_values([start])
     layers = network.architecture.layers
     first = next((place for place, layer in enumerate(layers) if layer.value == start), -1)
     for place in range(len(layers) - 1, first, -1):

@@ -75,7 +75,8 @@ class PerceptualDistance:
         device: str = "cpu",
     ) -> None:
         self.parts = parts(model, weights, layers, metric=metric, kind=kind)
-        self._engine = engines.open(self.parts.network, engine, threads=threads, device=device)
+        # Also on a GPU, whose default is bfloat16: small distances are differences of nearly equal numbers.
+        self._engine = engines.open(self.parts.network, engine, threads=threads, device=device, precision="float32")
 
     def __call__(self, first: Any, second: Any) -> Array:
         """The distance of each pair of images, float32 [pairs], 0 or more; 0 for equal images.
@@ -94,9 +95,9 @@ class PerceptualDistance:
     def results(self, pairs: Sequence[NamedPair]) -> Iterator[Comparison]:
         """The result of each pair of images with their names, in order, as they are computed.
 
-        An image that is in several pairs is read and computed once for as many as fit into a batch of half a million pixels;
-        larger images are computed in tiles. Memory does not grow with the number of pairs, nor with the size of images beyond
-        their pixels.
+        Consecutive pairs of images of one size are put together in batches of half a million pixels, and an image that is in
+        several pairs of a batch is computed once; larger images are computed in tiles. Memory does not grow with the number of
+        pairs, nor with the size of images beyond their pixels.
         """
         for batch in batches(pairs, BATCH_PIXELS):
             if batch.error:

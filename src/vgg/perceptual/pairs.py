@@ -1,6 +1,7 @@
 """Pairs of images, read ahead and put together in batches of one size."""
 
 import os
+import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from ..arrays import Array
 from ..errors import Error, ImageError
 from ..images import ImageLike, open_image
 from ..parallel import ahead
-from ..sources import Dataset, Sample
+from ..sources import Dataset, Sample, stores
 
 SMALLEST = 32  # pixels of an image's sides: five poolings
 AHEAD, KEPT = 8, 16  # pairs that are read ahead; decoded images that are kept for other pairs
@@ -92,9 +93,15 @@ def _read(pairs: Sequence[NamedPair]) -> Iterator[_Pair]:
                 images.append(image)
         numbered.append((pair, (numbers[_key(pair[0])], numbers[_key(pair[1])])))
 
+    locks = [threading.Lock() for _ in images]  # an image file can't be decoded in two threads at once
+
     @lru_cache(KEPT)
-    def opened(number: int) -> Array:
+    def cached(number: int) -> Array:
         return _pixels(*images[number])
+
+    def opened(number: int) -> Array:
+        with locks[number]:
+            return cached(number)
 
     def read(item: tuple[NamedPair, tuple[int, int]]) -> _Pair:
         ((first, _), (second, _)), both = item
@@ -133,7 +140,10 @@ def _check(names: str, one: Array, other: Array) -> None:
 
 
 def by_name(first: Dataset, second: Dataset) -> tuple[list[NamedPair], list[str]]:
-    """The images of two places that have the same name, or the same name but for the suffix; and the paths of the others."""
+    """The images of two places that have the same name, or the same name but for the suffix; and the places of the others.
+
+    An image in a shard has a place, too: `gen/00.tar/a.png`, where `Sample.path` is the shard's.
+    """
     partners = {one.name: one for one in second}
     pairs = {one: partners.pop(one.name) for one in first if one.name in partners}
     stems = [
@@ -145,5 +155,11 @@ def by_name(first: Dataset, second: Dataset) -> tuple[list[NamedPair], list[str]
         stem = os.path.splitext(one.name)[0]
         if one not in pairs and all(counts[stem] == 1 for counts in stems):
             pairs[one] = partners.pop(by_stem[stem].name)
-    alone = [one.path for one in first if one not in pairs] + [one.path for one in partners.values()]
-    return [((one.path, one), (pairs[one].path, pairs[one])) for one in first if one in pairs], alone
+    ours, theirs = (stores.normalised(dataset.name) for dataset in (first, second))
+    found: list[NamedPair] = [
+        ((stores.join(ours, one.name), one), (stores.join(theirs, pairs[one].name), pairs[one]))
+        for one in first
+        if one in pairs
+    ]
+    alone = [stores.join(ours, one.name) for one in first if one not in pairs] + [stores.join(theirs, one) for one in partners]
+    return found, alone

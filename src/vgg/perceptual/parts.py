@@ -67,6 +67,8 @@ def parts(
         raise ModelError(
             f"{weights}: the weights are for the layers of LPIPS; omit the weights, or the layers {', '.join(layers)}"
         )
+    if kind and weights is not None:
+        raise Error(f"{weights}: the weights are for the difference of LPIPS or DISTS; omit the weights, or the kind {kind}")
     if metric == "features" and weights is not None:
         raise Error(f"{weights}: the metric features has no fitted weights; omit them, or the metric")
     if metric not in ("features", None) and (layers or kind):

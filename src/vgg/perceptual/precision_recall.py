@@ -16,7 +16,7 @@ import numpy as np
 from ..architectures import Architecture
 from ..arrays import Array
 from ..engines import Model
-from ..errors import Error
+from ..errors import Error, ImageError
 from ..images import ImageLike, open_image
 from ..parallel import ahead
 from ..progress import Progress, silent
@@ -57,8 +57,7 @@ def precision_recall(generated: Array, real: Array, neighbours: int = NEIGHBOURS
     for name, vectors in (("generated", generated), ("real", real)):
         if vectors.ndim != 2 or vectors.shape[1] != real.shape[-1]:
             raise Error(f"features must be [images, length] of one length, not {list(generated.shape)} and {list(real.shape)}")
-        if len(vectors) <= neighbours:
-            raise Error(f"{len(vectors)} {name} images are too few for {neighbours} neighbours; give {neighbours + 1} or more")
+        check_count(name, len(vectors), neighbours)
         if not all(np.isfinite(block).all() for _, block in _blocks(vectors)):
             raise Error(f"the features of the {name} images are not finite")
     return PrecisionRecall(
@@ -67,13 +66,24 @@ def precision_recall(generated: Array, real: Array, neighbours: int = NEIGHBOURS
     )
 
 
+def check_count(name: str, count: int, neighbours: int = NEIGHBOURS) -> None:
+    """Raise Error if a set, such as the `generated` images, has too few for this number of neighbours."""
+    if count <= neighbours:
+        raise Error(f"{count} {name} images are too few for {neighbours} neighbours; give {neighbours + 1} or more")
+
+
 def feature_layer(architecture: Architecture) -> str:
     """The layer output that sets of images are compared by: fc7, else the last but one; without a head, the last."""
     return "fc7" if "fc7" in architecture.values else architecture.values[-2 if architecture.classifier else -1]
 
 
 def set_features(
-    model: Model, images: Sequence[tuple[str, ImageLike]], layer: str = "", *, progress: Progress = silent
+    model: Model,
+    images: Sequence[tuple[str, ImageLike]],
+    layer: str = "",
+    *,
+    failures: list[str] | None = None,
+    progress: Progress = silent,
 ) -> Array:
     """The feature vectors of a set of images, float32 [images, length].
 
@@ -84,26 +94,41 @@ def set_features(
         model: a network on an engine, such as a `vgg.Classifier`.
         images: pairs of a name and an image, as `vgg.sources.find` returns them.
         layer: by default that of `feature_layer`.
+        failures: the errors of unreadable images are appended to it, and these images left out; by default, the first one
+            is raised.
         progress: called with the number of images.
 
     Raises:
-        ImageError: an image can't be read.
+        ImageError: an image can't be read; with `failures`, none can.
         ModelError: the layer is unknown.
     """
     network = model.network
     layer = layer or feature_layer(network.architecture)
     side, found, done = network.architecture.input_size, [], 0
 
-    def prepare(some: Sequence[tuple[str, ImageLike]]) -> Array:
-        return np.stack([network.preprocessing.normalise(_resized(open_image(image, name), side)) for name, image in some])
+    def prepare(some: Sequence[tuple[str, ImageLike]]) -> tuple[Array, list[str]]:
+        inputs, errors = [], []
+        for name, image in some:
+            try:
+                inputs.append(network.preprocessing.normalise(_resized(open_image(image, name), side)))
+            except ImageError as error:
+                if failures is None:
+                    raise
+                errors.append(str(error))
+        return np.array(inputs), errors
 
     source = iter(images)
     groups = iter(lambda: list(islice(source, BATCH)), [])
-    for batch in ahead(prepare, groups, os.cpu_count() or 1, 2):
-        value = model.engine.run(batch, [layer])[layer]
-        found.append(value.reshape(*value.shape[:2], -1).mean(-1) if value.ndim == 4 else value)
-        done += len(batch)
+    for batch, errors in ahead(prepare, groups, os.cpu_count() or 1, 2):
+        if len(batch):
+            value = model.engine.run(batch, [layer])[layer]
+            found.append(value.reshape(*value.shape[:2], -1).mean(-1) if value.ndim == 4 else value)
+        if failures is not None:
+            failures += errors
+        done += len(batch) + len(errors)
         progress("Extracting", done, len(images))
+    if not found:
+        raise ImageError(f"none of the {len(images):,} images could be read")
     return np.concatenate(found)
 
 

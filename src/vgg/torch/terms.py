@@ -6,9 +6,11 @@ under autocast, since sums over a map overflow in float16.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 import torch
+
+from ..errors import Error
 
 Norm = Literal["l1", "l2"]
 Found = Mapping[str, torch.Tensor]  # layer outputs by name, [batch, channels, rows, columns]
@@ -29,10 +31,13 @@ class Term(Protocol):
 
 @dataclass(frozen=True)
 class Difference:
-    """The mean absolute (`l1`) or squared (`l2`) difference of layer outputs."""
+    """The mean absolute (`l1`) or squared (`l2`) difference of layer outputs. Raises Error for another norm."""
 
     layers: Mapping[str, float]
     norm: Norm = "l2"
+
+    def __post_init__(self) -> None:
+        _check(self.norm)
 
     def __call__(self, images: Found, targets: Found) -> torch.Tensor:
         return _summed(self.layers, images, targets, lambda one, other: _size(one - other, self.norm).mean((1, 2, 3)))
@@ -98,13 +103,17 @@ class Contextual:
 
 @dataclass(frozen=True)
 class TotalVariation:
-    """The mean absolute (`l1`) or squared (`l2`) difference of neighbouring pixels of the image; the target is not used."""
+    """The mean absolute (`l1`) or squared (`l2`) difference of neighbouring pixels of the image; the target is not used.
+
+    Raises Error for another norm.
+    """
 
     weight: float = 1.0
     norm: Norm = "l1"
     layers: Mapping[str, float] = field(init=False)
 
     def __post_init__(self) -> None:
+        _check(self.norm)
         object.__setattr__(self, "layers", {IMAGE: self.weight})
 
     def __call__(self, images: Found, targets: Found) -> torch.Tensor:
@@ -127,6 +136,11 @@ def wide(value: torch.Tensor) -> torch.Tensor:
 def _statistics(value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     variance, mean = torch.var_mean(value, (2, 3), correction=0)
     return mean, (variance + EPSILON).sqrt()
+
+
+def _check(norm: str) -> None:
+    if norm not in get_args(Norm):
+        raise Error(f"unknown norm {norm!r}; choose from {', '.join(get_args(Norm))}")
 
 
 def _size(difference: torch.Tensor, norm: Norm) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 // From weak to strong: value (0..1), red, green, blue, opacity.
 const COLOURS = [[0, 40, 20, 90, 0], [0.3, 70, 30, 130, 0.16], [0.55, 190, 50, 110, 0.42], [0.8, 245, 130, 50, 0.6], [1, 255, 225, 110, 0.7]];
-const EDGE = 0.06; // fraction of a side along which the overlay fades out, so that no border is visible
+const EDGE = 0.06; // fraction of a side along which the overlay fades out inside the image, so that no border is visible
 
 function colour(share) {
   const next = Math.max(1, COLOURS.findIndex(([at]) => share <= at));
@@ -12,10 +12,11 @@ function colour(share) {
 }
 
 const smooth = (t) => t * t * (3 - 2 * t);
-const inside = (t) => smooth(Math.min(1, Math.min(t, 1 - t) / EDGE));
+const fading = (t, start, end) => smooth(Math.min(1, Math.min(start ? t : 1, end ? 1 - t : 1) / EDGE));
 
-// Paints the places that support the class; places with negative values stay transparent.
-export function paint(canvas, map) {
+// Paints the places that support the class; places with negative values stay transparent. The box is the part of the image
+// that the map covers: left, top, right, bottom.
+export function paint(canvas, map, [left, top, right, bottom]) {
   const rows = map.length, columns = map[0].length, { width, height } = canvas;
   const most = Math.max(...map.flat(), 1e-9);
   const at = (row, column) => Math.max(0, map[Math.min(rows - 1, Math.max(0, row))][Math.min(columns - 1, Math.max(0, column))]) / most;
@@ -27,7 +28,7 @@ export function paint(canvas, map) {
       const above = at(row, column) * (1 - across) + at(row, column + 1) * across;
       const below = at(row + 1, column) * (1 - across) + at(row + 1, column + 1) * across;
       const [red, green, blue, opacity] = colour(Math.min(1, above * (1 - down) + below * down));
-      const fade = inside((x + 0.5) / width) * inside((y + 0.5) / height);
+      const fade = fading((x + 0.5) / width, left > 0, right < 1) * fading((y + 0.5) / height, top > 0, bottom < 1);
       image.data.set([red, green, blue, 255 * opacity * fade], 4 * (y * width + x));
     }
   }

@@ -188,7 +188,7 @@ function heat({ explanation }) {
     style.height = `${(bottom - top) * shown.height}px`;
     $("heat").classList.toggle("on", $("heat-on").checked);
   };
-  paint($("heat"), explanation.map);
+  paint($("heat"), explanation.map, explanation.box);
   $("image").decode().then(place, () => {});
 }
 
