@@ -55,7 +55,7 @@ class NativeEngine:
         # The kernels of linear layers give NaN for weights that are not finite numbers, so these need not be read before.
         linear = (f"{layer.name}.weight" for layer in network.architecture.layers if layer.operation == "linear")
         in_place = [name for name in linear if isinstance(network.parameters[name], np.ndarray)]
-        self._guard = Guard(network, dense=True, passed=in_place)
+        self._guard = Guard(network, dense=True, skipped=in_place)
         network = network.fold_batch_norm()
         self._architecture = network.architecture
         self._threads = threads or os.cpu_count() or 1

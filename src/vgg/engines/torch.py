@@ -68,9 +68,6 @@ class TorchEngine(Comparing):
                 self.compile(outputs)
         return {name: found[name] for name in outputs}
 
-    def logits(self, batch: Array) -> Array:
-        return self.run(batch)["logits"]
-
     def compile(self, outputs: Sequence[str] = ("logits",)) -> None:
         """Compile the computation of these values, for batches of two images or more of the network's input size.
 
