@@ -8,7 +8,6 @@ archives; there are no intermediate copies.
 import hashlib
 import io
 import json
-import os
 import random
 import re
 import shutil
@@ -25,7 +24,7 @@ from ..errors import Error, ImageError
 from ..files import open_file, reason, replacing
 from ..images import MAX_BYTES, open_image
 from ..labels import imagenet
-from ..parallel import ahead
+from ..parallel import ahead, cores
 from ..progress import Progress, silent
 from ..store import refuse_other_work
 from . import shards
@@ -87,7 +86,7 @@ def prepare(
         Error: an archive is missing, damaged, or not the published one; the folder was prepared with other options; or it
             can't be written.
     """
-    workers = workers or os.cpu_count() or 1
+    workers = workers or cores()
     try:
         output.mkdir(parents=True, exist_ok=True)
         journal = _Journal(output, {"short_side": short_side, "shards": as_shards}, fresh)
