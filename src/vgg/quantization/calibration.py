@@ -30,9 +30,7 @@ def batches(images: Dataset, network: Network, size: int = BATCH, progress: Prog
 
     Raises ImageError at the first image that can't be read.
     """
-    prepared = ahead(
-        lambda one: network.preprocessing(one, one.name if one.size >= 0 else one.path), images, cores(), 2 * size
-    )
+    prepared = ahead(lambda one: network.preprocessing(one, one.name if one.size >= 0 else one.path), images, cores(), 2 * size)
     done = 0
     while batch := list(islice(prepared, size)):
         yield np.stack(batch)
