@@ -116,7 +116,7 @@ class Pipeline:
 @contextmanager
 def choosing_kernels() -> Iterator[None]:
     """cuDNN measures its kernels and takes the fastest, of float32 without those that round to TF32, which torch allows."""
-    cudnn = torch.backends.cudnn
+    cudnn: Any = torch.backends.cudnn
     # Since torch 2.9 convolutions have a setting of their own, and `allow_tf32` can't be read if a program has changed that.
     owner, name, exact = (cudnn.conv, "fp32_precision", "ieee") if hasattr(cudnn, "conv") else (cudnn, "allow_tf32", False)
     measures, allowed = cudnn.benchmark, getattr(owner, name)
