@@ -33,7 +33,7 @@ void pool_part(const Map &map, int image, Part rows, Part columns, int channels,
                 float &value = to[c * step];
                 const float next = map.scale ? map.scale.real(integers[c]) : pixel[c];
                 if (largest)
-                    value = first || !(next <= value) ? next : value;  // NaN stays
+                    value = first || next > value || next != next ? next : value;  // NaN stays
                 else
                     value = (first ? 0.0f : value) + share * next;
             }

@@ -8,12 +8,12 @@ namespace vgg {
 
 void Executor::quantize_images(Images to) {
     const Scale scale = to.map.scale;
-    pool.run(height, [&](int y, int) {
-        std::vector<std::uint8_t> row(width);
+    std::vector<std::uint8_t> rows(std::size_t(width) * pool.threads());  // one for each worker
+    pool.run(height, [&](int y, int worker) {
+        std::uint8_t *row = rows.data() + std::ptrdiff_t(width) * worker;
         std::uint8_t *pixels = to.map.bytes(to.first, y, 0);
         for (int c = 0; c < 3; ++c) {
-            kernels.integers->quantize(planes.get() + c * plane + (y + 1) * line + 1, width, scale.scale, scale.zero,
-                                       row.data());
+            kernels.integers->quantize(planes.get() + c * plane + (y + 1) * line + 1, width, scale.scale, scale.zero, row);
             for (int x = 0; x < width; ++x) pixels[4 * x + c] = row[x];
         }
     });

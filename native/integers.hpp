@@ -7,8 +7,8 @@ namespace vgg {
 
 // Convolutions as products of bytes, where the processor multiplies matrices of them.
 struct Bytes {
-    int depth =
-        0;  // input channels that are multiplied at a time, of which the map has a multiple; 0 if there is no such product
+    // Input channels that are multiplied at a time, of which the map has a multiple; 0 if there is no such product.
+    int depth = 0;
     // Weights [out, in, area] without zero points -> [out / panel, area, padded in, panel].
     void (*weights)(const Filters &from, int out, int in, int area, float *to) = nullptr;
     // `count` pixels of an image row -> channels from `channel` on of pixels that are `to_stride` floats apart. Pixels are

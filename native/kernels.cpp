@@ -354,7 +354,8 @@ inline void expand(const Matrix &matrix, std::int64_t row, std::int64_t begin, s
 template <vgg::Kind K> void add_panels(const Matrix &matrix, std::int64_t first, std::int64_t last, const float *panels,
                                        std::int64_t count, float *sums, std::int64_t stride) {
     float rows[NARROW * COLUMNS];
-    const std::int64_t span = (CACHED / stride + COLUMNS - 1) / COLUMNS * COLUMNS;
+    const std::int64_t fitting = (CACHED / stride + COLUMNS - 1) / COLUMNS * COLUMNS;  // 0 if there are very many rows
+    const std::int64_t span = fitting < COLUMNS ? COLUMNS : fitting;
     for (std::int64_t begin = 0; begin < matrix.inputs; begin += span)
         for (std::int64_t row = first; row < last; row += NARROW) {
             const int height = int(last - row < NARROW ? last - row : NARROW);

@@ -2,6 +2,9 @@
 #pragma once
 
 #include <atomic>
+#include <stdexcept>
+#include <string>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -15,10 +18,13 @@ namespace vgg {
 // must neither use nor destroy it.
 class Pool {
   public:
-    // Throws std::system_error if the threads can't be started; then none is left.
+    // Throws std::runtime_error if the threads can't be started; then none is left.
     explicit Pool(int threads) : threads_(threads) {
         try {
             for (int worker = 1; worker < threads; ++worker) workers_.emplace_back([this, worker] { serve(worker); });
+        } catch (const std::system_error &error) {
+            stop();
+            throw std::runtime_error("can't start " + std::to_string(threads) + " threads (" + error.what() + "); use fewer");
         } catch (...) {
             stop();
             throw;

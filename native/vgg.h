@@ -22,7 +22,7 @@ extern "C" {
 enum { VGG_INTERFACE = 5 }; /* changes with every change of this file; vgg/engines/native_interface.py has the same number */
 
 enum { VGG_OK, VGG_NO_MEMORY, VGG_FAILED };
-enum {
+enum vgg_operation {
     VGG_CONVOLUTION,
     VGG_LRN,
     VGG_MAX_POOL,
@@ -35,17 +35,17 @@ enum {
     VGG_DEQUANTIZE /* 8-bit integers become floats */
 };
 enum { VGG_COSINE, VGG_L1, VGG_L2, VGG_MOMENTS };
-enum { VGG_NONE, VGG_RELU, VGG_LEAKY_RELU, VGG_ELU, VGG_GELU, VGG_GELU_TANH, VGG_SILU, VGG_TANH, VGG_SIGMOID };
+enum vgg_activation { VGG_NONE, VGG_RELU, VGG_LEAKY_RELU, VGG_ELU, VGG_GELU, VGG_GELU_TANH, VGG_SILU, VGG_TANH, VGG_SIGMOID };
 
 typedef struct vgg_network vgg_network;
 
 typedef struct {
-    int32_t operation;  /* one of the first enum above; a convolution includes its ReLU */
-    int32_t activation; /* of a linear layer: one of the second */
+    int32_t operation;  /* a vgg_operation; a convolution includes its ReLU */
+    int32_t activation; /* of a linear layer: a vgg_activation */
     int32_t in, out;    /* channels; a linear layer has in * kernel * kernel inputs */
     int32_t kernel; /* 3 or 1; of the first linear layer, the side of its input map; of average pooling, that of its output */
-    int32_t
-        kind; /* a linear layer's storage: float32, float16, bfloat16, int8, int4; bfloat16 of a convolution: its products */
+    /* A linear layer's storage: float32, float16, bfloat16, int8, int4; bfloat16 of a convolution: its products. */
+    int32_t kind;
     const void *weight; /* of a convolution: float32, or int8 if it has a scale, copied; of a linear layer: used in place */
     const float *bias;  /* copied */
     const float *scale; /* of int8 and int4: [out, inputs / group]; of a convolution: [out]; copied */

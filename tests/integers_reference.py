@@ -73,8 +73,8 @@ def run(graph, batch):
             value = value @ matrix.T + np.rint(bias / scale)  # exact: float64 holds these integers
             form = next(iter(graph.activations.get(name, ())), None)
             if form and activation in ("", "relu"):
-                value = np.maximum(value, 0) if activation else value
-                value = steps(np.float32(value) * (scale / np.float32(form.scale)), form)
+                value = np.float32(value) * (scale / np.float32(form.scale))
+                value = steps(np.maximum(value, 0) if activation else value, form)
             else:
                 value, form = np.float32(value) * scale, None
         else:

@@ -1,6 +1,5 @@
 """The speed of engines, side by side in one run, and in relation to the limit of the machine."""
 
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,6 +15,7 @@ from .errors import Error
 from .formats import QuantizedGraph, network_of
 from .limits import Machine, Meter, Work, work
 from .network import Network
+from .parallel import cores
 from .progress import Progress, silent
 
 ROUNDS = 10
@@ -155,7 +155,7 @@ def compare(
     if min((rounds, *batch_sizes)) < 1:
         raise Error("batch sizes and rounds must be 1 or more")
     size, rng, done = network_of(network).architecture.input_size, np.random.default_rng(0), 0
-    chosen, threads, models = names or engines.installed(), threads or (os.cpu_count() or 1,), {"": network, **(beside or {})}
+    chosen, threads, models = names or engines.installed(), threads or (cores(),), {"": network, **(beside or {})}
     works = {title: work(network_of(model)) for title, model in models.items()}
     total = len(threads) * len(batch_sizes) * len(chosen) * len(models) * len(precisions) * rounds
 

@@ -1,6 +1,5 @@
 """`load` and `Classifier`: images in, predictions out."""
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -19,7 +18,7 @@ from .heads import Output
 from .images import ImageLike
 from .labels import Labels, mismatch
 from .network import Network
-from .parallel import ahead
+from .parallel import ahead, cores
 from .predictions import Prediction, Result, choose, network_scores
 from .preprocessing import Preprocessing, preset
 from .progress import Progress, silent
@@ -222,7 +221,7 @@ class Classifier:
             except ImageError as error:
                 return name, error
 
-        prepared = ahead(prepare, images, workers or min(os.cpu_count() or 1, BATCH_SIZE), 2 * BATCH_SIZE)
+        prepared = ahead(prepare, images, workers or min(cores(), BATCH_SIZE), 2 * BATCH_SIZE)
         while batch := list(islice(prepared, BATCH_SIZE)):
             yield batch
 

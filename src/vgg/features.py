@@ -5,7 +5,6 @@ sizes; its output is averaged over positions and the flip, averaged or stacked o
 linear classifier on these vectors then learns other classes from few images.
 """
 
-import os
 import shutil
 import tempfile
 import zipfile
@@ -25,7 +24,7 @@ from .errors import Error, ImageError, utf8
 from .extras import require
 from .files import replacing
 from .images import ImageLike, open_image
-from .parallel import ahead
+from .parallel import ahead, cores
 from .views import BATCH_SIZE, ViewBatch, Views, batches, check_views
 
 SUFFIXES = (".npz", ".parquet")  # of the files that `write` supports
@@ -86,7 +85,7 @@ def extract(
     architecture.check_values(descriptor.layers)
     check_views(model, descriptor.views)
     descriptor = replace(descriptor, layers=descriptor.layers or (default_layer(architecture),))
-    return _extract(model, images, descriptor, batch_size, workers or os.cpu_count() or 1)
+    return _extract(model, images, descriptor, batch_size, workers or cores())
 
 
 def default_layer(architecture: Architecture) -> str:

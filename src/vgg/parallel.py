@@ -1,5 +1,6 @@
 """Work in threads, ahead of the code that uses the results."""
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -7,6 +8,11 @@ from typing import TypeVar
 
 Item = TypeVar("Item")
 Output = TypeVar("Output")
+
+
+def cores() -> int:
+    """The number of cores that this process may use, the default number of threads: `taskset` and schedulers limit it."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def ahead(work: Callable[[Item], Output], items: Iterable[Item], workers: int, depth: int) -> Iterator[Output]:

@@ -15,6 +15,7 @@ from .engines import native_interface
 from .engines.engine import instruction_set
 from .errors import Error, one_line
 from .files import cache_folder, reason
+from .parallel import cores
 
 # A requirement in a package's metadata: name, extras of it, versions, and the extra of vgg that it belongs to.
 _REQUIREMENT = re.compile(r"""([\w.-]+)(?:\[(.*?)\])?([^;]*?)(?:;.*extra == ["']([\w-]+)["'])?""")
@@ -43,7 +44,7 @@ def facts() -> Iterator[Fact]:
     for name, versions in required.items():
         yield Fact("version", name, _version(name), f"required: {versions.strip()}")
     yield Fact("processor", "name", engines.processor(), platform.machine())
-    yield Fact("processor", "cores", str(os.cpu_count()), f"{_usable_cores()} for this process")
+    yield Fact("processor", "cores", str(os.cpu_count()), f"{cores()} for this process")
     yield Fact("processor", "instructions", *_tried(_instructions))
     for name in engines.ENGINES:
         yield Fact("engine", name, *_tried(lambda name=name: _engine(name)))  # type: ignore[misc]
@@ -92,10 +93,6 @@ def _requirements() -> tuple[dict[str, str], dict[str, list[str]]]:
         if extra in extras:
             extras[extra] += [name for part in parts for name in extras.get(part, ())]
     return required, extras
-
-
-def _usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _instructions() -> tuple[str, str]:

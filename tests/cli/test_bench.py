@@ -45,6 +45,12 @@ def bench(model, monkeypatch, capsys):
     return run
 
 
+def test_too_little_memory_is_one_line(bench):
+    code, out, err = bench("--engine", "onnxruntime", "-b", 10**12)
+    assert (code, out) == (1, "")
+    assert err[-1].startswith("vgg: Unable to allocate ")
+
+
 def test_json_is_a_list_of_records(bench):
     code, out, err = bench(*CHOSEN, "-b", 2, "-b", 1, "--threads", 1, "--rounds", 2, "--format", "json")
     assert (code, err) == (0, NOTE)

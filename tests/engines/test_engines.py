@@ -12,6 +12,7 @@ import torch
 
 from conftest import needs_native, random_network
 from vgg import Error, ModelError, engines
+from vgg.engines import engine as engine_home
 from vgg.engines import native_interface
 from vgg.engines.engine import instruction_set
 
@@ -58,6 +59,22 @@ def test_unsupported_inputs_are_refused(any_engine, batch):
 def test_engines_without_the_dense_form_refuse_larger_images(name):
     with pytest.raises(ModelError, match=r"vgg11 takes float32 \[batch, 3, 32, 32\], not "):
         engines.open(random_network(), name).logits(images(size=64))
+
+
+@pytest.mark.parametrize("name", [name for name in ("onnxruntime", "openvino") if name in engines.installed()])
+def test_a_server_that_is_asked_for_many_sets_of_outputs_keeps_the_last_ones(name, monkeypatch):
+    """Each set is a model of its own, with a copy of the weights."""
+    monkeypatch.setattr(engine_home, "MODELS", 2)
+    opened = engines.open(random_network(), name, threads=1)
+    expected = opened.run(images(), ("pool1", "pool2"))["pool1"]
+    for outputs in (["logits"], ["pool3", "logits"], ["logits"], ["pool1", "pool2"]):
+        found = opened.run(images(), outputs)
+    assert [*opened._models] == [("logits",), ("pool1", "pool2")]
+    np.testing.assert_array_equal(found["pool1"], expected)
+
+
+def test_no_outputs_are_no_values(any_engine):
+    assert engines.open(random_network(), any_engine).run(images(), ()) == {}
 
 
 def test_an_unknown_output_is_refused(any_engine):

@@ -4,7 +4,9 @@ import warnings
 from dataclasses import replace
 
 import numpy as np
+import onnx
 import pytest
+from onnx import helper, numpy_helper
 
 import integers_reference
 import vgg
@@ -107,6 +109,24 @@ def test_rows_whose_weights_are_almost_0_keep_their_bias(tmp_path, kinds):
         assert np.abs(values[name][:, :4] - biases).max() <= 0.51 * step
 
 
+@pytest.mark.parametrize("kinds", [("u8", "s8"), ("u8", "u8")], ids="".join)
+def test_rows_may_have_negative_scales(tmp_path, kinds):
+    """As a batch normalisation that was multiplied into them leaves them."""
+    graph = formats.load(quantized(tmp_path, kinds=kinds, head="average, 40 relu, classes"))
+    parameters = dict(graph.network.parameters)
+    for name in ("conv1_1.weight", "conv2_1.weight", "conv3_1.weight", "fc6.weight", "fc7.weight"):
+        weight = parameters[name]
+        assert isinstance(weight, Quantized)
+        values, scale = weight.values.copy(), weight.scale.copy()
+        values[1].flat[:2] = np.iinfo(values.dtype).min, np.iinfo(values.dtype).max
+        scale[1::3] *= -1
+        parameters[name] = replace(weight, values=values, scale=scale)
+    changed = replace(graph, network=replace(graph.network, parameters=parameters))
+    check_same(*outputs(changed))
+    logits = engines.open(changed, "native").logits(IMAGES)  # with pooling fused into the convolutions
+    assert np.array_equal(logits, outputs(changed)[1]["logits"])
+
+
 def test_comparisons_are_those_of_the_layer_outputs(tmp_path):
     opened = engines.open(quantized(tmp_path), "native")
     pairs, weights = np.array([[0, 1], [2, 2]]), {"conv2_1": np.ones(8, np.float32)}
@@ -154,6 +174,26 @@ def test_the_native_engine_says_why_it_computes_in_floats(tmp_path):
     ]
     floats = engines.open(Network.read(path), "onnxruntime").logits(IMAGES)
     np.testing.assert_allclose(opened.logits(IMAGES), floats, rtol=1e-4, atol=1e-4)
+
+
+def test_images_that_are_quantized_twice_run_on_another_engine(tmp_path):
+    path = quantized(tmp_path)
+    model = onnx.load(path)
+    graph = model.graph
+    pair = [
+        helper.make_node("QuantizeLinear", ["data", "early.s", "early.z"], ["early.q"]),
+        helper.make_node("DequantizeLinear", ["early.q", "early.s", "early.z"], ["early"]),
+    ]
+    numbers = {"early.s": np.float32(0.3), "early.z": np.uint8(128)}
+    graph.initializer.extend(numpy_helper.from_array(array, key) for key, array in numbers.items())
+    next(node for node in graph.node if "data" in node.input).input[0] = "early"
+    for place, node in enumerate(pair):
+        graph.node.insert(place, node)
+    onnx.save(model, path)
+    found = formats.load(path)
+    assert (found.activations, found.obstacle) == ({}, "the images are quantized twice")
+    assert engines.open(found).name != "native"
+    assert np.array_equal(engines.open(found, "onnxruntime").logits(IMAGES), bare(path))
 
 
 def test_a_classifier_computes_explains_and_is_identified_by_its_file():

@@ -62,6 +62,7 @@ def test_it_runs_as_it_is(quantized):
     assert opened.name == "onnxruntime"
     assert np.array_equal(opened.logits(IMAGES), bare(path, IMAGES))
     assert opened.logits(IMAGES[:0]).shape == (0, 7)
+    assert opened.run(IMAGES, ()) == {}
     with pytest.raises(ModelError, match="gives only its logits"):
         opened.run(IMAGES, ["fc7"])
     with pytest.raises(ModelError, match="vgg16 has no layer output 'fc9'; choose from conv1_1, conv1_2"):

@@ -162,6 +162,15 @@ def test_what_there_is_not_is_said(options, message):
         engines.open(random_network(), **options)
 
 
+def test_auto_is_an_engine_that_has_it(monkeypatch):
+    monkeypatch.setattr(engines, "problem", lambda name: "no native engine here" if name in ("native", "openvino") else "")
+    with pytest.warns(Notice, match="using torch, which is slower: no native engine here"):
+        assert engines.open(random_network(), precision="bf16").name == "torch"
+    monkeypatch.setattr(engines, "problem", lambda name: "" if name == "onnxruntime" else "no native engine here")
+    with pytest.raises(Error, match=r"no native engine here, or `pip install 'vgg\[openvino\]'`"):
+        engines.open(random_network(), precision="bf16")
+
+
 @needs_native
 def test_a_file_with_quantized_activations_is_refused(tmp_path):
     graph = QuantizedGraph(random_network(), tmp_path / "int8.onnx", True, "logits", "")

@@ -128,6 +128,35 @@ def test_a_gpu_computes_what_the_cpu_does(name, head):
 
 
 @needs_gpu
+def test_a_gpu_computes_float32_without_tf32():
+    network, batch = random_network("vgg16"), images(4)
+    names = network.architecture.values
+    found = engines.open(network, "torch", device="cuda", precision="float32").run(batch, names)
+    assert_close(found, engines.open(network, "torch").run(batch, names), 1e-5)
+
+
+def test_a_gpus_kernels_are_chosen_without_tf32_and_the_process_keeps_its_settings():
+    cudnn = torch.backends.cudnn
+    before = cudnn.benchmark, cudnn.allow_tf32
+    with torch_pipeline.choosing_kernels():
+        assert cudnn.benchmark
+        assert cudnn.conv.fp32_precision == "ieee"
+    assert (cudnn.benchmark, cudnn.allow_tf32) == before
+
+
+def full_gpu(*_):
+    raise torch.cuda.OutOfMemoryError
+
+
+@pytest.mark.parametrize("compute", [full_gpu, lambda *_: torch.empty(2**52)], ids=["GPU", "CPU"])
+def test_too_little_memory_is_a_memory_error(compute, monkeypatch):
+    engine = engines.open(random_network(), "torch")
+    monkeypatch.setattr(engine, "_computation", compute)
+    with pytest.raises(MemoryError, match="not enough memory for 2 images of 48x32"):
+        engine.run(images(2, 32, 48))
+
+
+@needs_gpu
 def test_several_threads_share_a_gpu(monkeypatch):
     monkeypatch.setattr(torch_pipeline, "GRAPHS", 2)  # fewer than there are shapes, so that graphs come and go
     assert_threads_can_share(engines.open(random_network(), device="cuda"), 0)

@@ -88,6 +88,8 @@ def main() -> None:
             _fail(str(error))
         except UnicodeEncodeError as error:
             _fail(f"{printable(error.object)}: the name is not UTF-8; rename it")
+        except MemoryError as error:
+            _fail(printable(str(error)) or "not enough memory")
         except OSError as error:
             _fail(printable(f"{error.filename}: {reason(error)}" if error.filename is not None else reason(error)))
 

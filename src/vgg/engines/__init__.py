@@ -67,9 +67,10 @@ def open(
         model: a network, or a file or name that `vgg.load` takes. A file with quantized activations, or its QuantizedGraph,
             is computed with integers by the native engine, if it has `activations`; by ONNX Runtime, which runs it as it is;
             and by OpenVINO in the QDQ format. Otherwise its weights are taken and computed in floats, with a `Notice`.
-        engine: a name from ENGINES, or `auto`: torch on a GPU; else the first one of ENGINES that is installed and, for a
-            QuantizedGraph, computes it with integers, but with AMX OpenVINO before the others. If the native engine is
-            missing, a `Notice` says so, once in a process. docs/performance.md has the measurements behind this choice.
+        engine: a name from ENGINES, or `auto`: torch on a GPU; else the first one of ENGINES that is installed, has the
+            precision and, for a QuantizedGraph, computes it with integers, but with AMX OpenVINO before the others. If the
+            native engine is missing, a `Notice` says so, once in a process. docs/performance.md has the measurements behind
+            this choice.
         threads: the largest number of threads; the number of cores by default.
         device: `cpu`, or `cuda` for a GPU, which only torch supports.
         precision: of products, whose sums are float32: `float32`; `bf16`, bfloat16, with the engines IN_BF16, for networks
@@ -91,16 +92,16 @@ def open(
     if isinstance(model, str | Path):
         model = load(locate(model))
     graph, network = (model, model.network) if isinstance(model, QuantizedGraph) else (None, model)
+    if precision == "bf16" and graph:
+        raise ModelError(f"{graph.path}: a file with quantized activations can't be computed in bf16; leave out the precision")
     if engine == "auto":
-        engine = "torch" if device == "cuda" else (graph and _for_integers(graph)) or _automatic()
+        engine = "torch" if device == "cuda" else (graph and _for_integers(graph)) or _automatic(precision)
     if device == "cuda" and engine != "torch":
         raise Error(f"{engine} runs on the CPU only; use torch on a GPU")
     if missing := problem(engine):
         raise Error(missing)
     if precision == "bf16" and engine not in IN_BF16:
         raise Error(f"{engine} has no precision bf16; use {', '.join(IN_BF16[:-1])} or {IN_BF16[-1]}")
-    if precision == "bf16" and graph:
-        raise ModelError(f"{graph.path}: a file with quantized activations can't be computed in bf16; leave out the precision")
     module = import_module(f".{engine}", __name__)
     classes = _CLASSES[engine]
     if graph and classes.runs(graph):
@@ -160,11 +161,12 @@ def _for_integers(graph: QuantizedGraph) -> str:
     return next(iter(usable), "")
 
 
-def _automatic() -> str:
-    """The first of the usable engines. Raises Error if there is none."""
-    usable, missing = next((name for name in ENGINES if not problem(name)), ""), problem("native")
+def _automatic(precision: str) -> str:
+    """The first of the usable engines that have a precision. Raises Error if there is none."""
+    engines = IN_BF16 if precision == "bf16" else ENGINES
+    usable, missing = next((name for name in engines if not problem(name)), ""), problem("native")
     if not usable:
-        raise Error(f"{missing}, or `pip install 'vgg[onnxruntime]'`")
+        raise Error(f"{missing}, or `pip install 'vgg[{engines[1]}]'`")
     if missing:
         _announce(usable, missing)
     return usable

@@ -19,12 +19,15 @@ BLOCK = 2**20  # numbers of a layer output that are compared at once
 
 
 class Comparing(ABC):
-    """The comparisons of `vgg.engines.Engine` in NumPy, for engines whose layer outputs come as arrays."""
+    """What `vgg.engines.Engine` has besides `run`, for engines whose layer outputs come as arrays: comparisons in NumPy."""
 
     _guard: Guard
 
     @abstractmethod
     def run(self, batch: Array, outputs: Sequence[str] = ("logits",)) -> Mapping[str, Array]: ...
+
+    def logits(self, batch: Array) -> Array:
+        return self.run(batch)["logits"]
 
     def differences(self, batch: Array, pairs: Array, layers: Mapping[str, Array], kind: Kind = "cosine") -> dict[str, Array]:
         self._guard.check(batch, [*layers])

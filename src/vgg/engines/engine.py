@@ -20,6 +20,7 @@ from .guard import Guard
 
 LEAST = 2.0**-24  # distance of a float32 score from 0 and 1 whose logit is finite
 DENSE = ("native", "torch")  # engines that take images larger than a network's crop
+MODELS = 8  # that an engine keeps, of the last sets of outputs; each has a copy of the weights
 PIXELS = ("torch",)  # engines that take uint8 pixels and normalise them
 
 
@@ -102,7 +103,7 @@ class Model(Protocol):
 
 
 class BuiltEngine(Comparing):
-    """A network as ONNX models, one for each set of outputs, so that nothing else is computed; see `Engine`."""
+    """A network as ONNX models, one for each of the last sets of outputs, so that nothing else is computed; see `Engine`."""
 
     def __init__(self, network: Network) -> None:
         self._network, self._guard = network, Guard(network)
@@ -117,15 +118,11 @@ class BuiltEngine(Comparing):
     def _model(self, outputs: Sequence[str]) -> Any:
         key = tuple(sorted(set(outputs)))
         with self._lock:
-            if key not in self._models:
-                self._models[key] = self._build(key)
-            return self._models[key]
-
-    @abstractmethod
-    def run(self, batch: Array, outputs: Sequence[str] = ("logits",)) -> dict[str, Array]: ...
-
-    def logits(self, batch: Array) -> Array:
-        return self.run(batch)["logits"]
+            found = self._models.pop(key, None) or self._build(key)
+            self._models[key] = found  # the last one
+            if len(self._models) > MODELS:
+                del self._models[next(iter(self._models))]  # the one that was used longest ago
+            return found
 
 
 class GraphEngine(Comparing):
@@ -135,9 +132,6 @@ class GraphEngine(Comparing):
 
     def __init__(self, graph: QuantizedGraph) -> None:
         self.graph = graph
-
-    def logits(self, batch: Array) -> Array:
-        return np.asarray(self.run(batch)["logits"])
 
 
 class WholeGraphEngine(GraphEngine):
@@ -160,6 +154,8 @@ class WholeGraphEngine(GraphEngine):
                 f"a graph with quantized activations gives only its {last}; use the engine native for other values"
             )
         self._guard.check(batch, outputs)
+        if not outputs:
+            return {}
         step = self._count or max(1, len(batch))
         shape = self._architecture.shape(last, step, *batch.shape[2:])
         rows = [np.empty((0, *shape[1:]), np.float32)]

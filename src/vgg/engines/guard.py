@@ -17,12 +17,12 @@ class Guard:
         network: that the engine computes.
         dense: see `check_batch`.
         pixels: see `check_batch`.
-        passed: names of parameters that aren't checked here, since the engine's outputs show whether they are finite.
+        skipped: names of parameters that aren't checked here, since the engine's outputs show whether they are finite.
     """
 
-    def __init__(self, network: Network, *, dense: bool = False, pixels: bool = False, passed: Collection[str] = ()) -> None:
+    def __init__(self, network: Network, *, dense: bool = False, pixels: bool = False, skipped: Collection[str] = ()) -> None:
         self.network, self._dense, self._pixels = network, dense, pixels
-        self._unchecked = [name for name in network.parameters if name not in passed]
+        self._unchecked = [name for name in network.parameters if name not in skipped]
 
     def check(self, batch: Array, outputs: Sequence[str]) -> None:
         """Raise ModelError for unknown outputs, a batch of another shape, or parameters that are not finite numbers."""

@@ -1,7 +1,6 @@
 """The native engine: native/ in C++, called through its C interface."""
 
 import ctypes
-import os
 import warnings
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -10,10 +9,11 @@ import numpy as np
 
 from ..architectures import Shape
 from ..arrays import Array
-from ..errors import Notice
+from ..errors import Notice, counted
 from ..formats import QuantizedGraph
 from ..formats.activations import Activations
 from ..network import Network
+from ..parallel import cores
 from .comparison import Area, Comparing, Kind, checked_areas, checked_pairs, checked_weights
 from .engine import GraphEngine
 from .guard import Guard
@@ -55,10 +55,10 @@ class NativeEngine:
         # The kernels of linear layers give NaN for weights that are not finite numbers, so these need not be read before.
         linear = (f"{layer.name}.weight" for layer in network.architecture.layers if layer.operation == "linear")
         in_place = [name for name in linear if isinstance(network.parameters[name], np.ndarray)]
-        self._guard = Guard(network, dense=True, passed=in_place)
+        self._guard = Guard(network, dense=True, skipped=in_place)
         network = network.fold_batch_norm()
         self._architecture = network.architecture
-        self._threads = threads or os.cpu_count() or 1
+        self._threads = threads or cores()
         self._kept: list[Array] = []  # arrays that the engine reads in place
         self._steps: dict[str, int] = {}  # of each layer output
         self._count = 0  # of steps
@@ -90,7 +90,7 @@ class NativeEngine:
         )
         if count:
             code = self._library.vgg_run(self._handle, batch.ctypes.data, count, height, width, wanted, len(found))
-            check(code, f"{count} images of {width}x{height}")
+            check(code, f"{counted(count, 'image')} of {width}x{height}")
         if not all(np.isfinite(array).all() for array in found.values()):
             self._guard.network.check_finite(self._guard.needed(outputs))
         return found
@@ -139,7 +139,7 @@ class NativeEngine:
         entries = (ComparisonStruct * len(wanted))(*wanted)
         data, indices = batch.ctypes.data, pairs.ctypes.data
         code = self._library.vgg_compare(self._handle, data, height, width, kind, indices, len(pairs), entries, len(wanted))
-        check(code, f"{count} images of {width}x{height}")
+        check(code, f"{counted(count, 'image')} of {width}x{height}")
 
 
 class NativeGraphEngine(NativeEngine, GraphEngine):

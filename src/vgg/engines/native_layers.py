@@ -156,6 +156,11 @@ def _integers(weight: Part, bias: Array, inputs: Quantization) -> tuple[Array, A
             (values ^ np.uint8(128)).view(np.int8),
             (0 if zero is None else zero) - np.full(len(scale), 128, np.int32),
         )
+    if (scale < 0).any():  # the kernels take positive scales; ~value - ~zero is zero - value, and never overflows
+        flip = -(scale < 0).astype(np.int8)
+        values = values ^ flip.reshape(-1, *[1] * (values.ndim - 1))
+        zero = (np.zeros(len(scale), np.int32) if zero is None else zero) ^ flip
+        scale = np.abs(scale)
     if 255 * (128 if zero is None else 255) * math.prod(weight.shape[1:]) >= 2**31:
         return None
     step = scale.astype(np.float64) * inputs.scale

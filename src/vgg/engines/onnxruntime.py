@@ -1,4 +1,4 @@
-"""ONNX Runtime. Its session reads the parameters in place, in memory or in the mapped file."""
+"""ONNX Runtime. Each session copies the parameters."""
 
 from collections.abc import Sequence
 
@@ -46,6 +46,8 @@ class OnnxRuntimeEngine(BuiltEngine):
 
     def run(self, batch: Array, outputs: Sequence[str] = ("logits",)) -> dict[str, Array]:
         self._guard.check(batch, outputs)
+        if not outputs:
+            return {}
         return dict(zip(outputs, self._model(outputs).run(list(outputs), {"data": batch}), strict=True))
 
     def _build(self, outputs: tuple[str, ...]) -> onnxruntime.InferenceSession:

@@ -56,14 +56,15 @@ class OpenVinoEngine(BuiltEngine):
         hint = {"INFERENCE_PRECISION_HINT": "bf16"} if precision == "bf16" else {}
         self._options = {**_options(threads), **hint, "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
         self._core = openvino.Core()
-        self._tensors: list[openvino.Tensor] = []  # memory that the models read
         accepted = {name: _accepted(value) for name, value in network.parameters.items()}
         super().__init__(replace(network, parameters=accepted))
 
     def run(self, batch: Array, outputs: Sequence[str] = ("logits",)) -> dict[str, Array]:
         architecture = self._network.architecture
         self._guard.check(batch, outputs)
-        model = self._model(outputs)
+        if not outputs:
+            return {}
+        model, _ = self._model(outputs)
         count, _, height, width = batch.shape
         if not count:  # OpenVINO refuses empty batches
             return {name: np.empty(architecture.shape(name, 0, height, width), np.float32) for name in outputs}
@@ -71,20 +72,21 @@ class OpenVinoEngine(BuiltEngine):
         values = model.create_infer_request().infer({"data": batch}, share_inputs=True)
         return {name: values[name] for name in outputs}
 
-    def _build(self, outputs: tuple[str, ...]) -> openvino.CompiledModel:
+    def _build(self, outputs: tuple[str, ...]) -> tuple[openvino.CompiledModel, list[openvino.Tensor]]:
+        """A model, with the memory that it reads."""
         graph, initializers = onnx_builder.build(self._network, OnnxOptions(opset=onnx_builder.BLOCKED, outputs=outputs))
         # Initializers are read as inputs, then replaced by constants on the memory of the parameters.
         ports = [Port(one.name, one.data_type, [*one.dims]) for one in initializers]
         model = self._core.read_model(graph.model(inputs=ports))
-        by_name = {one.name: one for one in initializers}
+        by_name, tensors = {one.name: one for one in initializers}, []
         for port in model.get_parameters():
             if one := by_name.get(port.get_friendly_name()):
                 tensor = _tensor(contiguous(one.value, one.dtype).reshape(one.dims))
-                self._tensors.append(tensor)
+                tensors.append(tensor)
                 port.output(0).replace(openvino.op.Constant(tensor).output(0))
                 model.remove_parameter(port)
         model.validate_nodes_and_infer_types()
-        return self._core.compile_model(model, "CPU", self._options)
+        return self._core.compile_model(model, "CPU", self._options), tensors
 
 
 def _options(threads: int | None) -> dict[str, str]:

@@ -3,14 +3,15 @@
 import time
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from types import FunctionType
 
 import numpy as np
 import torch
 
 from ..arrays import Array
-from ..errors import Error, Notice, one_line
+from ..errors import Error, Notice, counted, one_line
 from ..module import Module, Normalisation, tensor
 from ..network import Network
 from .comparison import Comparing
@@ -39,6 +40,7 @@ class TorchEngine(Comparing):
 
     Raises:
         Error: `device` is `cuda` and torch finds no GPU.
+        MemoryError: there is not enough memory.
     """
 
     name = "torch"
@@ -50,12 +52,18 @@ class TorchEngine(Comparing):
             torch.set_num_threads(threads)
         self.device, dtype = device, _dtype(device, precision)
         self.precision = {torch.bfloat16: "bf16", torch.float16: "float16"}.get(dtype, "float32")
-        self._computation = Computation(network, device, dtype)
+        with _memory("the network", device):
+            self._computation = Computation(network, device, dtype)
         self._pipeline = Pipeline(self._computation, dtype, device)
         self._seconds: defaultdict[tuple[str, ...], float] = defaultdict(float)  # of computing each set of values
 
     def run(self, batch: Array, outputs: Sequence[str] = ("logits",)) -> dict[str, Array]:
         self._guard.check(batch, outputs)
+        count, _, height, width = batch.shape
+        with _memory(f"{counted(count, 'image')} of {width}x{height}", self.device):
+            return self._run(batch, outputs)
+
+    def _run(self, batch: Array, outputs: Sequence[str]) -> dict[str, Array]:
         if self.device == "cpu" or not len(batch) or not outputs:
             with torch.inference_mode():
                 values = self._computation(_tensor(batch).to(self.device), outputs) if outputs else {}
@@ -67,9 +75,6 @@ class TorchEngine(Comparing):
             if self._seconds[key] > COMPILE_AFTER:
                 self.compile(outputs)
         return {name: found[name] for name in outputs}
-
-    def logits(self, batch: Array) -> Array:
-        return self.run(batch)["logits"]
 
     def compile(self, outputs: Sequence[str] = ("logits",)) -> None:
         """Compile the computation of these values, for batches of two images or more of the network's input size.
@@ -146,6 +151,17 @@ def check_device(device: str) -> None:
     """Raise Error if the device is `cuda` and torch finds no GPU."""
     if device == "cuda" and not torch.cuda.is_available():
         raise Error(f"torch {torch.__version__} finds no GPU; use the device cpu")
+
+
+@contextmanager
+def _memory(task: str, device: str) -> Iterator[None]:
+    """Raise MemoryError if a device has not enough memory for a task; torch raises an exception for each kind of device."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, torch.cuda.OutOfMemoryError) or "can't allocate memory" in str(error):
+            raise MemoryError(f"not enough memory for {task}{' on the GPU' * (device == 'cuda')}") from None
+        raise
 
 
 def _dtype(device: str, precision: str) -> torch.dtype:

@@ -113,22 +113,35 @@ class Pipeline:
             yield
 
 
+@contextmanager
+def choosing_kernels() -> Iterator[None]:
+    """cuDNN measures its kernels and takes the fastest, of float32 without those that round to TF32, which torch allows."""
+    cudnn: Any = torch.backends.cudnn
+    # Since torch 2.9 convolutions have a setting of their own, and `allow_tf32` can't be read if a program has changed that.
+    owner, name, exact = (cudnn.conv, "fp32_precision", "ieee") if hasattr(cudnn, "conv") else (cudnn, "allow_tf32", False)
+    measures, allowed = cudnn.benchmark, getattr(owner, name)
+    cudnn.benchmark = True
+    setattr(owner, name, exact)
+    try:
+        yield
+    finally:
+        cudnn.benchmark = measures
+        setattr(owner, name, allowed)
+
+
 def _captured(compute: Callable[[torch.Tensor], Values], example: torch.Tensor, pool: Any) -> Callable[[torch.Tensor], Values]:
     """A computation as a CUDA graph for batches like the example.
 
     Its input and its values stay at their addresses; each run overwrites them. Graphs never run at the same time, so they
     share a pool of memory for what is in between.
     """
-    given, measures = example.clone(), torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = True  # cuDNN measures its kernels and takes the fastest
-    try:
+    given = example.clone()
+    with choosing_kernels():
         for _ in range(WARM_UPS):  # libraries choose kernels and allocate memory, which a capture doesn't allow
             compute(given)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool, capture_error_mode="thread_local"):
             values = compute(given)
-    finally:
-        torch.backends.cudnn.benchmark = measures
 
     def replay(batch: torch.Tensor) -> Values:
         given.copy_(batch)

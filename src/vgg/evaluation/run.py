@@ -1,6 +1,5 @@
 """Run models over a dataset, side by side: each image is decoded once for all of them."""
 
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from ..engines import takes_pixels
 from ..errors import Error, ImageError
 from ..explanation import can_explain, cropped_area, outputs
 from ..overlay import Box
-from ..parallel import ahead
+from ..parallel import ahead, cores
 from ..predictions import network_scores
 from ..preprocessing import Preprocessing
 from ..progress import Progress, silent
@@ -142,7 +141,7 @@ def score(evaluation: Evaluation, *, batch_size: int = BATCH_SIZE, workers: int 
     recipes = list(dict.fromkeys(map(_recipe, evaluation.models)))
     count, size = len(evaluation.dataset), evaluation.views.together(batch_size)
     ranges = (range(start, min(start + size, count)) for start in range(evaluation.done, count, size))
-    workers = workers or os.cpu_count() or 1
+    workers = workers or cores()
     prepare = partial(_prepare, evaluation.dataset, recipes=recipes, views=evaluation.views, batch_size=batch_size)
     windows, started = ahead(prepare, ranges, workers, workers + 1), time.perf_counter()
     for window in windows:

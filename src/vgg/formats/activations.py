@@ -121,6 +121,8 @@ class Recorder:
         for before, layer in pairwise(layers):
             if layer.operation == "max_pool" and layer.value in found:
                 found.setdefault(before.value, found[layer.value])
+        if len(_distinct(found.get("data", ()))) > 1:
+            self.prevent("the images are quantized twice")
         if not found:
             self.prevent("no activation is quantized with a constant scale")
         if any(layer.operation == "batch_norm" for layer in architecture.layers):

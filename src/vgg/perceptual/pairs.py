@@ -13,7 +13,7 @@ import numpy as np
 from ..arrays import Array
 from ..errors import Error, ImageError
 from ..images import ImageLike, open_image
-from ..parallel import ahead
+from ..parallel import ahead, cores
 from ..sources import Dataset, Sample, stores
 
 SMALLEST = 32  # pixels of an image's sides: five poolings
@@ -112,7 +112,7 @@ def _read(pairs: Sequence[NamedPair]) -> Iterator[_Pair]:
             return _Pair((first, second), both, error=str(error))
         return _Pair((first, second), both, (one, other))
 
-    return ahead(read, numbered, os.cpu_count() or 1, AHEAD)
+    return ahead(read, numbered, cores(), AHEAD)
 
 
 def _key(image: Named) -> Any:

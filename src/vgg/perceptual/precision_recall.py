@@ -5,7 +5,6 @@ each set is described by balls around the feature vectors of its images, which r
 set. Precision is the share of the generated images that are in a ball of the real ones, recall the reverse.
 """
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -18,7 +17,7 @@ from ..arrays import Array
 from ..engines import Model
 from ..errors import Error, ImageError
 from ..images import ImageLike, open_image
-from ..parallel import ahead
+from ..parallel import ahead, cores
 from ..progress import Progress, silent
 
 NEIGHBOURS = 3  # k, as in the paper
@@ -119,7 +118,7 @@ def set_features(
 
     source = iter(images)
     groups = iter(lambda: list(islice(source, BATCH)), [])
-    for batch, errors in ahead(prepare, groups, os.cpu_count() or 1, 2):
+    for batch, errors in ahead(prepare, groups, cores(), 2):
         if len(batch):
             value = model.engine.run(batch, [layer])[layer]
             found.append(value.reshape(*value.shape[:2], -1).mean(-1) if value.ndim == 4 else value)

@@ -1,6 +1,5 @@
 """Calibration: the range of each layer output over images, and the distribution of the linear layers' outputs."""
 
-import os
 from collections.abc import Iterator
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
@@ -13,7 +12,7 @@ import numpy as np
 from .. import engines
 from ..arrays import Array
 from ..network import Network
-from ..parallel import ahead
+from ..parallel import ahead, cores
 from ..parameters import contiguous, expanded
 from ..progress import Progress, silent
 from ..sources import Dataset
@@ -31,9 +30,7 @@ def batches(images: Dataset, network: Network, size: int = BATCH, progress: Prog
 
     Raises ImageError at the first image that can't be read.
     """
-    prepared = ahead(
-        lambda one: network.preprocessing(one, one.name if one.size >= 0 else one.path), images, os.cpu_count() or 1, 2 * size
-    )
+    prepared = ahead(lambda one: network.preprocessing(one, one.name if one.size >= 0 else one.path), images, cores(), 2 * size)
     done = 0
     while batch := list(islice(prepared, size)):
         yield np.stack(batch)

@@ -20,6 +20,7 @@ from ..errors import Error, counted
 from ..evaluation import Evaluation, evaluate, main_figure, records
 from ..formats import QuantizedGraph, load
 from ..network import Network
+from ..parallel import cores
 from ..preprocessing import Preprocessing
 from ..progress import Progress, silent
 from ..sources import Dataset
@@ -214,7 +215,7 @@ def speed(network: Network, path: Path, engine: str = "auto", threads: int | Non
 
     The network runs on ONNX Runtime, or if that isn't installed on the default engine.
     """
-    count = threads or os.cpu_count() or 1
+    count = threads or cores()
     size = network.architecture.input_size
     batch = np.random.default_rng(0).standard_normal((1, 3, size, size), np.float32)
     quantized = engines.open(path, engine, threads=count)

@@ -1,7 +1,6 @@
 """Integer weights, computed from the weights alone, with a scale per row, or per group of values in a row."""
 
 import math
-import os
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -13,6 +12,7 @@ from ..architectures import Architecture
 from ..arrays import Array
 from ..errors import ModelError
 from ..network import Network
+from ..parallel import cores
 from ..parameters import LowRank, Parameter, Part, Quantized, blocks
 
 INT8, INT4 = 127, 7  # the largest integers
@@ -56,12 +56,12 @@ def integers(value: Part, limit: int = INT8, group: int = 0, *, zero_points: boo
                 values[start:stop, begin:end] = found.reshape(len(block), -1)
                 scale[groups], zero[groups] = scales.reshape(len(block), -1), zeros.reshape(len(block), -1)
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         start, waiting = 0, []
         for block in blocks(value, np.float32):
             waiting.append(pool.submit(work, start, block.reshape(len(block), -1)))
             start += len(block)
-            if len(waiting) > 2 * (os.cpu_count() or 1):
+            if len(waiting) > 2 * cores():
                 waiting.pop(0).result()
         for one in waiting:
             one.result()

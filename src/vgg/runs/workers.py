@@ -20,6 +20,7 @@ from ..extras import require
 from ..formats import QuantizedGraph, network_of
 from ..labels import resolver
 from ..network import Network
+from ..parallel import cores
 from ..sources import UNLABELLED, Sample
 from ..sources.listing import is_container, unpack
 from ..sources.samples import Unreadable
@@ -70,7 +71,7 @@ class Worker:
         if not any(is_url(one.path) or Path(one.path).parent.is_dir() for one in listed):
             where = f"{Path(listed[0].path).parent}: folder not found on {platform.node()}"
             raise Error(f"{where}; all machines must have the images under the same path")
-        workers = job.workers or (READERS if is_url(listed[0].path) else job.threads or os.cpu_count() or 1)
+        workers = job.workers or (READERS if is_url(listed[0].path) else job.threads or cores())
         table = job.task.table(self._models, self._contents(listed), workers, job.batch_size)
         self._folder.write(job.plan.name(part), table)
 

@@ -1,7 +1,6 @@
 """The ASGI application: models, their inference, and the routes of all protocols."""
 
 import asyncio
-import os
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +16,7 @@ from ..arrays import Array
 from ..engines import takes_pixels
 from ..errors import ImageError
 from ..images import decoding_bytes, open_image
+from ..parallel import cores
 from . import Settings, openapi
 from .admission import Admission
 from .batcher import Batcher, Place
@@ -57,7 +57,7 @@ class Application:
         self.repository = Repository(settings, self.metrics)
         self._decoding = DecodingMemory(settings.decode * 2**20)
         self.traces = Traces(settings.traces) if settings.traces else None
-        self._pool = ThreadPoolExecutor(os.cpu_count() or 1, "decode")
+        self._pool = ThreadPoolExecutor(cores(), "decode")
         self._router = Router(ROUTES, redirect_slashes=False)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

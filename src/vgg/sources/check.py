@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..errors import Error, ImageError
 from ..labels import imagenet, resolver
-from ..parallel import ahead
+from ..parallel import ahead, cores
 from ..progress import Progress, silent
 from .ignored import is_ignored
 from .imagenet import IMAGES, validation_targets
@@ -48,7 +48,7 @@ def check(root: Path, *, workers: int | None = None, progress: Progress = silent
             continue
         dataset = _layout(root, split, problems)
         counts[split] = len(dataset)
-        decoded = ahead(_defect, dataset, workers or os.cpu_count() or 1, 64)
+        decoded = ahead(_defect, dataset, workers or cores(), 64)
         for done, defect in enumerate(decoded, 1):
             problems += [] if defect is None else [Problem(f"{split}/{dataset.samples[done - 1].name}", defect)]
             progress(f"Checking {split}", done, len(dataset))

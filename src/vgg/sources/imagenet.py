@@ -6,7 +6,6 @@ archives; there are no intermediate copies.
 """
 
 import io
-import os
 import random
 import re
 import shutil
@@ -22,7 +21,7 @@ from ..errors import Error, ImageError
 from ..files import reason, replacing
 from ..images import MAX_BYTES, open_image
 from ..labels import imagenet
-from ..parallel import ahead
+from ..parallel import ahead, cores
 from ..progress import Progress, silent
 from . import shards
 from .journal import Journal
@@ -82,7 +81,7 @@ def prepare(
         Error: an archive is missing, damaged, or not the published one; the folder was prepared with other options, or holds
             other files; or it can't be written.
     """
-    workers = workers or os.cpu_count() or 1
+    workers = workers or cores()
     try:
         output.mkdir(parents=True, exist_ok=True)
         journal = Journal(output, {"short_side": short_side, "shards": as_shards}, fresh)

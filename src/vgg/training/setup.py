@@ -1,6 +1,5 @@
 """From a user's options to loaders, a module and its targets, ready to train."""
 
-import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -18,6 +17,7 @@ from ..heads import NONE, Output
 from ..labels import Labels
 from ..module import Module, Normalisation
 from ..network import Network
+from ..parallel import cores
 from ..preprocessing import Preprocessing
 from ..progress import Progress
 from ..sources import Dataset
@@ -78,7 +78,7 @@ def prepare(options: Options, log: Callable[[str], object]) -> Setup:
     _check_recipe(recipe, classes, output, val_classes, teachers=bool(options.teachers))
 
     def loader(dataset: Dataset) -> Loader:
-        workers = options.workers or os.cpu_count() or 1
+        workers = options.workers or cores()
         return Loader(dataset, recipe, preprocessing, options.seed, workers, classes if output == "sigmoid" else 0)
 
     train = loader(images.train)
