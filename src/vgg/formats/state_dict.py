@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from ..errors import ModelError
 from ..labels import Labels, from_data
 from ..parameters import expanded
 from . import checkpoints
-from .layouts import Bare, Found, Layer, assemble, misfit
+from .layouts import REDUCED, Bare, Found, Layer, assemble, misfit
 from .state_head import HEADS, Entry, head, ordered, shared
 from .state_trunk import DEPTHS, blocks, check_order, fits, split
 
@@ -166,15 +167,23 @@ def _entries(state: Mapping[str, Found]) -> list[Entry]:
             role = _NORM_ROLES.get(role, role)
         layers.setdefault((*parts,) if role in _ROLES else (*parts, role), {})[role] = found
     entries = []
+    whole = [path for path, layer in layers.items() if _is_whole(path, layer)]
+    kernels = [layers[path]["weight"].value.shape[2:] for path in whole]
+    reduced = REDUCED in pairwise(kernels)  # then they stay convolutions, which are no part of the network
     for place, (path, layer) in enumerate(layers.items()):
         weight = layer.get("weight")
         shape = weight.value.shape if weight else ()
-        if weight and len(shape) == 4 and any(HEADS.fullmatch(part) for part in path):
+        if weight and path in whole and not reduced:
             shape = (shape[0], math.prod(shape[1:]))
             layer["weight"] = Found(weight.key, expanded(weight.value).reshape(shape))
         kind = "norm" if "mean" in layer else {2: "linear", 4: "convolution"}.get(len(shape), "other")
         entries.append(Entry(path, layer, kind if {*layer} & {*_ROLES} else "unknown", place))
     return entries
+
+
+def _is_whole(path: tuple[str, ...], layer: Layer) -> bool:
+    """Whether a layer is a linear one as a convolution over the whole map, as timm's are."""
+    return "weight" in layer and len(layer["weight"].value.shape) == 4 and any(HEADS.fullmatch(part) for part in path)
 
 
 def _starts(entries: Sequence[Entry]) -> list[Entry]:
