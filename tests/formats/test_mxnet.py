@@ -105,6 +105,7 @@ def test_another_head_is_read_by_convention_which_is_stated(tmp_path):
     save(tmp_path / "n.params", arrays)
     network, notice = read(tmp_path / "n.params")
     assert "assumed the head 'average, 9 relu dropout, classes'" in notice
+    assert "no preprocessing or input size in the file; using preprocessing 'zoo' and 224 x 224 pixels" in notice
     features = engines.open(network, "onnxruntime").run(IMAGES, ["pool5"])["pool5"].mean((2, 3))
     hidden = np.maximum(features @ arrays["features.21.weight"].T + arrays["features.21.bias"], 0)
     expected = hidden @ arrays["output.weight"].T + arrays["output.bias"]

@@ -73,7 +73,8 @@ def read(path: Path) -> Bare:
         bare = bare._replace(preset="gluon")
     head = bare.architecture.head
     assumed = f"a backbone without {next(iter(left))} and the like, since {why}" if left else ""
-    return bare._replace(assumed=assumed or ("" if head in ("fc", heads.NONE) else f"the head {head!r}"))
+    assumed = assumed or ("" if head in ("fc", heads.NONE) else f"the head {head!r}")
+    return bare._replace(assumed=assumed, sized=head == heads.NONE)
 
 
 def _is_reduced(shapes: dict[str, tuple[int, ...]]) -> bool:

@@ -145,8 +145,8 @@ def _network(path: object, trunk: Sequence[Entry], rest: Sequence[Entry]) -> Bar
     elif architecture.head != "fc":
         notes += ["flattening" if architecture.fixed_size else "global average pooling", *found]
         notes.append("one logit for two classes" if architecture.output == "binary" else "softmax")
-    sized = not (made and architecture.fixed_size)  # an adaptive pooling before the head would leave no trace
-    return bare._replace(assumed=", ".join(notes), sized=sized)
+    # Of a head, weights don't show the size: an adaptive pooling before it would leave no trace.
+    return bare._replace(assumed=", ".join(notes), sized=not made)
 
 
 def _backbone(path: object, trunk: Sequence[Entry], rest: Sequence[Entry]) -> str:
