@@ -26,6 +26,7 @@ from .state_trunk import DEPTHS, blocks, check_order, fits, split
 _EXAMPLE = "a key such as features.0.weight [64, 3, 3, 3]"
 _NORM_ROLES = {"weight": "scale", "running_mean": "mean", "running_var": "variance"}
 _ROLES = ("weight", "bias", "scale", "mean", "variance")
+_DEEPEST = 64  # parts of a key, each of which is tried as a prefix
 _LABELS = ("classes", "class_to_idx", "idx_to_class", "class_names", "labels", "label_names", "categories")
 
 
@@ -46,6 +47,8 @@ def from_state_dict(path: object, state: Mapping[str, Array]) -> Bare:
     Raises:
         ModelError: it contains no VGG network, or several; the message names the first key that doesn't fit.
     """
+    if deep := next((key for key in state if key.count(".") >= _DEEPEST), ""):
+        raise ModelError(f"{path}: not a VGG network: {checkpoints.listed([deep])} has more than {_DEEPEST} parts")
     found = checkpoints.tidied(state)
     names, preprocessing = checkpoints.normalisation(found)
     bare = _chosen(path, _entries({name: one for name, one in found.items() if name not in names}))
