@@ -49,7 +49,7 @@ def read(path: Path) -> Network | Bare:
     """
     model = scan(path)
     written = metadata.architecture(path, model.metadata) if metadata.ARCHITECTURE in model.metadata else None
-    if not written and _is_streamed(model):
+    if not written and is_streamed(model):
         raise ModelError(f"{path}: is truncated: vgg wrote it, but its metadata is missing")
     if written and metadata.is_whole(written, model.tensors.keys()):
         return metadata.build(path, model.metadata, {name: model.array(name) for name in model.tensors})
@@ -78,8 +78,8 @@ def read(path: Path) -> Network | Bare:
     return Bare(walked.architecture, walked.parameters, preprocessing)
 
 
-def _is_streamed(model: OnnxFile) -> bool:
-    """Whether vgg wrote the file, in its order: opsets, graph, metadata. Other programs write the graph first."""
+def is_streamed(model: OnnxFile) -> bool:
+    """Whether the file is as vgg wrote it, in its order: opsets, graph, metadata. Other programs write the graph first."""
     graph, opsets = 7, 8
     order = [number for number, _ in fields(model.mapped, 0, len(model.mapped)) if number in (graph, opsets)]
     return model.producer == PRODUCER and order[0] == opsets
