@@ -467,7 +467,7 @@ def gemm(graph, shape):
     graph.add("Gemm", graph.value, graph.constant(LARGE), filled(graph, *shape), beta=2.0)
 
 
-def normalised(graph):
+def normalised_twice(graph):
     graph.add("Conv", graph.value, graph.constant(np.ones((8, 3, 3, 3))), pads=[1] * 4)
     for epsilon in (1e-5, 1e-3):
         names = [graph.constant(np.ones(8)) for _ in range(3)]
@@ -478,7 +478,8 @@ def computed(operator, *shapes, **attributes):
     """An operator on constants."""
 
     def make(graph):
-        graph.add("Add", graph.value, graph.add(operator, *(filled(graph, *shape) for shape in shapes), keep=True, **attributes))
+        inputs = [filled(graph, *shape) for shape in shapes]
+        graph.add("Add", graph.value, graph.add(operator, *inputs, keep=True, **attributes))
 
     return make
 
@@ -512,7 +513,7 @@ def integer_bias(graph):
 
 
 BOMBS = {
-    "bias": lambda graph: gemm(graph, [2**26]), "larger bias": lambda graph: gemm(graph, [2**33]), "norm": normalised,
+    "bias": lambda graph: gemm(graph, [2**26]), "larger bias": lambda graph: gemm(graph, [2**33]), "norm": normalised_twice,
     "floor": computed("Floor", [2**26]), "cast": computed("Cast", [2**26], to=TensorProto.INT64),
     "joined": computed("Concat", [2**25], [2**25], axis=0), "product": computed("ReduceProd", [2**26]), "gathered": gathered,
     "broadcast": computed("Add", [2**14, 1], [1, 2**14]), "outer": outer,

@@ -22,8 +22,6 @@ FOLDED = 2**24  # numbers that operators on constants compute
 _FEW = 64  # numbers of an argument such as a shape; NumPy has at most as many dimensions
 
 
-
-
 @dataclass(frozen=True)
 class Node:
     """An operator of a graph. Its attributes are numbers, text, lists of numbers, or arrays."""
