@@ -80,7 +80,7 @@ def read(path: Path) -> Bare:
     nodes, constants, start = _graph(path, layers)
     dimensions = walk.MAP.sized(H=side, W=side) if side else walk.MAP
     walked = walk.follow(path, *numbered(nodes, nodes[-1].outputs if nodes else ()), constants, start, dimensions)
-    return Bare(walked.architecture, walked.parameters, assumed=assumed)
+    return Bare(walked.architecture, walked.parameters, assumed=" and ".join(filter(None, (assumed, walked.assumed))))
 
 
 def _reduced(layers: list[_Layer]) -> tuple[list[_Layer], str]:

@@ -53,7 +53,7 @@ def read(path: Path) -> Bare:
     nodes = [_node(path, node) for node in computing]
     start = next((name for node in nodes for name in node.inputs[:1] if name not in constants), "")
     walked = walk.follow(path, *numbered(nodes, nodes[-1].outputs if nodes else ()), constants, start)
-    return Bare(walked.architecture, walked.parameters)
+    return Bare(walked.architecture, walked.parameters, assumed=walked.assumed)
 
 
 def matches(mapped: Buffer) -> bool:

@@ -65,7 +65,7 @@ def read(path: Path) -> Network | Bare:
         warnings.warn(Notice(f"{path}: removed {walked.ignored} at its end"), stacklevel=2)
     steps = walked.pixels.preprocessing(model.inputs[0].data_type in INTEGERS, usual_preset(path))
     if not steps:
-        return Bare(walked.architecture, walked.parameters)
+        return Bare(walked.architecture, walked.parameters, assumed=walked.assumed)
     preprocessing, pixels = steps
     usual = "torchvision" if preprocessing.name == "file" else preprocessing.name
     warnings.warn(
@@ -75,7 +75,7 @@ def read(path: Path) -> Network | Bare:
         ),
         stacklevel=2,
     )
-    return Bare(walked.architecture, walked.parameters, preprocessing)
+    return Bare(walked.architecture, walked.parameters, preprocessing, assumed=walked.assumed)
 
 
 def is_streamed(model: OnnxFile) -> bool:

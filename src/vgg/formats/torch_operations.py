@@ -25,15 +25,11 @@ class Operations(Chain):
     Args:
         path: the file, for errors.
         traced: side in pixels of the images that a module was traced with, 0 if that is not known.
-
-    Attributes:
-        assumed: what the file doesn't say.
     """
 
     def __init__(self, path: object, traced: int = 0) -> None:
         super().__init__(path)
         self.input_size = self._traced = traced
-        self.assumed: list[str] = []
         self._dense = False  # a convolution reads the whole map, so what follows has one position
 
     def require(self, name: str, **attributes: tuple[Any, Any]) -> None:

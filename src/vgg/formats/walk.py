@@ -38,6 +38,7 @@ class Walked:
     obstacle: str  # why integers can't compute them as the graph does; "" if they can
     ignored: str  # an operator after the network's output, such as ArgMax
     pixels: Pixels  # what precedes the first convolution
+    assumed: str = ""  # what the graph doesn't say
 
 
 def follow(
@@ -82,7 +83,10 @@ def follow(
     architecture, parameters, softmax = walk.network()
     ending = walk.operations[-1].operation if softmax or walk.ends_in("sigmoid") else ""
     activations = walk.recorder.assigned(walk.operations, architecture)
-    return Walked(architecture, parameters, output, ending, activations, walk.recorder.obstacle, ignored, walk.pixels)
+    return Walked(
+        architecture, parameters, output, ending, activations, walk.recorder.obstacle, ignored, walk.pixels,
+        ", ".join(walk.assumed),
+    )  # fmt: skip
 
 
 class _Walk(Products):
