@@ -15,8 +15,8 @@ from ..heads import ACTIVATIONS
 from ..parameters import Part, expanded
 from .chain import OUTPUTS, Chain
 from .dimensions import Dimensions, Mismatch
-from .functions import OPERATORS, SWISH, Function, Operand, compute, is_pair, recognised
-from .nodes import BLOCKED, DOMAINS, FOLDED, Node, TooLarge, folded
+from .functions import OPERATORS, SWISH, Function, Operand, TooLarge, compute, is_pair, recognised
+from .nodes import BLOCKED, DOMAINS, FOLDED, Node, folded
 from .pixels import Pixels
 
 BLOCKS = 5  # of convolutions, each followed by a pooling
