@@ -61,7 +61,16 @@ def test_an_architecture_is_recognised_from_its_shapes(name, width, size, head):
 
 
 @pytest.mark.parametrize(
-    "options", [{"name": "vgg17"}, {"classes": 0}, {"width": 0}, {"input_size": 31}, {"head": "none"}, {"epsilon": -1}]
+    "options",
+    [
+        {"name": "vgg17"},
+        {"classes": 0},
+        {"width": 0},
+        {"input_size": 31},
+        {"input_size": 20_000},
+        {"head": "none"},
+        {"epsilon": -1},
+    ],
 )
 def test_what_is_no_network_is_refused(options):
     with pytest.raises(ModelError):

@@ -134,7 +134,10 @@ def test_cropping_alone_takes_the_middle_and_needs_enough_pixels():
         only_crop(np.zeros((227, 200, 3), np.uint8))
 
 
-@pytest.mark.parametrize("options", [{"size": 100}, {"crop": 0}, {"std": (1, 1, 0)}, {"resize": "long"}, {"channels": "GBR"}])
+@pytest.mark.parametrize(
+    "options",
+    [{"size": 100}, {"crop": 0}, {"crop": 20_000, "size": 20_000}, {"std": (1, 1, 0)}, {"resize": "long"}, {"channels": "GBR"}],
+)
 def test_impossible_recipes_are_refused(options):
     with pytest.raises(Error, match="invalid preprocessing"):
         Preprocessing("mine", **options)

@@ -31,6 +31,7 @@ BLOCK_POOLINGS: dict[Pooling, Operation] = {"max": "max_pool", "average": "mean_
 L2_EPSILON = 1e-12  # added under the root of `l2_pool`
 NORM_ROLES = ("scale", "bias", "mean", "variance")
 MOST = 2**16  # channels of a convolution
+MAX_INPUT = 16_384  # pixels of a side of the input
 STRIDE = 32  # pixels of the input per position of pool5: five poolings of 2
 
 # Local response normalisation of A-LRN, after Krizhevsky et al. 2012, where alpha is 1e-4 and multiplies the sum of squares.
@@ -105,6 +106,8 @@ class Architecture:
             raise ModelError(f"invalid architecture: {self!r}")
         if self.input_size < STRIDE:
             raise ModelError(f"input size of {self.input_size} pixels is too small; five poolings need at least {STRIDE}")
+        if self.input_size > MAX_INPUT:
+            raise ModelError(f"input size of {self.input_size} pixels is too large; the limit is {MAX_INPUT}")
         if self.pooling not in BLOCK_POOLINGS:
             raise ModelError(f"unknown pooling {self.pooling!r}; choose from {', '.join(BLOCK_POOLINGS)}")
         if self.channels and len(self.channels) != sum(self.configuration.depths):

@@ -53,7 +53,7 @@ class Quantized:
 
         def spread(along: Array) -> Array:
             if self.group:
-                return np.repeat(along[rows], self.group, 1)[:, : result.shape[1]]
+                return np.repeat(along[rows], min(self.group, result.shape[1]), 1)[:, : result.shape[1]]
             along = along.reshape([-1 if d == self.axis else 1 for d in range(values.ndim)])
             return along if self.axis else along[rows]
 

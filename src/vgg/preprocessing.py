@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-MAX_SIDE = 16_384  # pixels of a resized image
+MAX_SIDE = 16_384  # pixels of a resized image, and of a crop
 MEANS = 2**22  # pixels whose means are computed at once
 
 
@@ -49,7 +49,7 @@ class Preprocessing:
     def __post_init__(self) -> None:
         fits = self.resize == "none" or self.size >= self.crop >= 1
         known = self.resize in RESIZES and self.interpolation in INTERPOLATIONS and self.channels in ("RGB", "BGR")
-        if not (fits and known and self.crop >= 1 and len(self.mean) == len(self.std) == 3 and all(self.std)):
+        if not (fits and known and 1 <= self.crop <= MAX_SIDE and len(self.mean) == len(self.std) == 3 and all(self.std)):
             raise Error(f"invalid preprocessing: {self!r}")
 
     def __call__(self, image: ImageLike, name: str | None = None, *, pixels: bool = False) -> "Array":

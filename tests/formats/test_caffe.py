@@ -75,3 +75,43 @@ def test_what_is_no_vgg_is_refused_by_the_layer_that_shows_it(tmp_path):
     (tmp_path / "n.caffemodel").write_bytes(net.SerializeToString())
     with pytest.raises(ModelError, match=r"not a VGG network: LRN \(node 'norm1'\) has bias 1\.0"):
         Network.read(tmp_path / "n.caffemodel")
+
+
+@pytest.mark.parametrize("followed", [False, True])
+def test_scale_and_bias_that_nvidias_caffe_stores_with_the_normalisation_are_read(tmp_path, followed):
+    network = random_network("vgg11-bn", input_size=64)
+    net = caffe_model(network)
+    layers = list(net.layer)
+    for place, layer in enumerate(layers[:-1]):
+        if layer.type == "BatchNorm":
+            layer.blobs.extend(layers[place + 1].blobs)
+            if followed:
+                layers[place + 1].blobs[0].data[:] = [2] * len(layer.blobs[0].data)
+    if not followed:
+        del net.layer[:]
+        net.layer.extend(layer for layer in layers if layer.type != "Scale")
+    (tmp_path / "n.caffemodel").write_bytes(net.SerializeToString())
+    found = Network.read(tmp_path / "n.caffemodel").parameters
+    for key, value in network.parameters.items():
+        twice = followed and key.startswith("bn")
+        value = 2 * value if twice and key.endswith("scale") else 3 * value if twice and key.endswith("bias") else value
+        np.testing.assert_allclose(found[key], value, rtol=1e-6)
+
+
+def test_a_normalisation_with_other_blobs_is_refused(tmp_path):
+    net = caffe_model(random_network("vgg11-bn", input_size=64))
+    norm = next(layer for layer in net.layer if layer.type == "BatchNorm")
+    norm.blobs.add(data=[1.0]).shape.dim.append(1)
+    (tmp_path / "n.caffemodel").write_bytes(net.SerializeToString())
+    with pytest.raises(ModelError, match=r"layer BatchNorm 'bn1_1' with blobs of the sizes \d+, \d+, 1, 1; expected"):
+        Network.read(tmp_path / "n.caffemodel")
+
+
+@pytest.mark.parametrize(("kind", "number"), [("Silence", 36), ("EuclideanLoss", 7), ("HingeLoss", 28), ("InfogainLoss", 13)])
+def test_layers_of_training_are_left_out(tmp_path, kind, number):
+    network = random_network("vgg11", input_size=64)
+    for old in (True, False):
+        net = caffe_model(network, old)
+        (net.layers if old else net.layer).add(name="loss", type=number if old else kind, bottom=["fc8"], top=["loss"])
+        (tmp_path / "n.caffemodel").write_bytes(net.SerializeToString())
+        assert Network.read(tmp_path / "n.caffemodel").sha256() == network.sha256()

@@ -91,6 +91,11 @@ HEADS = {
         [("Pooling", (), {"pool": 1, "global_pooling": True}), ("InnerProduct", ONE, {}), ("Sigmoid", (), {})],
         "average, classes binary",
         lambda x: torch.stack([1 - (p := affine(mean(x), ONE).sigmoid()[:, 0]), p], 1), ""),
+    "one unit alone": (
+        [("Pooling", (), {"pool": 1, "global_pooling": True}), ("InnerProduct", ONE, {})],
+        "average, classes binary",
+        lambda x: torch.stack([1 - (p := affine(mean(x), ONE).sigmoid()[:, 0]), p], 1),
+        "assumed one logit for two classes. Set with --head and --output-activation"),
 }  # fmt: skip
 NEWER = {
     "batch normalisation": (

@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 import pytest
 
-from conftest import FIXTURES
+from conftest import FIXTURES, random_network
 from vgg import ModelError, Network, engines
 from vgg.formats import mxnet
 
@@ -61,6 +61,20 @@ def save(path, arrays):
     path.write_bytes(b"".join(content))
 
 
+def symbolic(network):
+    """A network's arrays with the names of MXNet's training script, for pixels in RGB."""
+    roles = {"scale": "gamma", "mean": "moving_mean", "variance": "moving_var"}
+    arrays = {}
+    for name, value in network.parameters.items():
+        layer, role = name.split(".")
+        norm = layer.startswith("bn")
+        prefix = "aux:" if role in ("mean", "variance") else "arg:"
+        value = value.reshape(len(value), -1) if name == "fc6.weight" else value
+        key = f"{prefix}{layer}_{roles.get(role, 'beta' if norm and role == 'bias' else role)}"
+        arrays[key] = value[:, ::-1] if name == "conv1_1.weight" else value
+    return arrays
+
+
 def read(path):
     """The network in a file, and the notice."""
     with warnings.catch_warnings(record=True) as notices:
@@ -91,7 +105,35 @@ def test_another_head_is_read_by_convention_which_is_stated(tmp_path):
     save(tmp_path / "n.params", arrays)
     network, notice = read(tmp_path / "n.params")
     assert "assumed the head 'average, 9 relu dropout, classes'" in notice
+    assert "no preprocessing or input size in the file; using preprocessing 'zoo' and 224 x 224 pixels" in notice
     features = engines.open(network, "onnxruntime").run(IMAGES, ["pool5"])["pool5"].mean((2, 3))
     hidden = np.maximum(features @ arrays["features.21.weight"].T + arrays["features.21.bias"], 0)
     expected = hidden @ arrays["output.weight"].T + arrays["output.bias"]
     np.testing.assert_allclose(engines.open(network, "onnxruntime").logits(IMAGES), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_networks_of_mxnets_training_script_have_its_pixels_and_its_batch_normalisation(tmp_path):
+    network = random_network("vgg11-bn", input_size=32)
+    arrays = symbolic(network)
+    for key in (key for key in arrays if key.endswith("gamma")):
+        arrays[key] = np.full_like(arrays[key], 0.5)  # what weight decay makes of an array that is not used
+    save(tmp_path / "n.params", arrays)
+    found, notice = read(tmp_path / "n.params")
+    assert notice.endswith("batch normalisation with epsilon 0.001, the default of MXNet's operator")
+    assert (found.architecture.epsilon, found.preprocessing.name) == (1e-3, "caffe")
+    np.testing.assert_array_equal(found.parameters["conv1_1.weight"], network.parameters["conv1_1.weight"])
+    assert all((value == 1).all() for name, value in found.parameters.items() if name.endswith(".scale"))
+    arrays["arg:bn1_1_gamma"] = np.linspace(0.5, 2, len(arrays["arg:bn1_1_gamma"]))  # trained, with fix_gamma=False
+    save(tmp_path / "n.params", arrays)
+    np.testing.assert_allclose(read(tmp_path / "n.params")[0].parameters["bn1_1.scale"][[0, -1]], [0.5, 2])
+
+
+def test_the_reduced_vgg_of_ssd_is_a_backbone(tmp_path):
+    arrays = symbolic(random_network("vgg16", head="none", classes=0))
+    channels = len(arrays["arg:conv5_3_weight"])
+    arrays |= {"arg:fc6_weight": np.ones((8, channels, 3, 3)), "arg:fc6_bias": np.ones(8)}
+    arrays |= {"arg:fc7_weight": np.ones((8, 8, 1, 1)), "arg:fc7_bias": np.ones(8)}
+    save(tmp_path / "n.params", arrays)
+    network, notice = read(tmp_path / "n.params")
+    assert (network.architecture.name, network.architecture.head) == ("vgg16", "none")
+    assert "assumed a backbone without arg:fc6_weight and the like, since it is a dilated convolution, as in SSD" in notice

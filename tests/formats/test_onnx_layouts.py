@@ -453,6 +453,94 @@ def test_large_graphs_and_absurd_shapes_take_little_time_and_memory(tmp_path):
         assert peak < 200_000_000, (place, peak)
 
 
+def filled(graph, *shape, **attributes):
+    """A constant of zeros, which takes no memory."""
+    return graph.add("ConstantOfShape", graph.constant(shape, np.int64), keep=True, **attributes)
+
+
+def whole(value, dtype=np.int64):
+    return numpy_helper.from_array(np.array([value], dtype))
+
+
+def gemm(graph, shape):
+    graph.add("Flatten")
+    graph.add("Gemm", graph.value, graph.constant(LARGE), filled(graph, *shape), beta=2.0)
+
+
+def normalised_twice(graph):
+    graph.add("Conv", graph.value, graph.constant(np.ones((8, 3, 3, 3))), pads=[1] * 4)
+    for epsilon in (1e-5, 1e-3):
+        names = [graph.constant(np.ones(8)) for _ in range(3)]
+        graph.add("BatchNormalization", graph.value, *names, filled(graph, 2**26), epsilon=epsilon)
+
+
+def computed(operator, *shapes, **attributes):
+    """An operator on constants."""
+
+    def make(graph):
+        inputs = [filled(graph, *shape) for shape in shapes]
+        graph.add("Add", graph.value, graph.add(operator, *inputs, keep=True, **attributes))
+
+    return make
+
+
+def gathered(graph):
+    places = graph.add("ConstantOfShape", graph.constant([2**26], np.int64), keep=True, value=whole(0))
+    graph.add("Add", graph.value, graph.add("Gather", graph.constant(np.ones((1, 8))), places, keep=True))
+
+
+def scaled(operator, values, **attributes):
+    def make(graph):
+        inputs = [graph.constant(1 + np.arange(np.prod(shape)).reshape(shape), dtype) for shape, dtype in values]
+        graph.add("Add", graph.value, graph.add(operator, *inputs, keep=True, **attributes))
+
+    return make
+
+
+def outer(graph):
+    """A sum of two functions that differ along one dimension each."""
+    shapes = ((1, 1, 2**14, 1), (1, 1, 1, 2**14))
+    graph.add("Add", *(graph.with_("Add", np.arange(2**14).reshape(shape), keep=True) for shape in shapes))
+
+
+def integer_bias(graph):
+    graph.add("QuantizeLinear", graph.value, graph.constant(1.0), graph.constant(0, np.uint8))
+    scale, zero = graph.constant(np.ones(1)), graph.constant(0, np.uint8)
+    weight = [graph.constant(np.ones((8, 3, 3, 3)), np.int8), graph.constant(np.ones((2**13, 1))), graph.constant(0, np.int8)]
+    graph.add(
+        "QLinearConv", graph.value, scale, zero, *weight, scale, zero, graph.constant(np.ones(2**13), np.int32), pads=[1] * 4
+    )
+
+
+BOMBS = {
+    "bias": lambda graph: gemm(graph, [2**26]), "larger bias": lambda graph: gemm(graph, [2**33]), "norm": normalised_twice,
+    "floor": computed("Floor", [2**26]), "cast": computed("Cast", [2**26], to=TensorProto.INT64),
+    "joined": computed("Concat", [2**25], [2**25], axis=0), "product": computed("ReduceProd", [2**26]), "gathered": gathered,
+    "broadcast": computed("Add", [2**14, 1], [1, 2**14]), "outer": outer,
+    "scales": scaled("QuantizeLinear", [((2**14, 1), np.float32), (2**14, np.float32)], axis=1),
+    "groups": scaled("DequantizeLinear", [((4, 4), np.int8), ((4, 1), np.float32)], axis=1, block_size=2**40),
+    "shape": lambda graph: graph.add("Reshape", graph.value, filled(graph, 2**26, value=whole(1))), "integers": integer_bias,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", BOMBS)
+def test_constants_of_a_small_file_take_little_memory(tmp_path, kind):
+    graph = Graph(["N", 3, 64, 64])
+    BOMBS[kind](graph)
+    graph.trunk(TRUNK)
+    path = graph.save(tmp_path / "n.onnx", opset=21)
+    assert path.stat().st_size < 500_000
+    tracemalloc.start()
+    try:
+        with pytest.raises(ModelError, match=r"n\.onnx: ") as caught:
+            Network.read(path)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 50_000_000, (peak, str(caught.value))
+    assert len(str(caught.value)) < 300
+
+
 @settings(max_examples=60)
 @given(data=st.data())
 def test_a_graph_with_changed_operators_is_read_right_or_refused_in_one_line(tmp_path_factory, data):

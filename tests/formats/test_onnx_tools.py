@@ -287,6 +287,11 @@ def test_functions_in_a_file_are_replaced_by_their_operators(tmp_path):
     onnx.save(model, tmp_path / "f.onnx")
     with pytest.raises(ModelError, match="functions of more than 10000 operators"):
         Network.read(tmp_path / "f.onnx")
+    branch = helper.make_graph([], "b", [], [])
+    model.functions[0].node[0].attribute.append(helper.make_attribute("then_branch", branch))
+    onnx.save(model, tmp_path / "f.onnx")
+    with pytest.raises(ModelError, match=r"f\.onnx: unsupported functions with branches or several versions; export the model"):
+        Network.read(tmp_path / "f.onnx")
 
 
 @pytest.mark.parametrize(("key", "message"), [("opset", "opset 99 is newer than"), ("ir", "IR version 99 is newer than")])

@@ -2,6 +2,7 @@
 
 import json
 import struct
+import warnings
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import safetensors.torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import random_network, read_damaged
+from conftest import FIXTURES, random_network, read_damaged
 from reference import timm_state, torchvision_like
 from vgg import ModelError, Network
 
@@ -72,3 +73,17 @@ def test_a_broken_file_is_one_clear_line(tmp_path_factory, data):
     if not whole.exists():
         random_network(width=1 / 64).write(whole)
     read_damaged(data, whole, 4001)
+
+
+@pytest.mark.parametrize(("described", "used"), [(70, 70), (128, 64)])
+def test_the_input_size_of_timms_description_is_used_if_the_head_reads_its_map(tmp_path, described, used):
+    safetensors.torch.save_file(timm_state(torchvision_like("vgg11", 1 / 16, 3, 64)), tmp_path / "model.safetensors")
+    config = json.loads((FIXTURES / "timm-config.json").read_text())
+    config["pretrained_cfg"]["input_size"] = [3, described, described]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with warnings.catch_warnings(record=True) as notices:
+        warnings.simplefilter("always")
+        network = Network.read(tmp_path / "model.safetensors")
+    assert (network.architecture.input_size, network.preprocessing.crop) == (used, used)
+    stated = any("input size of 128 pixels not used, but 64, since the head reads" in str(one.message) for one in notices)
+    assert stated == (described != used)

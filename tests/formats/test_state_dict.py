@@ -466,3 +466,24 @@ def test_a_decoder_with_few_convolutions_is_no_backbone(tmp_path):
     torch.save({key: torch.zeros(shape) for key, shape in state.items()}, tmp_path / "n.pth")
     with pytest.raises(ModelError, match=r"not a (complete )?VGG network"):
         read(tmp_path / "n.pth")
+
+
+def test_the_reduced_vgg_of_ssd_is_a_backbone(tmp_path):
+    module = randomised(S(collections.OrderedDict(
+        features=features(D),
+        fc6=nn.Conv2d(MAP // 4, 64, 3, padding=6, dilation=6), fc7=nn.Conv2d(64, 64, 1), fc8=nn.Conv2d(64, CLASSES, 1),
+    )))  # fmt: skip
+    torch.save(module.state_dict(), tmp_path / "n.pth")
+    network, notices = read(tmp_path / "n.pth")
+    assert (network.architecture.name, network.architecture.head) == ("vgg16", "none")
+    assert "assumed a backbone, without fc6, fc7, fc8" in notices
+
+
+def test_the_size_of_the_input_is_stated_for_every_head(tmp_path):
+    module = S(collections.OrderedDict(features=features(), classifier=linear(32)))
+    torch.save(module.state_dict(), tmp_path / "n.pth")
+    network, notices = read(tmp_path / "n.pth")
+    assert network.architecture.input_size == 224
+    assert "no preprocessing or input size in the file; using preprocessing 'torchvision' and 224 x 224 pixels" in notices
+    torch.save(features().state_dict(), tmp_path / "n.pth")
+    assert "pixels" not in read(tmp_path / "n.pth")[1]

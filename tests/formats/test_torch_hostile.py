@@ -211,6 +211,10 @@ def test_a_known_pickle_is_what_python_makes_of_it():
         assert load(pickle.dumps(value, protocol)) == value
 
 
+def text(content: str) -> bytes:
+    return b"X" + struct.pack("<I", len(content)) + content.encode()
+
+
 BOMBS = {
     "memo": b"\x80\x02Nr\xff\xff\xff\x7f.",  # which Python's own unpickler takes gigabytes for
     "tuples": b"\x80\x02)" + b"q\x00h\x00\x86" * 60 + b"K\x01s.",
@@ -223,7 +227,12 @@ BOMBS = {
     "digits": b"I" + b"9" * 200_000 + b"\n.",
     "deep": b"\x80\x02" + b"]" * 60_000 + b"a" * 59_999 + b".",
     "deep tuple": b"\x80\x02)" + b"\x85" * 60_000 + b".",
-}
+    "one text, many calls": b"\x80\x02" + text("a" * 200_000) + b"q\x00c_codecs\nencode\nq\x01"
+    + (b"h\x01h\x00" + text("latin1") + b"\x86R") * 5000 + b".",
+    "one tuple, many calls": b"\x80\x02(" + b"K\x01" * 50_000 + b"tq\x00" + b"ctorch\nSize\nh\x00\x85R" * 5000 + b".",
+    "one dictionary, many keys": b"\x80\x02}q\x00(" + b"".join(text(f"w{n}") + b"K\x01" for n in range(5000)) + b"u0}("
+    + b"".join(text(f"k{n}") + b"h\x00" for n in range(5000)) + b"u.",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", BOMBS)
@@ -239,6 +248,32 @@ def test_a_pickle_takes_little_memory_and_time(kind):
     tracemalloc.stop()
     assert peak < 100 * size + 2_000_000, peak  # a list of one byte takes 64
     assert time.monotonic() - started < 30
+
+
+SMALL = {
+    "mask": {"weight_orig": torch.ones(2**14, 1), "weight_mask": torch.ones(1, 2**14)},
+    "length": {"weight_g": torch.ones(1, 2**14), "weight_v": torch.ones(2**14, 1)},
+    "spectral": {"weight_orig": torch.ones(2**7, 2**7), "weight_u": torch.ones(2**14, 2**7), "weight_v": torch.ones(2**7, 64)},
+}
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_the_parts_of_a_weight_must_have_its_shape(kind):
+    state = Own(nn.Linear(128, CLASSES)).state_dict() | {f"x.{name}": value for name, value in SMALL[kind].items()}
+    torch.save(state, "n.pth")
+    tracemalloc.start()
+    assert "not a VGG network" in attempt("n.pth")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 5_000_000, peak
+
+
+def test_a_key_of_many_parts_is_refused_at_once():
+    state = Own(nn.Linear(128, CLASSES)).state_dict() | {".".join("a" * 20_000): torch.ones(1)}
+    torch.save(state, "n.pth")
+    started = time.process_time()
+    assert attempt("n.pth").endswith("… has more than 64 parts")
+    assert time.process_time() - started < 5
 
 
 def test_a_pickle_that_is_too_long_is_refused(monkeypatch):

@@ -93,11 +93,12 @@ def test_a_sequential_is_read_exactly(tmp_path, kind, form):
     saved(module, form, tmp_path / "n.pt")
     network, notices = check(tmp_path / "n.pt", output(module), meaning)
     assert network.architecture.input_size == 64
-    assert "assumed" not in notices
+    assert ("assumed one logit for two classes" in notices) == ("assumed" in notices) == (kind == "one unit")
     if form in ("module", "legacy"):
         assert network.architecture.classifier.text == text
 
 
+USUAL = np.random.default_rng(1).standard_normal((1, 3, 224, 224)).astype(np.float32)
 POOLINGS = {
     "average": (lambda: nn.AdaptiveAvgPool2d(1), 32, "average, classes"),
     "average of both": (lambda: nn.AdaptiveAvgPool2d((1, 1)), 32, "average, classes"),
@@ -115,8 +116,32 @@ def test_every_pooling_is_read(tmp_path, kind, form):
     make, inputs, text = POOLINGS[kind]
     module = randomised(S(features(), make(), nn.Flatten(), linear(inputs)))
     saved(module, form, tmp_path / "n.pt")
-    network, _ = check(tmp_path / "n.pt", output(module))
+    images = USUAL if kind == "map" and form != "trace" else IMAGES
+    network, _ = check(tmp_path / "n.pt", output(module, images), images=images)
     assert network.architecture.classifier.bare().text == text
+
+
+@pytest.mark.parametrize(
+    ("form", "positions", "traced", "size", "text"),
+    [
+        ("module", 1, 0, 224, "average, classes"), ("module", 4, 0, 224, "average 4, classes"),
+        ("script", 4, 0, 224, "average 4, classes"), ("module", 7, 0, 224, "classes"),
+        ("trace", 7, 448, 448, "average 7, classes"), ("trace", 7, 32, 32, "average 7, classes"),
+        ("trace", 7, 230, 230, "classes"), ("trace", 4, 64, 64, "average 4, classes"),
+        ("trace", 1, 96, 96, "average, classes"),
+    ],
+)  # fmt: skip
+def test_the_size_of_the_input_is_that_of_the_trace_or_else_the_usual_one_which_is_stated(
+    tmp_path, monkeypatch, form, positions, traced, size, text
+):
+    module = randomised(S(features(), nn.AdaptiveAvgPool2d(positions), nn.Flatten(), linear(32 * positions**2)))
+    images = np.random.default_rng(0).standard_normal((1, 3, size, size)).astype(np.float32)
+    monkeypatch.setitem(globals(), "IMAGES", images)  # what is traced
+    saved(module, form, tmp_path / "n.pt")
+    network, notices = check(tmp_path / "n.pt", output(module, images), images=images)
+    assert (network.architecture.input_size, network.preprocessing.crop) == (size, size)
+    assert network.architecture.classifier.bare().text == text
+    assert ("using preprocessing 'torchvision' and 224 x 224 pixels" in notices) == (not traced)
 
 
 class Functional(nn.Module):
@@ -174,7 +199,7 @@ def test_a_script_in_training_mode_is_read_for_inference(tmp_path):
 def test_a_users_own_class_is_read_in_the_order_of_its_modules(tmp_path):
     module = randomised(Own(S(linear(MAP, 24), nn.Tanh(), linear(24)), nn.AdaptiveAvgPool2d(2), column=D))
     torch.save(module, tmp_path / "n.pt")
-    _, notices = check(tmp_path / "n.pt", output(module))
+    _, notices = check(tmp_path / "n.pt", output(module, USUAL), images=USUAL)
     assert "assumed that torch_files.Own runs its modules in the order features, avgpool, classifier" in notices
 
 
@@ -233,8 +258,7 @@ def test_torchvisions_class_is_known(tmp_path, torchvision, wrap, monkeypatch):
     head = S(linear(32 * 49, 256), nn.ReLU(True), nn.Dropout(), linear(256, 256), nn.ReLU(True), nn.Dropout(), linear(256))
     module = randomised(torchvision(head, nn.AdaptiveAvgPool2d((7, 7)), column=D))
     torch.save(wrap(module), tmp_path / "n.pt")
-    images = np.random.default_rng(1).standard_normal((1, 3, 224, 224)).astype(np.float32)
-    network, notices = check(tmp_path / "n.pt", output(module, images), images=images)
+    network, notices = check(tmp_path / "n.pt", output(module, USUAL), images=USUAL)
     assert (network.architecture.head, network.architecture.input_size) == ("fc", 224)
     assert "assumed" not in notices
     torch.save(module.state_dict(), tmp_path / "n.pth")

@@ -5,6 +5,8 @@ import shutil
 import threading
 
 import httpx
+import numpy as np
+import onnx
 import pytest
 
 import vgg
@@ -133,6 +135,14 @@ def test_a_failed_load_keeps_the_old_model(models, folder, tmp_path):
         plain.unlink()
         assert post(server, "models/plain/load").status_code == 404
         assert score(server, "plain") == before
+
+
+def test_a_file_that_a_tool_has_changed_is_not_damaged(models, tmp_path):
+    changed = onnx.load(models["fc"])
+    weight = changed.graph.initializer[0]
+    weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight) * np.float32(0.5), weight.name))
+    onnx.save(changed, tmp_path / "n.onnx")
+    open_model(tmp_path / "n.onnx", Settings(), "n")
 
 
 def test_every_error_of_a_load_has_the_files_own_name(tmp_path):

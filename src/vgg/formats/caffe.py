@@ -26,10 +26,10 @@ from .protobuf import Buffer, Value, fields, floats, last, message, number, numb
 
 EPSILON = 1e-5  # BatchNorm's default
 _V1_TYPES = {
-    1: "Accuracy", 3: "Concat", 4: "Convolution", 5: "Data", 6: "Dropout", 8: "Flatten", 9: "HDF5Data", 12: "ImageData",
-    14: "InnerProduct", 15: "LRN", 17: "Pooling", 18: "ReLU", 19: "Sigmoid", 20: "Softmax", 21: "SoftmaxWithLoss", 22: "Split",
-    23: "TanH", 24: "WindowData", 25: "Eltwise", 27: "SigmoidCrossEntropyLoss", 29: "MemoryData", 32: "DummyData",
-    35: "Silence",
+    1: "Accuracy", 3: "Concat", 4: "Convolution", 5: "Data", 6: "Dropout", 7: "EuclideanLoss", 8: "Flatten", 9: "HDF5Data",
+    12: "ImageData", 13: "InfogainLoss", 14: "InnerProduct", 15: "LRN", 16: "MultinomialLogisticLoss", 17: "Pooling",
+    18: "ReLU", 19: "Sigmoid", 20: "Softmax", 21: "SoftmaxWithLoss", 22: "Split", 23: "TanH", 24: "WindowData", 25: "Eltwise",
+    27: "SigmoidCrossEntropyLoss", 28: "HingeLoss", 29: "MemoryData", 32: "DummyData", 36: "Silence",
 }  # fmt: skip
 # Of a layer of this type: the field with its parameters in V1 and V2, and the parameters that are integers and floats.
 _PARAMETERS: dict[str, tuple[int, int, Sequence[int], Sequence[int]]] = {
@@ -39,7 +39,8 @@ _PARAMETERS: dict[str, tuple[int, int, Sequence[int], Sequence[int]]] = {
 }  # fmt: skip
 _INPUT = 143  # the field with the parameters of a layer Input
 _OUTSIDE = (
-    "Data", "ImageData", "WindowData", "Input", "HDF5Data", "MemoryData", "DummyData", "Accuracy", "SoftmaxWithLoss", "Silence",
+    "Data", "ImageData", "WindowData", "Input", "HDF5Data", "MemoryData", "DummyData", "Accuracy", "Silence", "SoftmaxWithLoss",
+    "EuclideanLoss", "HingeLoss", "InfogainLoss", "MultinomialLogisticLoss",
 )  # fmt: skip
 _SAME = {
     "Convolution": "Conv", "InnerProduct": "Gemm", "LRN": "LRN", "ReLU": "Relu", "ELU": "Elu", "Sigmoid": "Sigmoid",
@@ -79,7 +80,7 @@ def read(path: Path) -> Bare:
     nodes, constants, start = _graph(path, layers)
     dimensions = walk.MAP.sized(H=side, W=side) if side else walk.MAP
     walked = walk.follow(path, *numbered(nodes, nodes[-1].outputs if nodes else ()), constants, start, dimensions)
-    return Bare(walked.architecture, walked.parameters, assumed=assumed)
+    return Bare(walked.architecture, walked.parameters, assumed=" and ".join(filter(None, (assumed, walked.assumed))))
 
 
 def _reduced(layers: list[_Layer]) -> tuple[list[_Layer], str]:
@@ -171,7 +172,7 @@ def _graph(path: Path, layers: list[_Layer]) -> tuple[list[Node], dict[str, Any]
             following = used[place + 1 : place + 2]
             scale = following[0] if following and following[0].type == "Scale" else None
             names = [f"{layer.name}.{role}" for role in ("scale", "bias", "mean", "variance")]
-            constants |= dict(zip(names, _normalisation(layer, scale), strict=True))
+            constants |= dict(zip(names, _normalisation(path, layer, scale), strict=True))
             tops = scale.tops if scale else tops
         operator, attributes = _operator(path, layer)
         nodes.append(Node(operator, (*bottoms, *names), tuple(tops[:1]), attributes))
@@ -232,13 +233,25 @@ def _both(values: list[int]) -> list[int]:
     return values * 2 if len(values) == 1 else values
 
 
-def _normalisation(layer: _Layer, scale: _Layer | None) -> list[Array]:
-    """Scale, bias, mean and variance of a BatchNorm layer, which stores sums and their count, and its Scale layer."""
-    mean, variance, *count = (blob.reshape(-1) for blob in layer.blobs)
+def _normalisation(path: Path, layer: _Layer, scale: _Layer | None) -> list[Array]:
+    """Scale, bias, mean and variance of a BatchNorm layer and its Scale layer.
+
+    Caffe stores the sums of mean and variance, and their count. NVIDIA's Caffe adds scale and bias with `scale_bias`.
+    """
+    blobs = [blob.reshape(-1) for blob in layer.blobs]
+    if len(blobs) not in (2, 3, 5) or any(len(blob) != 1 for blob in blobs[2:3]):
+        sizes = ", ".join(str(len(blob)) for blob in blobs) or "none"
+        raise ModelError(
+            f"{path}: unsupported layer BatchNorm {layer.name!r} with blobs of the sizes {sizes}; expected mean, variance and "
+            "count, and scale and bias after them if it has these"
+        )
+    mean, variance, *count = blobs[:3]
     factor = np.float32(1 / count[0][0] if count and count[0][0] else 0 if count else 1)
+    found, shift = blobs[3:] or [np.ones_like(mean), np.zeros_like(mean)]
     given = [blob.reshape(-1) for blob in scale.blobs] if scale else []
-    defaults = [np.ones_like(mean), np.zeros_like(mean)]
-    return [*given, *defaults[len(given) :], mean * factor, variance * factor]
+    if given:
+        found, shift = found * given[0], shift * given[0] + (given[1] if len(given) > 1 else 0)
+    return [found, shift, mean * factor, variance * factor]
 
 
 def _blob(buffer: Buffer, value: Value) -> Array:

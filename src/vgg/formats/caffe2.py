@@ -14,7 +14,7 @@ from ..errors import ModelError
 from ..files import map_file
 from . import protobuf, walk
 from .layouts import Bare, reading
-from .nodes import Node, numbered
+from .nodes import Node, filled, numbered
 from .protobuf import Buffer, Value, fields, last, message, span, text
 
 EPSILON = 1e-5  # SpatialBN's default
@@ -53,7 +53,7 @@ def read(path: Path) -> Bare:
     nodes = [_node(path, node) for node in computing]
     start = next((name for node in nodes for name in node.inputs[:1] if name not in constants), "")
     walked = walk.follow(path, *numbered(nodes, nodes[-1].outputs if nodes else ()), constants, start)
-    return Bare(walked.architecture, walked.parameters)
+    return Bare(walked.architecture, walked.parameters, assumed=walked.assumed)
 
 
 def matches(mapped: Buffer) -> bool:
@@ -93,7 +93,8 @@ def _argument(buffer: Buffer, place: Value) -> tuple[str, Any]:
             elif number == 4:
                 content = protobuf.lenient_text(buffer, value)
             elif number == 6:
-                content = [*(content or ()), *protobuf.numbers(buffer, value)]
+                content = content if isinstance(content, list) else []
+                content += protobuf.numbers(buffer, value)
             elif number == 5:
                 content, begin = _floats(buffer, *span(buffer, value), end)
                 break
@@ -125,7 +126,7 @@ def _filled(path: Path, node: Node) -> Array:
     if not isinstance(shape, list) or min(shape, default=0) < 0:
         raise ValueError(f"{node.outputs[0]} has no shape")
     if node.operator == "ConstantFill":
-        return np.broadcast_to(np.float32(node.attributes.get("value", 0)), shape)
+        return filled(shape, np.float32(node.attributes.get("value", 0)))
     return np.asarray(node.attributes.get("values", np.empty(0, np.float32))).reshape(shape)
 
 

@@ -30,6 +30,7 @@ class Chain:
         channels_last: whether the map is flattened as height, width, channels.
         input_size: side of the input in pixels, 0 if it is not known.
         recorder: the quantizations of activations.
+        assumed: what the file doesn't say.
     """
 
     def __init__(self, path: object) -> None:
@@ -39,6 +40,7 @@ class Chain:
         self.channels_last = False
         self.input_size = 0
         self.recorder = Recorder(path)
+        self.assumed: list[str] = []
         self._epsilons: list[float] = []  # of each batch normalisation
         self._implied = False  # the last operation is a ReLU that only a zero point shows
 
@@ -196,6 +198,8 @@ class Chain:
         while steps[-1].operation == "dropout":
             steps.pop()
         kind: heads.Pooling = {"flatten": "flatten", "global_max_pool": "max"}.get(pooling.operation, "average")  # type: ignore[assignment]
+        if units == 1 and output is None:
+            self.assumed.append("one logit for two classes")
         if units == 1 and output in (None, "sigmoid"):
             output = "binary"
         try:

@@ -44,11 +44,15 @@ _PART = re.compile(r"(.*)_(orig|mask|g|u|v)")
 
 def _pruned(orig: Array, mask: Array) -> Array:
     """torch.nn.utils.prune."""
+    if orig.shape != mask.shape:
+        raise ValueError("shapes that don't fit")
     return orig * mask
 
 
 def _weight_normalised(g: Array, v: Array) -> Array:
     """torch.nn.utils.weight_norm: of direction v and length g, for each index of the axes along which g has many."""
+    if np.broadcast_shapes(g.shape, v.shape) != v.shape:
+        raise ValueError("shapes that don't fit")
     axes = tuple(axis for axis in range(v.ndim) if g.ndim == 0 or g.shape[axis] == 1)
     length: Array = np.sqrt(np.square(v).sum(axes, keepdims=True))
     return v * (g / length)
@@ -56,6 +60,8 @@ def _weight_normalised(g: Array, v: Array) -> Array:
 
 def _spectrally_normalised(orig: Array, u: Array, v: Array) -> Array:
     """torch.nn.utils.spectral_norm, at inference."""
+    if (u.ndim, v.ndim) != (1, 1):
+        raise ValueError("shapes that don't fit")
     norm: Array = np.dot(u, orig.reshape(len(orig), -1) @ v)
     return orig / norm
 

@@ -15,14 +15,13 @@ from ..heads import ACTIVATIONS
 from ..parameters import Part, expanded
 from .chain import OUTPUTS, Chain
 from .dimensions import Dimensions, Mismatch
-from .functions import OPERATORS, SWISH, Function, Operand, compute, is_pair, recognised
-from .nodes import BLOCKED, DOMAINS, Node, folded
+from .functions import OPERATORS, SWISH, Function, Operand, TooLarge, compute, is_pair, recognised
+from .nodes import BLOCKED, DOMAINS, FOLDED, Node, folded
 from .pixels import Pixels
 
 BLOCKS = 5  # of convolutions, each followed by a pooling
 MOST = 10_000  # operators of a graph; VGG-19 quantized in small steps has fewer than 1000
 LEAST = 1e-9  # factor of a pixel
-FOLDED = 2**24  # numbers that operators on constants compute
 PENDING = 64  # functions of one value
 # Operators with parameters; none may be outside the chain.
 _WEIGHTED = frozenset((
@@ -137,7 +136,10 @@ class Frontier(Chain):
     def _fold(self, node: Node) -> None:
         """Compute a node of constants, while these are not too many."""
         given = [self.constants[name] if name else None for name in node.inputs]
-        result = folded(node, given) if self._budget > 0 else None
+        try:
+            result = folded(node, given) if self._budget > 0 else None
+        except TooLarge as error:
+            raise self.error(f"{node} {error}, more than those of VGG networks") from None
         if result is not None:
             if isinstance(result, np.ndarray) and result.base is None:
                 self._budget -= result.size

@@ -5,7 +5,7 @@ or by two products, batch normalisation as a product and a sum. Instead of the w
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -95,6 +95,18 @@ _KNOWN: dict[str, Callable[[Array, float], Array]] = {
 }  # fmt: skip
 
 
+class TooLarge(ValueError):
+    """An operator computes more numbers than those of VGG networks, which a small file can ask for."""
+
+
+def check_broadcast(shapes: Iterable[tuple[int, ...]], attributes: Mapping[str, Any]) -> None:
+    """Raise TooLarge if an operator of each element computes too many; ValueError if the shapes don't fit."""
+    arrays = [value.shape for value in attributes.values() if isinstance(value, np.ndarray)]
+    count = math.prod(np.broadcast_shapes(*shapes, *arrays))
+    if count > LARGEST:
+        raise TooLarge(f"computes {count} numbers")
+
+
 @dataclass(frozen=True)
 class Function:
     """A function of each element: scale * x + shift, or any, by its values at GRID.
@@ -145,10 +157,13 @@ def compute(operator: str, attributes: Mapping[str, Any], operands: Sequence[Ope
         raise ValueError("other dimensions than those of the value")
     with np.errstate(all="ignore"):
         if operator in _AFFINE and all(one.values is None for one in functions):
-            result = _affine(operator, [_lifted(one, rank) for one in operands if one is not None])
+            lifted = [_lifted(one, rank) for one in operands if one is not None]
+            check_broadcast([one.shape for pair in lifted for one in pair], {})
+            result = _affine(operator, lifted)
             if result is not None:
                 return replace(result, channels=channels, dropped=dropped)
         values = [_sampled(one, rank) for one in operands]
+        check_broadcast([one.shape for one in values if one is not None], attributes)
         computed = np.asarray(OPERATORS[operator](attributes, *values))
     return Function(np.ones((1,) * rank), np.zeros((1,) * rank), computed, channels, dropped)
 
@@ -159,6 +174,7 @@ def _sampled(one: Operand, rank: int) -> Array | None:
 
 def _wide(value: Array, rank: int) -> Array:
     """A constant, with as many dimensions as the value, of size 1 if its numbers are the same along them."""
+    value = value[tuple(slice(None if step else 1) for step in value.strides)]  # once, if it is repeated in memory
     wide: Array = np.asarray(value, np.float64).reshape((1,) * (rank - value.ndim) + value.shape)
     for axis in range(rank):
         first = wide.take([0], axis) if wide.shape[axis] > 1 else wide

@@ -84,7 +84,8 @@ def _by_convention(path: Path, store: Store) -> Bare:
     bare = assemble(path, layers, epsilon=epsilon, channels_last=not gluon, head=head)
     assumed = [] if bare.architecture.head in ("fc", heads.NONE) else [f"the head {bare.architecture.head!r}"]
     assumed += [f"a network without its layer {name}" for name in sorted(kinds & _LEFT_OUT)]
-    return bare._replace(assumed=" and ".join(assumed), preset="gluon" if gluon else "")
+    sized = not bare.architecture.classifier
+    return bare._replace(assumed=" and ".join(assumed), preset="gluon" if gluon else "", sized=sized)
 
 
 def _kind(name: str) -> str:

@@ -42,7 +42,7 @@ def read(path: object, layers: Sequence[KerasLayer], store: Store) -> Bare:
     assumed = [model.front.assumed, model.without_pooling()]
     architecture, parameters, _ = model.network()
     preprocessing = model.front.preprocessing(architecture.input_size)
-    return Bare(architecture, parameters, preprocessing, assumed=" and ".join(filter(None, assumed)))
+    return Bare(architecture, parameters, preprocessing, assumed=" and ".join(filter(None, (*assumed, *model.assumed))))
 
 
 class _Model(Chain):

@@ -21,6 +21,9 @@ from ..parameters import LowRank, Parameter, expanded, shaped
 from ..preprocessing import Preprocessing
 from .recognition import Shapes, recognise
 
+# Kernels of fc6 and fc7 of the reduced VGG (DeepLab, ParseNet, SSD), where fc6 is dilated, which its weight doesn't show.
+REDUCED = ((3, 3), (1, 1))
+
 
 class Bare(NamedTuple):
     """The content of a file that vgg did not write."""
@@ -174,7 +177,11 @@ def _fitted(
 
 
 def from_names(
-    path: object, arrays: Mapping[str, Array], parse: Callable[[str], tuple[tuple[int, ...], str | None]], example: str
+    path: object,
+    arrays: Mapping[str, Array],
+    parse: Callable[[str], tuple[tuple[int, ...], str | None]],
+    example: str,
+    epsilon: float,
 ) -> Bare:
     """The network in arrays whose names show their layers.
 
@@ -188,4 +195,4 @@ def from_names(
         # timm's linear layers are convolutions, and fc6 reads a map: both become matrices here, [out, in].
         matrix = role == "weight" and place[0] == 1
         layers.setdefault(place, {})[role] = Found(name, value.reshape(len(value), -1) if matrix else value)
-    return assemble(path, [layers[place] for place in sorted(layers)])
+    return assemble(path, [layers[place] for place in sorted(layers)], epsilon=epsilon)

@@ -16,9 +16,10 @@ import ml_dtypes
 import numpy as np
 
 from .. import heads
+from ..architectures import Architecture
 from ..arrays import Array
 from ..files import map_file
-from .layouts import Bare, from_names
+from .layouts import REDUCED, Bare, from_names
 
 MAGIC = struct.pack("<QQ", 0x112, 0)
 _V1, _V2, _V3 = 0xF993FAC8, 0xF993FAC9, 0xF993FACA
@@ -27,8 +28,8 @@ _BFLOAT16 = 12
 _MAX_DIMENSIONS = 32
 
 # Gluon's names within a network, `vgg0_conv0_weight`; its names in files, `features.0.weight` and `output.bias`, or `0.weight`
-# of features alone; names of networks converted from Caffe, `conv1_1_weight`, `fc6_bias`, `bn1_1_gamma`. Checkpoints add the
-# prefix `arg:` or `aux:`.
+# of features alone; names of MXNet's own training script (example/image-classification/symbols/vgg.py) and of networks
+# converted from Caffe, `conv1_1_weight`, `fc6_bias`, `bn1_1_gamma`. Checkpoints add the prefix `arg:` or `aux:`.
 _GLUON = re.compile(r"(?:.*_)?(conv|batchnorm|dense)(\d+)_(\w+)")
 _SAVED = re.compile(r"(?:(?:features\.)?(\d+)|output)\.(\w+)")
 # Names of gluoncv2: `features.0.0.conv.weight`, `features.0.0.bn.gamma`, `output.1.fc1.fc.weight`, `output.1.fc3.bias`.
@@ -38,30 +39,66 @@ _ROLES = {
     "weight": "weight", "bias": "bias", "gamma": "scale", "beta": "bias", "running_mean": "mean", "running_var": "variance",
     "moving_mean": "mean", "moving_var": "variance",
 }  # fmt: skip
+_SYMBOL_EPSILON = 1e-3  # of `mx.symbol.BatchNorm`, by default; that of Gluon's layer is 1e-5
 
 
 def read(path: Path) -> Bare:
-    """The parameters in a file, mapped. The file has no epsilon of batch normalisation; it is Gluon's, 1e-5.
+    """The parameters in a file, mapped. The file has no epsilon of batch normalisation; the names show which default it has.
 
-    Gluon's features contain the first two linear layers. Without the last one, they are read as a backbone.
+    Gluon's features contain the first two linear layers. Without the last one, they are read as a backbone, as is the reduced
+    VGG of SSD, whose linear layers are dilated convolutions.
+
+    Networks with the paper's names take RGB, 0..255, minus the mean. With the channels of the first convolution reversed, they
+    take what Caffe's do.
     """
     arrays = _arrays(map_file(path))
-    left = {}
-    if all((match := _SAVED.fullmatch(key)) and match[1] for key in arrays):
+    papers = {key for key in arrays if _PAPER.fullmatch(_bare(key))}
+    for key in papers:
+        arrays[key] = _of_symbol(_bare(key), arrays[key])
+    normalised = any(_bare(key).startswith("bn") for key in papers)
+    left, why = {}, "there is no output layer"
+    if _is_reduced({_bare(key): arrays[key].shape for key in papers}):
+        left = {key: arrays[key] for key in arrays if _bare(key).startswith("fc")}
+        why = "it is a dilated convolution, as in SSD"
+    elif all((match := _SAVED.fullmatch(key)) and match[1] for key in arrays):
         matrices = {key.rpartition(".")[0] for key, value in arrays.items() if value.ndim == 2}
         left = {key: value for key, value in arrays.items() if key.rpartition(".")[0] in matrices}
     kept = {key: value for key, value in arrays.items() if key not in left}
-    bare = from_names(path, kept, _place, "a name such as vgg0_conv0_weight or features.0.weight")
-    if any(_STAGED.fullmatch(key) for key in arrays):
+    epsilon = _SYMBOL_EPSILON if normalised else Architecture.epsilon
+    bare = from_names(path, kept, _place, "a name such as vgg0_conv0_weight or features.0.weight", epsilon)
+    if papers:
+        stated = f"batch normalisation with epsilon {epsilon}, the default of MXNet's operator" if normalised else ""
+        bare = bare._replace(preset="caffe", part=stated)
+    elif any(_STAGED.fullmatch(key) for key in arrays):
         bare = bare._replace(preset="gluon")
     head = bare.architecture.head
-    assumed = f"a backbone without {next(iter(left))} and the like, since there is no output layer" if left else ""
-    return bare._replace(assumed=assumed or ("" if head in ("fc", heads.NONE) else f"the head {head!r}"))
+    assumed = f"a backbone without {next(iter(left))} and the like, since {why}" if left else ""
+    assumed = assumed or ("" if head in ("fc", heads.NONE) else f"the head {head!r}")
+    return bare._replace(assumed=assumed, sized=head == heads.NONE)
+
+
+def _is_reduced(shapes: dict[str, tuple[int, ...]]) -> bool:
+    """Whether the linear layers are those of the reduced VGG: convolutions of 3x3 and 1x1."""
+    return (shapes.get("fc6_weight", ())[2:], shapes.get("fc7_weight", ())[2:]) == REDUCED
+
+
+def _bare(key: str) -> str:
+    """A name without a checkpoint's prefix."""
+    return key.removeprefix("arg:").removeprefix("aux:")
+
+
+def _of_symbol(name: str, value: Array) -> Array:
+    """An array with one of the paper's names, as the network uses it, for pixels in BGR."""
+    if name == "conv1_1_weight" and value.ndim == 4:
+        return value[:, ::-1]
+    if name.startswith("bn") and name.endswith("_gamma") and (value == value[:1]).all():
+        return np.ones_like(value)  # by default, gamma is fixed at 1, whatever weight decay makes of the array
+    return value
 
 
 def _place(key: str) -> tuple[tuple[int, ...], str | None]:
     """The position of an array's layer in the network, and its role there; no role if its name is unknown."""
-    bare = key.removeprefix("arg:").removeprefix("aux:")
+    bare = _bare(key)
     if match := _SAVED.fullmatch(bare):
         return (0, int(match[1])) if match[1] else (1,), _ROLES.get(match[2])
     if match := _STAGED.fullmatch(bare):

@@ -11,12 +11,15 @@ import numpy as np
 
 from ..arrays import Array
 from ..parameters import Part, Quantized, expanded, from_int4, is_int4, shaped
-from .functions import LARGEST, OPERATORS
+from .functions import LARGEST, OPERATORS, TooLarge, check_broadcast
 
 VERSION = "\0"  # follows the name of a value for each time that it was replaced
 DOMAINS = ("", "com.microsoft")  # of the operators that are known
 BLOCKED = "ONNX Runtime arranged its weights for one processor; save the graph at the optimisation level extended"
 INTEGERS = (2, 3, 4, 5, 6, 7, 12, 13)  # the types of ONNX that hold integers
+FILLED = 2**27  # numbers of a constant that a file gives by its shape alone; fc6 of VGG has 1.03e8
+FOLDED = 2**24  # numbers that operators on constants compute
+_FEW = 64  # numbers of an argument such as a shape; NumPy has at most as many dimensions
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,11 @@ def quantized(values: Array, scale: Array, zero_point: Array | None, axis: int, 
         return np.asarray(number * scale.reshape(-1)[:1], np.float32).reshape(())
     axis %= values.ndim
     exact = zero_point is None or zero_point.dtype.kind != "f" or bool((zero_point == zero_point.astype(values.dtype)).all())
+    if group:
+        blocks = tuple(-(-size // group) if place == axis else size for place, size in enumerate(values.shape))
+        if any(one is not None and one.shape != blocks for one in (scale, zero_point)):
+            raise ValueError(f"scales of shape {list(scale.shape)} in groups of {group} of {list(values.shape)}")
+        group = min(group, values.shape[axis])
     if group and ((axis, values.ndim) != (1, 2) or not exact):  # groups that don't run along rows
 
         def each(along: Array) -> Array:
@@ -111,8 +119,34 @@ def multiplied(value: Part, factor: Array) -> Part:
     return replace(value, scale=along.astype(np.float32))
 
 
+def few(numbers: Any) -> list[Any]:
+    """The numbers of an argument such as a shape. Raises ValueError if there are more than that can have."""
+    found = np.asarray(numbers)
+    if found.size > _FEW:
+        raise ValueError(f"an argument of {found.size} numbers")
+    return list(found.reshape(-1).tolist())
+
+
+def filled(shape: Sequence[int], value: Any) -> Array:
+    """A constant of equal numbers, which takes no memory. Raises TooLarge if a copy of it would take too much."""
+    if math.prod(shape) > FILLED:
+        raise TooLarge(f"makes {math.prod(shape)} numbers")
+    return np.broadcast_to(value, shape)
+
+
+def _check_folding(node: Node, values: list[Array | None]) -> None:
+    """Raise TooLarge if one of FOLDING computes too many numbers; those that return a view compute none."""
+    sizes = [value.size for value in values if value is not None]
+    count = sum(sizes) if node.operator in ("Concat", "Floor", "ReduceProd") else 0
+    first, places = (*values, None)[:2]
+    if node.operator == "Gather" and first is not None and places is not None:
+        count = places.size * (first.size // max(1, first.shape[node.attributes.get("axis", 0)]))
+    if count > FOLDED:
+        raise TooLarge(f"computes {count} numbers")
+
+
 def folded(node: Node, inputs: list[Part | None]) -> Part | None:
-    """A node's result for constant inputs; None if no layer could read it."""
+    """A node's result for constant inputs; None if no layer could read it. Raises TooLarge for too many numbers."""
     attributes = node.attributes
     if node.operator == "Constant":
         content = next((value for key, value in attributes.items() if key.startswith("value") and value is not None), None)
@@ -121,18 +155,24 @@ def folded(node: Node, inputs: list[Part | None]) -> Part | None:
     if node.operator == "Identity" or first is None:
         return first
     if node.operator == "Cast":
-        return first if attributes.get("to") not in INTEGERS else expanded(first).astype(np.int64)
+        if attributes.get("to") not in INTEGERS:
+            return first
+        if math.prod(first.shape) > FOLDED:
+            raise TooLarge(f"computes {math.prod(first.shape)} numbers")
+        return expanded(first).astype(np.int64)
     if node.operator == "Transpose":
         permutation = attributes.get("perm") or list(range(len(first.shape)))[::-1]
         return transposed(first) if permutation == [1, 0] else expanded(first).transpose(permutation)
     arrays = [None if value is None else expanded(value) for value in others]
     if node.operator == "Reshape" and arrays and arrays[0] is not None:
-        return shaped(first, tuple(arrays[0].reshape(-1).tolist()))
+        return shaped(first, tuple(few(arrays[0])))
     if node.operator in ("DequantizeLinear", "QuantizeLinear"):
         return _scaled(node, expanded(first), *(*arrays, None, None)[:2])
     if node.operator in FOLDING:
+        _check_folding(node, [expanded(first), *arrays])
         return np.asarray(FOLDING[node.operator](attributes, expanded(first), *arrays))
     if node.operator in OPERATORS and max(math.prod(value.shape) for value in (first, *others) if value is not None) <= LARGEST:
+        check_broadcast([value.shape for value in (first, *others) if value is not None], attributes)
         result = OPERATORS[node.operator](attributes, expanded(first), *arrays)
         return np.asarray(result).astype(expanded(first).dtype)  # integers divided give integers
     return None
@@ -146,6 +186,8 @@ def _scaled(node: Node, values: Array, scale: Array | None, zero_point: Array | 
     if node.operator == "DequantizeLinear":
         return quantized(values, scale, zero_point, axis, int(node.attributes.get("block_size", 0)))
     zero_point = np.zeros((), np.uint8) if zero_point is None else zero_point
+    if scale.size not in (1, values.shape[axis % values.ndim]) or zero_point.size not in (1, scale.size):
+        raise ValueError(f"scales of shape {list(scale.shape)} for {list(values.shape)}")
     along = [-1 if place == axis % values.ndim else 1 for place in range(values.ndim)]
     limits = np.iinfo(zero_point.dtype)
     rounded = np.rint(values / scale.reshape(along)) + zero_point.reshape(along)
@@ -159,7 +201,7 @@ def axes_of(attributes: Mapping[str, Any], given: Array | None) -> Array | None:
     """The axes of an operator, which are an attribute in older opsets and an input in newer ones."""
     if given is None and attributes.get("axes") is None:
         return None
-    return np.asarray(attributes["axes"] if given is None else given, np.int64).reshape(-1)
+    return np.asarray(few(attributes["axes"] if given is None else given), np.int64)
 
 
 def _squeeze(attributes: Mapping[str, Any], value: Array, axes: Array | None = None) -> Array:
@@ -175,7 +217,7 @@ def _unsqueeze(attributes: Mapping[str, Any], value: Array, axes: Array | None =
 def slices(attributes: Mapping[str, Any], rank: int, *given: Array | None) -> tuple[slice, ...]:
     """The slice along each dimension that a Slice takes."""
     starts, ends, axes, steps = (
-        None if one is None else np.asarray(one).reshape(-1).tolist()
+        None if one is None else few(one)
         for one in (
             attributes.get(name, (*given, *[None] * 4)[place]) for place, name in enumerate(("starts", "ends", "axes", "steps"))
         )
@@ -197,7 +239,7 @@ def _range(attributes: Mapping[str, Any], *limits: Array) -> Array:
 
 def _constant_of_shape(attributes: Mapping[str, Any], shape: Array) -> Array:
     value = np.asarray(attributes.get("value", np.zeros(1, np.float32)))
-    return np.broadcast_to(value.reshape(()), shape.reshape(-1).tolist())
+    return filled(few(shape), value.reshape(()))
 
 
 FOLDING: dict[str, Callable[..., Any]] = {

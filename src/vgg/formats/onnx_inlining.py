@@ -3,6 +3,7 @@
 from graphlib import TopologicalSorter
 from pathlib import Path
 
+from ..errors import ModelError
 from ..extras import require
 
 MOST = 10_000  # operators of a graph
@@ -13,6 +14,7 @@ def inlined(path: Path) -> bytes:
 
     Raises:
         Error: the onnx package is missing.
+        ModelError: the functions have branches or several versions.
         ValueError: functions call themselves, or become too many operators: each could double the one before.
     """
     require(f"{path}: a graph with functions", "onnx", "onnx")
@@ -24,7 +26,10 @@ def inlined(path: Path) -> bytes:
     nested = any(one.HasField("g") or one.graphs for body in bodies for node in body.node for one in node.attribute)
     functions = {(one.domain, one.name): [(node.domain, node.op_type) for node in one.node] for one in model.functions}
     if nested or len(functions) < len(model.functions):
-        raise ValueError("functions with branches or several versions")
+        raise ModelError(
+            f"{path}: unsupported functions with branches or several versions; export the model again with torch 2.5 or later, "
+            "which writes none"
+        )
     sizes: dict[tuple[str, str], int] = {}
     calls = {name: [one for one in body if one in functions] for name, body in functions.items()}
     for name in TopologicalSorter(calls).static_order():

@@ -49,7 +49,7 @@ def read(path: Path) -> Network | Bare:
     """
     model = scan(path)
     written = metadata.architecture(path, model.metadata) if metadata.ARCHITECTURE in model.metadata else None
-    if not written and _is_streamed(model):
+    if not written and is_streamed(model):
         raise ModelError(f"{path}: is truncated: vgg wrote it, but its metadata is missing")
     if written and metadata.is_whole(written, model.tensors.keys()):
         return metadata.build(path, model.metadata, {name: model.array(name) for name in model.tensors})
@@ -65,7 +65,7 @@ def read(path: Path) -> Network | Bare:
         warnings.warn(Notice(f"{path}: removed {walked.ignored} at its end"), stacklevel=2)
     steps = walked.pixels.preprocessing(model.inputs[0].data_type in INTEGERS, usual_preset(path))
     if not steps:
-        return Bare(walked.architecture, walked.parameters)
+        return Bare(walked.architecture, walked.parameters, assumed=walked.assumed)
     preprocessing, pixels = steps
     usual = "torchvision" if preprocessing.name == "file" else preprocessing.name
     warnings.warn(
@@ -75,11 +75,11 @@ def read(path: Path) -> Network | Bare:
         ),
         stacklevel=2,
     )
-    return Bare(walked.architecture, walked.parameters, preprocessing)
+    return Bare(walked.architecture, walked.parameters, preprocessing, assumed=walked.assumed)
 
 
-def _is_streamed(model: OnnxFile) -> bool:
-    """Whether vgg wrote the file, in its order: opsets, graph, metadata. Other programs write the graph first."""
+def is_streamed(model: OnnxFile) -> bool:
+    """Whether the file is as vgg wrote it, in its order: opsets, graph, metadata. Other programs write the graph first."""
     graph, opsets = 7, 8
     order = [number for number, _ in fields(model.mapped, 0, len(model.mapped)) if number in (graph, opsets)]
     return model.producer == PRODUCER and order[0] == opsets

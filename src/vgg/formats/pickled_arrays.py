@@ -34,15 +34,17 @@ def array(value: Any) -> Array | None:
     if not isinstance(value, Record):
         return None
     if value.name in _RECONSTRUCT and isinstance(value.state, tuple) and len(value.state) == 5:
-        _, shape, kind, fortran, data = value.state
+        *before, data = value.state
+        if isinstance(data, str):  # of Python 2
+            data = data.encode("latin-1")
+            value.state = (*before, data)  # once, however many keys refer to the array
+        _, shape, kind, fortran = before
     elif value.name in _FROM_BUFFER and isinstance(value.arguments, tuple) and len(value.arguments) == 4:
         data, kind, shape, order = value.arguments
         fortran = order == "F"
     else:
         return None
     dtype = _dtype(kind)
-    if isinstance(data, str):  # of Python 2
-        data = data.encode("latin-1")
     sized = isinstance(shape, tuple) and all(isinstance(side, int) and side >= 0 for side in shape)
     if dtype is None or not sized or not isinstance(data, bytes | bytearray):
         return None

@@ -2,7 +2,8 @@
 
 A pickle is a program for a stack machine that may call any function by its name. Here the program is followed, but nothing is
 imported, built or called: what would be an object becomes a `Record` of the name and arguments. A few names are known to the
-caller, which makes plain values of them. The memory is bounded by the length of the pickle, the time by `MOST`.
+caller, which makes plain values of them. The memory is bounded by the length of the pickle, the time by `MOST`. A pickle can
+pass one value to many calls, which may copy it; the lengths of their arguments are counted.
 """
 
 import pickletools
@@ -12,6 +13,7 @@ from typing import Any, BinaryIO
 from ..errors import ModelError
 
 MOST = 2**21  # opcodes; the state of VGG-16 and its optimizer has 5000
+_COPIED = 2**20  # length of the arguments of calls that may exceed that of the pickle
 # Opcodes that push their argument, a number, text or bytes.
 _VALUES = frozenset((
     "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT", "STRING", "BINSTRING",
@@ -52,6 +54,7 @@ class _Machine:
         self.stack: list[Any] = []
         self.marks: list[int] = []
         self.memo: dict[int, Any] = {}
+        self.copied = 0  # the length of the arguments of known functions
 
     def marked(self) -> list[Any]:
         """The values since the last mark, which leave the stack."""
@@ -72,6 +75,7 @@ class _Machine:
         name = function.name if isinstance(function, Record) else type(function).__name__
         if isinstance(function, Record) and function.arguments is None and name in self.known:
             try:
+                self.copied += sum(len(one) for one in arguments if isinstance(one, str | bytes | list | tuple | dict))
                 return self.known[name](*arguments)
             except (TypeError, ValueError, AttributeError, LookupError):  # other arguments than expected
                 pass
@@ -190,4 +194,6 @@ def load(
         if next(opcodes, None) is None:
             raise ModelError(f"{path}: its pickle has more than {MOST} entries; save the weights alone, in torch a state_dict")
         machine.step(opcode.name, argument, persistent)
+        if machine.copied > _COPIED and machine.copied > _COPIED + 2 * file.tell():
+            raise ValueError("a pickle that passes its values to too many calls")
     return machine.stack.pop()

@@ -11,7 +11,7 @@ from ..parameters import Part, expanded, shaped
 from .dimensions import Dimensions
 from .elements import Elements
 from .frontier import BLOCKS
-from .functions import shortest
+from .functions import LARGEST, shortest
 from .layouts import Found
 from .nodes import Node, multiplied, quantized, transposed, unpacked
 from .pixels import Pixels
@@ -132,7 +132,7 @@ class Products(Elements):
         """Take one of the two products of an adaptive pooling, by columns and by rows; False for any other product."""
         axis = "H" if rows else "W"
         positions, side = shares.shape
-        fits = self.dimensions.sizes[axis] == side and self.partial in ("", "adaptive_pool")
+        fits = self.dimensions.sizes[axis] == side and shares.size <= LARGEST and self.partial in ("", "adaptive_pool")
         if not fits or not np.allclose(shares, windows(side, positions), atol=1e-3):
             return False
         self.dimensions = self.dimensions.sized(**{axis: positions})
@@ -175,6 +175,9 @@ class Products(Elements):
             self.dimensions = self.dimensions.flattened(1)
         bias = self.optional(node, 2)
         turned = bool(node.attributes.get("transA")), bool(node.attributes.get("transB"))
+        weight = self.constant(node, int(node.inputs[0] == self.value))
+        if bias is not None and bias.size not in (1, *weight.shape):  # before it is multiplied
+            raise self.error(f"{node} has a bias of shape {list(bias.shape)}")
         bias = None if bias is None else bias * np.float32(node.attributes.get("beta", 1.0))
         self.matrix(node, turned, float(node.attributes.get("alpha", 1.0)), bias)
         self._fused(node, *(node.attributes.get(name, 0.0) for name in ("activation_alpha",)))
@@ -243,7 +246,12 @@ class Products(Elements):
     def scaled_bias(self, node: Node, place: int) -> Array | None:
         """An integer bias in floats: its scale is the product of the scales of input and weight."""
         bias = self.optional(node, place)
-        return None if bias is None else (bias * (self.array(node, 1) * self.array(node, 4))).astype(np.float32)
+        if bias is None:
+            return None
+        numbers, *scales = (one.reshape(-1) for one in (bias, self.array(node, 1), self.array(node, 4)))
+        if len({len(one) for one in (numbers, *scales)} - {1}) > 1 or bias.size not in (1, *self.constant(node, 3).shape):
+            raise self.error(f"{node} has a bias of shape {list(bias.shape)}")
+        return np.asarray(numbers * (scales[0] * scales[1]), np.float32)
 
     def on_qlinearconv(self, node: Node) -> None:
         self.integers_read(node, 1)

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -18,13 +19,14 @@ from ..errors import ModelError
 from ..labels import Labels, from_data
 from ..parameters import expanded
 from . import checkpoints
-from .layouts import Bare, Found, Layer, assemble, misfit
+from .layouts import REDUCED, Bare, Found, Layer, assemble, misfit
 from .state_head import HEADS, Entry, head, ordered, shared
 from .state_trunk import DEPTHS, blocks, check_order, fits, split
 
 _EXAMPLE = "a key such as features.0.weight [64, 3, 3, 3]"
 _NORM_ROLES = {"weight": "scale", "running_mean": "mean", "running_var": "variance"}
 _ROLES = ("weight", "bias", "scale", "mean", "variance")
+_DEEPEST = 64  # parts of a key, each of which is tried as a prefix
 _LABELS = ("classes", "class_to_idx", "idx_to_class", "class_names", "labels", "label_names", "categories")
 
 
@@ -45,6 +47,8 @@ def from_state_dict(path: object, state: Mapping[str, Array]) -> Bare:
     Raises:
         ModelError: it contains no VGG network, or several; the message names the first key that doesn't fit.
     """
+    if deep := next((key for key in state if key.count(".") >= _DEEPEST), ""):
+        raise ModelError(f"{path}: not a VGG network: {checkpoints.listed([deep])} has more than {_DEEPEST} parts")
     found = checkpoints.tidied(state)
     names, preprocessing = checkpoints.normalisation(found)
     bare = _chosen(path, _entries({name: one for name, one in found.items() if name not in names}))
@@ -144,8 +148,8 @@ def _network(path: object, trunk: Sequence[Entry], rest: Sequence[Entry]) -> Bar
     elif architecture.head != "fc":
         notes += ["flattening" if architecture.fixed_size else "global average pooling", *found]
         notes.append("one logit for two classes" if architecture.output == "binary" else "softmax")
-    sized = not (made and architecture.fixed_size)  # an adaptive pooling before the head would leave no trace
-    return bare._replace(assumed=", ".join(notes), sized=sized)
+    # Of a head, weights don't show the size: an adaptive pooling before it would leave no trace.
+    return bare._replace(assumed=", ".join(notes), sized=not made)
 
 
 def _backbone(path: object, trunk: Sequence[Entry], rest: Sequence[Entry]) -> str:
@@ -166,15 +170,23 @@ def _entries(state: Mapping[str, Found]) -> list[Entry]:
             role = _NORM_ROLES.get(role, role)
         layers.setdefault((*parts,) if role in _ROLES else (*parts, role), {})[role] = found
     entries = []
+    whole = [path for path, layer in layers.items() if _is_whole(path, layer)]
+    kernels = [layers[path]["weight"].value.shape[2:] for path in whole]
+    reduced = REDUCED in pairwise(kernels)  # then they stay convolutions, which are no part of the network
     for place, (path, layer) in enumerate(layers.items()):
         weight = layer.get("weight")
         shape = weight.value.shape if weight else ()
-        if weight and len(shape) == 4 and any(HEADS.fullmatch(part) for part in path):
+        if weight and path in whole and not reduced:
             shape = (shape[0], math.prod(shape[1:]))
             layer["weight"] = Found(weight.key, expanded(weight.value).reshape(shape))
         kind = "norm" if "mean" in layer else {2: "linear", 4: "convolution"}.get(len(shape), "other")
         entries.append(Entry(path, layer, kind if {*layer} & {*_ROLES} else "unknown", place))
     return entries
+
+
+def _is_whole(path: tuple[str, ...], layer: Layer) -> bool:
+    """Whether a layer is a linear one as a convolution over the whole map, as timm's are."""
+    return "weight" in layer and len(layer["weight"].value.shape) == 4 and any(HEADS.fullmatch(part) for part in path)
 
 
 def _starts(entries: Sequence[Entry]) -> list[Entry]:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..architectures import STRIDE
 from ..errors import Error, Notice, one_line
 from ..files import open_file
 from ..labels import Labels, from_data, mismatch
@@ -42,7 +43,17 @@ def completed(path: Path, content: Bare) -> Bare:
             labels = _labels(names, content.architecture.classes)
         except ValueError as error:
             warnings.warn(Notice(f"{beside}: labels not used ({one_line(error)})"), stacklevel=4)
-    return content._replace(preprocessing=preprocessing, labels=labels, sized=content.sized or bool(preprocessing))
+    architecture = content.architecture
+    if preprocessing and preprocessing is not content.preprocessing and architecture.fixed_size:
+        side = architecture.input_size // STRIDE  # of the map that the head reads
+        if preprocessing.crop // STRIDE == side:
+            architecture = replace(architecture, input_size=preprocessing.crop)
+        else:
+            used = f"{preprocessing.crop} pixels not used, but {architecture.input_size}"
+            warnings.warn(Notice(f"{beside}: input size of {used}, since the head reads a map of {side}x{side}"), stacklevel=4)
+    return content._replace(
+        architecture=architecture, preprocessing=preprocessing, labels=labels, sized=content.sized or bool(preprocessing)
+    )
 
 
 def _preprocessing(described: dict[str, Any]) -> Preprocessing:

@@ -10,7 +10,7 @@ from .chain import Chain
 from .layouts import Bare, Found, Layer
 
 BLOCKS = 5  # of convolutions, each followed by a pooling
-USUAL = 7  # positions a side of torchvision's adaptive pooling, which changes nothing at 224 pixels
+USUAL = 7  # positions a side of torchvision's adaptive pooling, which changes nothing at 224 pixels, the size without a trace
 
 
 def pair(value: Any) -> tuple[Any, ...]:
@@ -22,13 +22,14 @@ def pair(value: Any) -> tuple[Any, ...]:
 class Operations(Chain):
     """The operations of a module or TorchScript so far.
 
-    Attributes:
-        assumed: what the file doesn't say.
+    Args:
+        path: the file, for errors.
+        traced: side in pixels of the images that a module was traced with, 0 if that is not known.
     """
 
-    def __init__(self, path: object) -> None:
+    def __init__(self, path: object, traced: int = 0) -> None:
         super().__init__(path)
-        self.assumed: list[str] = []
+        self.input_size = self._traced = traced
         self._dense = False  # a convolution reads the whole map, so what follows has one position
 
     def require(self, name: str, **attributes: tuple[Any, Any]) -> None:
@@ -56,7 +57,7 @@ class Operations(Chain):
         if self._after_pool5():
             self.require(name, padding=(padding, 0))
             if not self.count("linear"):
-                self.input_size = kernel * STRIDE
+                self.input_size = self.input_size or kernel * STRIDE
                 self._dense = True
             self.linear(name, weight.reshape(len(weight), -1), bias)
             return
@@ -93,7 +94,7 @@ class Operations(Chain):
         if side != other or not self._after_pool5():
             raise self.error(f"{name} has kernel_size {kernel}")
         self.pool(operation)
-        self.input_size = side * STRIDE
+        self.input_size = self.input_size or side * STRIDE
 
     def pool(self, operation: str, side: int = 1) -> None:
         """Pooling of the whole map, to `side` x `side` positions."""
@@ -110,11 +111,10 @@ class Operations(Chain):
             raise self.error(f"{name} has output_size {size}" if self._after_pool5() else f"{name} is not behind five poolings")
         if side == 1:
             self.pool("average_pool")
-        elif side == USUAL:
-            self.input_size = USUAL * STRIDE
+        elif side == USUAL and self._traced // STRIDE in (0, USUAL):
+            self.input_size = self._traced or USUAL * STRIDE
         elif side:
             self.pool("adaptive_pool", side)
-            self.input_size = self.input_size or side * STRIDE
 
     def adaptive_max_pool2d(self, name: str, size: Any) -> None:
         self.require(name, output_size=(size, 1))
@@ -145,4 +145,5 @@ class Operations(Chain):
                     self.assumed.append("pool5 as its output, without the average or maximum behind it")
                 self.operations.pop()
         architecture, parameters, _ = self.network()
-        return Bare(architecture, parameters, assumed=", ".join(dict.fromkeys(self.assumed)))
+        sized = not architecture.classifier or architecture.input_size == self._traced
+        return Bare(architecture, parameters, assumed=", ".join(dict.fromkeys(self.assumed)), sized=sized)

@@ -53,10 +53,7 @@ def read(path: object, script: Script) -> Bare:
         ModelError: it computes something else; the message names the first operation that doesn't fit.
     """
     operations = _Operations(path, script)
-    operations.input_size = _input_size(script.inputs)
-    given = operations.input_size
     operations.run()
-    operations.input_size = given or operations.input_size
     return operations.bare()
 
 
@@ -72,7 +69,7 @@ class _Operations(Operations):
     """The operations of an archive so far."""
 
     def __init__(self, path: object, script: Script) -> None:
-        super().__init__(path)
+        super().__init__(path, _input_size(script.inputs))
         self.module = script.module
         self.names = _named(script.module)
         self.current = _Data(4)  # what the next operation must read

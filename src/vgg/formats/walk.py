@@ -4,6 +4,7 @@ The graph is followed from its input to its output. Each operator on the way mus
 change nothing at inference; its other inputs must be constant. Operators have ONNX's names.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -16,8 +17,9 @@ from ..parameters import Parameter, Part
 from .activations import Activations
 from .dimensions import OPEN, Dimensions
 from .frontier import BLOCKS
+from .functions import LARGEST
 from .layouts import Found
-from .nodes import Node, axes_of
+from .nodes import Node, axes_of, few
 from .pixels import Pixels
 from .products import MATRICES, Products
 
@@ -36,6 +38,7 @@ class Walked:
     obstacle: str  # why integers can't compute them as the graph does; "" if they can
     ignored: str  # an operator after the network's output, such as ArgMax
     pixels: Pixels  # what precedes the first convolution
+    assumed: str = ""  # what the graph doesn't say
 
 
 def follow(
@@ -80,7 +83,10 @@ def follow(
     architecture, parameters, softmax = walk.network()
     ending = walk.operations[-1].operation if softmax or walk.ends_in("sigmoid") else ""
     activations = walk.recorder.assigned(walk.operations, architecture)
-    return Walked(architecture, parameters, output, ending, activations, walk.recorder.obstacle, ignored, walk.pixels)
+    return Walked(
+        architecture, parameters, output, ending, activations, walk.recorder.obstacle, ignored, walk.pixels,
+        ", ".join(walk.assumed),
+    )  # fmt: skip
 
 
 class _Walk(Products):
@@ -112,6 +118,11 @@ class _Walk(Products):
         layer = {role: Found(node.inputs[place], self.array(node, place)) for place, role in enumerate(roles, 1)}
         if self.dimensions.channel != 1:
             raise self.error(f"{node} reads a value of the dimensions {self.dimensions}")
+        held, count = self.dimensions.axes[1], self.dimensions.shape[1]
+        most = LARGEST if {*held} & {*self.dimensions.free} else count
+        for found in layer.values():  # before a copy is made
+            if math.prod(found.value.shape) > most:
+                raise self.error(f"{node} reads {found.key} {list(found.value.shape)} for {count} channels")
         self.batch_norm(layer, float(np.float32(node.attributes.get("epsilon", 1e-5))))
 
     def on_lrn(self, node: Node) -> None:
@@ -123,7 +134,7 @@ class _Walk(Products):
     def on_pad(self, node: Node) -> None:
         """One pixel of zeros around a map, which the next convolution then needn't add."""
         given = node.attributes.get("pads") or self.optional(node, 1)
-        pads = np.asarray(given, np.int64).reshape(-1).tolist()
+        pads = [] if given is None else [int(pad) for pad in few(given)]
         value = self.optional(node, 2)
         zero = not node.attributes.get("value") and (value is None or not value.any()) and self.optional(node, 3) is None
         wanted = [int(held in ("H", "W")) for held in self.dimensions.axes] * 2
@@ -219,7 +230,7 @@ class _Walk(Products):
         self.dimensions = self.dimensions.flattened(int(node.attributes.get("axis", 1)))
 
     def on_reshape(self, node: Node) -> None:
-        target = node.attributes.get("shape") if len(node.inputs) < 2 else self.array(node, 1).reshape(-1).tolist()
+        target = node.attributes.get("shape") if len(node.inputs) < 2 else few(self.array(node, 1))
         self.dimensions = self.dimensions.reshaped(target or [], not node.attributes.get("allowzero"))
 
     def on_gather(self, node: Node) -> None:

@@ -19,7 +19,7 @@ from ..classifier import Classifier
 from ..engines import takes_pixels
 from ..errors import Error, ModelError, Notice
 from ..files import reason
-from ..formats import companions, detect, load, metadata, network_of, onnx_file
+from ..formats import companions, detect, load, metadata, network_of, onnx_file, onnx_reader
 from ..network import Network
 from ..zoo import EMBEDDED, EMBEDDED_FILE, locate
 from . import Settings
@@ -285,9 +285,13 @@ def private_copy(path: Path) -> Iterator[Path]:
 
 
 def _check_weights(path: Path, network: Network) -> None:
-    """Raise ModelError if weights are not finite, or those of an ONNX file don't match the checksum in its metadata."""
+    """Raise ModelError if weights are not finite, or those of an ONNX file don't match the checksum in its metadata.
+
+    A tool that changes a file of vgg's, to half precision for instance, keeps the metadata.
+    """
     if detect(path) == "onnx":
-        expected = onnx_file.scan(path).metadata.get(metadata.SHA256)
+        model = onnx_file.scan(path)
+        expected = model.metadata.get(metadata.SHA256) if onnx_reader.is_streamed(model) else ""
         if expected and expected != network.sha256():
             raise ModelError(f"{path}: damaged: the weights don't match the checksum in the file")
     try:
