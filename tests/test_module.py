@@ -41,7 +41,14 @@ def test_gradients_are_those_of_torchs_own_layers(name, gap):
         torch.testing.assert_close(mine, theirs)
 
 
-@pytest.mark.parametrize(("name", "head"), [*((name, "fc") for name in CONFIGURATIONS), ("vgg11", "gap")])
+@pytest.mark.parametrize(
+    ("name", "head"),
+    [
+        ("vgg11", "gap"),
+        ("vgg16-bn", "fc"),
+        *(pytest.param(name, "fc", marks=pytest.mark.full) for name in CONFIGURATIONS if name != "vgg16-bn"),
+    ],
+)
 def test_every_architecture_memorises_a_batch_of_sixteen(name, head):
     torch.manual_seed(0)
     module = Module(Architecture(name, 10, 1 / 8, 32, head)).train()

@@ -186,7 +186,8 @@ def _scaled(node: Node, values: Array, scale: Array | None, zero_point: Array | 
     if node.operator == "DequantizeLinear":
         return quantized(values, scale, zero_point, axis, int(node.attributes.get("block_size", 0)))
     zero_point = np.zeros((), np.uint8) if zero_point is None else zero_point
-    if scale.size not in (1, values.shape[axis % values.ndim]) or zero_point.size not in (1, scale.size):
+    length = values.shape[axis % values.ndim] if values.ndim else 1
+    if scale.size not in (1, length) or zero_point.size not in (1, scale.size):
         raise ValueError(f"scales of shape {list(scale.shape)} for {list(values.shape)}")
     along = [-1 if place == axis % values.ndim else 1 for place in range(values.ndim)]
     limits = np.iinfo(zero_point.dtype)
