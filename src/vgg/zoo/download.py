@@ -89,7 +89,7 @@ def _download(known: Published, to: Path, part: Path, progress: Progress) -> Non
             if not known.digest:
                 warnings.warn(Notice(f"no hash of {known.name} is published; downloaded sha256 {digest(to)}"), stacklevel=4)
             return
-        actual, expected = f"{part.stat().st_size:,} bytes", f"{known.bytes or known.max_bytes:,} bytes"
+        actual, expected = f"{part.stat().st_size:,} bytes", f"{'' if known.bytes else 'about '}{known.max_bytes:,} bytes"
         if known.digest:
             algorithm, expected = known.digest
             actual = f"{algorithm} {digest(part, algorithm)}"
